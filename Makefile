@@ -1,0 +1,35 @@
+# Every target sets up what it needs: a machine with Python 3.11+ and make is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: quickstart test check benchmark benchmark-full clean setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("llmrec needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup        ## the whole pipeline on the embedded sample, on a laptop CPU
+	$(BIN)/llmrec run recipes/quickstart.toml
+
+test: setup              ## the test suite
+	$(BIN)/python -m pytest -n 2
+
+check: setup             ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: setup         ## our way beside the peers' way, CI-sized
+	$(BIN)/python -m benchmarks --size ci
+
+benchmark-full: setup    ## the same rows at the sizes of docs/performance.md
+	$(BIN)/python -m benchmarks --size full
+
+clean:                   ## everything that the targets above made
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find llmrec_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""Every column and file name that stages exchange, written once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# interactions, as readers deliver them (one row per review or rating)
+USER_ID: Final = "user_id"  # string, exactly as in the file
+ITEM_ID: Final = "item_id"  # string, exactly as in the file
+RATING: Final = "rating"  # float64, 1..5; null where the source has none
+TIMESTAMP: Final = "timestamp"  # int64, milliseconds since 1970-01-01 UTC
+POSITION: Final = "position"  # int64, 0-based order of the line over all files; breaks ties in time
+
+# item metadata, as readers deliver it (one row per item)
+TITLE: Final = "title"  # string, cleaned; null where unusable
+BRAND: Final = "brand"  # string or null
+TOKENS: Final = "tokens"  # list<string>: a semantic ID; null for items known by title
+
+# the prepared folder
+ITEM: Final = "item"  # int32, dense catalogue index 0..n_items-1, in order of item_id
+USER: Final = "user"  # int32, dense user index, in order of user_id
+ROW: Final = "row"  # int32, 0-based index within one split file
+HISTORY: Final = "history"  # list<int32>: catalogue indices, oldest first
+TARGET: Final = "target"  # int32: catalogue index
+COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
+
+ITEMS_FILE: Final = "items.parquet"
+SPLITS: Final = ("train", "valid", "test")
+MANIFEST_FILE: Final = "manifest.json"
+
+
+def split_file(split: str) -> str:
+    """File name of one split of a prepared folder, e.g. ``train.parquet``."""
+    return f"{split}.parquet"

@@ -1,0 +1,51 @@
+"""The exceptions that llmrec raises on purpose, and the exit code of each.
+
+    LlmrecError
+    ├── UserError            2   something the user handed in
+    │   ├── RecipeError          a recipe file or a key=value override
+    │   ├── DataError            a raw file, a prepared folder, a title
+    │   └── ArtefactError        a run folder, checkpoint, model or tokenizer that does not fit
+    ├── MachineError         3   disk, permission, memory, a missing device or package
+    └── NumbersError         4   NaN or infinity in a loss or gradient
+
+Messages are one line (a RecipeError may list several problems): they name the file, line or key,
+the value, and what was expected.  Only ``cli.py`` catches these; everything else raises.
+"""
+
+from __future__ import annotations
+
+
+class LlmrecError(Exception):
+    """Base of every error that is not a bug of ours."""
+
+    exit_code = 1
+
+
+class UserError(LlmrecError):
+    """The input is wrong; the message says what was expected."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe or an override is wrong."""
+
+
+class DataError(UserError):
+    """A raw file or a prepared folder is wrong."""
+
+
+class ArtefactError(UserError):
+    """A run folder, checkpoint, model or tokenizer is damaged or does not fit its neighbours."""
+
+
+class MachineError(LlmrecError):
+    """The machine cannot do it: disk, permission, memory, device, missing package."""
+
+    exit_code = 3
+
+
+class NumbersError(LlmrecError):
+    """A loss or gradient is NaN or infinite."""
+
+    exit_code = 4

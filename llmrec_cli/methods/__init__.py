@@ -1,0 +1,26 @@
+"""One file per method; the file name is the ``--method`` name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from llmrec_cli.methods.contract import Method
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "contract")
+
+
+def find(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        KeyError: there is no such method.
+    """
+    if name not in names():
+        raise KeyError(name)
+    method = importlib.import_module(f"{__name__}.{name}").METHOD
+    assert isinstance(method, Method)  # noqa: S101 - a broken plug-in is a bug of ours
+    return method

@@ -1,0 +1,189 @@
+"""The catalogue as a flat trie of token sequences.
+
+Every item is a token sequence that ends in EOS; together they form a trie.  Its children at a node
+are the *legal* tokens there (``V_t`` in METHODS section 1).  Nodes are numbered breadth first and
+children are sorted by token, so that the child behind edge ``e`` is simply node ``e + 1`` and no
+child pointers are stored.
+
+Shape suffixes: N nodes, E = N - 1 edges, L leaves (distinct token sequences), I items, B rows,
+T positions of a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trie:
+    """Item token sequences in compressed sparse rows; all arrays int32, about 16 bytes a node.
+
+    Leaves are numbered in trie order (lexicographic by token), so the leaves below a node are a
+    contiguous range.  Items with equal token sequences share one leaf.
+    """
+
+    edge_start_N1: Tensor  # edges of node n: edge_start_N1[n] .. edge_start_N1[n + 1]
+    edge_token_E: Tensor  # token of an edge, ascending within a node; edge e leads to node e + 1
+    parent_N: Tensor  # parent node, -1 at the root
+    leaf_of_node_N: Tensor  # leaf index, -1 at inner nodes
+    node_of_leaf_L: Tensor
+    leaf_of_item_I: Tensor
+    item_start_L1: Tensor  # items of leaf l: item_order_I[item_start_L1[l] .. item_start_L1[l + 1]]
+    item_order_I: Tensor
+    max_length: int  # tokens of the longest sequence, EOS included
+
+    @property
+    def n_nodes(self) -> int:
+        return len(self.parent_N)
+
+    @property
+    def n_leaves(self) -> int:
+        return len(self.node_of_leaf_L)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.leaf_of_item_I)
+
+    def fan_out(self, nodes: Tensor) -> Tensor:
+        """Number of legal tokens at each node (any shape, same shape back); 0 at leaves."""
+        at = nodes.long()
+        return self.edge_start_N1[at + 1] - self.edge_start_N1[at]
+
+    def to(self, device: torch.device | str) -> Trie:
+        """The same trie with its arrays on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Trie(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+def build_trie(items: Sequence[Sequence[int]]) -> Trie:
+    """Build the trie of a catalogue.
+
+    Args:
+        items: one token sequence per item, non-empty, token ids >= 0, ending in a token (EOS) that
+            occurs nowhere else, so that no sequence is a proper prefix of another.
+
+    Raises:
+        ValueError: empty catalogue, empty sequence, or a sequence that is a prefix of another one.
+    """
+    if not items or min(map(len, items)) == 0:
+        raise ValueError("a catalogue needs at least one item, and every item at least one token")
+    tokens_LT, leaf_of_item_I = torch.unique(_pad(items), dim=0, return_inverse=True)
+    n_leaves, max_length = tokens_LT.shape
+
+    # A row opens a new node at depth t where its first t + 1 tokens differ from the row before.
+    differs_LT = torch.ones_like(tokens_LT, dtype=torch.bool)
+    differs_LT[1:] = (tokens_LT[1:] != tokens_LT[:-1]).cumsum(1) > 0
+    opens_LT = differs_LT & (tokens_LT >= 0)
+
+    node_L = torch.zeros(n_leaves, dtype=torch.int64)  # node reached so far by each leaf's prefix
+    n_nodes, parents, tokens = 1, [torch.tensor([-1])], []
+    for t in range(max_length):
+        opens_L, alive_L = opens_LT[:, t], tokens_LT[:, t] >= 0
+        parents.append(node_L[opens_L])
+        tokens.append(tokens_LT[opens_L, t])
+        node_L = torch.where(alive_L, n_nodes - 1 + opens_L.cumsum(0), node_L)
+        n_nodes += int(opens_L.sum())
+
+    parent_N = torch.cat(parents)
+    n_children = torch.bincount(parent_N[1:], minlength=n_nodes)
+    leaf_of_node_N = torch.full((n_nodes,), -1)
+    leaf_of_node_N[node_L] = torch.arange(n_leaves)
+    if int((n_children == 0).sum()) != n_leaves or bool((n_children[node_L] > 0).any()):
+        raise ValueError("an item's tokens are a prefix of another item's: every item must end in EOS")
+    return Trie(
+        edge_start_N1=_starts(n_children),
+        edge_token_E=torch.cat(tokens).int(),
+        parent_N=parent_N.int(),
+        leaf_of_node_N=leaf_of_node_N.int(),
+        node_of_leaf_L=node_L.int(),
+        leaf_of_item_I=leaf_of_item_I.int(),
+        item_start_L1=_starts(torch.bincount(leaf_of_item_I, minlength=n_leaves)),
+        item_order_I=torch.argsort(leaf_of_item_I, stable=True).int(),
+        max_length=max_length,
+    )
+
+
+def paths(trie: Trie, leaf_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes and tokens along the way to each leaf.
+
+    Returns:
+        node_BT: int64, the node at which token t is chosen (root first), -1 past the end.
+        token_BT: int64, the token chosen there, -1 past the end; the last one is EOS.
+        length_B: int64, number of tokens.
+    """
+    node_B = trie.node_of_leaf_L[leaf_B.long()].long()
+    upward = [node_B]
+    while bool((node_B > ROOT).any()):
+        node_B = torch.where(node_B > ROOT, trie.parent_N[node_B.clamp_min(0)].long(), -1)
+        upward.append(node_B)
+    up_UB = torch.stack(upward)  # leaf first; -1 above the root
+    length_B = (up_UB > ROOT).sum(0)
+    t_T = torch.arange(len(upward) - 1, device=leaf_B.device)
+    inside_BT = t_T < length_B[:, None]
+    steps_up_BT = (length_B[:, None] - t_T).clamp_min(0)
+    node_BT = torch.where(inside_BT, up_UB.T.gather(1, steps_up_BT), -1)
+    child_BT = up_UB.T.gather(1, (steps_up_BT - 1).clamp_min(0))
+    token_BT = torch.where(inside_BT, trie.edge_token_E[(child_BT - 1).clamp_min(0)].long(), -1)
+    return node_BT, token_BT, length_B
+
+
+def edges_of(trie: Trie, node_N: Tensor) -> tuple[Tensor, Tensor]:
+    """All edges that leave the given nodes, concatenated in the order of the nodes.
+
+    Returns:
+        edge_C: int64 edge numbers (its token: ``edge_token_E[edge]``, its child: ``edge + 1``).
+        owner_C: int64, index into ``node_N`` of the node that each edge leaves.
+    """
+    at_N = node_N.long()
+    start_N = trie.edge_start_N1[at_N].long()
+    count_N = trie.edge_start_N1[at_N + 1].long() - start_N
+    owner_C = torch.repeat_interleave(count_N)
+    first_N = count_N.cumsum(0) - count_N
+    edge_C = torch.arange(len(owner_C), device=at_N.device) + (start_N - first_N)[owner_C]
+    return edge_C, owner_C
+
+
+def walk(trie: Trie, tokens: Sequence[int]) -> int:
+    """Node reached from the root by ``tokens``.
+
+    Raises:
+        KeyError: a token is not legal; the message names the step and the token.
+    """
+    node = ROOT
+    for step, token in enumerate(tokens):
+        start, end = (int(x) for x in trie.edge_start_N1[node : node + 2])
+        legal = trie.edge_token_E[start:end]
+        at = int(torch.searchsorted(legal, torch.tensor(token, dtype=legal.dtype)))
+        if at == len(legal) or int(legal[at]) != token:
+            raise KeyError(f"token {token} at step {step} is not legal")
+        node = start + at + 1
+    return node
+
+
+def first_branching_node(trie: Trie) -> int:
+    """The node where a response's first choice is made: the root, or the end of its forced chain.
+
+    A tokenizer that makes an opening quote its own token gives the root a single child.
+    """
+    node = ROOT
+    while int(trie.edge_start_N1[node + 1]) - int(trie.edge_start_N1[node]) == 1:
+        node = int(trie.edge_start_N1[node]) + 1
+    return node
+
+
+def _pad(items: Sequence[Sequence[int]]) -> Tensor:
+    length_I = torch.tensor([len(tokens) for tokens in items])
+    padded_IT = torch.full((len(items), int(length_I.max())), -1, dtype=torch.int64)
+    inside_IT = torch.arange(padded_IT.shape[1]) < length_I[:, None]
+    padded_IT[inside_IT] = torch.tensor([token for tokens in items for token in tokens])
+    return padded_IT
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
