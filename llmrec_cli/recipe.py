@@ -10,11 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from llmrec_cli.methods.contract import Options
 
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(strict=False)]
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 
 
@@ -70,8 +75,8 @@ DataFormat = Literal[
 class DataSection(Section):
     """`[data]`: sources, cleaning, identity and split.
 
-    A path that begins with ``./`` or ``../`` is relative to the recipe file, any other one to the
-    folder in which the command runs.
+    In a recipe file, a path that begins with ``./`` or ``../`` is relative to that file, any other
+    one to the folder in which the command runs; once loaded, all are relative to the latter.
     """
 
     format: DataFormat = Field(description="what the sources are; see docs/data.md")
@@ -109,6 +114,34 @@ class DataSection(Section):
     )
     few_shot_users: int = Field(default=100, ge=1, description="training users of split few-shot")
     sample: Sample = Field(default=Sample(), description="rows to keep of each split")
+
+    @model_validator(mode="after")
+    def _has_its_sources(self) -> DataSection:
+        given = self.format in ("split2023", "msl-windows")
+        needed = ["splits.train", "splits.test"] if given else ["reviews"]
+        needed += ["index"] if self.format == "semantic-ids" else []
+        needed += ["metadata"] if self.format == "msl-windows" else []
+        missing = [key for key in needed if not _dig(self, key)]
+        if missing:
+            raise ValueError(f'format = "{self.format}" needs the file names in {", ".join(missing)}')
+        if given != (self.split == "given"):
+            expected = '"given"' if given else '"leave-one-out", "global-time" or "few-shot"'
+            raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
+        if self.min_history > self.history:
+            raise ValueError(f"min_history = {self.min_history} must be <= history = {self.history}")
+        return self
+
+    def files(self) -> list[str]:
+        """Every source file that the section names, in order."""
+        parts = (self.reviews, self.metadata, self.splits.train, self.splits.valid, self.splits.test)
+        return [path for part in parts for path in part] + ([self.index] if self.index else [])
+
+
+def _dig(section: Section, dotted: str) -> Any:
+    value: Any = section
+    for key in dotted.split("."):
+        value = getattr(value, key)
+    return value
 
 
 class PromptSection(Section):
@@ -213,7 +246,7 @@ class TrainSection(Section):
     warmup: float = Field(
         default=20, ge=0, description="updates; below 1: share of all updates"
     )
-    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; absent: none")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     validate_every: float = Field(
         default=1.0, gt=0, description="epochs between validations"
     )
@@ -354,5 +387,8 @@ class Recipe(Section):
         return self.sft if run == "sft" else self.align[run.removeprefix("align-")]
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values with nothing left out, for the run's own ``recipe.toml``."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``."""
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        for section in plain["align"].values():
+            section.update(section.pop("options"))
+        return plain

@@ -24,9 +24,16 @@ HISTORY: Final = "history"  # list<int32>: catalogue indices, oldest first
 TARGET: Final = "target"  # int32: catalogue index
 COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
 
+# predictions.parquet: one row per evaluated row (beside ROW, USER_ID, HISTORY, TARGET)
+RANKED: Final = "ranked"  # list<int32>: catalogue indices, best first, one item per leaf
+SCORES: Final = "scores"  # list<float32>: score of each ranked item, never rising
+BEAM_DIFFERS: Final = "beam_differs"  # bool, optional: the beam's list is not the exact one
+
 ITEMS_FILE: Final = "items.parquet"
 SPLITS: Final = ("train", "valid", "test")
 MANIFEST_FILE: Final = "manifest.json"
+PREDICTIONS_FILE: Final = "predictions.parquet"
+REPORT_FILE: Final = "report.json"
 
 
 def split_file(split: str) -> str:

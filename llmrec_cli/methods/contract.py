@@ -44,13 +44,19 @@ class Head:
 
 @dataclass(frozen=True)
 class Batch:
-    """Response positions of one micro-batch, flattened over its rows in row order."""
+    """Response positions of one micro-batch, flattened over its rows in row order.
+
+    For a method that looks at legal tokens only, positions after the last branching one of a row
+    are left out: they have one legal token, hence no loss.  ``positions`` counts them all the same.
+    """
 
     trie: Trie
     target_P: Tensor  # int64 token id to be predicted
     node_P: Tensor  # int64 trie node at which it is chosen; its children are the legal tokens
     row_P: Tensor  # int64, 0..rows-1: the training row a position belongs to
     rows: int
+    positions: int  # response positions of the whole rows, >= P
+    dense_head: bool = False  # the head's gradient must go through autograd (DDP, sharded heads)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Method:
     options: type[Options]
     loss: Callable[[Forward, Batch, Any, State], LossSums]
     needs: frozenset[Need] = frozenset()
+    legal_only: Callable[[Any], bool] = lambda options: False  # no loss at forced positions
     init_state: Callable[[Any, Trie], State] = lambda options, trie: {}
     update_state: Callable[[State, Mapping[str, float], Any, Trie], State] = (
         lambda state, stats, options, trie: state

@@ -16,8 +16,9 @@ def loss(forward: Forward, batch: Batch, options: LmlOptions, state: State) -> L
     """``-sum_t log softmax_V(z_t)(y_t)`` over response positions, EOS included."""
     from llmrec_cli.tensors.losses import vocab_nll
 
-    total = vocab_nll(forward.hidden_PD, forward.head.weight_VD, batch.target_P, forward.head.bias_V)
-    return LossSums(total.sum(), count=len(batch.target_P))
+    head = forward.head
+    nll_P = vocab_nll(forward.hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
+    return LossSums(nll_P.sum(), count=batch.positions)
 
 
 METHOD = Method(

@@ -12,7 +12,7 @@ T positions of a response.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Trie:
     max_length: int  # tokens of the longest sequence, EOS included
 
     @property
+    def device(self) -> torch.device:
+        return self.parent_N.device
+
+    @property
     def n_nodes(self) -> int:
         return len(self.parent_N)
 
@@ -57,8 +61,8 @@ class Trie:
 
     def to(self, device: torch.device | str) -> Trie:
         """The same trie with its arrays on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Trie(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        arrays = (f.name for f in fields(self) if f.name != "max_length")
+        return replace(self, **{name: getattr(self, name).to(device) for name in arrays})
 
 
 def build_trie(items: Sequence[Sequence[int]]) -> Trie:
@@ -95,7 +99,9 @@ def build_trie(items: Sequence[Sequence[int]]) -> Trie:
     leaf_of_node_N = torch.full((n_nodes,), -1)
     leaf_of_node_N[node_L] = torch.arange(n_leaves)
     if int((n_children == 0).sum()) != n_leaves or bool((n_children[node_L] > 0).any()):
-        raise ValueError("an item's tokens are a prefix of another item's: every item must end in EOS")
+        raise ValueError(
+            "an item's tokens are a prefix of another item's: every item must end in EOS"
+        )
     return Trie(
         edge_start_N1=_starts(n_children),
         edge_token_E=torch.cat(tokens).int(),

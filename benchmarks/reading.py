@@ -1,0 +1,131 @@
+"""Reading raw review lines to checked, typed interactions on disk, beside ``pandas.read_json``.
+
+The peers end with a frame in memory; ours ends with a parquet file, after checking every value.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import polars as pl
+
+from benchmarks.table import Row, alternate
+from llmrec_cli.data.readers import read
+from llmrec_cli.recipe import DataSection
+
+LINES = {"ci": 30_000, "full": 1_000_000}
+REPEATS = {"ci": 3, "full": 2}
+PEAK_BAR = 400  # MB, the reading process as a whole
+_NEEDED = {"reviewerID": "user_id", "asin": "item_id", "overall": "rating"}
+_WORDS = (
+    "the a gift card great for my friend who loved it easy quick arrived on time perfect".split()
+)
+
+
+def rows(size: Literal["ci", "full"]) -> list[Row]:
+    """Plain and gzip review lines; pandas with the bars, polars for information."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain, zipped = Path(folder) / "reviews.json", Path(folder) / "reviews.json.gz"
+        write_reviews(plain, LINES[size])
+        zipped.write_bytes(gzip.compress(plain.read_bytes(), 6))
+        return [
+            _row("plain", plain, "pandas.read_json(lines=True)", _pandas, 10, size),
+            _row("gzip", zipped, "pandas.read_json(lines=True)", _pandas, 5, size),
+            _row("plain", plain, "polars.read_ndjson", _polars, None, size),
+        ]
+
+
+def write_reviews(path: Path, lines: int, seed: int = 0) -> None:
+    """Write synthetic reviews in the Amazon 2018 layout, about 600 bytes a line."""
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(15, 115))) for _ in range(5000)]
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(lines):
+            file.write(json.dumps(_review(draw, texts)) + "\n")
+
+
+def _review(draw: random.Random, texts: list[str]) -> dict[str, object]:
+    return {
+        "overall": float(draw.randint(1, 5)),
+        "verified": draw.random() < 0.9,
+        "reviewTime": "06 17, 2018",
+        "reviewerID": f"A{draw.randrange(200_000):013d}",
+        "asin": f"B{draw.randrange(50_000):09d}",
+        "style": {"Gift Amount:": " 50"},
+        "reviewerName": "",
+        "reviewText": draw.choice(texts),
+        "summary": "Five Stars",
+        "unixReviewTime": draw.randrange(1_300_000_000, 1_540_000_000, 86_400),
+    }
+
+
+def _row(
+    name: str,
+    path: Path,
+    peer: str,
+    read_peer: Callable[[Path], pd.DataFrame],
+    bar: float | None,
+    size: Literal["ci", "full"],
+) -> Row:
+    agrees = read_peer(path).equals(_ours(path))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak = pool.apply(_peak, (path,))
+    peer_seconds, our_seconds = alternate(
+        lambda: read_peer(path), lambda: _read(path), REPEATS[size]
+    )
+    rate = LINES[size] / min(our_seconds)
+    return Row(
+        name=f"reading {LINES[size]:,} review lines, {name}",
+        peer=peer,
+        peer_seconds=peer_seconds,
+        our_seconds=our_seconds,
+        agrees=agrees and peak <= PEAK_BAR,
+        bar=bar,
+        detail=f"{rate / 1000:.0f}k lines/s, peak {peak:.0f} MB (at most {PEAK_BAR})",
+    )
+
+
+def _read(path: Path) -> None:
+    section = DataSection(format="amazon2018", reviews=(path.name,))
+    with tempfile.TemporaryDirectory() as scratch:
+        read(section, path.with_name, Path(scratch))
+
+
+def _ours(path: Path) -> pd.DataFrame:
+    section = DataSection(format="amazon2018", reviews=(path.name,))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = read(section, path.with_name, Path(scratch))
+        frame = pl.read_parquet(source.interactions or "").drop("position")
+    return _comparable(frame.to_pandas())
+
+
+def _peak(path: Path) -> float:
+    _read(path)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _pandas(path: Path) -> pd.DataFrame:
+    frame = pd.read_json(path, lines=True, convert_dates=False)
+    frame["timestamp"] = frame["unixReviewTime"] * 1000
+    return _comparable(frame.rename(columns=_NEEDED))
+
+
+def _polars(path: Path) -> pd.DataFrame:
+    schema = {"reviewerID": pl.String, "asin": pl.String, "overall": pl.Float64}
+    frame = pl.read_ndjson(path, schema={**schema, "unixReviewTime": pl.Int64})
+    frame = frame.rename(_NEEDED).with_columns(timestamp=pl.col("unixReviewTime") * 1000)
+    return _comparable(frame.to_pandas())
+
+
+def _comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    types = {"user_id": "object", "item_id": "object", "rating": "float64", "timestamp": "int64"}
+    return frame[list(types)].astype(types)

@@ -1,0 +1,37 @@
+"""What every benchmark delivers: rows with the peer's way beside ours, timed in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  The ratio of medians is held against ``bar``; ``None``: no bar."""
+
+    name: str
+    peer: str  # whose way it is timed against
+    peer_seconds: list[float]
+    our_seconds: list[float]
+    agrees: bool  # both gave the same answer
+    bar: float | None
+    detail: str = ""
+
+
+def alternate(
+    peer: Callable[[], object], ours: Callable[[], object], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of each, run in turn, so that a machine that drifts does so for both."""
+    peer_seconds, our_seconds = [], []
+    for _ in range(repeats):
+        peer_seconds.append(_seconds(peer))
+        our_seconds.append(_seconds(ours))
+    return peer_seconds, our_seconds
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,32 @@
+"""``llmrec align --method NAME``: one alignment of the recipe, from SFT's result or from the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.train import train_stage
+
+
+def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
+    """Run ``[align.NAME]``; returns the run's folder ``out/name/align-NAME``.
+
+    Raises:
+        RecipeError: the recipe has no such section.
+    """
+    if name not in recipe.align:
+        known = ", ".join(recipe.align) or "none"
+        raise RecipeError(f"[align.{name}]: not in the recipe (it has {known}); add the table to run it")
+    section = recipe.align[name]
+    return train_stage(
+        recipe,
+        f"align-{name}",
+        method=section.method,
+        options=section.options,
+        section=section.train,
+        parent="sft" if section.parent == "sft" else None,
+        resume=resume,
+        progress=progress,
+    )

@@ -1,0 +1,237 @@
+"""The command line: load a recipe, call one function, print.
+
+The only place that prints results, catches exceptions and chooses exit codes.  Stories are imported
+inside their commands, so that ``llmrec --help`` needs neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+from llmrec_cli import __version__
+from llmrec_cli.errors import LlmrecError, MachineError
+from llmrec_cli.recipe_file import load_recipe
+
+if TYPE_CHECKING:
+    from llmrec_cli.progress import Progress
+    from llmrec_cli.report.leaderboard import Leaderboard
+
+app = typer.Typer(
+    name="llmrec",
+    help="Turn a language model into a recommender: prepare, sft, align, eval, from one recipe file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A TOML file, or a shipped recipe such as quickstart.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-4"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Split = Annotated[Literal["test", "valid"], typer.Option(help="Which rows to rank.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(f"llmrec {__version__}")
+        raise typer.Exit
+
+
+@app.command("prepare")
+def prepare_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Read raw data, clean it, split it, and write the prepared folder.
+
+    Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
+    """
+    from llmrec_cli.prepare import prepare
+
+    prepared = prepare(load_recipe(recipe, overrides or ()), Path, progress=_progress().say)
+    out.print(f"{prepared.folder}: {'reused' if prepared.reused else 'written'}", markup=False)
+
+
+@app.command("validate")
+def validate_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Check everything that can be checked without training, and show what would run.
+
+    Example: llmrec validate quickstart
+    """
+    from llmrec_cli.validate import validate
+
+    for line in validate(load_recipe(recipe, overrides or ())):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+@app.command("sft")
+def sft_command(recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Fine-tune the backbone on the next item (plain SFT).
+
+    Example: llmrec sft recipes/quickstart.toml train.epochs=5
+    """
+    from llmrec_cli.sft import sft
+
+    folder = sft(load_recipe(recipe, overrides or ()), resume=resume, progress=_progress())
+    out.print(f"{folder}: done", markup=False)
+
+
+@app.command("align")
+def align_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="A method (msl, lml), or an [align.NAME] of the recipe.")
+    ] = "msl",
+    resume: Resume = False,
+) -> None:
+    """Align the model with a method, from SFT's result or from the base.
+
+    Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
+    """
+    from llmrec_cli.align import align
+
+    loaded = load_recipe(recipe, overrides or (), align=method)
+    folder = align(loaded, method, resume=resume, progress=_progress())
+    out.print(f"{folder}: done", markup=False)
+
+
+@app.command("eval")
+def eval_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[
+        list[str] | None, typer.Option("--run", help="pop, sft, align-NAME; default: all of the recipe.")
+    ] = None,
+    split: Split = "test",
+    again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
+) -> None:
+    """Rank the whole catalogue for every test row, and show the leaderboard.
+
+    Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
+    """
+    from llmrec_cli.evaluate import POP, evaluate
+
+    loaded = load_recipe(recipe, overrides or ())
+    runs = run or [POP, *loaded.runs()]
+    _show(evaluate(loaded, runs, split=split, again=again, progress=_progress()))
+
+
+@app.command("run")
+def run_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Run every stage of a recipe: prepare, sft, each alignment, eval.
+
+    Example: llmrec run quickstart
+    """
+    from llmrec_cli.run import run
+
+    _show(run(load_recipe(recipe, overrides or ()), progress=_progress()))
+
+
+@app.command("sample")
+def sample_command(
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder; files of the same names are replaced.")],
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 1000,
+    items: Annotated[int, typer.Option(min=40, help="Number of items.")] = 320,
+    generation: Annotated[
+        Literal["2014", "2018", "2023"], typer.Option("--format", help="Amazon file format.")
+    ] = "2018",
+) -> None:
+    """Write synthetic raw files in a true Amazon format, with structure to learn.
+
+    Example: llmrec sample --out raw/synthetic --users 1000 --items 320 --format 2018
+    """
+    from llmrec_cli.sample import write_sample
+
+    report = write_sample(out_folder, seed=seed, users=users, items=items, format=generation)
+    out.print(f"{report.reviews}\n{report.metadata}\n{report.oracle_file}", markup=False)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code (README, "Exit codes")."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(guarded(app))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run ``command``; turn every exception into one line on stderr and an exit code."""
+    try:
+        command()
+    except LlmrecError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; go on with --resume", 130)
+    except _Terminated:
+        return _fail("terminated; go on with --resume", 143)
+    except (MemoryError, OSError) as error:
+        return _fail(_machine_line(error), MachineError.exit_code)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except Exception as error:
+        return _bug(error)
+    return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _on_sigterm(number: int, frame: object) -> NoReturn:
+    raise _Terminated
+
+
+def _fail(message: str, code: int) -> int:
+    words = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    err.print(f"{' '.join(['llmrec', *words])}: error: {message}", markup=False, soft_wrap=True)
+    return code
+
+
+def _machine_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the machine'}: {error.strerror or error}"
+    return "out of memory; lower train.micro_batch, eval.batch or the model's size"
+
+
+def _bug(error: Exception) -> int:
+    log = Path("debug.log")
+    try:
+        log.write_text("".join(traceback.format_exception(error)))
+        where = f"the traceback is in {log.resolve()}; please report it"
+    except OSError:
+        where = "please report it"
+    return _fail(f"a bug of llmrec ({type(error).__name__}: {error}); {where}", 1)
+
+
+def _progress() -> Progress:
+    from llmrec_cli.progress import Lines, Rich
+
+    return Rich(err) if err.is_terminal else Lines()
+
+
+def _show(board: Leaderboard) -> None:
+    from llmrec_cli.report.leaderboard import to_table, to_text
+
+    if out.is_terminal:
+        out.print(to_table(board))
+    else:
+        out.print(to_text(board), markup=False, soft_wrap=True)

@@ -1,0 +1,136 @@
+"""The catalogue: which items can be named, and how.
+
+An item is known by its title or by its semantic ID (a list of tokens).  Items whose titles or
+tokens are equal are told apart (``disambiguate``) or later share one leaf of the trie (``merge``);
+either way each stays one row of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import polars as pl
+
+from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
+from llmrec_cli.data.readers.source import ITEM_SCHEMA
+from llmrec_cli.errors import DataError
+from llmrec_cli.recipe import DataSection
+
+EXAMPLES = 3  # item ids or titles shown in a message or in the audit
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Items that occur, split by whether they can be named."""
+
+    items: pl.DataFrame  # ITEM_ID, TITLE, BRAND, TOKENS, sorted by ITEM_ID
+    untitled: list[str]  # ids of items without a usable title (or without tokens), sorted
+    dropped: list[str]  # those of them that the policy leaves without a name
+
+
+def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) -> Named:
+    """Give every occurring item its title by ``section.untitled``, or its semantic ID.
+
+    Args:
+        occurring: distinct item ids.
+        known: ITEM_ID (distinct), TITLE, BRAND, TOKENS; other items than the occurring ones may be
+            among them, and occurring ones may be missing.
+
+    Raises:
+        DataError: more than half of the items would be left without a name, or ``disambiguate`` is
+            asked of semantic IDs.
+    """
+    listed = (
+        pl.DataFrame({ITEM_ID: occurring}, schema={ITEM_ID: pl.String})
+        .join(known, on=ITEM_ID, how="left", validate="1:1")
+        .sort(ITEM_ID)
+    )
+    by_tokens = has_tokens(known)
+    if by_tokens and section.identity == "disambiguate":
+        raise DataError(
+            'data.identity = "disambiguate": semantic IDs have no title to extend; use "merge"'
+        )
+    name = TOKENS if by_tokens else TITLE
+    filled = listed if by_tokens else listed.with_columns(_title(section.untitled))
+    named = Named(
+        items=filled.filter(pl.col(name).is_not_null()),
+        untitled=listed.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
+        dropped=filled.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
+    )
+    if 2 * len(named.dropped) > len(listed):
+        raise DataError(_mostly_nameless(named, len(listed), by_tokens, section))
+    return named
+
+
+def has_tokens(items: pl.DataFrame) -> bool:
+    """Whether items are known by semantic IDs rather than by titles."""
+    return bool(items[TOKENS].is_not_null().any())
+
+
+def catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
+    """The final catalogue: items sorted by id, with their index ITEM, titles by identity policy."""
+    rows = items.sort(ITEM_ID)
+    if section.identity == "disambiguate":
+        titles = disambiguate(rows[TITLE].to_list(), rows[BRAND].to_list())
+        rows = rows.with_columns(pl.Series(TITLE, titles, dtype=pl.String))
+    return rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ITEM)).select(
+        ITEM, *ITEM_SCHEMA
+    )
+
+
+def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[str]:
+    """Make equal titles distinct: append the brand in parentheses, then a counter from 2 on.
+
+    Titles that are already unique stay as they are.  Among items that share title and brand the
+    first one goes without a counter.
+    """
+    times = Counter(titles)
+    branded = [
+        f"{title} ({brand})" if times[title] > 1 and brand else title
+        for title, brand in zip(titles, brands, strict=True)
+    ]
+    taken = set(branded)
+    met: Counter[str] = Counter()
+    names = []
+    for title in branded:
+        met[title] += 1
+        name = title
+        if met[title] > 1:
+            name = next(n for i in count(met[title]) if (n := f"{title} ({i})") not in taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def shares_identity(items: pl.DataFrame) -> pl.Series:
+    """For each item, whether another one has the same title (or the same tokens)."""
+    name = TOKENS if has_tokens(items) else TITLE
+    return items.select(name).is_duplicated()
+
+
+def _title(policy: str) -> pl.Expr:
+    instead = {"drop": [], "brand": [BRAND], "id": [ITEM_ID]}[policy]
+    return pl.coalesce(TITLE, *instead).alias(TITLE)
+
+
+def _mostly_nameless(named: Named, n_items: int, by_tokens: bool, section: DataSection) -> str:
+    examples = ", ".join(repr(item) for item in named.dropped[:EXAMPLES])
+    what = f"{len(named.dropped):,} of {n_items:,} items (e.g. {examples})"
+    if by_tokens:
+        return f"{what} are not in the semantic-ID index: data.index must list the items that occur"
+    policy = f'data.untitled = "{section.untitled}"'
+    if not section.metadata and section.format not in ("msl-windows", "semantic-ids"):
+        return (
+            f"{policy}: {what} have no title, and no metadata file is named: set"
+            ' data.untitled = "id" to use ids as titles, or name the item metadata in data.metadata'
+        )
+    brand_too = section.untitled == "brand"
+    lack = "neither a usable title nor a brand" if brand_too else "no usable title"
+    instead = '"id"' if brand_too else '"brand" or "id"'
+    return (
+        f"{policy}: {what} have {lack}: set data.untitled = {instead},"
+        " or name the right metadata file in data.metadata"
+    )

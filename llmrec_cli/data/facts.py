@@ -1,0 +1,66 @@
+"""What a prepared folder's manifest tells about how it came to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import polars as pl
+
+from llmrec_cli.data.audit import audit
+from llmrec_cli.data.catalog import EXAMPLES, Named
+from llmrec_cli.data.columns import ITEM_ID, TARGET, TITLE, USER
+
+Facts: TypeAlias = dict[str, Any]
+
+RULES = {
+    "order": "by time within a user; ties in time keep input order",
+    "cleaning": "time window, rating, repeated pairs, untitled items, k-core on unique pairs",
+    "indices": "items in order of item_id, users in order of user_id",
+    "count": "training interactions of an item, each once; of given rows: distinct user-item pairs",
+    "leave-one-out": "users with fewer than 3 interactions are training only",
+    "given": "rows stay as delivered: only untitled, history, min_history and sample apply",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Everything that goes into a prepared folder."""
+
+    named: Named
+    items: pl.DataFrame  # the catalogue with COUNT
+    splits: Mapping[str, pl.DataFrame]
+    log: pl.DataFrame | None  # the cleaned interactions; None for a source that comes split
+    clock: bool  # times compare across users
+    cleaning: Any  # JSON-able: what each step left, or for given rows what went
+
+
+def facts(made: Made, notes: Mapping[str, Any]) -> Facts:
+    """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit."""
+    return {
+        "rules": RULES,
+        "reader": dict(notes),
+        "cleaning": made.cleaning,
+        "catalogue": _catalogue(made),
+        "splits": {name: _split(rows) for name, rows in made.splits.items()},
+        "audit": audit(made.items, made.splits, made.log, made.clock),
+    }
+
+
+def _catalogue(made: Made) -> Facts:
+    named = made.named
+    before = made.items.join(named.items, on=ITEM_ID, how="left", maintain_order="left")
+    renamed = before.filter(pl.col(TITLE) != pl.col(f"{TITLE}_right"))
+    return {
+        "items": len(made.items),
+        "items without a usable title": len(named.untitled),
+        "of these without a name, dropped": len(named.dropped),
+        "examples": named.untitled[:EXAMPLES],
+        "titles made distinct": len(renamed),
+    }
+
+
+def _split(rows: pl.DataFrame) -> Facts:
+    users, targets = rows[USER].n_unique(), rows[TARGET].n_unique()
+    return {"rows": len(rows), "users": users, "targets": targets}

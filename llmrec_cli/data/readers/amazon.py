@@ -1,0 +1,117 @@
+"""What the three Amazon generations share: reviews to interactions, metadata to items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from llmrec_cli.data.readers.items import ItemRows, no_items
+from llmrec_cli.data.readers.json_lines import Batch, Shape, mistaken, parse_object, read_records
+from llmrec_cli.data.readers.lines import fault
+from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.source import Locate, Notes, Source
+from llmrec_cli.recipe import DataSection
+
+INTERACTIONS_FILE = "interactions.parquet"
+
+
+class ReviewLine(Protocol):
+    """The fields of a review that interactions need."""
+
+    user_id: str
+    item_id: str
+    rating: float
+    timestamp: int
+
+
+class ItemLine(Protocol):
+    """The fields of a metadata line that items need."""
+
+    item_id: str | None
+    title: str | None
+    reviewer: object  # present only where a review file was given as metadata
+
+    @property
+    def maker(self) -> str | None:
+        """The brand, wherever the generation keeps it."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation of the Amazon data sets."""
+
+    reviews: Shape[Any]  # of ReviewLine
+    metadata: Shape[Any]  # of ItemLine
+    fields: Fields
+
+
+def read_amazon(section: DataSection, locate: Locate, scratch: Path, form: Generation) -> Source:
+    """Read raw review and metadata files of one generation.
+
+    Raises:
+        DataError: anything wrong in a file, with file and line.
+    """
+    files: Notes = {}
+    with Sink(scratch / INTERACTIONS_FILE) as sink:
+        for name in section.reviews:
+            path = locate(name)
+            files[name] = deliver(path, _reviews(path, form.reviews), form.fields, sink)
+    items, notes = read_items(section.metadata, locate, form.metadata)
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+
+
+def _reviews(path: Path, shape: Shape[Any]) -> Iterator[Interactions]:
+    for batch in read_records(path, shape):
+        rows: list[ReviewLine] = batch.rows
+        yield Interactions(
+            users=[row.user_id for row in rows],
+            items=[row.item_id for row in rows],
+            ratings=[row.rating for row in rows],
+            timestamps=[row.timestamp for row in rows],
+            line_of=batch.block.line_of,
+        )
+
+
+def read_items(
+    files: tuple[str, ...], locate: Locate, shape: Shape[Any]
+) -> tuple[pl.DataFrame, Notes]:
+    """Read metadata files into one row per item, with counts.
+
+    Raises:
+        DataError: a line that is no metadata of this generation.
+    """
+    if not files:
+        return no_items(), {}
+    items = ItemRows()
+    for name in files:
+        for batch in read_records(locate(name), shape):
+            _collect(batch, shape, items)
+    frame = items.frame()
+    return frame, {"files": list(files), **items.notes(frame)}
+
+
+def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows) -> None:
+    rows: list[ItemLine] = batch.rows
+    for index, row in enumerate(rows):
+        if row.item_id is None or row.reviewer is not None:
+            _require_metadata(batch, index, shape)
+    known = [row for row in rows if row.item_id]
+    items.without_id += len(rows) - len(known)
+    items.add(
+        [row.item_id or "" for row in known],
+        [row.title for row in known],
+        [row.maker for row in known],
+    )
+
+
+def _require_metadata(batch: Batch[Any], index: int, shape: Shape[Any]) -> None:
+    """A line without an id is merely counted, unless it shows that the whole file is another."""
+    number, line = list(batch.block.lines())[index]
+    fields = parse_object(batch.block.path, number, line, shape.what, shape.literals)
+    other = mistaken(fields, shape.what)
+    if other:
+        raise fault(batch.block.path, number, f"{other}; expected {shape.what}")

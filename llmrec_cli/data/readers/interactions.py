@@ -1,0 +1,69 @@
+"""Anybody's interactions: CSV, parquet or JSON lines with columns named in the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE
+from llmrec_cli.data.readers.items import ItemRows, no_items
+from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.source import Locate, Notes, Source
+from llmrec_cli.data.readers.tables import read_parts
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe import Columns, DataSection
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+    """Read interactions and, where named, metadata with titles.
+
+    Without a timestamp column the order of the lines is the order in time.
+
+    Raises:
+        DataError: anything wrong in a file.
+        RecipeError: metadata files without ``columns.title``.
+    """
+    columns = section.columns
+    fields = Fields(columns.user, columns.item, columns.rating or "", columns.timestamp or "")
+    files: Notes = {}
+    with Sink(scratch / INTERACTIONS_FILE) as sink:
+        for name in section.reviews:
+            path = locate(name)
+            files[name] = deliver(path, _interactions(path, columns), fields, sink)
+    items, notes = _items(section, locate)
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+
+
+def _interactions(path: Path, columns: Columns) -> Iterator[Interactions]:
+    numbers = [name for name in (columns.timestamp, columns.rating) if name is not None]
+    for part in read_parts(path, [columns.user, columns.item], numbers):
+        yield Interactions(
+            users=part.texts[columns.user],
+            items=part.texts[columns.item],
+            ratings=None if columns.rating is None else part.numbers[columns.rating],
+            timestamps=None if columns.timestamp is None else part.numbers[columns.timestamp],
+            line_of=part.line_of,
+        )
+
+
+def _items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Notes]:
+    columns, items = section.columns, ItemRows()
+    if not section.metadata:
+        return no_items(), {}
+    if columns.title is None:
+        raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
+    texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
+    for name in section.metadata:
+        for part in read_parts(locate(name), texts):
+            ids = part.texts[columns.item]
+            known = [index for index, item_id in enumerate(ids) if item_id]
+            brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)
+            items.without_id += len(ids) - len(known)
+            titles = part.texts[columns.title]
+            items.add(
+                [ids[i] for i in known], [titles[i] for i in known], [brands[i] for i in known]
+            )
+    frame = items.frame()
+    return frame, {"files": list(section.metadata), **items.notes(frame)}

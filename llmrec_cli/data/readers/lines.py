@@ -1,0 +1,222 @@
+"""Raw bytes, plain or gzip, as blocks of whole lines whose numbers are exact.
+
+Lines end at ``\\n`` and nowhere else: text mode and ``splitlines`` also break at U+2028, form feeds
+and lone carriage returns, which occur inside reviews.  Memory is bounded by the longest line.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from llmrec_cli.errors import DataError, MachineError
+
+BLOCK: Final = 2 << 20  # bytes read, or inflated, at a time
+LONGEST_LINE: Final = 16 << 20  # bytes; the longest genuine metadata lines stay below 1 MiB
+BOMB_BYTES: Final = 64 << 20  # inflated bytes before the ratio is judged
+BOMB_RATIO: Final = 200  # inflated : compressed; genuine files stay below 15
+
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
+_FOREIGN: Final = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ": "xz data",
+    b"\x28\xb5\x2f\xfd": "zstandard data",
+    b"PAR1": "a parquet file",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+class _Damage(Exception):
+    """The byte stream ends early, is corrupt, or is a bomb; ``blocks`` adds file and line."""
+
+
+def fault(path: Path, line: int, problem: str) -> DataError:
+    """The error of one place in a file, as one printable line ``path:line: problem``."""
+    text = f"{path}:{line}: {problem}"
+    return DataError("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A value for an error message: Python's notation, cut after ``longest`` characters."""
+    text = repr(value[: longest + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some consecutive whole lines of a file.
+
+    Attributes:
+        path: the file.
+        first: 1-based number of the first line.
+        count: how many lines, blank ones included.
+        data: their bytes; only the last line of a file may lack its newline.
+    """
+
+    path: Path
+    first: int
+    count: int
+    data: bytes
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (line number, line without its newline); lines of white space are left out."""
+        for number, line in enumerate(split_lines(self.data), self.first):
+            if line and not line.isspace():
+                yield number, line
+
+    def line_of(self, index: int) -> int:
+        """Number of the line that holds record ``index`` (0-based) of this block."""
+        for found, (number, _) in enumerate(self.lines()):
+            if found == index:
+                return number
+        raise IndexError(index)
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """Split at ``\\n`` only; a newline at the very end closes the last line, it opens no other."""
+    lines = data.split(b"\n")
+    return lines[:-1] if lines[-1] == b"" else lines
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    """Stream a plain or gzip text file (told apart by its first bytes) as blocks of whole lines.
+
+    A UTF-8 byte order mark at the start is skipped.
+
+    Raises:
+        DataError: missing, empty, truncated or corrupt file, a gzip bomb, a line above 16 MiB,
+            bytes that are not UTF-8, or a format that is no text.
+        MachineError: the file exists but cannot be read.
+    """
+    first, rest = 1, b""
+    try:
+        for piece in ahead(_text(path)):
+            whole, rest = _cut(path, first, rest + piece)
+            if whole:
+                _require_utf8(path, first, whole)
+                count = whole.count(b"\n")
+                yield Block(path, first, count, whole)
+                first += count
+    except _Damage as damage:
+        raise fault(path, first, str(damage)) from None
+    if rest:
+        _require_utf8(path, first, rest)
+        yield Block(path, first, 1, rest)
+    elif first == 1:
+        raise fault(path, 1, "the file has no lines")
+
+
+def _cut(path: Path, first: int, data: bytes) -> tuple[bytes, bytes]:
+    end = data.find(b"\n")
+    if (len(data) if end < 0 else end) > LONGEST_LINE:
+        raise fault(path, first, f"the line is longer than {LONGEST_LINE >> 20} MiB")
+    end = data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def _require_utf8(path: Path, first: int, data: bytes) -> None:
+    if data.isascii():
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first + data.count(b"\n", 0, error.start)
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        problem = f"byte {column} of the line is 0x{data[error.start]:02x}: not UTF-8 text"
+        raise fault(path, line, problem) from None
+
+
+def head(path: Path, size: int = 8) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        DataError: no such file, or a folder.
+        MachineError: it cannot be read.
+    """
+    return next(_pieces(path, size), b"")
+
+
+def _text(path: Path) -> Iterator[bytes]:
+    pieces = _pieces(path, BLOCK)
+    start = next(pieces, b"")
+    if not start:
+        raise _Damage("the file is empty (0 bytes)")
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise _Damage(f"this is {what}; expected UTF-8 text, plain or gzip")
+    zipped = start.startswith(b"\x1f\x8b")
+    stream = _inflate(_chain(start, pieces)) if zipped else _chain(start, pieces)
+    opening = next(stream, b"")
+    yield opening.removeprefix(_UTF8_BOM)
+    yield from stream
+
+
+def ahead(pieces: Iterator[bytes], depth: int = 2) -> Iterator[bytes]:
+    """Draw from ``pieces`` in a thread, up to ``depth`` ahead: inflating holds no lock."""
+    drawn: deque[Future[bytes | None]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            drawn.extend(thread.submit(next, pieces, None) for _ in range(depth))
+            while (piece := drawn.popleft().result()) is not None:
+                drawn.append(thread.submit(next, pieces, None))
+                yield piece
+        finally:
+            for future in drawn:
+                future.cancel()
+
+
+def _chain(start: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield start
+    yield from pieces
+
+
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(size):
+                yield piece
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: this is a folder, expected a file") from None
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _inflate(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Inflate gzip data of one or several members, at most ``BLOCK`` bytes at a time."""
+    inflater = zlib.decompressobj(wbits=31)
+    taken = given = 0
+    for piece in pieces:
+        taken += len(piece)
+        while piece:
+            if inflater.eof:  # another member, or the zero padding that tape archives add
+                piece = piece.lstrip(b"\0")
+                inflater = zlib.decompressobj(wbits=31) if piece else inflater
+                continue
+            out, piece = _step(inflater, piece)
+            given += len(out)
+            if given > BOMB_BYTES and given > BOMB_RATIO * taken:
+                raise _Damage(f"more than {BOMB_RATIO} times its compressed size: a gzip bomb?")
+            if out:
+                yield out
+    while not inflater.eof:
+        out, _ = _step(inflater, b"")
+        if not out:
+            raise _Damage("the gzip data ends early: the file is truncated")
+        yield out
+
+
+def _step(inflater: zlib._Decompress, piece: bytes) -> tuple[bytes, bytes]:
+    try:
+        out = inflater.decompress(piece, BLOCK)
+    except zlib.error as error:
+        raise _Damage(f"the gzip data is corrupt ({error})") from None
+    return out, inflater.unused_data if inflater.eof else inflater.unconsumed_tail

@@ -1,0 +1,88 @@
+"""Amazon's ratings-only CSV files.  Each generation orders its columns in its own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
+from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, read_items
+from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.json_lines import Shape
+from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.source import Locate, Notes, Source
+from llmrec_cli.recipe import DataSection
+
+FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
+FIELDS_2023: Final = amazon2023.FIELDS
+
+# the files of 2014 and 2018 have no header
+ORDERS: Final = {
+    "ratings2014": ("user_id", "item_id", "rating", "timestamp"),
+    "ratings2018": ("item_id", "user_id", "rating", "timestamp"),
+}
+HEADER_2023: Final = ["user_id", "parent_asin", "rating", "timestamp"]
+_METADATA: Final[dict[str, Shape[Any]]] = {
+    "ratings2014": amazon2014.METADATA,
+    "ratings2018": amazon2018.METADATA,
+    "ratings2023": amazon2023.METADATA,
+}
+_ASIN: Final = re.compile(r"[0-9A-Z]{10}")  # user ids are longer
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+    """Read ratings files and, for titles, metadata files of the same generation.
+
+    Raises:
+        DataError: anything wrong in a file, a header of another format, or swapped columns.
+    """
+    fields = FIELDS_2023 if section.format == "ratings2023" else FIELDS
+    files: Notes = {}
+    with Sink(scratch / INTERACTIONS_FILE) as sink:
+        for name in section.reviews:
+            path = locate(name)
+            files[name] = deliver(path, _ratings(path, section.format, fields), fields, sink)
+    items, notes = read_items(section.metadata, locate, _METADATA[section.format])
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+
+
+def _ratings(path: Path, form: str, fields: Fields) -> Iterator[Interactions]:
+    order = ORDERS.get(form)
+    _require_header(path, form, header(path))
+    for index, cells in enumerate(read_cells(path, order)):
+        if index == 0 and order:
+            _require_order(cells, form)
+        yield Interactions(
+            users=cells.strings(fields.user),
+            items=cells.strings(fields.item),
+            ratings=cells.numbers(fields.rating),
+            timestamps=cells.numbers(fields.timestamp),
+            line_of=cells.block.line_of,
+        )
+
+
+def _require_header(path: Path, form: str, found: list[str]) -> None:
+    named = found[:4] == HEADER_2023
+    if form == "ratings2023" and found != HEADER_2023:
+        hint = '; this is format "split2023"' if named else ""
+        wanted = ",".join(HEADER_2023)
+        raise fault(path, 1, f"expected the header {wanted}, found {shown(','.join(found))}{hint}")
+    if form != "ratings2023" and named:
+        raise fault(path, 1, f'a header as in format "ratings2023"; {form} files have none')
+
+
+def _require_order(cells: Cells, form: str) -> None:
+    """Items are ten characters long and users longer: see whether it is the other way round."""
+    items, users = cells.strings("item_id"), cells.strings("user_id")
+    if _share_of_asins(users) > 0.5 > _share_of_asins(items):
+        other = next(name for name in ORDERS if name != form)
+        order = ",".join(ORDERS[form])
+        problem = f"users look like items and items like users; {form} files are {order}"
+        raise fault(cells.block.path, cells.block.line_of(0), f'{problem}: is this "{other}"?')
+
+
+def _share_of_asins(ids: list[str]) -> float:
+    return sum(_ASIN.fullmatch(value) is not None for value in ids) / max(len(ids), 1)

@@ -1,0 +1,103 @@
+"""The official split files of Amazon 2023 (``last_out`` and ``timestamp``, with history)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from llmrec_cli.data.columns import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.readers.amazon import read_items
+from llmrec_cli.data.readers.amazon2023 import FIELDS, METADATA
+from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.sink import Interactions, check
+from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Notes, Source
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe import DataSection
+
+HEADER: Final = ["user_id", "parent_asin", "rating", "timestamp", "history"]
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+    """Read the three parts; a history is item ids joined by spaces, empty for a first purchase.
+
+    Raises:
+        DataError: anything wrong in a file.
+        RecipeError: a split without files.
+    """
+    del scratch  # these sources fit in memory
+    rows, notes = read_splits(section, locate, read_file, SPLITS)
+    items, metadata = read_items(section.metadata, locate, METADATA)
+    return Source(None, items, rows, {"splits": notes, "metadata": metadata})
+
+
+def read_splits(
+    section: DataSection,
+    locate: Locate,
+    read_one: Callable[[Path], tuple[pl.DataFrame, str]],
+    needed: tuple[str, ...],
+) -> tuple[dict[str, pl.DataFrame], Notes]:
+    """Read every file of every split, in the order given.
+
+    Args:
+        section: names the files.
+        locate: finds them.
+        read_one: a file's rows and timestamp unit.
+        needed: splits that must have files.
+
+    Raises:
+        RecipeError: a needed split without files.
+    """
+    rows: dict[str, pl.DataFrame] = {}
+    notes: Notes = {}
+    for split in SPLITS:
+        names: tuple[str, ...] = getattr(section.splits, split)
+        if not names and split in needed:
+            problem = f'format "{section.format}" needs {", ".join(needed)}'
+            raise RecipeError(f"[data.splits] {split} is empty: {problem}")
+        parts = [(name, *read_one(locate(name))) for name in names]
+        if parts:
+            rows[split] = pl.concat([frame for _, frame, _ in parts])
+        notes[split] = {
+            name: {"rows": frame.height, "timestamp": unit} for name, frame, unit in parts
+        }
+    return rows, notes
+
+
+def read_file(path: Path) -> tuple[pl.DataFrame, str]:
+    """Rows of one split file (``ROW_SCHEMA``), and the unit that its timestamps came in."""
+    found = header(path)
+    if found != HEADER:
+        hint = '; this is format "ratings2023"' if found == HEADER[:4] else ""
+        problem = f"expected the header {','.join(HEADER)}, found {shown(','.join(found))}{hint}"
+        raise fault(path, 1, problem)
+    unit, frames = None, []
+    for cells in read_cells(path):
+        unit, frame = _rows(cells, unit)
+        frames.append(frame)
+    if not sum(frame.height for frame in frames):
+        raise fault(path, 1, "the file has a header and no rows")
+    return pl.concat(frames), unit or ""
+
+
+def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
+    batch = Interactions(
+        users=cells.strings("user_id"),
+        items=cells.strings("parent_asin"),
+        ratings=cells.numbers("rating"),
+        timestamps=cells.numbers("timestamp"),
+        line_of=cells.block.line_of,
+    )
+    unit, times = check(cells.block.path, batch, FIELDS, unit)
+    columns = {
+        USER_ID: batch.users,
+        HISTORY: [cell.split() for cell in cells.strings("history")],
+        TARGET: batch.items,
+        TIMESTAMP: times,
+        RATING: np.asarray(batch.ratings),
+    }
+    return unit, pl.DataFrame(columns, schema=ROW_SCHEMA)

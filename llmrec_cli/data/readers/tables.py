@@ -1,0 +1,134 @@
+"""Named columns of a CSV, parquet or JSON-lines file; which of them it is, its bytes tell."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llmrec_cli.data.readers.delimited import header, read_cells
+from llmrec_cli.data.readers.json_lines import Shape, read_records
+from llmrec_cli.data.readers.lines import blocks, fault, head, shown
+
+Texts = list[str]
+Numbers = Sequence[float] | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive rows.
+
+    Attributes:
+        texts: column -> strings; where the file has null, "" stands.
+        numbers: column -> numbers; where the file has null, NaN stands.
+        line_of: file line (parquet: row, from 1) of an index into these.
+    """
+
+    texts: dict[str, Texts]
+    numbers: dict[str, Numbers]
+    line_of: Callable[[int], int]
+
+
+def read_parts(path: Path, texts: Sequence[str], numbers: Sequence[str] = ()) -> Iterator[Part]:
+    """Stream the named columns of a file.
+
+    Args:
+        path: CSV or TSV with a header, JSON lines (either may be gzip), or parquet.
+        texts: columns of ids and titles; whole numbers become their decimal notation.
+        numbers: columns of numbers; parquet's dates become milliseconds.
+
+    Raises:
+        DataError: a column is absent or of the wrong type, or the file is damaged.
+    """
+    if head(path)[:4] == b"PAR1":
+        return _parquet(path, texts, numbers)
+    opening = next(blocks(path)).data
+    if opening.lstrip().startswith((b"{", b"[")):
+        return _json(path, texts, numbers)
+    return _csv(path, texts, numbers, "\t" if b"\t" in opening.partition(b"\n")[0] else ",")
+
+
+def _csv(
+    path: Path, texts: Sequence[str], numbers: Sequence[str], delimiter: str
+) -> Iterator[Part]:
+    _require_columns(path, [*texts, *numbers], header(path, delimiter))
+    for cells in read_cells(path, delimiter=delimiter):
+        yield Part(
+            {name: cells.strings(name) for name in texts},
+            {name: cells.numbers(name) for name in numbers},
+            cells.block.line_of,
+        )
+
+
+def _json(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[Part]:
+    text, number = str | int | None, float | None
+    fields = [(f"text_{i}", text) for i in range(len(texts))]
+    fields += [(f"number_{i}", number) for i in range(len(numbers))]
+    renamed = dict(zip([name for name, _ in fields], [*texts, *numbers], strict=True))
+    record = msgspec.defstruct("Record", fields, gc=False, rename=renamed)
+    for batch in read_records(path, Shape(record, f"an object with {', '.join(renamed.values())}")):
+        columns = {renamed[name]: [getattr(row, name) for row in batch.rows] for name, _ in fields}
+        yield Part(
+            {name: ["" if v is None else str(v) for v in columns[name]] for name in texts},
+            {name: [np.nan if v is None else v for v in columns[name]] for name in numbers},
+            batch.block.line_of,
+        )
+
+
+def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[Part]:
+    try:
+        file = pq.ParquetFile(path)
+        _require_columns(path, [*texts, *numbers], file.schema_arrow.names)
+        row = 1
+        for batch in file.iter_batches(columns=[*texts, *numbers]):
+            yield Part(
+                {name: _strings(path, name, batch.column(name)) for name in texts},
+                {name: _floats(path, name, batch.column(name)) for name in numbers},
+                row.__add__,
+            )
+            row += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise fault(path, 1, f"no readable parquet file ({reason})") from None
+
+
+def _strings(path: Path, name: str, column: pa.Array) -> Texts:
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ):
+        raise fault(path, 1, f'column "{name}" is {kind}, expected strings or whole numbers')
+    strings: Texts = pc.fill_null(column.cast(pa.string()), "").to_pylist()
+    return strings
+
+
+def _floats(path: Path, name: str, column: pa.Array) -> np.ndarray[Any, Any]:
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        column, kind = (
+            column.cast(pa.timestamp("ms", kind.tz), safe=False).cast(pa.int64()),
+            pa.int64(),
+        )
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise fault(path, 1, f'column "{name}" is {kind}, expected numbers or dates')
+    values: np.ndarray[Any, Any] = column.cast(pa.float64(), safe=False).to_numpy(
+        zero_copy_only=False
+    )
+    return values
+
+
+def _require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, 1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            problem = f'no column "{name}" among {shown(", ".join(found), 200)}'
+            raise fault(path, 1, f"{problem}{hint} ([data.columns] names them)")

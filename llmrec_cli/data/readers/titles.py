@@ -1,0 +1,31 @@
+"""Titles as people read them: entities decoded once, white space collapsed, fragments refused."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_MARKUP: Final = re.compile(r"<[A-Za-z/!][^<>]*(?:>|$)")
+
+
+def clean_title(raw: str | None) -> str | None:
+    """Make a raw title presentable, or return None where nothing usable is left.
+
+    HTML entities are decoded once (``&amp;amp;`` becomes ``&amp;``), control characters and lone
+    surrogates count as white space, and white space is collapsed and trimmed.  Unusable: absent,
+    empty, nothing but markup (a lone ``<span ...``), or a page script (Amazon 2018 has titles that
+    are JavaScript; they mention ``getTime``).  A literal ``"nan"`` or ``"None"`` is a title.
+    """
+    if raw is None:
+        return None
+    text = html.unescape(raw) if "&" in raw else raw
+    if not text.isprintable():
+        text = _CONTROL.sub(" ", text)
+    text = " ".join(text.split())
+    if not text or "getTime()" in text:
+        return None
+    if "<" in text and not _MARKUP.sub("", text).strip():
+        return None
+    return text

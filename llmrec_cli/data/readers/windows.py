@@ -1,0 +1,95 @@
+"""MSL's prepared windows: ``user_id,item_ids,timestamp``, where the last id is the target."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.names import read_names
+from llmrec_cli.data.readers.sink import Fields, Interactions, check
+from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Source
+from llmrec_cli.data.readers.split2023 import read_splits
+from llmrec_cli.recipe import DataSection
+
+HEADER: Final = ["user_id", "item_ids", "timestamp"]
+FIELDS: Final = Fields(user="user_id", item="item_ids", rating="", timestamp="timestamp")
+_IDS: Final = re.compile(r"\[\s*[^\s,\[\]'\"]+(?:\s*,\s*[^\s,\[\]'\"]+)*\s*\]")
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+    """Read windows, and titles from ``id2name4Rec.json`` files (item id -> title) as metadata.
+
+    Without validation files the latest tenth of the training windows becomes the validation
+    split, as a global chronological split would have cut it.
+
+    Raises:
+        DataError: anything wrong in a file.
+        RecipeError: no training or test windows are named.
+    """
+    del scratch  # these sources fit in memory
+    rows, notes = read_splits(section, locate, read_file, ("train", "test"))
+    if "valid" not in rows:
+        rows["train"], rows["valid"] = cut_tail(rows["train"])
+        notes["valid"] = {
+            "rows": rows["valid"].height,
+            "from": "the latest tenth of train by timestamp; ties by line, later lines first",
+        }
+    items, metadata = read_names(section.metadata, locate)
+    return Source(None, items, rows, {"splits": notes, "metadata": metadata})
+
+
+def cut_tail(train: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split off the latest tenth of the rows (rounded up); both parts stay in file order."""
+    order = np.argsort(train[TIMESTAMP].to_numpy(), kind="stable")
+    late = np.zeros(train.height, dtype=bool)
+    late[order[train.height - -(-train.height // 10) :]] = True
+    return train.filter(pl.Series(~late)), train.filter(pl.Series(late))
+
+
+def read_file(path: Path) -> tuple[pl.DataFrame, str]:
+    """Rows of one windows file (``ROW_SCHEMA``), and the unit that its timestamps came in."""
+    found = header(path)
+    if found != HEADER:
+        problem = f"expected the header {','.join(HEADER)}, found {shown(','.join(found))}"
+        raise fault(path, 1, problem)
+    unit, frames = None, []
+    for cells in read_cells(path):
+        unit, frame = _rows(cells, unit)
+        frames.append(frame)
+    if not sum(frame.height for frame in frames):
+        raise fault(path, 1, "the file has a header and no rows")
+    return pl.concat(frames), unit or ""
+
+
+def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
+    windows = [_window(cells, index, cell) for index, cell in enumerate(cells.strings("item_ids"))]
+    batch = Interactions(
+        users=cells.strings("user_id"),
+        items=[window[-1] for window in windows],
+        ratings=None,
+        timestamps=cells.numbers("timestamp"),
+        line_of=cells.block.line_of,
+    )
+    unit, times = check(cells.block.path, batch, FIELDS, unit)
+    columns = {
+        USER_ID: batch.users,
+        HISTORY: [window[:-1] for window in windows],
+        TARGET: batch.items,
+        TIMESTAMP: times,
+        RATING: [None] * len(windows),
+    }
+    return unit, pl.DataFrame(columns, schema=ROW_SCHEMA)
+
+
+def _window(cells: Cells, index: int, cell: str) -> list[str]:
+    if not _IDS.fullmatch(cell.strip()):
+        problem = f'"item_ids" is {shown(cell)}, expected a list such as [12, 7, 31]'
+        raise fault(cells.block.path, cells.block.line_of(index), problem)
+    return [item.strip() for item in cell.strip()[1:-1].split(",")]

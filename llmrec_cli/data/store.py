@@ -1,0 +1,286 @@
+"""The prepared folder: parquet files, and a manifest written last that vouches for them.
+
+The same inputs give the same bytes on every run, machine and worker count: everything is ordered
+before it is written, writer settings are fixed, and the manifest holds no clock time and no path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec_cli.data.columns import (
+    BRAND,
+    COUNT,
+    HISTORY,
+    ITEM,
+    ITEM_ID,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    RATING,
+    ROW,
+    SPLITS,
+    TARGET,
+    TIMESTAMP,
+    TITLE,
+    TOKENS,
+    USER,
+    USER_ID,
+    split_file,
+)
+from llmrec_cli.errors import ArtefactError, DataError, MachineError
+from llmrec_cli.recipe import DataSection
+
+Manifest: TypeAlias = dict[str, Any]
+
+LAYOUT = 1  # goes up when a folder written before can no longer be read
+
+ITEMS_SCHEMA = pa.schema(
+    {
+        ITEM: pa.int32(),
+        ITEM_ID: pa.string(),
+        TITLE: pa.string(),
+        BRAND: pa.string(),
+        TOKENS: pa.list_(pa.string()),
+        COUNT: pa.int32(),
+    }
+)
+ROWS_SCHEMA = pa.schema(
+    {
+        ROW: pa.int32(),
+        USER: pa.int32(),
+        USER_ID: pa.string(),
+        HISTORY: pa.list_(pa.int32()),
+        TARGET: pa.int32(),
+        TIMESTAMP: pa.int64(),
+        RATING: pa.float64(),
+    }
+)
+_PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, not by name
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prepared folder whose files match its manifest."""
+
+    folder: Path
+    manifest: Manifest
+    items: pd.DataFrame  # ITEM, ITEM_ID, TITLE, BRAND, TOKENS (lists of str, or None), COUNT
+    reused: bool = False  # it was there already and fits what was asked
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Rows of ``train``, ``valid`` or ``test``; HISTORY holds int32 arrays, oldest first."""
+        frame: pd.DataFrame = pq.read_table(self.folder / split_file(name)).to_pandas()
+        return frame
+
+
+def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
+    """What a prepared folder depends on: the data section, the seed, the content of the sources.
+
+    Paths are left out: sources count by their base name, size and SHA-256.
+
+    Raises:
+        DataError: a source does not exist or is a folder.
+        MachineError: a source cannot be read.
+    """
+    data = section.model_dump(mode="json")
+    named = {key: data.pop(key) for key in _PATH_KEYS}
+    splits = named.pop("splits")
+    named |= {f"splits.{split}": paths for split, paths in splits.items()}
+    sources = [
+        _source(f"data.{key}", path, locate(path))
+        for key, paths in named.items()
+        for path in ([paths] if isinstance(paths, str) else paths or [])
+    ]
+    return {"layout": LAYOUT, "data": data, "seed": seed, "sources": sources}
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden sibling that becomes ``folder`` when the block ends, and vanishes on any error.
+
+    What a killed process left behind there is removed first: one process prepares a folder.
+
+    Raises:
+        MachineError: the disk refuses.
+    """
+    stage = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        yield stage
+        stage.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise MachineError(f"{folder}: not prepared: {where}{error.strerror or error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_prepared(
+    folder: Path, items: pl.DataFrame, splits: Mapping[str, pl.DataFrame], facts: Manifest
+) -> None:
+    """Write items, splits and, last, the manifest: ``facts`` plus sizes and hashes of the files.
+
+    Args:
+        folder: exists; nothing else is in it.
+        items: the catalogue with COUNT, ordered by ITEM.
+        splits: for each of SPLITS its rows without ROW, in their final order.
+    """
+    tables = {ITEMS_FILE: _table(items, ITEMS_SCHEMA)}
+    for name in SPLITS:
+        rows = splits[name].with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW))
+        tables[split_file(name)] = _table(rows, ROWS_SCHEMA)
+    files = {name: _write_table(folder / name, table) for name, table in tables.items()}
+    text = json.dumps(facts | {"files": files}, indent=2, ensure_ascii=False, allow_nan=False)
+    with (folder / MANIFEST_FILE).open("wb") as out:
+        out.write(text.encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+    _sync(folder)
+
+
+def load_prepared(folder: Path, reused: bool = False) -> Prepared:
+    """Open a prepared folder after checking every file against the manifest.
+
+    Raises:
+        ArtefactError: no manifest, or a file that is missing or not as it was written.
+    """
+    manifest = read_manifest(folder)
+    for name, written in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise ArtefactError(f"{file}: missing; remove {folder} and run `llmrec prepare` again")
+        if _sha256(file) != written["sha256"]:
+            raise ArtefactError(
+                f"{file}: changed since it was prepared (SHA-256 differs from {MANIFEST_FILE});"
+                f" remove {folder} and run `llmrec prepare` again"
+            )
+    return Prepared(folder, manifest, _read_items(folder / ITEMS_FILE), reused)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        ArtefactError: there is none, or it is not one of ours.
+    """
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise ArtefactError(f"{folder}: not a prepared folder (no {MANIFEST_FILE})")
+    try:
+        manifest: Manifest = json.loads(file.read_bytes())
+        complete = {ITEMS_FILE, *map(split_file, SPLITS)} <= manifest["files"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete or manifest.get("layout") != LAYOUT:
+        raise ArtefactError(f"{file}: not a manifest of layout {LAYOUT}")
+    return manifest
+
+
+def check_fits(folder: Path, asked: Manifest) -> None:
+    """Refuse a prepared folder that was made from something else than ``asked``.
+
+    Args:
+        asked: from :func:`fingerprint`.
+
+    Raises:
+        DataError: names the first key or source that differs.
+    """
+    made = read_manifest(folder)
+    difference = _first_difference(made, asked)
+    if difference:
+        raise DataError(
+            f"{folder}: prepared from something else: {difference};"
+            " remove the folder, or give the recipe another name"
+        )
+
+
+def _first_difference(made: Manifest, asked: Manifest) -> str | None:
+    had, wanted = _choices(made), _choices(asked)
+    for key in [*wanted, *(had.keys() - wanted.keys())]:
+        if wanted.get(key) != had.get(key):
+            return f"{key} was {json.dumps(had.get(key))}, is now {json.dumps(wanted.get(key))}"
+    return _first_other_source(made["sources"], asked["sources"])
+
+
+def _choices(manifest: Manifest) -> Manifest:
+    return {f"data.{key}": value for key, value in manifest["data"].items()} | {
+        "seed": manifest["seed"]
+    }
+
+
+def _first_other_source(made: Sequence[Manifest], asked: Sequence[Manifest]) -> str | None:
+    for was, now in zip(made, asked, strict=False):
+        if (was["key"], was["sha256"]) != (now["key"], now["sha256"]):
+            return f"{now['key']} {now['name']} differs in content from {was['key']} {was['name']}"
+    if len(made) != len(asked):
+        return f"{len(made)} source files then, {len(asked)} now"
+    return None
+
+
+def _source(key: str, name: str, file: Path) -> Manifest:
+    try:
+        return {
+            "key": key,
+            "name": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": _sha256(file),
+        }
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DataError(f"{key} = {name}: {error.strerror}; expected a file") from None
+    except OSError as error:
+        raise MachineError(f"{key} = {name}: {error.strerror}") from None
+
+
+def _table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    return frame.select(schema.names).to_arrow().cast(schema)
+
+
+def _write_table(file: Path, table: pa.Table) -> Manifest:
+    with file.open("wb") as out:
+        pq.write_table(
+            table,
+            out,
+            version="2.6",
+            compression="zstd",
+            compression_level=3,
+            row_group_size=1 << 20,
+            data_page_version="1.0",
+        )
+        out.flush()
+        os.fsync(out.fileno())
+    return {"rows": table.num_rows, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _read_items(file: Path) -> pd.DataFrame:
+    table = pq.read_table(file)
+    frame: pd.DataFrame = table.to_pandas()
+    # Plain lists where pyarrow gives numpy arrays of objects.
+    return frame.assign(**{TOKENS: pd.Series(table[TOKENS].to_pylist(), dtype=object)})
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,268 @@
+"""From prompts to ranked lists: constrained decoding over the catalogue, METHODS section 7.
+
+    rank_catalogue   the k best leaves: exact (proven), Hugging Face's beam, or by scoring all
+    score_all        every leaf's score
+
+The model is used as it is: its body and its output weights.  ``model.generate`` and the
+``generation_config`` of a base model (sampling, top_k, repetition penalty) play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_cli.engine.all_items import score_leaves
+from llmrec_cli.engine.search import beam_search, exact_search
+from llmrec_cli.engine.tree_cache import TreeCache
+from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.tensors.beam import (
+    NONE,
+    Chains,
+    Finished,
+    best,
+    cut_after_kth,
+    forced_chains,
+    kth_score,
+)
+from llmrec_cli.tensors.children import Scorer
+from llmrec_cli.tensors.trie import Trie, paths
+
+_SCORES_AT_ONCE = 1 << 25  # trie nodes x users of one batch when every item is scored: 128 MB
+_TREE_TOKENS = 512  # tree tokens per user and call when every item is scored
+_EXTRA_WIDTH = 6  # prefixes expanded in a round beyond k; 16 at k = 10
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to search.
+
+    Raises:
+        RecipeError: a value out of range, or a combination without meaning.
+    """
+
+    k: int  # length of the list, excluded leaves not counted
+    search: Literal["exact", "beam", "all"] = "exact"
+    mask: Literal["before", "after"] = "before"  # normalise over legal tokens, or the vocabulary
+    temperature: float = 1.0  # > 0, divides the logits
+    length_penalty: float = 0.0  # score / tokens ** penalty, EOS counted
+    beams: int = 20  # width of search = "beam"
+    batch: int = 128  # users at once
+
+    def __post_init__(self) -> None:
+        for name in ("k", "beams", "batch"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not self.temperature > 0:
+            raise RecipeError(f"temperature = {self.temperature}: must be > 0")
+        if self.search == "exact" and self.length_penalty != 0:
+            raise RecipeError(
+                f"length_penalty = {self.length_penalty}: must be 0 with search = 'exact', whose "
+                "proof needs scores that only fall; use search = 'beam' or 'all'"
+            )
+        if self.search == "beam" and self.beams < self.k:
+            raise RecipeError(f"beams = {self.beams}: must be at least k = {self.k}")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranked lists, in the order of the prompts; on the CPU."""
+
+    leaf_BK: Tensor  # int64 leaf indices, best first, -1 padding
+    score_BK: Tensor  # fp32 log-probability (or length-penalised score), -inf padding
+    proven_B: Tensor  # bool: the list is the true catalogue top k
+
+    @property
+    def proven(self) -> bool:
+        """Every list is the true catalogue top k."""
+        return bool(self.proven_B.all())
+
+
+def rank_catalogue(
+    model: nn.Module,
+    trie: Trie,
+    prompts: Sequence[Sequence[int]],
+    options: DecodeOptions,
+    exclude: Sequence[Sequence[int]] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Ranked:
+    """The best ``options.k`` leaves of each user.
+
+    Args:
+        model: any Hugging Face causal language model, also under PEFT, on any device.
+        prompts: token ids, one non-empty list per user.
+        exclude: for each user the leaves (the seen history) that do not count towards k.  They
+            stay in the list, in their place, so that one search serves both protocols.
+        progress: called after each batch with the number of users done so far.
+
+    Returns:
+        lists of up to k + the number of excluded leaves, cut after the k-th that counts.  Equal
+        scores are ordered by leaf index.
+
+    Raises:
+        ArtefactError: a model that cannot be searched.
+        DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
+        NumbersError: the model's output is NaN or infinite.
+    """
+    excluded_BQ = _padded_exclusions(exclude, len(prompts), trie.n_leaves)
+    width = min(options.k + excluded_BQ.shape[1], trie.n_leaves)
+    leaf_BK = torch.full((len(prompts), width), NONE)
+    score_BK = torch.full((len(prompts), width), -torch.inf)
+    proven_B = torch.zeros(len(prompts), dtype=torch.bool)
+    n_done = 0
+    with _inference(model):
+        for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
+            excluded = excluded_BQ[rows_B].to(tree.hidden_BD.device)
+            found, proven = _search(tree, scorer, chains, options, excluded)
+            found = cut_after_kth(found, excluded, options.k)
+            n_found = min(width, found.leaf_BK.shape[1])
+            leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
+            score_BK[rows_B, :n_found] = found.score_BK[:, :n_found].cpu()
+            proven_B[rows_B] = proven.cpu()
+            n_done += len(rows_B)
+            if progress is not None:
+                progress(n_done)
+    return Ranked(leaf_BK, score_BK, proven_B)
+
+
+def score_all(
+    model: nn.Module, trie: Trie, prompts: Sequence[Sequence[int]], options: DecodeOptions
+) -> Tensor:
+    """Every leaf's score for every user, score_BL in fp32 on the CPU.
+
+    Uses ``mask``, ``temperature``, ``length_penalty`` and ``batch`` of the options.  With mask
+    "before" and penalty 0 these are log-probabilities that sum to 1 over the catalogue.
+
+    Raises:
+        ArtefactError, DataError, NumbersError: as ``rank_catalogue``.
+    """
+    score_BL = torch.empty((len(prompts), trie.n_leaves))
+    with _inference(model):
+        for rows_B, tree, scorer, _ in _batches(model, trie, prompts, options, whole=True):
+            score_BL[rows_B] = _all_scores(tree, scorer, options.length_penalty).cpu()
+    return score_BL
+
+
+Batch = tuple[Tensor, TreeCache, Scorer, Chains]
+
+
+def _batches(
+    model: nn.Module,
+    trie: Trie,
+    prompts: Sequence[Sequence[int]],
+    options: DecodeOptions,
+    whole: bool = False,
+) -> Iterator[Batch]:
+    """Users of similar prompt length together: (rows_B, their cache, scorer, forced chains)."""
+    empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)
+    if empty is not None:
+        raise DataError(f"prompt {empty}: no tokens, expected at least one (BOS)")
+    body, scorer = _body(model), _scorer(model, trie, options)
+    chains = forced_chains(scorer.trie)
+    at_once = options.batch
+    if whole or options.search == "all":
+        at_once = max(1, min(at_once, _SCORES_AT_ONCE // trie.n_nodes))
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for at in range(0, len(prompts), at_once):
+        rows = by_length[at : at + at_once]
+        tree = TreeCache(body, [prompts[row] for row in rows], scorer.weight_VD.device)
+        yield torch.tensor(rows), tree, scorer, chains
+
+
+def _search(
+    tree: TreeCache, scorer: Scorer, chains: Chains, options: DecodeOptions, excluded_BQ: Tensor
+) -> tuple[Finished, Tensor]:
+    """One batch's lists, and which of them are proven."""
+    k, n_users = options.k, len(tree.hidden_BD)
+    if options.search == "beam":
+        found, lost_B = beam_search(tree, scorer, chains, options.beams, options.length_penalty)
+        proven_B = (kth_score(found, excluded_BQ, k) > lost_B) | (lost_B == -torch.inf)
+        return found, proven_B & (options.length_penalty == 0)
+    proven_B = torch.ones(n_users, dtype=torch.bool)
+    if options.search == "exact":
+        return exact_search(tree, scorer, chains, k, excluded_BQ, k + _EXTRA_WIDTH), proven_B
+    score_BL = _all_scores(tree, scorer, options.length_penalty)
+    leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
+    width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
+    return Finished(*best(score_BL, leaf_BL, width)), proven_B
+
+
+def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
+    score_BL = score_leaves(tree, scorer, _TREE_TOKENS)
+    if length_penalty == 0:
+        return score_BL
+    _, _, length_L = paths(scorer.trie, torch.arange(score_BL.shape[1], device=score_BL.device))
+    return score_BL / length_L**length_penalty
+
+
+def _body(model: nn.Module) -> nn.Module:
+    """The decoder without its output head; LoRA layers are part of it."""
+    config: Any = _unwrapped(model).config
+    scaled = [
+        name
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+        if getattr(config, name, None) is not None
+    ]
+    if scaled:
+        raise ArtefactError(
+            f"model type {config.model_type!r} changes its logits after the output head "
+            f"({', '.join(scaled)}): expected a plain head, as in Llama or Qwen"
+        )
+    body: nn.Module = _unwrapped(model).get_decoder()
+    return body
+
+
+def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
+    """The output head's weights, with the delta of a LoRA adapter on the head itself."""
+    head: Any = _unwrapped(model).get_output_embeddings()
+    weight_VD: Tensor = head.weight
+    if hasattr(head, "get_delta_weight") and not (head.merged or head.disable_adapters):
+        for adapter in head.active_adapters:
+            weight_VD = weight_VD + head.get_delta_weight(adapter)
+    if not weight_VD.is_floating_point():
+        raise ArtefactError(f"output head of type {weight_VD.dtype}: expected floating point")
+    largest = int(trie.edge_token_E.max())
+    if largest >= len(weight_VD):
+        raise ArtefactError(
+            f"the catalogue has token {largest}, the model a vocabulary of {len(weight_VD)}: "
+            "expected the tokenizer that the model was trained with"
+        )
+    on_device = trie.to(weight_VD.device)
+    over_vocab = options.mask == "after"
+    return Scorer(on_device, weight_VD, head.bias, options.temperature, over_vocab)
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # nn.Module attribute
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
+    """Excluded leaves, each once, as excluded_BQ; -2 (no leaf, no padding of a list) elsewhere."""
+    if len(exclude) not in (0, n_users):
+        raise DataError(f"exclude has {len(exclude)} rows: expected one for each of {n_users}")
+    distinct = [sorted(set(leaves)) for leaves in exclude] or [[] for _ in range(n_users)]
+    for row, leaves in enumerate(distinct):
+        if leaves and not 0 <= leaves[0] <= leaves[-1] < n_leaves:
+            wrong = leaves[0] if leaves[0] < 0 else leaves[-1]
+            raise DataError(f"exclude row {row}: leaf {wrong}, expected 0 .. {n_leaves - 1}")
+    width = max(map(len, distinct), default=0)
+    padded = [leaves + [-2] * (width - len(leaves)) for leaves in distinct]
+    return torch.tensor(padded, dtype=torch.int64).view(n_users, width)

@@ -1,0 +1,40 @@
+"""``metrics.jsonl``: one JSON object per update, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmrec_cli.files import machine_errors, write_atomically
+
+
+class MetricsLog:
+    """Append-only JSON lines, each with its ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row."""
+        with machine_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
+
+    def keep_until(self, step: int) -> None:
+        """Drop rows after ``step``: a resumed run writes them again."""
+        rows = [row for row in self.rows() if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.path, text.encode())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All complete rows; a line torn by a crash is ignored."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows

@@ -1,0 +1,268 @@
+"""The training loop: one for SFT and every alignment.
+
+A method's loss is a sum and a count.  Sums and counts are added over micro-batches and ranks and
+divided once, by the count of the whole global batch.  The order of the rows is a pure function of
+(seed, epoch, step) and dropout is reseeded from (seed, step, rank), so a resumed run continues as if
+it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from llmrec_cli.engine import checkpoint
+from llmrec_cli.engine.batches import Collator, MicroBatch, micro_batches, rows_of_step
+from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import NumbersError
+from llmrec_cli.methods.contract import Forward, LossSums, Method
+from llmrec_cli.models.backbone import Policy
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import TrainSection
+from llmrec_cli.tensors.trie import Trie
+
+Validate = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one training run needs."""
+
+    policy: Policy
+    method: Method
+    options: Any
+    trie: Trie
+    train_rows: Sequence[Row]
+    valid_rows: Sequence[Row]
+    rank_valid: Validate  # ranking metrics on validation rows, e.g. {"ndcg@10": ...}
+    section: TrainSection
+    seed: int
+    folder: Path
+    accelerator: Accelerator
+    progress: Progress
+    label: str = "train"
+
+    @property
+    def steps(self) -> int:
+        """Number of updates of the whole run."""
+        per_epoch = self.steps_per_epoch
+        wanted = math.ceil(self.section.epochs * per_epoch)
+        return min(wanted, self.section.max_steps or wanted)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train_rows) // self.section.batch)
+
+
+@dataclass
+class Position:
+    """Where a run stands; written into every checkpoint."""
+
+    step: int = 0  # updates done
+    method: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    best_score: float | None = None  # higher is better
+    worse: int = 0  # validations since the best one
+    stopped: bool = False  # by patience
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def train(job: Job, *, resume: bool) -> Position:
+    """Run a job to its end, then put the best validation's weights into the policy.
+
+    Raises:
+        NumbersError: a loss or gradient norm is NaN or infinite; nothing was updated with it.
+        ArtefactError: ``resume``, and the checkpoints do not fit or are damaged.
+    """
+    policy, optimizer = job.accelerator.prepare(job.policy, make_optimizer(job.policy, job.section))
+    position = Position(method=dict(job.method.init_state(job.options, job.trie)))
+    log = MetricsLog(job.folder / "metrics.jsonl")
+    if resume:
+        position = _resume(job, optimizer, position)
+    log.keep_until(position.step)
+    collate = Collator(
+        job.trie,
+        cut_forced=job.method.legal_only(job.options),
+        dense_head=job.accelerator.num_processes > 1,
+    )
+    with job.progress.track(job.label, job.steps, position.step, unit="updates") as advance:
+        while position.step < job.steps and not position.stopped:
+            row = _update(job, policy, optimizer, collate, position)
+            if _due(job, position.step, every=job.section.validate_every * job.steps_per_epoch):
+                row |= _validate(job, collate, position)
+                checkpoint_now = True
+            else:
+                checkpoint_now = position.step % (job.section.save_every or job.steps) == 0
+            log.append(row)
+            if checkpoint_now:
+                _save(job, optimizer, position)
+            advance(1, _note(row))
+    if position.best_step is not None:
+        best = job.folder / "checkpoints" / f"step-{position.best_step}"
+        checkpoint.restore_weights(job.policy, best)
+    return position
+
+
+def make_optimizer(policy: torch.nn.Module, section: TrainSection) -> torch.optim.AdamW:
+    """AdamW over what is trained; weight decay on matrices only."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": section.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas)
+
+
+def learning_rate(section: TrainSection, step: int, steps: int) -> float:
+    """Rate of update ``step`` (0-based) of ``steps``: linear warm-up, then the schedule down to 0."""
+    warmup = section.warmup * steps if section.warmup < 1 else section.warmup
+    if step < warmup:
+        return section.learning_rate * (step + 1) / math.ceil(warmup)
+    if section.schedule == "constant":
+        return section.learning_rate
+    done = (step - warmup) / max(steps - warmup, 1)
+    left = 1 - done if section.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return section.learning_rate * left
+
+
+def _update(
+    job: Job, policy: Any, optimizer: Any, collate: Collator, position: Position
+) -> dict[str, Any]:
+    """One optimizer step over one global batch; returns its metrics row."""
+    begun = time.perf_counter()
+    accelerator, section = job.accelerator, job.section
+    torch.manual_seed(_step_seed(job.seed, position.step, accelerator.process_index))
+    chosen = rows_of_step(len(job.train_rows), section.batch, job.seed, position.step)
+    mine = [job.train_rows[i] for i in chosen[accelerator.process_index :: accelerator.num_processes]]
+    job.policy.train()
+    sums: dict[str, torch.Tensor] = {}
+    tokens = 0
+    for rows in micro_batches(mine, section.micro_batch):
+        batch = collate(rows).to(accelerator.device)
+        losses = compute_loss(job, policy, batch, position.method)
+        accelerator.backward(losses.total)
+        _add(sums, losses)
+        tokens += batch.tokens
+    totals = reduce_sums(accelerator, sums)
+    count = max(totals.pop("count"), 1.0)
+    loss = totals.pop("total") / count
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    _scale_gradients(parameters, accelerator.num_processes / count)
+    limit = section.clip or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise NumbersError(
+            f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}; nothing was updated. "
+            f"Training rows of this batch: {chosen[:8]}{'...' if len(chosen) > 8 else ''}"
+        )
+    rate = learning_rate(section, position.step, job.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    logged = {**job.method.metrics(totals, count), **position.method}
+    position.method = dict(job.method.update_state(position.method, totals, job.options, job.trie))
+    position.step += 1
+    return {
+        "step": position.step,
+        "epoch": round(position.step / job.steps_per_epoch, 4),
+        "loss": loss,
+        "learning_rate": rate,
+        "gradient_norm": norm,
+        **logged,
+        "tokens": tokens,
+        "seconds": round(time.perf_counter() - begun, 4),
+    }
+
+
+def compute_loss(
+    job: Job, policy: Any, batch: MicroBatch, state: Mapping[str, float]
+) -> LossSums:
+    """Forward pass of one micro-batch and the method's loss on it."""
+    hidden_PD = policy(batch.input_ids_BT, batch.take_P)
+    forward = Forward(hidden_PD=hidden_PD, head=job.policy.head())
+    return job.method.loss(forward, batch.batch, job.options, state)
+
+
+def reduce_sums(accelerator: Accelerator, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Add the sums of all ranks; one collective."""
+    names = sorted(sums)
+    packed = torch.stack([sums[name].double() for name in names]).to(accelerator.device)
+    reduced = accelerator.reduce(packed, reduction="sum")
+    return dict(zip(names, reduced.tolist(), strict=True))
+
+
+def _validate(job: Job, collate: Collator, position: Position) -> dict[str, float]:
+    """Validation loss and ranking; remembers the best and counts towards patience."""
+    job.policy.eval()
+    sums: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for rows in micro_batches(job.valid_rows, job.section.micro_batch or job.section.batch):
+            batch = collate(rows).to(job.accelerator.device)
+            _add(sums, compute_loss(job, job.policy, batch, position.method))
+        ranking = dict(job.rank_valid())
+    loss = float(sums["total"]) / max(float(sums["count"]), 1.0)
+    by_ndcg = next((v for k, v in ranking.items() if k.startswith("ndcg")), None)
+    score = by_ndcg if job.section.select == "ndcg" and by_ndcg is not None else -loss
+    if position.best_score is None or score > position.best_score:
+        position.best_step, position.best_score, position.worse = position.step, score, 0
+    else:
+        position.worse += 1
+        position.stopped = position.worse >= (job.section.patience or math.inf)
+    return {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}}
+
+
+def _due(job: Job, step: int, every: float) -> bool:
+    """Whether a multiple of ``every`` (updates, may be fractional) lies at this step, or the end."""
+    return step == job.steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def _resume(job: Job, optimizer: Any, fresh: Position) -> Position:
+    found = checkpoint.newest(job.folder / "checkpoints")
+    if found is None:
+        job.progress.say(f"{job.folder}: no checkpoint yet, starting from the beginning")
+        return fresh
+    for reason in found.skipped:
+        job.progress.say(f"skipped a damaged checkpoint: {reason}")
+    checkpoint.restore(found.folder, job.policy, optimizer)
+    job.progress.say(f"resumed from {found.folder}")
+    return Position(**found.state)
+
+
+def _save(job: Job, optimizer: Any, position: Position) -> None:
+    if job.accelerator.is_main_process:
+        root = job.folder / "checkpoints"
+        checkpoint.save(root, job.policy, optimizer, position.as_json())
+        checkpoint.prune(root, keep=job.section.keep, best_step=position.best_step)
+
+
+def _add(sums: dict[str, torch.Tensor], losses: LossSums) -> None:
+    new = {"total": losses.total.detach(), "count": losses.count, **losses.stats}
+    for name, value in new.items():
+        tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
+        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + tensor
+
+
+def _scale_gradients(parameters: Sequence[torch.Tensor], factor: float) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, factor)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    shown = [f"loss {row['loss']:.4f}"]
+    shown += [f"{k.removeprefix('valid_')} {v:.4f}" for k, v in row.items() if "ndcg" in k]
+    return " ".join(shown)

@@ -1,0 +1,160 @@
+"""Training and decoding rows: a prompt and the catalogue leaves that follow it.
+
+A row is small: prompt ids and target leaves.  Response tokens and trie nodes follow from the leaf,
+and no mask is ever stored.  A *window* has one target; a *sequence* has all targets of a stretch of
+a user's history, each of which sees everything before it in one causal pass, so it equals its
+windows (``as_windows``) in loss and gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from llmrec_cli.data.columns import HISTORY, TARGET, TITLE, TOKENS, USER
+from llmrec_cli.data.prompts import Template
+from llmrec_cli.errors import DataError
+from llmrec_cli.models.tokenizer import Codec
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``prompt`` token ids, then the items of ``targets`` (catalogue indices) one after the other."""
+
+    prompt: IntArray
+    targets: tuple[int, ...]
+
+
+def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
+    """Token sequence of every item, ending in EOS.
+
+    A semantic ID is its own tokens; a title is encoded in double quotes (BIGRec, MSL), apart from
+    any prompt so that no byte-pair merge crosses the boundary.
+
+    Raises:
+        DataError: an item has no token, or contains EOS.
+    """
+    if items[TOKENS].notna().any():
+        vocabulary = codec.tokenizer.get_vocab()
+        sequences = [[vocabulary[token] for token in tokens] for tokens in items[TOKENS]]
+    else:
+        sequences = codec.encode([f'"{title}"' for title in items[TITLE]])
+    for index, tokens in enumerate(sequences):
+        if not tokens or codec.eos in tokens:
+            what = "contains EOS" if tokens else "has no tokens"
+            name = items.iloc[index][TITLE]
+            raise DataError(f"item {items.iloc[index]['item_id']!r} ({name!r}) {what} in this tokenizer")
+    return [[*tokens, codec.eos] for tokens in sequences]
+
+
+class PromptEncoder:
+    """Histories to prompt ids, for a text template or for bare item sequences.
+
+    A prompt that is too long loses its oldest items whole; a title is never cut.
+    """
+
+    def __init__(
+        self,
+        template: Template | None,
+        codec: Codec,
+        items: pd.DataFrame,
+        catalogue: Sequence[Sequence[int]],
+        max_tokens: int,
+    ) -> None:
+        self.template = template
+        self.codec = codec
+        self.catalogue = [np.asarray(tokens, dtype=np.int32) for tokens in catalogue]
+        self.titles = items[TITLE].fillna("").tolist() if template else []
+        self.max_tokens = max_tokens
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> list[IntArray]:
+        """Prompt ids of each history (catalogue indices, oldest first)."""
+        if self.template is None:
+            return [self._bare(history) for history in histories]
+        return self._texts([list(history) for history in histories])
+
+    def _bare(self, history: Sequence[int]) -> IntArray:
+        room, parts = self.max_tokens - 1, []
+        for item in reversed(history):
+            room -= len(self.catalogue[item])
+            if room < 0:
+                break
+            parts.append(self.catalogue[item])
+        start = np.array([self.codec.start], dtype=np.int32)
+        return np.concatenate([start, *reversed(parts)])
+
+    def _texts(self, histories: list[list[int]]) -> list[IntArray]:
+        prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
+        waiting = list(range(len(histories)))
+        while waiting:
+            ids = self.codec.encode_prompts([self._render(histories[i]) for i in waiting])
+            too_long = []
+            for i, tokens in zip(waiting, ids, strict=True):
+                prompts[i] = np.asarray(tokens, dtype=np.int32)
+                if len(tokens) > self.max_tokens and histories[i]:
+                    histories[i] = histories[i][1:]
+                    too_long.append(i)
+                elif len(tokens) > self.max_tokens:
+                    raise DataError(
+                        f"prompt.max_tokens = {self.max_tokens}: the template alone takes "
+                        f"{len(tokens)} tokens in this tokenizer"
+                    )
+            waiting = too_long
+        return prompts
+
+    def _render(self, history: Sequence[int]) -> str:
+        assert self.template is not None  # noqa: S101 - _texts is only called with one
+        return self.template.render([self.titles[item] for item in history])
+
+
+def window_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
+    """One row per (history, target) of a prepared split."""
+    prompts = encoder.encode(frame[HISTORY].tolist())
+    return [Row(p, (int(t),)) for p, t in zip(prompts, frame[TARGET], strict=True)]
+
+
+def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> list[Row]:
+    """All targets of a user in as few causal passes as possible.
+
+    A user's windows are chained while each history is the one before plus its target.  A pass holds
+    at most ``longest`` + 1 items; where a user has more, the next pass starts with the last
+    ``longest // 2`` items as its prompt, so every later target sees between ``longest // 2`` and
+    ``longest`` items.  Users with at most ``longest`` + 1 training items lose nothing.
+    """
+    rows: list[Row] = []
+    columns = zip(frame[USER], frame[HISTORY], frame[TARGET], strict=True)
+    user, seen = None, list[int]()  # all items of the user so far
+    start = first = 0  # where the open pass begins, and where its targets begin
+
+    def close() -> None:
+        if user is not None and first < len(seen):
+            prompt = encoder.encode([seen[start:first]])[0]
+            rows.append(Row(prompt, tuple(seen[first:])))
+
+    for row_user, history, target in columns:
+        continues = user == row_user and list(seen[len(seen) - len(history) :]) == list(history)
+        if not continues:
+            close()
+            user, seen = row_user, [int(item) for item in history]
+            start, first = 0, len(seen)
+        elif len(seen) - start > longest:
+            close()
+            start, first = len(seen) - longest // 2, len(seen)
+        seen.append(int(target))
+    close()
+    return rows
+
+
+def as_windows(row: Row, catalogue: Sequence[Sequence[int]]) -> list[Row]:
+    """The windows that a sequence row stands for."""
+    windows, prompt = [], row.prompt
+    for target in row.targets:
+        windows.append(Row(prompt, (target,)))
+        prompt = np.concatenate([prompt, np.asarray(catalogue[target], dtype=np.int32)])
+    return windows

@@ -1,0 +1,215 @@
+"""``llmrec eval``: rank the whole catalogue for every row of a split, score it, and compare runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmrec_cli import run_folder, workbench
+from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.engine.decode import Ranked
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import read_json, sha256, write_json
+from llmrec_cli.models.popularity import rank_by_popularity
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import DecodeSection, Recipe
+from llmrec_cli.report.leaderboard import Leaderboard, Run, build_leaderboard
+from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
+from llmrec_cli.report.report_json import Protocol, build_report
+
+POP = "pop"
+
+
+def evaluate(
+    recipe: Recipe,
+    runs: Sequence[str],
+    *,
+    split: str,
+    again: bool,
+    progress: Progress,
+) -> Leaderboard:
+    """Evaluate ``runs`` and put every evaluated run of the recipe side by side.
+
+    Args:
+        runs: run names; ``pop`` is the popularity line.
+        split: ``test`` or ``valid``.
+        again: evaluate anew where a report exists; without it, that is an error.
+
+    Raises:
+        ArtefactError: a run is not finished, or was evaluated before.
+    """
+    for run in runs:
+        _check_ready(recipe, run, split, again)
+    bench = workbench.open_workbench(recipe, progress)
+    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
+    frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows, recipe.seed)
+    for run in runs:
+        _evaluate_run(bench, leaves, frame, run, split, progress)
+    return leaderboard(recipe, leaves, split)
+
+
+def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
+    """Every run of the recipe that has a report, against SFT where it is among them.
+
+    Raises:
+        ArtefactError: no run was evaluated yet.
+    """
+    runs = []
+    for name in [POP, *recipe.runs()]:
+        folder = recipe.run_folder(name)
+        if (folder / _named("report.json", split)).is_file():
+            report = read_json(folder / _named("report.json", split))
+            predictions = read_predictions(folder / _named("predictions.parquet", split))
+            rows = score_rows(predictions, leaves, recipe.eval.cutoffs, recipe.eval.seen, "miss")
+            runs.append(Run(name, report, rows))
+    if not runs:
+        raise ArtefactError(f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval")
+    baseline = "sft" if any(run.name == "sft" for run in runs) else None
+    return build_leaderboard(runs, baseline, resamples=recipe.eval.resamples, seed=recipe.seed)
+
+
+def _check_ready(recipe: Recipe, run: str, split: str, again: bool) -> None:
+    folder = recipe.run_folder(run) if run == POP else run_folder.require_done(recipe, run)
+    if (folder / _named("report.json", split)).exists() and not again:
+        raise ArtefactError(
+            f"{folder}: was evaluated on {split} before, and {split} is opened once per run; "
+            "add --again to repeat it (the manifest counts it)"
+        )
+
+
+def _evaluate_run(
+    bench: workbench.Workbench,
+    leaves: Leaves,
+    frame: pd.DataFrame,
+    run: str,
+    split: str,
+    progress: Progress,
+) -> None:
+    recipe = bench.recipe
+    folder = recipe.run_folder(run)
+    begun = time.perf_counter()
+    if run == POP:
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions = _rank_by_popularity(bench, leaves, frame)
+    else:
+        _warn_about_mask(recipe, run, progress)
+        predictions = _rank_by_model(bench, leaves, frame, run, progress)
+    seconds = time.perf_counter() - begun
+    write_predictions(
+        folder / _named("predictions.parquet", split), predictions, frame["row"].to_numpy()
+    )
+    report = build_report(
+        {"keep": predictions, "remove": predictions},
+        leaves,
+        _protocol(bench, run, split),
+        resamples=recipe.eval.resamples,
+        seed=recipe.seed,
+        short="miss",
+    )
+    report["cost"] = {"seconds": round(seconds, 3), "rows_per_second": round(len(frame) / seconds, 1)}
+    write_json(folder / _named("report.json", split), report)
+    _log_opening(folder, split)
+
+
+def _rank_by_model(
+    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame, run: str, progress: Progress
+) -> pd.DataFrame:
+    """Decode batch by batch; rows of similar prompt length go together."""
+    section = bench.recipe.eval
+    depth = max(section.cutoffs)
+    model = workbench.load_policy(bench, bench.recipe.run_folder(run), train=False)
+    by_length = frame.iloc[np.argsort([len(h) for h in frame["history"]], kind="stable")]
+    ranked: list[np.ndarray[Any, Any]] = []
+    scores: list[np.ndarray[Any, Any]] = []
+    differs: list[bool] = []
+    with progress.track(f"eval {run}", len(frame), unit="rows") as advance:
+        for start in range(0, len(frame), section.batch):
+            part = by_length.iloc[start : start + section.batch]
+            found = bench.rank(model, part, section.decode, depth, exclude=True)
+            _collect(found, leaves, ranked, scores)
+            if section.decode.beam_error:
+                differs += _beam_differs(bench, model, part, section.decode, depth)
+            advance(len(part))
+    return build_predictions(by_length, ranked, scores, differs or None)
+
+
+def _collect(
+    found: Ranked,
+    leaves: Leaves,
+    ranked: list[np.ndarray[Any, Any]],
+    scores: list[np.ndarray[Any, Any]],
+) -> None:
+    leaf_BK, score_BK = found.leaf_BK.cpu().numpy(), found.score_BK.float().cpu().numpy()
+    for leaf_K, score_K in zip(leaf_BK, score_BK, strict=True):
+        ranked.append(leaves.item_of_leaf_L[leaf_K[leaf_K >= 0]])
+        scores.append(score_K[leaf_K >= 0])
+
+
+def _beam_differs(
+    bench: workbench.Workbench, model: Any, part: pd.DataFrame, decode: DecodeSection, depth: int
+) -> list[bool]:
+    """Per row, whether the beam's first ``depth`` entries are not the exact ones, in order."""
+    lists = {
+        search: bench.rank(
+            model, part, decode.model_copy(update={"search": search}), depth, exclude=False
+        ).leaf_BK[:, :depth]
+        for search in ("exact", "beam")
+    }
+    different: list[bool] = (lists["exact"] != lists["beam"]).any(1).tolist()
+    return different
+
+
+def _rank_by_popularity(
+    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame
+) -> pd.DataFrame:
+    depth = max(bench.recipe.eval.cutoffs)
+    depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
+    ranked, scores = rank_by_popularity(leaves, depths)
+    return build_predictions(frame, ranked, scores)
+
+
+def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
+    recipe = bench.recipe
+    hashes = {"data": sha256(recipe.prepared / "manifest.json")}
+    folder = recipe.run_folder(run)
+    if (folder / "manifest.json").is_file():
+        hashes["run"] = sha256(folder / "manifest.json")
+    decoder: Mapping[str, Any] = recipe.eval.decode.model_dump() if run != POP else {"search": "all"}
+    return Protocol(
+        split=split,
+        seen=recipe.eval.seen,
+        cutoffs=recipe.eval.cutoffs,
+        candidates="whole catalogue",
+        decoder=decoder,
+        hashes=hashes,
+    )
+
+
+def _warn_about_mask(recipe: Recipe, run: str, progress: Progress) -> None:
+    stage = recipe.stage(run)
+    if recipe.eval.decode.mask == "after" and getattr(stage, "method", "lml") == "msl":
+        progress.say(
+            f'{run}: warning: trained on legal tokens only, decoded with mask = "after"; decode as '
+            'you trained (mask = "before"), or expect much lower figures'
+        )
+
+
+def _log_opening(folder: Path, split: str) -> None:
+    """Count in the run's manifest how often a split was opened for it."""
+    path = folder / run_folder.MANIFEST_FILE
+    manifest: dict[str, Any] = read_json(path) if path.is_file() else {"status": "done"}
+    opened = manifest.setdefault("opened", {})
+    opened[split] = opened.get(split, 0) + 1
+    write_json(path, manifest)
+
+
+def _named(name: str, split: str) -> str:
+    """``report.json`` for the test split, ``report-valid.json`` for validation."""
+    stem, dot, ending = name.partition(".")
+    return name if split == "test" else f"{stem}-{split}{dot}{ending}"

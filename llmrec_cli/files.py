@@ -1,0 +1,130 @@
+"""Writing that survives a crash: temporary name in the same folder, fsync, rename, fsync."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from llmrec_cli.errors import ArtefactError, MachineError
+
+HASHES = "files.json"
+
+
+@contextlib.contextmanager
+def machine_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error into a MachineError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MachineError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        MachineError: disk full, no permission.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with machine_errors(path):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with sorted keys."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ArtefactError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ArtefactError(f"{path}: not valid JSON: {error}") from None
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Create ``folder`` whole or not at all; its files' SHA-256 stand in ``files.json``.
+
+    ``fill(temporary)`` writes the files.  An older folder of that name is replaced.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with machine_errors(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            fill(temporary)
+            hashes = {name: sha256(temporary / name) for name in _names(temporary)}
+            write_json(temporary / HASHES, hashes)
+            for name in _names(temporary):
+                _sync_file(temporary / name)
+            _sync_folder(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+            _sync_folder(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def check_folder(folder: Path) -> None:
+    """Compare every file with its recorded SHA-256.
+
+    Raises:
+        ArtefactError: a file is missing, added or changed; the message names it.
+    """
+    recorded = read_json(folder / HASHES)
+    present = set(_names(folder)) - {HASHES}
+    for name in sorted(set(recorded) | present):
+        if name not in present:
+            raise ArtefactError(f"{folder / name}: missing")
+        if name not in recorded:
+            raise ArtefactError(f"{folder / name}: not written by llmrec; remove it")
+        if sha256(folder / name) != recorded[name]:
+            raise ArtefactError(f"{folder / name}: damaged: its SHA-256 is not the recorded one")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

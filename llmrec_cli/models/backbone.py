@@ -1,0 +1,207 @@
+"""Backbones: any causal language model of the hub or a local folder, or a small Llama from scratch.
+
+A *base* is a model with its tokenizer, as an ordinary Hugging Face folder.  A *policy* wraps the
+model that is trained: it returns hidden states at chosen positions and never calls the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.methods.contract import Head
+from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.recipe import ModelSection, ScratchModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Policy(nn.Module):
+    """A causal language model seen as its body and its head.
+
+    ``forward(input_ids_BT, take_P)`` returns ``hidden_PD``: the last hidden states (after the final
+    norm) at the flat positions ``take_P`` of the padded batch.  Rows are padded on the right, so a
+    causal model needs no mask.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids_BT: Tensor, take_P: Tensor) -> Tensor:
+        hidden_BTD = body(self.model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+        taken: Tensor = hidden_BTD.flatten(0, 1)[take_P]
+        return taken
+
+    def head(self) -> Head:
+        """The head's weights, shared with the model."""
+        layer = self.model.get_output_embeddings()
+        return Head(layer.weight, getattr(layer, "bias", None))
+
+
+def body(model: Any) -> Any:
+    """The part of a causal LM below its head, also inside a peft wrapper."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.get_decoder()
+
+
+def build_scratch(
+    section: ScratchModel, texts: Sequence[str], new_tokens: Sequence[str], seed: int
+) -> tuple[Any, Any]:
+    """A small Llama with random weights and a tokenizer trained on ``texts``.
+
+    Returns:
+        (model, tokenizer); the same arguments give the same weights on every machine.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(texts, vocabulary=section.vocabulary)
+    tokenizer.add_tokens(list(new_tokens))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=section.hidden,
+        intermediate_size=section.feed_forward,
+        num_hidden_layers=section.layers,
+        num_attention_heads=section.heads,
+        tie_word_embeddings=section.tied,
+        attention_dropout=section.dropout,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return model, tokenizer
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a hub id or local folder.
+
+    Raises:
+        ArtefactError: it cannot be found or read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
+
+
+def load_model(source: str | Path, section: ModelSection) -> Any:
+    """The causal LM of a hub id or local folder, in the recipe's dtype and attention.
+
+    Weights are read from safetensors only and remote code is never run.
+
+    Raises:
+        ArtefactError: it cannot be found, read, or is no causal LM.
+        MachineError: an optional package is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    full_precision = section.tuning == "full"  # weights that are trained stay fp32 under autocast
+    options: dict[str, Any] = {
+        "dtype": torch.float32 if full_precision else DTYPES[section.dtype],
+        "attn_implementation": section.attention,
+        "revision": section.revision,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    if section.quantize != "none":
+        options["quantization_config"] = _quantization(section)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
+    except ImportError as error:
+        raise MachineError(f"model.attention = {section.attention!r}: {_first_line(error)}") from error
+    if section.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
+def add_tokens(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> list[int]:
+    """Teach a pretrained model the tokens of semantic IDs; returns the ids that are new.
+
+    New embeddings start at the mean of the old ones (transformers' ``mean_resizing``).
+    """
+    before = len(tokenizer)
+    tokenizer.add_tokens(list(new_tokens))
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return list(range(before, len(tokenizer)))
+
+
+def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) -> Any:
+    """Wrap a model in a LoRA adapter; embeddings of new tokens are trained and saved with it."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if section.quantize != "none":
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=section.gradient_checkpointing
+        )
+    lora = section.lora
+    targets: str | list[str] = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    trained = {"embed_tokens": list(new_token_ids), "lm_head": list(new_token_ids)}
+    tied = bool(model.config.tie_word_embeddings)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            trainable_token_indices=(
+                None if not new_token_ids else trained["embed_tokens"] if tied else trained
+            ),
+        ),
+    )
+
+
+def add_dropout(model: Any, rate: float) -> None:
+    """Dropout on embeddings and block outputs of a Llama that has none, by hooks; training only."""
+    if rate == 0:
+        return
+
+    def drop(module: nn.Module, args: object, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (nn.functional.dropout(output[0], rate, module.training), *output[1:])
+        return nn.functional.dropout(output, rate, module.training)
+
+    decoder = body(model)
+    decoder.embed_tokens.register_forward_hook(drop)
+    for layer in decoder.layers:
+        layer.self_attn.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
+
+
+def _quantization(section: ModelSection) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401 - only to know whether it is there
+    except ImportError:
+        raise MachineError(
+            f'model.quantize = "{section.quantize}" needs bitsandbytes: pip install "llmrec[quantized]"'
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    if section.quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[section.dtype],
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,215 @@
+"""``predictions.parquet``: what a run recommends to every row, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from llmrec_cli.data.columns import BEAM_DIFFERS, HISTORY, RANKED, ROW, SCORES, TARGET, USER_ID
+from llmrec_cli.errors import ArtefactError, MachineError
+
+SCHEMA = pa.schema(
+    [
+        pa.field(ROW, pa.int32(), nullable=False),
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(HISTORY, pa.list_(pa.int32()), nullable=False),
+        pa.field(TARGET, pa.int32(), nullable=False),
+        pa.field(RANKED, pa.list_(pa.int32()), nullable=False),
+        pa.field(SCORES, pa.list_(pa.float32()), nullable=False),
+    ]
+)
+_BEAM_FIELD = pa.field(BEAM_DIFFERS, pa.bool_(), nullable=False)
+
+
+def build_predictions(
+    rows: pd.DataFrame,
+    ranked: Sequence[ArrayLike],
+    scores: Sequence[ArrayLike],
+    beam_differs: ArrayLike | None = None,
+) -> pd.DataFrame:
+    """Join evaluated rows with what was recommended to them, in the same order.
+
+    Args:
+        rows: a prepared split (or a part of it) with ``row, user_id, history, target``.
+        ranked: per row, catalogue indices of items, best first, one item of each leaf.
+        scores: per row, the score of each ranked item, never rising.
+        beam_differs: per row, whether the beam's list is not the exact one.
+
+    Raises:
+        ArtefactError: the lengths differ.
+    """
+    if not len(rows) == len(ranked) == len(scores):
+        raise ArtefactError(
+            f"{len(rows)} rows, but {len(ranked)} ranked lists and {len(scores)} lists of scores"
+        )
+    frame = rows[[ROW, USER_ID, HISTORY, TARGET]].reset_index(drop=True)
+    frame[RANKED] = _objects(ranked, np.int32)
+    frame[SCORES] = _objects(scores, np.float32)
+    if beam_differs is not None:
+        frame[BEAM_DIFFERS] = np.asarray(beam_differs, dtype=bool)
+    return frame
+
+
+def check_predictions(predictions: pd.DataFrame, expected_rows: ArrayLike | None = None) -> None:
+    """Check that each row occurs once, with a list and falling scores.
+
+    Args:
+        predictions: the columns of ``SCHEMA``.
+        expected_rows: row ids that must all be there, and no others.
+
+    Raises:
+        ArtefactError: a column is missing; a row is missing, unexpected or there twice; a list and
+            its scores differ in length; a score is NaN or higher than the one before it.
+    """
+    missing = [name for name in SCHEMA.names if name not in predictions.columns]
+    if missing:
+        raise ArtefactError(
+            f"predictions: no column {missing[0]}; expected {', '.join(SCHEMA.names)}"
+        )
+    _check_rows(predictions[ROW].to_numpy(), expected_rows)
+    _check_lists(predictions)
+
+
+def write_predictions(
+    path: Path, predictions: pd.DataFrame, expected_rows: ArrayLike | None = None
+) -> None:
+    """Check and write ``predictions``, ordered by row; the file appears complete or not at all.
+
+    Raises:
+        ArtefactError: see ``check_predictions``.
+        MachineError: the disk or its permissions refuse.
+    """
+    check_predictions(predictions, expected_rows)
+    table = _to_table(predictions.sort_values(ROW, kind="stable"))
+    try:
+        _write_atomically(path, table)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot write predictions: {error}") from error
+
+
+def read_predictions(path: Path, expected_rows: ArrayLike | None = None) -> pd.DataFrame:
+    """Read and check a predictions file; lists become numpy arrays (int32, scores float32).
+
+    Raises:
+        ArtefactError: the file is missing, damaged, or fails ``check_predictions``.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path}: no such file; run `llmrec eval` first") from error
+    except (pa.ArrowException, OSError) as error:
+        raise ArtefactError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    try:
+        frame = _to_frame(table)
+        check_predictions(frame, expected_rows)
+    except (ArtefactError, pa.ArrowException) as error:
+        raise ArtefactError(f"{path}: {_first_line(error)}") from error
+    return frame
+
+
+def _check_rows(row_R: NDArray[np.int32], expected_rows: ArrayLike | None) -> None:
+    ids, times = np.unique(row_R, return_counts=True)
+    if (times > 1).any():
+        at = int(np.argmax(times > 1))
+        raise ArtefactError(f"predictions: row {ids[at]} occurs {times[at]} times")
+    if expected_rows is None:
+        return
+    expected = np.asarray(expected_rows)
+    for label, odd in (
+        ("missing", np.setdiff1d(expected, ids)),
+        ("unexpected", np.setdiff1d(ids, expected)),
+    ):
+        if len(odd):
+            raise ArtefactError(
+                f"predictions: {len(odd)} of {len(expected)} rows {label}, first {odd[0]}"
+            )
+
+
+def _check_lists(predictions: pd.DataFrame) -> None:
+    if len(predictions) == 0:
+        raise ArtefactError("predictions: no rows")
+    items, scores = (list(predictions[column]) for column in (RANKED, SCORES))
+    length_R = np.array([len(x) for x in items])
+    wrong_R = length_R != np.array([len(x) for x in scores])
+    if not wrong_R.any():
+        score_E = np.concatenate(scores).astype(np.float64)
+        row_E = np.repeat(np.arange(len(scores)), length_R)
+        with np.errstate(invalid="ignore"):  # -inf after -inf is in order
+            rises_E = ~(score_E[1:] <= score_E[:-1]) & (row_E[1:] == row_E[:-1])
+        wrong_R[row_E[np.isnan(score_E)]] = True
+        wrong_R[row_E[1:][rises_E]] = True
+    if wrong_R.any():
+        at = int(np.argmax(wrong_R))
+        raise ArtefactError(
+            f"predictions, row {predictions[ROW].iloc[at]}: {len(items[at])} items and "
+            f"{len(scores[at])} scores; expected as many of both, no NaN, and no score above "
+            "the one before"
+        )
+
+
+def _to_table(frame: pd.DataFrame) -> pa.Table:
+    schema = SCHEMA.append(_BEAM_FIELD) if BEAM_DIFFERS in frame.columns else SCHEMA
+    arrays = [pa.array(frame[field.name].tolist(), type=field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _to_frame(table: pa.Table) -> pd.DataFrame:
+    wanted = [*SCHEMA, *([_BEAM_FIELD] if BEAM_DIFFERS in table.column_names else [])]
+    present = [field for field in wanted if field.name in table.column_names]
+    return pd.DataFrame({f.name: _column(table[f.name].cast(f.type), f) for f in present})
+
+
+def _column(values: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
+    if values.null_count:
+        raise ArtefactError(f"{field.name}: {values.null_count} null, expected none")
+    if not pa.types.is_list(field.type):
+        return values.to_pandas()  # type: ignore[no-any-return]  # pyarrow has no types
+    whole = values.combine_chunks()
+    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    ends = np.cumsum(whole.value_lengths().to_numpy(zero_copy_only=False))
+    return _objects(np.split(flat, ends[:-1]), field.type.value_type.to_pandas_dtype())
+
+
+def _objects(lists: Sequence[ArrayLike], kind: type) -> pd.Series[Any]:
+    """Arrays as cells: pandas would make a matrix of lists of equal length."""
+    cells = np.empty(len(lists), dtype=object)
+    for at, values in enumerate(lists):
+        cells[at] = np.asarray(values, dtype=kind)
+    return pd.Series(cells, dtype=object)
+
+
+def _write_atomically(path: Path, table: pa.Table) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from colleagues
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

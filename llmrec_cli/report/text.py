@@ -1,0 +1,37 @@
+"""Titles and names come from other people's files: what a terminal or a report may be shown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# A terminal's own commands, 7-bit and C1 forms: ESC [ ... letter; ESC ] ... BEL or ESC \ and its
+# like (only where they end: otherwise the text after them is kept); ESC with one letter.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]?"
+)
+_JOINERS = "\u200c\u200d"  # shape letters and emoji, never direction or layout
+_SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
+
+
+def plain(title: str) -> str:
+    """``title`` as one harmless line.
+
+    Terminal escape sequences, control characters, bidirectional overrides and invisible format
+    characters are removed; line breaks and runs of spaces become one space; a lone surrogate (which
+    no file could be written with) becomes U+FFFD.  Markup such as ``[/]`` and ``<b>`` and formulas
+    such as ``=cmd`` stay as text: whoever renders must not interpret them.
+    """
+    without = _ESCAPES.sub("", title)
+    return " ".join("".join(map(_harmless, without)).split())
+
+
+def _harmless(char: str) -> str:
+    if char in _SPACES:
+        return " "
+    kind = unicodedata.category(char)
+    if kind == "Cs":
+        return "\ufffd"
+    return "" if kind in {"Cc", "Cf"} and char not in _JOINERS else char

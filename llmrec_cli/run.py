@@ -1,0 +1,29 @@
+"""``llmrec run``: every stage of a recipe in order; what is finished is kept, what stopped goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmrec_cli import run_folder
+from llmrec_cli.align import align
+from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.prepare import prepare
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.report.leaderboard import Leaderboard
+from llmrec_cli.sft import sft
+
+
+def run(recipe: Recipe, *, progress: Progress) -> Leaderboard:
+    """Prepare, fine-tune, align and evaluate; returns the leaderboard on the test split."""
+    prepare(recipe, Path, progress=progress.say)
+    sft(recipe, resume=recipe.run_folder("sft").exists(), progress=progress)
+    for name in recipe.align:
+        resume = recipe.run_folder(f"align-{name}").exists()
+        align(recipe, name, resume=resume, progress=progress)
+    fresh = [name for name in (POP, *recipe.runs()) if not _evaluated(recipe, name)]
+    return evaluate(recipe, fresh, split="test", again=False, progress=progress)
+
+
+def _evaluated(recipe: Recipe, name: str) -> bool:
+    return (recipe.run_folder(name) / run_folder.REPORT_FILE).is_file()

@@ -1,0 +1,129 @@
+"""Run folders: what lies in them, and the rules for writing them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from llmrec_cli import __version__
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import machine_errors, read_json, write_atomically, write_json
+from llmrec_cli.recipe import Recipe
+
+RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
+PREDICTIONS_FILE, REPORT_FILE = "predictions.parquet", "report.json"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pandas", "polars")
+
+
+def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool) -> Path:
+    """Create the folder of a run, or go on in it.
+
+    Args:
+        facts: what the run depends on besides the recipe (hashes of data, catalogue, parent); on
+            ``resume`` they must be what they were.
+
+    Raises:
+        ArtefactError: it exists and ``resume`` is off; or recipe or facts changed since.
+    """
+    folder = recipe.run_folder(run)
+    if folder.exists() and not resume:
+        raise ArtefactError(
+            f"{folder}: exists already and is never overwritten; add --resume to go on with it, "
+            "or choose another name (name=...)"
+        )
+    described = {"run": run, "settings": settings(recipe, run), "facts": dict(facts)}
+    if (folder / MANIFEST_FILE).is_file():
+        _check_same(folder, read_json(folder / MANIFEST_FILE), described)
+        return folder
+    with machine_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / RECIPE_FILE, tomli_w.dumps(recipe.resolved()).encode())
+    write_json(folder / MANIFEST_FILE, {**described, **circumstances(), "status": "running"})
+    return folder
+
+
+def settings(recipe: Recipe, run: str) -> dict[str, Any]:
+    """The part of a recipe that a training run depends on."""
+    plain = recipe.resolved()
+    stage = plain["sft"] if run == "sft" else plain["align"][run.removeprefix("align-")]
+    shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
+    return {**shared, "stage": stage, "eval": plain["eval"]}
+
+
+def circumstances() -> dict[str, Any]:
+    """Command, versions, source state and machine, for the manifest."""
+    return {
+        "command": ["llmrec", *sys.argv[1:]],
+        "llmrec": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git": _git_state(),
+    }
+
+
+def finish(folder: Path, outcome: Mapping[str, Any]) -> None:
+    """Mark a run as done and record how it ended."""
+    manifest = read_json(folder / MANIFEST_FILE)
+    write_json(folder / MANIFEST_FILE, {**manifest, "outcome": dict(outcome), "status": "done"})
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    path = folder / MANIFEST_FILE
+    return path.is_file() and read_json(path).get("status") == "done"
+
+
+def require_done(recipe: Recipe, run: str) -> Path:
+    """Folder of a finished run.
+
+    Raises:
+        ArtefactError: it is not there or not finished; the message says what to run.
+    """
+    folder = recipe.run_folder(run)
+    if is_done(folder):
+        return folder
+    stage = "sft" if run == "sft" else f"align --method {run.removeprefix('align-')}"
+    state = "is not finished" if folder.exists() else "does not exist"
+    hint = " --resume" if folder.exists() else ""
+    raise ArtefactError(f"{folder}: {state}; run first: llmrec {stage} RECIPE{hint}")
+
+
+def _check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for group in ("settings", "facts"):
+        before, after = _flat(recorded[group]), _flat(now[group])
+        for key in sorted(set(before) | set(after)):
+            if before.get(key) != after.get(key):
+                raise ArtefactError(
+                    f"{folder}: started with {key} = {before.get(key)!r}, now {after.get(key)!r}; "
+                    "resume with the same recipe or choose another name"
+                )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _git_state() -> str | None:
+    """``git describe`` of the folder that llmrec runs from its source; None elsewhere."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,24 @@
+"""``llmrec sft``: supervised fine-tuning on the next item (LML over the whole vocabulary)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmrec_cli.methods.lml import LmlOptions
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.train import train_stage
+
+
+def sft(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
+    """Fine-tune the backbone; returns the run's folder ``out/name/sft``."""
+    return train_stage(
+        recipe,
+        "sft",
+        method="lml",
+        options=LmlOptions(),
+        section=recipe.sft.train,
+        parent=None,
+        resume=resume,
+        progress=progress,
+    )

@@ -1,0 +1,117 @@
+"""Losses as sums, and the statistics they need.  The mean is the training loop's business.
+
+Shape suffixes: P response positions, A active positions (fan-out > 1), U legal columns of a batch,
+D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from llmrec_cli.tensors.masked import LegalLogits
+
+CHUNK = 1 << 24
+"""Logits that exist at once in ``vocab_nll``: 64 MB in fp32."""
+
+
+def vocab_nll(
+    hidden_PD: Tensor,
+    weight_VD: Tensor,
+    target_P: Tensor,
+    bias_V: Tensor | None = None,
+    *,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """``-log softmax_V(z)(y)`` per position, over the whole vocabulary; LML, arXiv:2308.08434.
+
+    Positions are taken in chunks of at most ``chunk`` logits (but one row at least), computed
+    again in the backward pass; what fits into one chunk is kept instead.
+
+    Args:
+        hidden_PD: after the final norm; cast to the dtype of the weight for the product.
+        weight_VD: frozen or trained.
+        target_P: int64 token ids.
+
+    Returns:
+        nll_P: nats, fp32 (fp64 stays), with gradient to hidden states, weight and bias.
+    """
+    rows = max(1, chunk // len(weight_VD))
+    if len(target_P) <= rows:
+        return _nll_of_chunk(hidden_PD, weight_VD, target_P, bias_V)
+    parts: list[Tensor] = [
+        checkpoint(
+            _nll_of_chunk, h, weight_VD, y, bias_V, use_reentrant=False, preserve_rng_state=False
+        )
+        for h, y in zip(torch.split(hidden_PD, rows), torch.split(target_P, rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _nll_of_chunk(
+    hidden_CD: Tensor, weight_VD: Tensor, target_C: Tensor, bias_V: Tensor | None
+) -> Tensor:
+    logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD, bias_V)
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    return F.cross_entropy(logits_CV, target_C, reduction="none")
+
+
+def first_token_stats(legal: LegalLogits, is_first_A: Tensor) -> dict[str, Tensor]:
+    """Sums over the first-token rows from which ``adaptive_temperature`` sets tau.
+
+    Args:
+        legal: logits of a micro-batch, without leading dimensions.
+        is_first_A: bool, the positions at the first branching node.
+
+    Returns:
+        Detached float64 scalars, additive over any split of a batch (in float64 the plain sum of
+        squares of logits loses nothing that matters, and needs no shift common to all ranks):
+        ``first_rows``, ``first_target_sum`` (of ``z(y)``), ``first_legal`` (how many legal logits,
+        targets included), ``first_legal_sum`` and ``first_legal_squares`` of those.
+    """
+    legal_AU = legal.legal_AU() & is_first_A[:, None]
+    logits_AU = legal.logits_AU.detach().masked_fill(~legal_AU, 0).double()
+    targets_A = legal.target_logits().detach().masked_fill(~is_first_A, 0).double()
+    return {
+        "first_rows": is_first_A.sum().double(),
+        "first_target_sum": targets_A.sum(),
+        "first_legal": legal_AU.sum().double(),
+        "first_legal_sum": logits_AU.sum(),
+        "first_legal_squares": logits_AU.square().sum(),
+    }
+
+
+def adaptive_temperature(stats: Mapping[str, float | Tensor], fan_out: int, eta: float) -> float:
+    """The temperature at which the target's first token has probability about ``eta``.
+
+    With Gaussian negatives ``p ~= exp(d / tau - s2 / (2 tau^2)) / N``; ``p = eta`` solved for tau
+    is MSL's adaptive temperature (arXiv:2504.04178, METHODS section 3).
+
+    Args:
+        stats: ``first_token_stats`` summed over the whole global batch, at least one row.
+        fan_out: N, legal tokens at the first branching node, at least 2.
+        eta: wanted average probability, (0, 1), with ``N * eta > 1``.
+
+    Returns:
+        tau, not clamped: where no tau reaches eta the root counts as 0, and where targets score
+        below the average legal token the result may be negative.
+
+    Raises:
+        ValueError: ``N * eta <= 1``, or statistics of no rows.
+    """
+    total = {name: float(value) for name, value in stats.items()}
+    rows, n = total["first_rows"], total["first_legal"]
+    scale = math.log(fan_out * eta)  # C
+    if scale <= 0 or rows == 0:
+        raise ValueError(
+            f"needs N * eta > 1 and rows > 0; N = {fan_out}, eta = {eta}, {rows:g} rows"
+        )
+    mean = total["first_legal_sum"] / n  # mu-
+    variance = (total["first_legal_squares"] - n * mean**2) / (n - 1)  # s2, unbiased
+    gap = total["first_target_sum"] / rows - mean  # d = mu+ - mu-
+    return (gap + math.sqrt(max(0.0, gap**2 - 2 * scale * variance))) / (2 * scale)

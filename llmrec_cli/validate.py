@@ -1,0 +1,135 @@
+"""``llmrec validate``: check what can be checked without training, and show what would run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from llmrec_cli.errors import DataError
+from llmrec_cli.prepare import prepare
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe import Recipe, TrainSection
+from llmrec_cli.run_folder import is_done
+
+WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
+
+
+def validate(recipe: Recipe) -> Iterator[str]:
+    """Lines for the terminal; nothing is left behind.
+
+    Raises:
+        LlmrecError: the first thing that would stop a run.
+    """
+    yield from ("resolved recipe:", *_indent(tomli_w.dumps(recipe.resolved())))
+    yield from _sources(recipe)
+    prepared = (recipe.prepared / "manifest.json").is_file()
+    if not prepared and _source_bytes(recipe) > WHOLE:
+        yield f"{recipe.prepared}: nothing prepared yet; run llmrec prepare to check the rows too"
+        return
+    with tempfile.TemporaryDirectory(prefix="llmrec-validate-") as name:
+        trial = recipe.model_copy(update={"out": name})
+        if prepared:
+            trial.folder.mkdir()
+            trial.prepared.symlink_to(recipe.prepared.resolve())
+        else:
+            prepare(trial, Path)
+        yield from _tokens(trial)
+    for run in recipe.runs():
+        state = "finished" if is_done(recipe.run_folder(run)) else "would run"
+        yield f"{run}: {state}"
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    missing = [path for path in recipe.data.files() if not Path(path).is_file()]
+    if missing:
+        raise DataError(f"{', '.join(missing)}: no such file (a source of [data])")
+    for path in recipe.data.files():
+        yield f"source {path}: {Path(path).stat().st_size:,} bytes"
+
+
+def _source_bytes(recipe: Recipe) -> int:
+    return sum(Path(path).stat().st_size for path in recipe.data.files())
+
+
+def _tokens(recipe: Recipe) -> Iterator[str]:
+    """Catalogue, one training row, row counts and memory, through the real code."""
+    from llmrec_cli.workbench import open_workbench
+
+    bench = open_workbench(recipe, Silent())
+    trie, items = bench.trie, bench.prepared.items
+    branching = int((trie.fan_out(trie.parent_N[1:]) > 1).sum())
+    yield (
+        f"catalogue: {len(items):,} items, {trie.n_leaves:,} distinct token sequences of at most "
+        f"{trie.max_length} tokens; {trie.n_nodes:,} trie nodes, "
+        f"{1 - branching / max(trie.n_nodes - 1, 1):.0%} of its steps forced"
+    )
+    for split in ("train", "valid", "test"):
+        yield f"{split}: {len(bench.prepared.split(split)):,} rows"
+    for name, section in _stages(recipe):
+        rows = bench.training_rows(section.rows)
+        steps = -(-len(rows) // section.batch) * section.epochs
+        yield f"{name}: {len(rows):,} {section.rows} rows, about {steps:,.0f} updates"
+    rows = bench.training_rows(recipe.sft.train.rows)
+    yield "one training row (token: loss and legal tokens where it is predicted):"
+    yield from _indent("\n".join(_show_row(bench, rows[0])))
+    longest = max(len(row.prompt) for row in rows) + trie.max_length
+    yield from _memory(recipe, bench, longest)
+
+
+def _stages(recipe: Recipe) -> list[tuple[str, TrainSection]]:
+    aligns = [(f"align-{name}", section.train) for name, section in recipe.align.items()]
+    return [("sft", recipe.sft.train), *aligns]
+
+
+def _show_row(bench: Any, row: Any) -> Iterator[str]:
+    import torch
+
+    from llmrec_cli.tensors.trie import paths
+
+    words = bench.codec.tokenizer.convert_ids_to_tokens
+    yield "prompt: " + " ".join(words(row.prompt.tolist()))
+    leaf_B = bench.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
+    node_BT, token_BT, length_B = paths(bench.trie, leaf_B)
+    for nodes, tokens, length in zip(node_BT, token_BT, length_B.tolist(), strict=True):
+        legal = bench.trie.fan_out(nodes[:length]).tolist()
+        shown = zip(words(tokens[:length].tolist()), legal, strict=True)
+        yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
+    if len(row.targets) > 3:
+        yield f"... and {len(row.targets) - 3} more targets"
+
+
+def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
+    """Weights, optimizer and activations, from the model's config alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llmrec_cli.workbench import base_source
+
+    config = AutoConfig.from_pretrained(base_source(recipe), revision=recipe.model.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    width, layers = config.hidden_size, config.num_hidden_layers
+    wide = getattr(config, "intermediate_size", 4 * width)
+    section, train = recipe.model, recipe.sft.train
+    trained = parameters if section.tuning == "full" else layers * 4 * section.lora.r * width * 2
+    size = {"none": 4 if section.tuning == "full" or section.dtype == "float32" else 2}.get(
+        section.quantize, 1 if section.quantize == "8bit" else 0.5
+    )
+    rows = min(train.micro_batch or train.batch, train.batch)
+    kept = 1 if section.gradient_checkpointing else layers
+    activations = rows * longest * kept * (8 * width + 3 * wide) * (4 if size == 4 else 2)
+    parts = {"weights": parameters * size, "gradients and AdamW": trained * 12, "activations": activations}
+    text = ", ".join(f"{name} {amount / 1e9:.2f}" for name, amount in parts.items())
+    yield (
+        f"memory, estimated: {sum(parts.values()) / 1e9:.2f} GB ({text}) at {rows} rows of "
+        f"{longest} tokens; {parameters:,} parameters"
+    )
+
+
+def _indent(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]

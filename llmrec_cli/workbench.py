@@ -1,0 +1,245 @@
+"""What every stage works with: prepared data, tokens, trie, and the models of a recipe's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET, TITLE, TOKENS
+from llmrec_cli.data.prompts import Template, load_template
+from llmrec_cli.data.store import Prepared, load_prepared
+from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
+from llmrec_cli.engine.rows import PromptEncoder, Row, encode_catalogue, sequence_rows, window_rows
+from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+from llmrec_cli.models import backbone
+from llmrec_cli.models.tokenizer import Codec, make_codec
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import DecodeSection, Recipe
+from llmrec_cli.tensors.trie import Trie, build_trie
+
+SEQUENCE = "sequence"
+BASE_FILE = "base.json"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A recipe's data and catalogue, ready for training or decoding on one device."""
+
+    recipe: Recipe
+    prepared: Prepared
+    codec: Codec
+    catalogue: list[list[int]]  # token sequence of every item, EOS included
+    trie: Trie  # on the accelerator's device
+    encoder: PromptEncoder
+    accelerator: Accelerator
+
+    def training_rows(self, kind: str) -> list[Row]:
+        """The training split as rows of one target, or of whole sequences."""
+        frame = self.prepared.split("train")
+        if kind == "window":
+            return window_rows(frame, self.encoder)
+        if self.recipe.prompt.template != SEQUENCE:
+            raise ArtefactError(
+                f'train.rows = "sequence" needs prompt.template = "sequence", not '
+                f"{self.recipe.prompt.template!r}: a text prompt is not a prefix of the next one"
+            )
+        return sequence_rows(frame, self.encoder, self.recipe.data.history)
+
+    def rank(
+        self, model: Any, frame: pd.DataFrame, decode: DecodeSection, k: int, *, exclude: bool
+    ) -> Ranked:
+        """Rank the catalogue for every row of ``frame``.
+
+        With ``exclude``, lists go on until ``k`` leaves outside the row's history are found; the
+        target's own leaf always counts.
+        """
+        options = DecodeOptions(
+            k=k,
+            search=decode.search,
+            mask=decode.mask,
+            temperature=decode.temperature,
+            length_penalty=decode.length_penalty,
+            beams=decode.beams,
+        )
+        seen = self.seen_leaves(frame) if exclude else ()
+        prompts = [ids.tolist() for ids in self.encoder.encode(frame[HISTORY].tolist())]
+        return rank_catalogue(model, self.trie, prompts, options, seen)
+
+    def seen_leaves(self, frame: pd.DataFrame) -> list[list[int]]:
+        """Leaves of each row's history, the target's own leaf left out."""
+        leaf_of_item = self.leaf_of_item
+        return [
+            sorted(set(leaf_of_item[history].tolist()) - {int(leaf_of_item[target])})
+            for history, target in zip(frame[HISTORY], frame[TARGET], strict=True)
+        ]
+
+    @property
+    def leaf_of_item(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Leaf index of every catalogue item."""
+        leaves: np.ndarray[Any, np.dtype[np.int32]] = self.trie.leaf_of_item_I.cpu().numpy()
+        return leaves
+
+
+def open_workbench(recipe: Recipe, progress: Progress) -> Workbench:
+    """Load the prepared folder, build the base where it is our own, and lay out the catalogue.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
+    accelerator = make_accelerator(recipe)
+    prepared = load_prepared(recipe.prepared)
+    template = None if recipe.prompt.template == SEQUENCE else load_template(recipe.prompt.template, Path)
+    if recipe.model.backbone == "scratch":
+        _ensure_scratch(recipe, prepared, template, progress)
+    codec = make_codec(load_tokenizer(recipe, prepared))
+    catalogue = encode_catalogue(prepared.items, codec)
+    return Workbench(
+        recipe=recipe,
+        prepared=prepared,
+        codec=codec,
+        catalogue=catalogue,
+        trie=build_trie(catalogue).to(accelerator.device),
+        encoder=PromptEncoder(template, codec, prepared.items, catalogue, recipe.prompt.max_tokens),
+        accelerator=accelerator,
+    )
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate's handle on devices and processes, as the recipe wants them.
+
+    Raises:
+        MachineError: a GPU was asked for and there is none.
+    """
+    if recipe.launch.device == "cuda" and not torch.cuda.is_available():
+        raise MachineError('launch.device = "cuda": no CUDA device is visible; use "auto" or "cpu"')
+    if recipe.launch.threads:
+        torch.set_num_threads(recipe.launch.threads)
+    mixed = recipe.model.dtype if recipe.model.tuning == "full" else "float32"
+    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    return Accelerator(cpu=recipe.launch.device == "cpu", mixed_precision=names[mixed])
+
+
+def semantic_tokens(items: pd.DataFrame) -> list[str]:
+    """The distinct tokens of the catalogue's semantic IDs, sorted; none for titles."""
+    return sorted({token for tokens in items[TOKENS].dropna() for token in tokens})
+
+
+def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
+    """The backbone's tokenizer, with the tokens of semantic IDs in it."""
+    source = base_source(recipe)
+    tokenizer = backbone.load_tokenizer(source, recipe.model.revision)
+    tokenizer.add_tokens(semantic_tokens(prepared.items))
+    return tokenizer
+
+
+def base_source(recipe: Recipe) -> str:
+    """Hub id or folder of the weights below everything that is trained."""
+    own = recipe.model.backbone == "scratch"
+    return str(recipe.folder / "base") if own else recipe.model.backbone
+
+
+def load_policy(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
+    """The model of a finished run, or the base itself where ``parent`` is None.
+
+    Raises:
+        ArtefactError: the run is not finished, or does not fit the recipe's tuning.
+    """
+    section = bench.recipe.model
+    if section.tuning == "full":
+        model = backbone.load_model(parent / "model" if parent else base_source(bench.recipe), section)
+        if parent is None:
+            backbone.add_tokens(model, bench.codec.tokenizer, ())
+    else:
+        model = _with_adapter(bench, parent, train=train)
+    if train and section.backbone == "scratch":
+        backbone.add_dropout(model, section.scratch.dropout)
+    elif not train:
+        model.eval()
+    return model.to(bench.accelerator.device) if section.quantize == "none" else model
+
+
+def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
+    from peft import PeftModel
+
+    section = bench.recipe.model
+    model = backbone.load_model(base_source(bench.recipe), section)
+    new_ids = sorted(bench.codec.tokenizer.get_vocab()[t] for t in semantic_tokens(bench.prepared.items))
+    if len(bench.codec.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(bench.codec.tokenizer), mean_resizing=True)
+    if parent is None:
+        return backbone.add_lora(model, section, new_ids)
+    if section.quantize != "none" and train:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model)
+    return PeftModel.from_pretrained(model, str(parent / "adapter"), is_trainable=train)
+
+
+def _ensure_scratch(
+    recipe: Recipe, prepared: Prepared, template: Template | None, progress: Progress
+) -> None:
+    """Build ``base/`` once: tokenizer trained on catalogue and wording, Llama with random weights."""
+    folder = recipe.folder / "base"
+    made_from = {
+        "scratch": recipe.model.scratch.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "template": recipe.prompt.template,
+        "items": prepared.manifest["files"][ITEMS_FILE]["sha256"],
+    }
+    if folder.is_dir():
+        _check_base(folder, made_from)
+        return
+    progress.say(f"building the embedded backbone in {folder}")
+    titles = [f'"{title}"' for title in prepared.items[TITLE].dropna()]
+    semantic = semantic_tokens(prepared.items)
+    texts = [] if semantic and template is None else titles
+    if template is not None:
+        texts += [template.render(titles[:1])]
+    model, tokenizer = backbone.build_scratch(recipe.model.scratch, texts, semantic, recipe.seed)
+
+    def fill(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / BASE_FILE, made_from)
+
+    write_folder(folder, fill)
+
+
+def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
+    check_folder(folder)
+    recorded = read_json(folder / BASE_FILE)
+    for key, wanted in made_from.items():
+        if recorded.get(key) != wanted:
+            raise ArtefactError(
+                f"{folder}: built with {key} = {recorded.get(key)}, the recipe now has {wanted}; "
+                "choose another recipe name, or delete the folder"
+            )
+
+
+def validation_metrics(
+    bench: Workbench, model: Any, frame: pd.DataFrame, decode: DecodeSection, cutoff: int
+) -> dict[str, float]:
+    """HR and NDCG at ``cutoff`` on validation rows, with the history kept among the candidates."""
+    ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
+    target_B1 = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))[:, None]
+    hits_BK = (ranked.leaf_BK.cpu()[:, :cutoff] == target_B1).double()
+    discounts_K = 1 / torch.log2(torch.arange(hits_BK.shape[1], dtype=torch.float64) + 2)
+    return {
+        f"ndcg@{cutoff}": float((hits_BK @ discounts_K).mean()),
+        f"hr@{cutoff}": float(hits_BK.sum(1).mean()),
+    }
+
+
+def subset(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
+    """``rows`` rows drawn with the seed, in their order; all where there are no more."""
+    if rows is None or rows >= len(frame):
+        return frame
+    chosen = np.random.default_rng(seed).choice(len(frame), rows, replace=False)
+    return frame.iloc[np.sort(chosen)]

@@ -1,0 +1,90 @@
+"""Audit counts by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec_cli.data.audit import audit, concentration
+from llmrec_cli.data.columns import (
+    BRAND,
+    COUNT,
+    HISTORY,
+    ITEM,
+    ITEM_ID,
+    TARGET,
+    TIMESTAMP,
+    TITLE,
+    TOKENS,
+    USER,
+    USER_ID,
+)
+
+ITEMS = pl.DataFrame(
+    {
+        ITEM: pl.Series([0, 1, 2, 3], dtype=pl.Int32),
+        ITEM_ID: ["a", "b", "c", "d"],
+        TITLE: ["Tea", "Cup", "Tea", "Pot"],
+        BRAND: None,
+        TOKENS: pl.Series([None] * 4, dtype=pl.List(pl.String)),
+        COUNT: [3, 1, 0, 0],
+    }
+)
+
+
+def rows(*given: tuple[int, list[int], int, int]) -> pl.DataFrame:
+    """Rows (user, history, target, time)."""
+    columns = {USER: pl.Int32, HISTORY: pl.List(pl.Int32), TARGET: pl.Int32, TIMESTAMP: pl.Int64}
+    frame = pl.DataFrame(given, schema=columns, orient="row")
+    return frame.with_columns(pl.format("u{}", USER).alias(USER_ID))
+
+
+SPLITS = {
+    "train": rows((0, [1], 0, 5), (1, [0], 0, 9), (2, [1], 0, 8)),
+    "valid": rows((0, [1, 0], 3, 6)),
+    "test": rows((0, [1, 0, 3], 2, 8), (3, [1], 3, 9)),
+}
+LOG = pl.DataFrame({USER: [0, 0, 0, 1, 1], USER_ID: [*"xxxyy"], TIMESTAMP: [1, 1, 2, 1, 2]})
+
+
+def test_every_check_by_hand() -> None:
+    found = audit(ITEMS, SPLITS, LOG, clock=True)
+    assert found == {
+        "items that share a title or tokens": {
+            "count": 2,
+            "of": 4,
+            "examples": ["Tea"],
+            "groups": 1,
+        },
+        "test targets that share a title or tokens": {"count": 1, "of": 2, "examples": ["c"]},
+        "targets in their own history": {
+            "train": {"count": 1, "of": 3, "examples": ["u1"]},
+            "valid": {"count": 0, "of": 1, "examples": []},
+            "test": {"count": 0, "of": 2, "examples": []},
+        },
+        "test targets never seen in training": {"count": 2, "of": 2, "examples": ["c", "d"]},
+        "users in several splits": {"train and valid": 1, "train and test": 1, "valid and test": 1},
+        "interactions that tie in time": {
+            "count": 1,
+            "of": 2,
+            "examples": ["x"],
+            "interactions": 2,
+        },
+        "training rows later than the earliest test row": {"count": 1, "of": 3},
+        "popularity in training": {"gini": 0.625, "share of the top 1 % of items": 0.75},
+    }
+
+
+def test_checks_that_cannot_be_made_say_so() -> None:
+    found = audit(ITEMS, SPLITS, log=None, clock=False)
+    assert found["interactions that tie in time"] is None
+    assert found["training rows later than the earliest test row"] is None
+
+
+def test_gini_against_the_mean_absolute_difference() -> None:
+    counts = np.random.default_rng(0).integers(0, 50, 40).astype(np.int32)
+    x = counts.astype(float)
+    slow = np.abs(x[:, None] - x[None]).sum() / (2 * len(x) ** 2 * x.mean())
+    assert concentration(counts)["gini"] == pytest.approx(slow, abs=5e-5)
+    assert concentration(np.full(7, 3, np.int32))["gini"] == 0

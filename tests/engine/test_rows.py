@@ -1,0 +1,140 @@
+"""Rows: prompts, windows, and sequences that equal their windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llmrec_cli.data.prompts import Template, load_template
+from llmrec_cli.engine.rows import (
+    PromptEncoder,
+    as_windows,
+    encode_catalogue,
+    sequence_rows,
+    window_rows,
+)
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.models.tokenizer import Codec, make_codec, train_tokenizer
+
+TITLES = ["Red kite", "Blue kite", "Red kite, large", "Sledge & rope", "Ä", "Top", "Yo-yo", "Ball"]
+
+
+@pytest.fixture(scope="module")
+def items() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"item_id": [f"B{i}" for i in range(len(TITLES))], "title": TITLES, "tokens": None}
+    )
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return make_codec(train_tokenizer(TITLES, vocabulary=400))
+
+
+def split(users: dict[int, list[int]], longest: int) -> pd.DataFrame:
+    """Sliding prefixes of every user's items, as prepare writes them."""
+    rows = [
+        {"user": user, "history": np.array(items[max(0, t - longest) : t]), "target": items[t]}
+        for user, items in users.items()
+        for t in range(1, len(items))
+    ]
+    return pd.DataFrame(rows)
+
+
+def bare(codec: Codec, items: pd.DataFrame, max_tokens: int = 512) -> PromptEncoder:
+    return PromptEncoder(None, codec, items, encode_catalogue(items, codec), max_tokens)
+
+
+def test_titles_are_quoted_and_end_in_eos(items: pd.DataFrame, codec: Codec) -> None:
+    for tokens, title in zip(encode_catalogue(items, codec), TITLES, strict=True):
+        assert tokens[-1] == codec.eos
+        assert codec.tokenizer.decode(tokens[:-1]) == f'"{title}"'
+
+
+def test_semantic_ids_are_their_own_tokens(codec: Codec) -> None:
+    tokenizer = train_tokenizer([], vocabulary=300)
+    tokenizer.add_tokens(["<a_1>", "<a_2>", "<b_1>"])
+    items = pd.DataFrame(
+        {"item_id": ["1", "2"], "title": None, "tokens": [["<a_1>", "<b_1>"], ["<a_2>", "<b_1>"]]}
+    )
+    vocabulary = tokenizer.get_vocab()
+    expected = [[vocabulary[t] for t in tokens] + [tokenizer.eos_token_id] for tokens in items.tokens]
+    assert encode_catalogue(items, make_codec(tokenizer)) == expected
+
+
+def test_a_title_that_holds_eos_is_refused(codec: Codec) -> None:
+    items = pd.DataFrame({"item_id": ["X"], "title": ["a</s>b"], "tokens": [None]})
+    with pytest.raises(DataError, match=r"'X' .*contains EOS"):
+        encode_catalogue(items, codec)
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    tokenizer = train_tokenizer([], vocabulary=300)
+    tokenizer.eos_token = None
+    with pytest.raises(ArtefactError, match="no EOS"):
+        make_codec(tokenizer)
+
+
+def test_a_long_prompt_loses_its_oldest_items_whole(items: pd.DataFrame, codec: Codec) -> None:
+    encoder = bare(codec, items, max_tokens=20)
+    (prompt,) = encoder.encode([[0, 1, 2, 3, 4, 5, 6, 7]])
+    catalogue = encode_catalogue(items, codec)
+    kept: list[int] = []
+    for item in [7, 6, 5, 4, 3, 2, 1, 0]:
+        if 1 + len(kept) + len(catalogue[item]) > 20:
+            break
+        kept = catalogue[item] + kept
+    assert prompt.tolist() == [codec.start, *kept]
+    assert len(prompt) <= 20
+
+
+def test_a_long_text_prompt_loses_its_oldest_items_whole(
+    items: pd.DataFrame, codec: Codec
+) -> None:
+    template: Template = load_template("items", lambda name: None)  # type: ignore[arg-type,return-value]  # shipped
+    whole = len(codec.encode_prompts([template.render(TITLES)])[0])
+    encoder = PromptEncoder(template, codec, items, encode_catalogue(items, codec), whole - 1)
+    (prompt,) = encoder.encode([list(range(8))])
+    assert prompt.tolist() == codec.encode_prompts([template.render(TITLES[1:])])[0]
+    with pytest.raises(DataError, match="the template alone"):
+        PromptEncoder(template, codec, items, [], 8).encode([[0]])
+
+
+def test_sequences_of_short_users_are_exactly_their_windows(
+    items: pd.DataFrame, codec: Codec
+) -> None:
+    frame = split({0: [0, 1, 2, 3, 4], 1: [5, 6], 2: [7, 7, 0]}, longest=6)
+    encoder = bare(codec, items)
+    rows = sequence_rows(frame, encoder, longest=6)
+    assert len(rows) == 3
+    windows = [w for row in rows for w in as_windows(row, encode_catalogue(items, codec))]
+    for ours, prepared in zip(windows, window_rows(frame, encoder), strict=True):
+        assert ours.targets == prepared.targets
+        assert ours.prompt.tolist() == prepared.prompt.tolist()
+
+
+def test_sequences_of_long_users_keep_every_target_and_at_least_half_the_history(
+    items: pd.DataFrame, codec: Codec
+) -> None:
+    rng = np.random.default_rng(0)
+    history = rng.integers(0, 8, 40).tolist()
+    frame = split({0: history}, longest=6)
+    catalogue = encode_catalogue(items, codec)
+    rows = sequence_rows(frame, bare(codec, items), longest=6)
+    windows = [w for row in rows for w in as_windows(row, catalogue)]
+    assert [w.targets[0] for w in windows] == history[1:]
+    for t, window in enumerate(windows, start=1):
+        counts = [
+            n
+            for n in range(0, t + 1)
+            if window.prompt.tolist() == [codec.start, *(x for i in history[t - n : t] for x in catalogue[i])]
+        ]
+        assert counts, "the prompt is not the end of the user's history"
+        assert min(3, t) <= counts[0] <= 6
+
+
+def test_rows_that_do_not_continue_start_a_new_pass(items: pd.DataFrame, codec: Codec) -> None:
+    frame = split({0: [0, 1, 2, 3, 4, 5]}, longest=6).drop(index=2)  # as data.sample does
+    rows = sequence_rows(frame, bare(codec, items), longest=6)
+    assert [row.targets for row in rows] == [(1, 2), (4, 5)]

@@ -1,0 +1,228 @@
+"""MSL and its adaptive temperature: what is summed, what it is divided by, how tau moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.methods.contract import Batch, Forward, Head
+from llmrec_cli.methods.msl import METHOD, MslOptions
+from llmrec_cli.tensors.losses import adaptive_temperature
+from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, first_branching_node, paths
+
+V, D, EOS, QUOTE = 40, 6, 2, 3
+
+
+def catalogue(*, quoted: bool = False) -> Trie:
+    """Prefixes, a duplicate, single tokens, forced tails; 8 first tokens."""
+    titles = [[a, 10 + b, 20] for a in range(4, 10) for b in range(3)]
+    titles += [[4], [4, 10], [4, 10], [30], [31, 32, 33, 34]]
+    return build_trie([[*([QUOTE] if quoted else []), *title, EOS] for title in titles])
+
+
+def draw(trie: Trie, leaves: list[int]) -> tuple[Batch, Forward]:
+    torch.manual_seed(len(leaves))
+    node_BT, token_BT, length_B = paths(trie, torch.tensor(leaves, dtype=torch.int64))
+    inside = node_BT >= 0
+    target_P, row_P = token_BT[inside], torch.repeat_interleave(length_B)
+    batch = Batch(trie, target_P, node_BT[inside], row_P, len(leaves), len(target_P))
+    hidden_PD = torch.randn(len(target_P), D, dtype=torch.float64, requires_grad=True)
+    weight_VD = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    return batch, Forward(hidden_PD, Head(weight_VD))
+
+
+def part(batch: Batch, forward: Forward, keep_P: Tensor) -> tuple[Batch, Forward]:
+    cut = replace(
+        batch,
+        target_P=batch.target_P[keep_P],
+        node_P=batch.node_P[keep_P],
+        row_P=batch.row_P[keep_P],
+        positions=int(keep_P.sum()),
+    )
+    return cut, replace(forward, hidden_PD=forward.hidden_PD[keep_P])
+
+
+def position_losses(batch: Batch, forward: Forward, tau: float) -> list[Tensor]:
+    """MSL eq. 5 position by position; 0 where one token is legal."""
+    losses = []
+    for hidden, node, target in zip(forward.hidden_PD, batch.node_P, batch.target_P, strict=True):
+        edges, _ = edges_of(batch.trie, node[None])
+        legal = batch.trie.edge_token_E[edges].long()
+        logits = forward.head.weight_VD[legal] @ hidden / tau
+        losses.append(logits.logsumexp(0) - logits[legal == target].squeeze())
+    return losses
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.5])
+def test_fixed_tau_divides_by_all_response_positions(tau: float) -> None:
+    batch, forward = draw(catalogue(), [0, 3, 8, 20])
+    sums = METHOD.loss(forward, batch, MslOptions(tau=tau), {})
+    torch.testing.assert_close(sums.total, torch.stack(position_losses(batch, forward, tau)).sum())
+    assert sums.count == len(batch.target_P)
+
+
+def test_positions_left_out_by_the_engine_still_count() -> None:
+    batch, forward = draw(catalogue(), [0, 3, 8, 20])
+    whole = METHOD.loss(forward, batch, MslOptions(), {})
+    keep = batch.trie.fan_out(batch.node_P) > 1
+    cut, kept = part(batch, forward, keep)
+    assert METHOD.legal_only(MslOptions())
+    assert len(cut.target_P) < len(batch.target_P)
+    sums = METHOD.loss(kept, replace(cut, positions=batch.positions), MslOptions(), {})
+    torch.testing.assert_close(sums.total, whole.total)
+    assert sums.count == whole.count
+
+
+def test_ats_divides_by_branching_positions_and_multiplies_by_tau() -> None:
+    batch, forward = draw(catalogue(), [0, 3, 8, 20])
+    sums = METHOD.loss(forward, batch, MslOptions(tau="ats"), {"tau": 2.5})
+    branching = batch.trie.fan_out(batch.node_P) > 1
+    expected = 2.5 * torch.stack(position_losses(batch, forward, 2.5))[branching].sum()
+    torch.testing.assert_close(sums.total, expected)
+    assert sums.count == int(branching.sum()) < len(batch.target_P)
+
+
+def test_tau_1_summed_over_a_title_is_item_level_cross_entropy() -> None:
+    """Softmax over the catalogue's log-probabilities, one prompt."""
+    trie = catalogue()
+    leaves = list(range(trie.n_leaves))
+    batch, forward = draw(trie, leaves)
+    by_node = torch.randn(trie.n_nodes, D, dtype=torch.float64)  # one prompt: state by prefix
+    forward = replace(forward, hidden_PD=by_node[batch.node_P])
+    of_leaf = []
+    for leaf in leaves:
+        one, at = part(batch, forward, batch.row_P == leaf)
+        of_leaf.append(METHOD.loss(at, one, MslOptions(tau=1.0), {}).total)
+    scores = -torch.stack(of_leaf)
+    assert float(scores.exp().sum().detach()) == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(-scores.log_softmax(0), torch.stack(of_leaf))
+
+
+@pytest.mark.parametrize("options", [MslOptions(), MslOptions(tau="ats", ats_eta=0.5)])
+def test_sums_gradients_and_statistics_add_up_over_any_split(options: MslOptions) -> None:
+    batch, forward = draw(catalogue(), [0, 3, 8, 20, 1, 13])
+    state = METHOD.init_state(options, batch.trie)
+    whole = METHOD.loss(forward, batch, options, state)
+    (wanted,) = torch.autograd.grad(whole.total, forward.head.weight_VD)
+    total, count, stats = 0.0, 0, dict.fromkeys(whole.stats, 0.0)
+    for rows in ([2], [0, 4, 5], [1, 3]):
+        one, at = part(batch, forward, torch.isin(batch.row_P, torch.tensor(rows)))
+        sums = METHOD.loss(at, one, options, state)
+        sums.total.backward()
+        total, count = total + float(sums.total.detach()), count + sums.count
+        stats = {name: stats[name] + float(value) for name, value in sums.stats.items()}
+    assert total == pytest.approx(float(whole.total.detach()), rel=1e-12)
+    assert count == whole.count
+    assert stats == {name: pytest.approx(float(v), rel=1e-12) for name, v in whole.stats.items()}
+    torch.testing.assert_close(forward.head.weight_VD.grad, wanted)
+    pooled = METHOD.update_state(state, stats, options, batch.trie)
+    unsplit = {name: float(value) for name, value in whole.stats.items()}
+    assert pooled == pytest.approx(METHOD.update_state(state, unsplit, options, batch.trie))
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_statistics_come_from_the_first_branching_node(quoted: bool) -> None:
+    trie = catalogue(quoted=quoted)
+    batch, forward = draw(trie, [0, 3, 8, 20])
+    sums = METHOD.loss(forward, batch, MslOptions(tau="ats"), {"tau": 1.5})
+    node = first_branching_node(trie)
+    assert int(trie.fan_out(torch.tensor(node))) == 8
+    first_P = batch.node_P == node
+    edges, _ = edges_of(trie, torch.tensor([node]))
+    legal = trie.edge_token_E[edges].long()
+    logits = (forward.hidden_PD[first_P] @ forward.head.weight_VD[legal].T).detach()
+    chosen = forward.hidden_PD[first_P] * forward.head.weight_VD[batch.target_P[first_P]]
+    assert {name: float(value) for name, value in sums.stats.items()} == pytest.approx(
+        {
+            "first_rows": 4,
+            "first_target_sum": float(chosen.detach().sum()),
+            "first_legal": 32,
+            "first_legal_sum": float(logits.sum()),
+            "first_legal_squares": float(logits.square().sum()),
+        }
+    )
+
+
+def stats_of(gap: float, variance: float) -> Mapping[str, float]:
+    """Two legal logits of mean 0."""
+    return {
+        "first_rows": 1,
+        "first_target_sum": gap,
+        "first_legal": 2,
+        "first_legal_sum": 0,
+        "first_legal_squares": variance,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gap", "clamped_to"), [(2.0, 1.5), (-5.0, 1.5), (5.0, None), (900.0, 5.0)]
+)
+def test_tau_is_a_moving_average_of_clamped_values(gap: float, clamped_to: float | None) -> None:
+    trie = catalogue()
+    options = MslOptions(tau="ats", ats_eta=0.9)
+    wanted = adaptive_temperature(stats_of(gap, 0.1), 8, 0.9)
+    target = wanted if clamped_to is None else clamped_to
+    assert clamped_to is not None or 1.5 < wanted < 5
+    state = METHOD.update_state({"tau": 3.0}, stats_of(gap, 0.1), options, trie)
+    assert state["tau"] == pytest.approx(0.95 * 3.0 + 0.05 * target)
+
+
+def test_state_starts_at_the_option_and_stands_still_without_first_tokens() -> None:
+    trie, options = catalogue(), MslOptions(tau="ats", ats_start=2.0)
+    assert METHOD.init_state(options, trie) == {"tau": 2.0}
+    none = dict.fromkeys(stats_of(0, 0), 0.0)
+    assert METHOD.update_state({"tau": 2.2}, none, options, trie) == {"tau": 2.2}
+    fixed = MslOptions(tau=1.0)
+    assert METHOD.init_state(fixed, trie) == {}
+    assert METHOD.update_state({}, {}, fixed, trie) == {}
+
+
+@pytest.mark.parametrize("eta", [1 / 8, 0.01])
+def test_a_fan_out_too_small_for_ats_is_a_recipe_error(eta: float) -> None:
+    with pytest.raises(RecipeError, match=r"ats_eta = .*N = 8 .*ats_eta > 0.125, or a fixed tau"):
+        METHOD.init_state(MslOptions(tau="ats", ats_eta=eta), catalogue())
+    assert METHOD.init_state(MslOptions(tau="ats", ats_eta=0.13), catalogue())
+
+
+def test_a_catalogue_without_a_choice_cannot_use_ats() -> None:
+    with pytest.raises(RecipeError, match="set a fixed tau"):
+        METHOD.init_state(MslOptions(tau="ats"), build_trie([[5, 6, EOS]]))
+
+
+@pytest.mark.parametrize("tau", [1.0, "ats"])
+@pytest.mark.parametrize("leaves", [[], [0]])
+def test_nothing_to_choose_is_a_connected_zero(tau: float | str, leaves: list[int]) -> None:
+    trie = build_trie([[5, 6, EOS]]) if leaves else catalogue()
+    batch, forward = draw(trie, leaves)
+    sums = METHOD.loss(forward, batch, MslOptions.model_validate({"tau": tau}), {"tau": 2.0})
+    sums.total.backward()
+    assert float(sums.total.detach()) == 0
+    assert sums.count == (0 if tau == "ats" else len(batch.target_P))
+    assert forward.head.weight_VD.grad is not None
+    assert forward.head.weight_VD.grad.abs().max() == 0
+    assert forward.hidden_PD.grad is not None
+    assert all(float(value) == 0 for value in sums.stats.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tau": 0.0},
+        {"tau": -1.0},
+        {"tau": math.nan},
+        {"tau": "adaptive"},
+        {"ats_eta": 1.0},
+        {"ats_min": 3.0, "ats_max": 2.0},
+        {"temperature": 1.0},
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        MslOptions.model_validate(options)

@@ -1,0 +1,196 @@
+"""Recipes: what is refused, how it is said, and what survives a round trip."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_file import load_recipe
+
+GOOD = """
+name = "good"
+[data]
+format = "amazon2018"
+reviews = ["raw/reviews.json"]
+metadata = "./meta.json"
+[train]
+epochs = 7
+[sft.train]
+batch = 16
+[align.msl]
+parent = "base"
+tau = "ats"
+[align.fixed]
+method = "msl"
+tau = 4.5
+[align.fixed.train]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path), overrides)
+    return str(caught.value)
+
+
+def test_stages_inherit_the_shared_train_table(good: Path) -> None:
+    recipe = load_recipe(str(good))
+    assert recipe.sft.train.epochs == 7
+    assert recipe.sft.train.batch == 16
+    assert recipe.align["msl"].train.epochs == 7
+    assert recipe.align["fixed"].train.epochs == 2
+    assert recipe.runs() == ["sft", "align-msl", "align-fixed"]
+
+
+def test_a_resolved_recipe_loads_to_the_same_recipe(good: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(good), ["train.clip=0.5"])
+    again = tmp_path / "again.toml"
+    again.write_text(tomli_w.dumps(recipe.resolved()))
+    assert load_recipe(str(again)) == recipe
+
+
+def test_dotted_paths_are_relative_to_the_recipe(good: Path, tmp_path: Path) -> None:
+    data = load_recipe(str(good)).data
+    assert data.metadata == (str(tmp_path / "meta.json"),)
+    assert data.reviews == ("raw/reviews.json",)
+
+
+def test_overrides_win_and_may_add_tables(good: Path) -> None:
+    recipe = load_recipe(str(good), ["train.learning_rate=3e-3", "align.msl.tau=2", "name=other"])
+    assert recipe.train.learning_rate == 3e-3
+    assert recipe.align["msl"].options.tau == 2  # type: ignore[attr-defined]  # options of msl
+    assert recipe.name == "other"
+
+
+def test_a_wanted_alignment_gets_default_options(good: Path) -> None:
+    recipe = load_recipe(str(good), align="lml")
+    assert recipe.align["lml"].parent == "sft"
+
+
+def test_extends_is_one_level_and_the_nearer_value_wins(good: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "good.toml"\nname = "child"\n[train]\nepochs = 1\n')
+    recipe = load_recipe(str(child))
+    assert (recipe.name, recipe.train.epochs, recipe.data.format) == ("child", 1, "amazon2018")
+    grandchild = tmp_path / "grandchild.toml"
+    grandchild.write_text('extends = "child.toml"\n')
+    assert "one level" in problems(grandchild)
+
+
+def test_every_problem_is_reported_at_once(good: Path) -> None:
+    text = problems(
+        good,
+        "train.learning_rte=1e-4",
+        "train.epochs=-1",
+        "model.quantize=8bit",
+        "align.msl.tau=-1",
+        "align.mls.x=1",
+        "data.k_core=five",
+    )
+    assert text.splitlines()[0].endswith("good.toml: 6 problems")
+    assert "[train] learning_rte = 0.0001: unknown key. Did you mean learning_rate?" in text
+    assert "[train] epochs = -1: expected greater than 0" in text
+    assert '[model] quantize = "8bit" needs tuning = "lora"' in text
+    assert "[align.msl] tau = -1: expected" in text
+    assert '[align.mls] method = "mls": unknown method' in text
+    assert "Did you mean msl?" in text
+    assert '[data] k_core = "five": expected a valid integer' in text
+
+
+def every_key() -> list[str]:
+    recipe = Recipe.model_validate(
+        {"name": "x", "data": {"format": "amazon2018", "reviews": "a", "metadata": "b"}}
+    )
+
+    def walk(table: dict[str, object], prefix: str) -> list[str]:
+        keys = []
+        for key, value in table.items():
+            keys.append(prefix + key)
+            if isinstance(value, dict):
+                keys += walk(value, f"{prefix}{key}.")
+        return keys
+
+    return walk(recipe.resolved(), "")
+
+
+@pytest.mark.parametrize("key", every_key())
+def test_a_misspelt_key_is_refused_with_the_right_one(good: Path, key: str) -> None:
+    *tables, last = key.split(".")
+    misspelt = ".".join([*tables, last[:-1] + "q" + last[-1]])
+    text = problems(good, f"{misspelt}=1")
+    assert f"{misspelt.rsplit('.', 1)[-1]} = 1: unknown key" in text
+    assert "Did you mean" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=nan", "expected a finite number"),
+        ("train.batch=1.5", "expected a valid integer"),
+        ('train.batch="4"', "expected a valid integer"),
+        ("train.schedule=cosin", "expected 'linear', 'cosine' or 'constant'"),
+        ("train.betas=[0.9]", "betas"),
+        ("model.scratch.heads=3", "must be an even multiple"),
+        ("eval.decode.beams=0", "expected greater than or equal to 1"),
+        ("eval.decode.length_penalty=1.0", "cannot be searched exactly"),
+        ("data.split=given", 'format "amazon2018" needs'),
+        ("data.min_history=30", "must be <= history"),
+        ("data.reviews=[]", "needs the file names in reviews"),
+        ("train=3", "train = 3"),
+        ("name=../escape", "name"),
+        ("seed=-1", "expected greater than or equal to 0"),
+        ("train.epochs", "expected key=value"),
+        ("name.x=1", "name is a value, not a table"),
+    ],
+)
+def test_bad_values_name_key_value_and_expectation(
+    good: Path, override: str, expected: str
+) -> None:
+    assert expected in problems(good, override)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[data\n", "not valid TOML"),
+        (b"seed = 1\nseed = 2\n", "not valid TOML"),
+        (b"name = '\xff'\n", "not UTF-8"),
+        (b"extends = 3\n", "expected the path"),
+        (b"extends = 'nowhere.toml'\n", "no such file"),
+        (b"", "data: missing"),
+        (b"align = 3\n", "expected tables"),
+        (b"#" * (2 << 20), "larger than"),
+    ],
+)
+def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    assert expected in problems(path)
+
+
+def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
+    assert "Did you mean quickstart?" in problems(Path("quikstart"))
+
+
+def test_recipes_are_checked_without_torch(good: Path) -> None:
+    code = (
+        "import sys\n"
+        "from llmrec_cli.recipe_file import load_recipe\n"
+        f"load_recipe({str(good)!r})\n"
+        "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
