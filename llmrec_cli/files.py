@@ -48,8 +48,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, _json_bytes(value))
 
 
 def read_json(path: Path) -> Any:
@@ -97,6 +96,8 @@ def check_folder(folder: Path) -> None:
         ArtefactError: a file is missing, added or changed; the message names it.
     """
     recorded = read_json(folder / HASHES)
+    if (folder / HASHES).read_bytes() != _json_bytes(recorded):
+        raise ArtefactError(f"{folder / HASHES}: damaged: not as it was written")
     present = set(_names(folder)) - {HASHES}
     for name in sorted(set(recorded) | present):
         if name not in present:
@@ -111,6 +112,11 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _json_bytes(value: Any) -> bytes:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
 
 
 def _names(folder: Path) -> list[str]:

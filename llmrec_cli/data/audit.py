@@ -44,7 +44,9 @@ def audit(
         "test targets never seen in training": unseen_targets(items, splits["test"]),
         "users in several splits": users_in_common(splits),
         "interactions that tie in time": None if log is None else ties(log),
-        "training rows later than the earliest test row": overlap_in_time(splits) if clock else None,
+        "training rows later than the earliest test row": overlap_in_time(splits)
+        if clock
+        else None,
         "popularity in training": concentration(items[COUNT].to_numpy()),
     }
 

@@ -240,13 +240,16 @@ def test_two_losses_in_one_backward_pass_add_up() -> None:
         assert relative(weight.grad - before, wanted) < 1e-12
 
 
-def test_an_existing_gradient_is_added_to_in_place() -> None:
+def test_an_existing_gradient_is_added_to_in_place_row_by_row() -> None:
     trie, node_P, target_P, hidden, weight, _ = draw_problem(8)
     weight.grad = torch.zeros_like(weight)
+    layouts: list[torch.layout] = []
+    weight.register_hook(lambda gradient: layouts.append(gradient.layout))
     storage = weight.grad.data_ptr()
     legal = legal_logits(hidden, Weights(weight), trie, node_P, target_P)
     legal.nll().sum().backward()
     assert weight.grad.data_ptr() == storage
+    assert layouts == [torch.sparse_coo]  # no second V x D tensor was built
     untouched = torch.ones(V, dtype=torch.bool)
     untouched[legal.columns_U] = False
     assert weight.grad[untouched].abs().max() == 0

@@ -1,0 +1,214 @@
+"""The prepared folder: what is written comes back, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from llmrec_cli.data import store
+from llmrec_cli.data.columns import (
+    BRAND,
+    COUNT,
+    HISTORY,
+    ITEM,
+    ITEM_ID,
+    RATING,
+    ROW,
+    TARGET,
+    TIMESTAMP,
+    TITLE,
+    TOKENS,
+    USER,
+    USER_ID,
+)
+from llmrec_cli.data.store import (
+    check_fits,
+    fingerprint,
+    load_prepared,
+    staging,
+    write_prepared,
+)
+from llmrec_cli.errors import ArtefactError, DataError, MachineError
+from llmrec_cli.recipe import DataSection
+
+ITEMS = pl.DataFrame(
+    {
+        ITEM: [0, 1],
+        ITEM_ID: ["a", "b"],
+        TITLE: ["Té \u2028", None],
+        BRAND: [None, "B"],
+        TOKENS: [None, ["<a_1>", "<b_2>"]],
+        COUNT: [2, 0],
+    }
+)
+ROWS = pl.DataFrame(
+    {
+        USER: [1, 0],
+        USER_ID: ["v", "u"],
+        HISTORY: [[0, 1], []],
+        TARGET: [1, 0],
+        TIMESTAMP: [5, 6],
+        RATING: [None, 4.5],
+    },
+    schema_overrides={HISTORY: pl.List(pl.Int32)},
+)
+SPLITS = {"train": ROWS, "valid": ROWS[:1], "test": ROWS[1:]}
+FACTS = {"layout": store.LAYOUT, "data": {"k_core": 5}, "seed": 0, "sources": []}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with staging(tmp_path / "prepared") as stage:
+        write_prepared(stage, ITEMS, SPLITS, FACTS)
+    return tmp_path / "prepared"
+
+
+def test_what_was_written_comes_back(folder: Path) -> None:
+    prepared = load_prepared(folder)
+    train = prepared.split("train")
+    assert list(train) == [ROW, USER, USER_ID, HISTORY, TARGET, TIMESTAMP, RATING]
+    assert train[ROW].tolist() == [0, 1]
+    assert [h.tolist() for h in train[HISTORY]] == [[0, 1], []]
+    assert all(h.dtype == np.int32 for h in train[HISTORY])
+    assert train[TARGET].dtype == np.int32
+    assert len(prepared.split("valid")) == len(prepared.split("test")) == 1
+    assert prepared.items[TITLE].tolist()[0] == "Té \u2028"
+    assert prepared.items[TOKENS].tolist() == [None, ["<a_1>", "<b_2>"]]
+    assert prepared.items[COUNT].tolist() == [2, 0]
+    assert list(prepared.items) == [ITEM, ITEM_ID, TITLE, BRAND, TOKENS, COUNT]
+    assert prepared.manifest["files"]["train.parquet"]["rows"] == 2
+    assert not prepared.reused
+
+
+def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    with staging(tmp_path / "again") as stage:
+        write_prepared(stage, ITEMS, SPLITS, FACTS)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["again", "prepared"]
+
+
+def test_parquet_schema_is_the_agreed_one(folder: Path) -> None:
+    assert pq.read_schema(folder / "train.parquet").equals(store.ROWS_SCHEMA)
+    assert pq.read_schema(folder / "items.parquet").equals(store.ITEMS_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "name", ["items.parquet", "train.parquet", "valid.parquet", "test.parquet"]
+)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        file.unlink()
+    with pytest.raises(ArtefactError, match=rf"{name}: (changed since|missing)"):
+        load_prepared(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"files": {}}', '{"files": 3}', "null"])
+def test_a_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ArtefactError, match=r"manifest\.json: not a manifest of layout 1"):
+        load_prepared(folder)
+
+
+def test_another_layout_or_no_manifest_is_refused(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"layout": 0}))
+    with pytest.raises(ArtefactError, match="not a manifest of layout 1"):
+        load_prepared(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ArtefactError, match=r"not a prepared folder \(no manifest\.json\)"):
+        load_prepared(folder)
+
+
+def test_an_error_while_staging_leaves_nothing(tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    for error in (Stop(), DataError("no")):
+        with pytest.raises(type(error)), staging(tmp_path / "prepared") as stage:
+            write_prepared(stage, ITEMS, SPLITS, FACTS)
+            raise error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".prepared.partial"
+    left.mkdir()
+    (left / "train.parquet").write_text("half")
+    with staging(tmp_path / "prepared") as stage:
+        assert list(stage.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["prepared"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "write"])
+def test_each_refusal_of_the_disk_is_the_machines_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = {"fsync": (os, "fsync"), "rename": (Path, "rename"), "write": (pq, "write_table")}
+    monkeypatch.setattr(*target[call], refuse)
+    with (
+        pytest.raises(MachineError, match="prepared: not prepared: No space left on device"),
+        staging(tmp_path / "prepared") as stage,
+    ):
+        write_prepared(stage, ITEMS, SPLITS, FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def section(folder: Path, **keys: object) -> DataSection:
+    for name in ("one.csv", "two.csv"):
+        file = folder / name
+        if not file.exists():
+            file.write_text(name)
+    base = {"format": "ratings2023", "reviews": ("one.csv", "two.csv")}
+    return DataSection.model_validate(base | keys)
+
+
+def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> None:
+    def asked(seed: int = 0, **keys: object) -> store.Manifest:
+        return fingerprint(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
+
+    with staging(tmp_path / "prepared") as stage:
+        write_prepared(stage, ITEMS, SPLITS, asked())
+    check_fits(tmp_path / "prepared", asked())
+
+    def refused(difference: str, now: store.Manifest) -> None:
+        with pytest.raises(DataError, match=f"prepared from something else: {difference}"):
+            check_fits(tmp_path / "prepared", now)
+
+    refused("data.k_core was 5, is now 10", asked(k_core=10))
+    refused("data.min_rating was null, is now 4.0", asked(min_rating=4.0))
+    refused("seed was 0, is now 1", asked(seed=1))
+    refused("2 source files then, 1 now", asked(reviews=("one.csv",)))
+    refused(r"data.reviews two.csv differs in content", asked(reviews=("two.csv", "one.csv")))
+    (tmp_path / "one.csv").rename(tmp_path / "renamed.csv")
+    check_fits(tmp_path / "prepared", asked(reviews=("renamed.csv", "two.csv")))
+    (tmp_path / "renamed.csv").write_text("edited")
+    refused(
+        "data.reviews renamed.csv differs in content from data.reviews one.csv",
+        asked(reviews=("renamed.csv", "two.csv")),
+    )
+
+
+def test_a_missing_source_names_its_key(tmp_path: Path) -> None:
+    asked = section(tmp_path, reviews=("absent.csv",))
+    with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: No such file"):
+        fingerprint(asked, 0, lambda name: tmp_path / name)
+    with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: Is a directory"):
+        fingerprint(asked, 0, lambda _: tmp_path)

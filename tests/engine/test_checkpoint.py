@@ -1,0 +1,125 @@
+"""Checkpoints: nothing damaged is ever used, and pruning never leaves too few."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from llmrec_cli.engine import checkpoint
+from llmrec_cli.errors import ArtefactError, MachineError
+
+
+def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+    other, other_optimizer = trained(steps=0)
+    checkpoint.restore(folder, other, other_optimizer)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(value, other_optimizer.state[b][key]), key
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "flip": damage_flip,
+    "truncate": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "delete": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, "files.json"]
+)
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, damage: str, name: str
+) -> None:
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    newest = checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+    DAMAGES[damage](newest / name)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.state["step"] == 1
+    assert len(found.skipped) == 1
+    assert name in found.skipped[0] or name == "files.json"
+    DAMAGES[damage](tmp_path / "step-1" / name)
+    with pytest.raises(ArtefactError, match="no valid checkpoint is left"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_file_that_llmrec_did_not_write_is_refused(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    (folder / "extra.bin").write_bytes(b"x")
+    with pytest.raises(ArtefactError, match=r"extra\.bin: not written by llmrec"):
+        checkpoint.newest(tmp_path)
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    for step in (1, 2, 3, 10, 11):
+        checkpoint.save(tmp_path, model, optimizer, {"step": step})
+    checkpoint.prune(tmp_path, keep=1, best_step=2)
+    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["step-2", "step-10", "step-11"]
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_rubbish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llmrec_cli.files.os.fsync", full)
+    with pytest.raises(MachineError, match="No space left on device"):
+        checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.state == {"step": 1}
+
+
+def test_weights_of_another_model_are_refused_with_both_shapes(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    other = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    with pytest.raises(ArtefactError, match=r"shape \(4, 3\), the model expects \(5, 3\)"):
+        checkpoint.restore_weights(other, folder)
+    with pytest.raises(ArtefactError, match=r"2\.weight is missing in the checkpoint|missing"):
+        checkpoint.restore_weights(nn.Sequential(*other, nn.Linear(2, 2)), folder)
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
+    json.loads((folder / checkpoint.STATE).read_text())

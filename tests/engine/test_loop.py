@@ -1,0 +1,203 @@
+"""The loop: one normalisation, exact resume, schedules, and numbers that stop it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmrec_cli.engine import checkpoint, loop
+from llmrec_cli.engine.loop import Job, learning_rate, train
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import NumbersError
+from llmrec_cli.methods import find
+from llmrec_cli.models.backbone import Policy, add_dropout
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe import TrainSection
+from llmrec_cli.tensors.trie import build_trie
+
+CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
+METHODS: dict[str, dict[str, Any]] = {"lml": {}, "msl": {"tau": 1.5}, "ats": {"tau": "ats", "ats_eta": 0.5}}
+
+
+def rows(n: int = 22) -> list[Row]:
+    """Ragged rows: one to three targets, histories of zero to four items."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(n):
+        history = rng.integers(0, len(CATALOGUE), rng.integers(0, 5))
+        prompt = np.array([1, *(t for i in history for t in CATALOGUE[i])], dtype=np.int32)
+        made.append(Row(prompt, tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist())))
+    return made
+
+
+def job(folder: Path, method: str = "lml", dropout: float = 0.2, **section: Any) -> Job:
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_dropout=dropout,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    add_dropout(model, dropout)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = find("msl" if method == "ats" else method)
+    settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
+    return Job(
+        policy=Policy(model),
+        method=found,
+        options=found.options.model_validate(METHODS[method]),
+        trie=build_trie(CATALOGUE),
+        train_rows=rows(),
+        valid_rows=rows(5),
+        rank_valid=lambda: {"ndcg@2": float(model.lm_head.weight.detach().abs().sum())},
+        section=TrainSection(**{**settings, **section}),
+        seed=3,
+        folder=folder,
+        accelerator=Accelerator(cpu=True),
+        progress=Silent(),
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def final_state(folder: Path) -> dict[str, bytes]:
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    return {p.name: p.read_bytes() for p in newest.folder.iterdir()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_weights_do_not_depend_on_the_micro_batch(tmp_path: Path, method: str) -> None:
+    whole, parts = job(tmp_path / "a", method, dropout=0), job(tmp_path / "b", method, 0, micro_batch=3)
+    train(whole, resume=False)
+    train(parts, resume=False)
+    for one, other in zip(metrics(whole.folder), metrics(parts.folder), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+        assert one.get("tau", 1) == pytest.approx(other.get("tau", 1), rel=1e-6)
+
+
+def test_a_mean_of_means_would_be_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: averaging each micro-batch on its own is not the same loss."""
+    whole, parts = job(tmp_path / "a", dropout=0), job(tmp_path / "b", dropout=0, micro_batch=3)
+    train(whole, resume=False)
+    summed = loop._add
+
+    def averaged(sums: dict[str, torch.Tensor], losses: Any) -> None:
+        summed(sums, losses)
+        mean = float(losses.total.detach()) / losses.count
+        sums["means"] = sums.get("means", torch.zeros(())) + mean
+        sums["parts"] = sums.get("parts", torch.zeros(())) + 1
+        sums["total"] = sums["means"] / sums["parts"] * sums["count"]
+
+    monkeypatch.setattr(loop, "_add", averaged)
+    train(parts, resume=False)
+    pairs = zip(metrics(whole.folder), metrics(parts.folder), strict=True)
+    assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
+    tmp_path: Path, method: str, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout on; killed after ``stop`` updates, mid-epoch or at its end, saved or not."""
+    straight = job(tmp_path / "straight", method)
+    train(straight, resume=False)
+
+    class Killed(Exception):
+        pass
+
+    interrupted = job(tmp_path / "interrupted", method)
+    update, done = loop._update, []
+
+    def dies(*args: Any) -> dict[str, Any]:
+        if len(done) == stop:
+            raise Killed
+        done.append(1)
+        return update(*args)
+
+    monkeypatch.setattr(loop, "_update", dies)
+    with pytest.raises(Killed):
+        train(interrupted, resume=False)
+    monkeypatch.setattr(loop, "_update", update)
+    train(job(tmp_path / "interrupted", method), resume=True)
+    assert metrics(interrupted.folder) == metrics(straight.folder)
+    assert final_state(interrupted.folder) == final_state(straight.folder)
+
+
+def test_the_best_validation_is_what_remains_and_patience_stops(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
+    running = job(tmp_path, epochs=6, patience=2)
+    object.__setattr__(running, "rank_valid", lambda: {"ndcg@2": next(scores)})
+    position = train(running, resume=False)
+    assert position.best_step == 6
+    assert position.step == 12
+    assert position.stopped
+    kept = checkpoint.trained_weights(running.policy)
+    best = job(tmp_path / "other")
+    checkpoint.restore_weights(best.policy, tmp_path / "checkpoints" / "step-6")
+    for name, value in checkpoint.trained_weights(best.policy).items():
+        assert torch.equal(value, kept[name])
+
+
+def test_selection_by_loss_takes_the_lowest(tmp_path: Path) -> None:
+    position = train(job(tmp_path, select="loss"), resume=False)
+    losses = {row["step"]: row["valid_loss"] for row in metrics(tmp_path) if "valid_loss" in row}
+    assert position.best_step == min(losses, key=lambda step: losses[step])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_or_inf_stops_before_the_update_and_names_step_and_rows(
+    tmp_path: Path, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = job(tmp_path)
+    compute, calls = loop.compute_loss, []
+
+    def poisoned(*args: Any) -> Any:
+        losses = compute(*args)
+        calls.append(1)
+        if len(calls) < 3:
+            return losses
+        return type(losses)(losses.total * bad, losses.count)
+
+    monkeypatch.setattr(loop, "compute_loss", poisoned)
+    with pytest.raises(NumbersError, match=r"step 3: loss = .*rows of this batch: \["):
+        train(running, resume=False)
+    assert all(torch.isfinite(p).all() for p in running.policy.parameters())
+
+
+def test_schedules_warm_up_and_end_at_zero() -> None:
+    section = TrainSection(learning_rate=2.0, warmup=4, schedule="linear")
+    assert [learning_rate(section, s, 12) for s in (0, 3, 4, 8, 12)] == [0.5, 2.0, 2.0, 1.0, 0.0]
+    cosine = TrainSection(learning_rate=2.0, warmup=0.25, schedule="cosine")
+    assert learning_rate(cosine, 2, 12) == 2.0
+    assert learning_rate(cosine, 3 + 3, 12) == pytest.approx(1 + math.cos(math.pi / 3))
+    assert learning_rate(cosine, 12, 12) == pytest.approx(0)
+    constant = TrainSection(learning_rate=2.0, warmup=0, schedule="constant")
+    assert learning_rate(constant, 11, 12) == 2.0
+
+
+def test_weight_decay_spares_norms(tmp_path: Path) -> None:
+    policy = job(tmp_path).policy
+    decayed, spared = loop.make_optimizer(policy, TrainSection(weight_decay=0.1)).param_groups
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in spared["params"])
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)

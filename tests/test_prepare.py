@@ -1,0 +1,222 @@
+"""The whole of `prepare`: genuine data with known answers, determinism, reuse and refusal."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmrec_cli.data.columns import HISTORY, ITEM_ID, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.store import Prepared
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.prepare import prepare
+from llmrec_cli.recipe import Recipe
+
+GIFT_CARDS = {
+    "format": "amazon2018",
+    "reviews": "amazon2018-gift-cards/Gift_Cards_5.json.gz",
+    "metadata": "amazon2018-gift-cards/meta_Gift_Cards.json.gz",
+}
+DIGITAL_MUSIC = {
+    "format": "amazon2014",
+    "reviews": "amazon2014-digital-music/reviews_Digital_Music_5.json.gz",
+    "metadata": "amazon2014-digital-music/meta_Digital_Music.json.gz",
+}
+BEAUTY = "amazon2023-all-beauty"
+PUBLISHED = {name: f"{BEAUTY}/published.{name}.csv.gz" for name in ("train", "valid", "test")}
+BEAUTY_SOURCES = {
+    "raw": {
+        "format": "amazon2023",
+        "reviews": f"{BEAUTY}/All_Beauty.jsonl.gz",
+        "metadata": f"{BEAUTY}/meta_All_Beauty.jsonl.gz",
+    },
+    "rating_only": {
+        "format": "ratings2023",
+        "reviews": f"{BEAUTY}/All_Beauty.rating_only.csv.gz",
+        "untitled": "id",
+    },
+    "published": {"format": "split2023", "split": "given", "splits": PUBLISHED, "untitled": "id"},
+}
+INSTRUMENTS = {
+    "format": "semantic-ids",
+    "reviews": "sid-instruments/Instruments.inter.json.gz",
+    "index": "sid-instruments/Instruments.index.json.gz",
+}
+BOOKS = {
+    "format": "msl-windows",
+    "split": "given",
+    "splits": {"train": "msl-books/train_10000.csv.gz", "test": "msl-books/test.csv.gz"},
+    "metadata": "msl-books/id2name4Rec.json.gz",
+    "min_history": 4,
+    "history": 10,
+}
+
+SAMPLE = [f"u{n % 7},i{n * n % 11},{1 + n % 5}.0,{1_500_000_000_000 + n // 3}" for n in range(60)]
+
+
+def recipe(out: Path, data: dict[str, object], **keys: object) -> Recipe:
+    return Recipe.model_validate({"name": "case", "out": str(out), "data": data} | keys)
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> dict[str, object]:
+    """The data section of a small ratings file with ties in time and repeated pairs."""
+    file = tmp_path / "ratings.csv"
+    file.write_text("\n".join(["user_id,parent_asin,rating,timestamp", *SAMPLE]) + "\n")
+    return {"format": "ratings2023", "reviews": str(file), "untitled": "id", "k_core": 2}
+
+
+def core(prepared: Prepared) -> tuple[int, int, int]:
+    last = prepared.manifest["cleaning"][-1]
+    return last["users"], last["items"], last["interactions"]
+
+
+def test_gift_cards_2018_five_core(shared_data: Path, tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, GIFT_CARDS), lambda name: shared_data / name)
+    assert core(prepared) == (453, 147, 2941)
+    found = prepared.manifest["audit"]
+    assert found["items that share a title or tokens"]["count"] == 2
+    assert found["users in several splits"]["train and test"] == 453
+    assert len(prepared.split("valid")) == len(prepared.split("test")) == 453
+
+
+def test_digital_music_2014_five_core(shared_data: Path, tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, DIGITAL_MUSIC), lambda name: shared_data / name)
+    assert core(prepared) == (268, 206, 2480)
+
+
+@pytest.mark.parametrize("k_core", [0, 5])
+@pytest.mark.parametrize("source", BEAUTY_SOURCES)
+def test_all_beauty_2023_equals_the_published_split(
+    shared_data: Path, tmp_path: Path, source: str, k_core: int
+) -> None:
+    data = BEAUTY_SOURCES[source] | {"k_core": k_core, "min_history": 0, "history": 1000}
+    prepared = prepare(recipe(tmp_path, data), lambda name: shared_data / name)
+    for name, file in PUBLISHED.items():
+        assert sorted(plain_rows(prepared, name)) == sorted(published_rows(shared_data / file))
+
+
+def plain_rows(prepared: Prepared, name: str) -> list[tuple[str, str, float, int, str]]:
+    ids = prepared.items[ITEM_ID].to_numpy()
+    rows = prepared.split(name)
+    histories = [" ".join(ids[history]) for history in rows[HISTORY]]
+    targets = ids[rows[TARGET].to_numpy()]
+    columns = (rows[USER_ID], targets, rows[RATING], rows[TIMESTAMP], histories)
+    return list(zip(*columns, strict=True))
+
+
+def published_rows(file: Path) -> list[tuple[str, str, float, int, str]]:
+    with gzip.open(file, "rt") as lines:
+        return [
+            (r["user_id"], r["parent_asin"], float(r["rating"]), int(r["timestamp"]), r["history"])
+            for r in csv.DictReader(lines)
+        ]
+
+
+def test_semantic_ids_need_no_titles(shared_data: Path, tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, INSTRUMENTS), lambda name: shared_data / name)
+    assert core(prepared) == (24772, 9922, 206153)
+    assert prepared.items["tokens"].map(len).eq(4).all()
+    assert prepared.manifest["audit"]["items that share a title or tokens"]["count"] == 48
+    assert len(prepared.split("test")) == 24772
+
+
+def test_msl_books_keep_the_whole_title_list(shared_data: Path, tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, BOOKS), lambda name: shared_data / name)
+    assert len(prepared.items) == 6343  # 6,344 titles, one of them empty
+    assert len(prepared.split("test")) == 4383
+    unseen = prepared.manifest["audit"]["test targets never seen in training"]["count"]
+    assert unseen / 4383 == pytest.approx(0.65, abs=0.05)
+
+
+def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: Path) -> None:
+    data = {
+        "format": "amazon2014",
+        "reviews": "odd-samples/reviews_Musical_Instruments.head100.2014.json",
+        "metadata": "odd-samples/meta_Musical_Instruments.head100.2014.json",
+    }
+    asked = recipe(tmp_path, data)
+    with pytest.raises(DataError, match=r'7 of 8 items .* set data\.untitled = "brand" or "id"'):
+        prepare(asked, lambda name: shared_data / name)
+    assert list(asked.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("split", ["leave-one-out", "global-time", "few-shot"])
+def test_bytes_depend_on_neither_run_nor_threads(
+    ratings: dict[str, object], tmp_path: Path, split: str
+) -> None:
+    data = ratings | {"split": split, "few_shot_users": 2, "sample": {"train": 2}}
+    folders = []
+    for threads in (1, 4):
+        asked = recipe(tmp_path / str(threads), data)
+        run_prepare(asked, threads)
+        folders.append(asked.prepared)
+    names = [sorted(file.name for file in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1]
+    assert len(names[0]) == 5
+    for name in names[0]:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def run_prepare(asked: Recipe, threads: int) -> None:
+    code = (
+        "import sys; from pathlib import Path; from llmrec_cli.recipe import Recipe;"
+        "from llmrec_cli.prepare import prepare;"
+        "prepare(Recipe.model_validate_json(sys.argv[1]), Path)"
+    )
+    plain = json.dumps({key: asked.model_dump(mode="json")[key] for key in ("name", "out", "data")})
+    environment = os.environ | {"POLARS_MAX_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-c", code, plain], check=True, env=environment)
+
+
+def test_the_manifest_holds_no_path(ratings: dict[str, object], tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, ratings), Path)
+    text = (prepared.folder / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    assert '"name": "ratings.csv"' in text
+
+
+def test_a_folder_is_reused_or_refused(ratings: dict[str, object], tmp_path: Path) -> None:
+    first = prepare(recipe(tmp_path, ratings), Path)
+    assert not first.reused
+    written = {file: file.stat().st_mtime_ns for file in first.folder.iterdir()}
+    again = prepare(recipe(tmp_path, ratings), Path)
+    assert again.reused
+    assert {file: file.stat().st_mtime_ns for file in first.folder.iterdir()} == written
+    with pytest.raises(DataError, match=r"data\.k_core was 2, is now 3"):
+        prepare(recipe(tmp_path, ratings | {"k_core": 3}), Path)
+    with pytest.raises(DataError, match="seed was 0, is now 1"):
+        prepare(recipe(tmp_path, ratings, seed=1), Path)
+    with (tmp_path / "ratings.csv").open("a") as file:
+        file.write("u9,i1,5.0,1500000000000\n")
+    with pytest.raises(DataError, match=r"data\.reviews ratings\.csv differs in content"):
+        prepare(recipe(tmp_path, ratings), Path)
+
+
+def test_a_folder_edited_by_hand_is_not_reused(ratings: dict[str, object], tmp_path: Path) -> None:
+    first = prepare(recipe(tmp_path, ratings), Path)
+    with (first.folder / "test.parquet").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ArtefactError, match=r"test\.parquet: changed since it was prepared"):
+        prepare(recipe(tmp_path, ratings), Path)
+
+
+def test_an_error_leaves_no_folder(ratings: dict[str, object], tmp_path: Path) -> None:
+    asked = recipe(tmp_path, ratings | {"k_core": 50})
+    with pytest.raises(DataError, match=r"left after: data\.k_core = 50"):
+        prepare(asked, Path)
+    assert list(asked.folder.iterdir()) == []
+
+
+def test_progress_is_told_every_step(ratings: dict[str, object], tmp_path: Path) -> None:
+    lines: list[str] = []
+    prepare(recipe(tmp_path, ratings), Path, lines.append)
+    assert lines[:2] == ["checking the sources", "reading"]
+    assert lines[2].startswith("as read: 60 interactions, 7 users")
+    assert lines[-1] == "writing"
