@@ -18,7 +18,9 @@ def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Pat
     """
     if name not in recipe.align:
         known = ", ".join(recipe.align) or "none"
-        raise RecipeError(f"[align.{name}]: not in the recipe (it has {known}); add the table to run it")
+        raise RecipeError(
+            f"[align.{name}]: not in the recipe (it has {known}); add the table to run it"
+        )
     section = recipe.align[name]
     return train_stage(
         recipe,

@@ -37,7 +37,8 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A TOML file, or a shipped recipe such as quickstart.")
+    str,
+    typer.Argument(metavar="RECIPE", help="A TOML file, or a shipped recipe such as quickstart."),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -81,7 +82,9 @@ def validate_command(recipe: RecipeArgument, overrides: Overrides = None) -> Non
 
 
 @app.command("sft")
-def sft_command(recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False) -> None:
+def sft_command(
+    recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False
+) -> None:
     """Fine-tune the backbone on the next item (plain SFT).
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
@@ -97,7 +100,10 @@ def align_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     method: Annotated[
-        str, typer.Option("--method", "-m", help="A method (msl, lml), or an [align.NAME] of the recipe.")
+        str,
+        typer.Option(
+            "--method", "-m", help="A method (msl, lml), or an [align.NAME] of the recipe."
+        ),
     ] = "msl",
     resume: Resume = False,
 ) -> None:
@@ -117,7 +123,8 @@ def eval_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", help="pop, sft, align-NAME; default: all of the recipe.")
+        list[str] | None,
+        typer.Option("--run", help="pop, sft, align-NAME; default: all of the recipe."),
     ] = None,
     split: Split = "test",
     again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
@@ -146,7 +153,9 @@ def run_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command("sample")
 def sample_command(
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder; files of the same names are replaced.")],
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Folder; files of the same names are replaced.")
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
     users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 1000,
     items: Annotated[int, typer.Option(min=40, help="Number of items.")] = 320,

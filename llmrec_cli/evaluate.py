@@ -48,7 +48,7 @@ def evaluate(
         _check_ready(recipe, run, split, again)
     bench = workbench.open_workbench(recipe, progress)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
-    frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows, recipe.seed)
+    frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     for run in runs:
         _evaluate_run(bench, leaves, frame, run, split, progress)
     return leaderboard(recipe, leaves, split)
@@ -69,7 +69,9 @@ def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
             rows = score_rows(predictions, leaves, recipe.eval.cutoffs, recipe.eval.seen, "miss")
             runs.append(Run(name, report, rows))
     if not runs:
-        raise ArtefactError(f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval")
+        raise ArtefactError(
+            f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval"
+        )
     baseline = "sft" if any(run.name == "sft" for run in runs) else None
     return build_leaderboard(runs, baseline, resamples=recipe.eval.resamples, seed=recipe.seed)
 
@@ -112,7 +114,10 @@ def _evaluate_run(
         seed=recipe.seed,
         short="miss",
     )
-    report["cost"] = {"seconds": round(seconds, 3), "rows_per_second": round(len(frame) / seconds, 1)}
+    report["cost"] = {
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(len(frame) / seconds, 1),
+    }
     write_json(folder / _named("report.json", split), report)
     _log_opening(folder, split)
 
@@ -180,7 +185,9 @@ def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
     folder = recipe.run_folder(run)
     if (folder / "manifest.json").is_file():
         hashes["run"] = sha256(folder / "manifest.json")
-    decoder: Mapping[str, Any] = recipe.eval.decode.model_dump() if run != POP else {"search": "all"}
+    decoder: Mapping[str, Any] = (
+        recipe.eval.decode.model_dump() if run != POP else {"search": "all"}
+    )
     return Protocol(
         split=split,
         seen=recipe.eval.seen,

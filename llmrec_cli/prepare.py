@@ -45,7 +45,7 @@ def prepare(
         progress: receives one line per step.
 
     Raises:
-        RecipeError: a key of ``[data]`` that only shows to be wrong here (a date).
+        RecipeError: a file or column that the format needs is not named.
         DataError: the sources, or a folder that was prepared from something else.
         ArtefactError: a folder that was prepared before and has changed since.
         MachineError: the disk refuses.
@@ -67,7 +67,9 @@ def prepare(
             trail = Trail(scratch, progress)
             made = make_rows(source.interactions, source.items, section, recipe.seed, trail)
         progress("writing")
-        write_prepared(stage, made.items, made.splits, asked | facts(made, source.notes))
+        write_prepared(
+            stage, made.items, made.splits, asked | facts(made, source.notes, section.files())
+        )
     return load_prepared(folder)
 
 

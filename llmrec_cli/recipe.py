@@ -7,10 +7,19 @@ problem at once.
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
 from llmrec_cli.methods.contract import Options
 
@@ -20,7 +29,29 @@ def _one_or_many(value: object) -> object:
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(strict=False)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+
+
+def _iso_date(value: str) -> str:
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        raise ValueError("expected an ISO date such as 2018-06-30") from None
+    return value
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected different numbers")
+    return values
+
+
+Date = Annotated[str, AfterValidator(_iso_date)]
+Cutoffs = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(_distinct),
+]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -80,7 +111,9 @@ class DataSection(Section):
     """
 
     format: DataFormat = Field(description="what the sources are; see docs/data.md")
-    reviews: Strings = Field(default=(), description="review, rating or interaction files, in order")
+    reviews: Strings = Field(
+        default=(), description="review, rating or interaction files, in order"
+    )
     metadata: Strings = Field(default=(), description="item metadata files (titles)")
     index: str | None = Field(
         default=None, description="semantic-ID index, JSON: item id -> list of tokens"
@@ -94,12 +127,16 @@ class DataSection(Section):
         default=None, ge=1, le=5, description="drop ratings below this, 1..5"
     )
     k_core: int = Field(
-        default=5, ge=0, description="drop users and items with fewer interactions, until stable; 0: off"
+        default=5,
+        ge=0,
+        description="drop users and items with fewer interactions, until stable; 0: off; "
+        "cleaning is not applied to sources that come split",
     )
-    start: str | None = Field(default=None, description="drop what is earlier, ISO date (UTC)")
-    end: str | None = Field(default=None, description="drop what is at or after, ISO date (UTC)")
+    start: Date | None = Field(default=None, description="drop what is earlier, ISO date (UTC)")
+    end: Date | None = Field(default=None, description="drop what is at or after, ISO date (UTC)")
     untitled: Literal["drop", "brand", "id"] = Field(
-        default="drop", description="items without a usable title: drop, or use brand or id as title"
+        default="drop",
+        description="items without a usable title: drop, or use brand or id as title",
     )
     identity: Literal["merge", "disambiguate"] = Field(
         default="merge",
@@ -108,9 +145,13 @@ class DataSection(Section):
     split: Literal["leave-one-out", "global-time", "few-shot", "given"] = Field(
         default="leave-one-out", description="protocol of the split; `given` for split sources"
     )
-    history: int = Field(default=20, ge=1, description="longest history, items; oldest dropped")
+    history: int = Field(
+        default=20, ge=1, description="longest history, items; oldest dropped, when prepared"
+    )
     min_history: int = Field(
-        default=1, ge=0, description="shortest history, items; 0 keeps each user's first training row"
+        default=1,
+        ge=0,
+        description="shortest history, items; 0 keeps each user's first training row",
     )
     few_shot_users: int = Field(default=100, ge=1, description="training users of split few-shot")
     sample: Sample = Field(default=Sample(), description="rows to keep of each split")
@@ -123,17 +164,27 @@ class DataSection(Section):
         needed += ["metadata"] if self.format == "msl-windows" else []
         missing = [key for key in needed if not _dig(self, key)]
         if missing:
-            raise ValueError(f'format = "{self.format}" needs the file names in {", ".join(missing)}')
+            raise ValueError(
+                f'format = "{self.format}" needs the file names in {", ".join(missing)}'
+            )
         if given != (self.split == "given"):
             expected = '"given"' if given else '"leave-one-out", "global-time" or "few-shot"'
             raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
         if self.min_history > self.history:
-            raise ValueError(f"min_history = {self.min_history} must be <= history = {self.history}")
+            raise ValueError(
+                f"min_history = {self.min_history} must be <= history = {self.history}"
+            )
         return self
 
     def files(self) -> list[str]:
         """Every source file that the section names, in order."""
-        parts = (self.reviews, self.metadata, self.splits.train, self.splits.valid, self.splits.test)
+        parts = (
+            self.reviews,
+            self.metadata,
+            self.splits.train,
+            self.splits.valid,
+            self.splits.test,
+        )
         return [path for part in parts for path in part] + ([self.index] if self.index else [])
 
 
@@ -153,7 +204,9 @@ class PromptSection(Section):
         "(books, games, toys, ...), or the path of a template TOML",
     )
     max_tokens: int = Field(
-        default=512, ge=8, description="longest prompt, tokens; oldest items dropped whole"
+        default=512,
+        ge=8,
+        description="longest prompt, tokens; oldest items dropped whole, when encoded",
     )
 
 
@@ -227,34 +280,39 @@ class TrainSection(Section):
 
     rows: Literal["window", "sequence"] = Field(
         default="window",
-        description="one row per (history, target), or all targets of a user in one causal pass",
+        description="a row is one (history, target), or all targets of a user in one causal pass; "
+        'the latter needs prompt.template = "sequence"',
     )
-    epochs: float = Field(default=3, gt=0, description="passes over the training rows")
+    epochs: float = Field(
+        default=3, gt=0, description="passes over the training rows; max_steps may end them earlier"
+    )
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many updates")
     batch: int = Field(default=128, ge=1, description="global batch, rows per update")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="rows per forward pass on a device; absent: the whole batch"
+        default=None,
+        ge=1,
+        description="rows per forward pass on a device; absent: its whole share of the batch",
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="peak of AdamW's rate")
-    betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
-        default=(0.9, 0.999), description="AdamW's betas"
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
+        default=(0.9, 0.999), description="AdamW's betas, [0, 1)"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="of matrices; not of norms, biases")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="after warm-up, down to 0 (constant: stays)"
     )
     warmup: float = Field(
-        default=20, ge=0, description="updates; below 1: share of all updates"
+        default=20, ge=0, description="updates of linear warm-up; below 1: share of all updates"
     )
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    validate_every: float = Field(
-        default=1.0, gt=0, description="epochs between validations"
-    )
+    validate_every: float = Field(default=1.0, gt=0, description="epochs between validations")
     validate_rows: int = Field(
-        default=1000, ge=1, description="validation rows of each validation (the same ones)"
+        default=1000, ge=1, description="validation rows of each validation (always the same ones)"
     )
     select: Literal["loss", "ndcg"] = Field(
-        default="ndcg", description="the best checkpoint: lowest loss or highest NDCG on validation"
+        default="ndcg",
+        description="the best checkpoint: lowest loss, or highest NDCG at the largest of "
+        "eval.cutoffs (eval.decode, history kept), on validation",
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after this many validations without a better one"
@@ -268,17 +326,24 @@ class TrainSection(Section):
 class StageSection(Section):
     """`[sft]`: the supervised stage."""
 
-    train: TrainSection = Field(default=TrainSection(), description="overrides of `[train]`")
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
+    )
 
 
 class AlignSection(Section):
-    """`[align.NAME]`: one alignment; the method's own options stand in the same table."""
+    """`[align.NAME]`: one alignment; the method's own options stand in the same table.
+
+    (In the file there is no table `options`: the loader gathers them there.)
+    """
 
     parent: Literal["sft", "base"] = Field(
         default="sft", description="start from the SFT result, or from the backbone itself"
     )
     method: str = Field(description="the method: a file name in llmrec_cli/methods; default NAME")
-    train: TrainSection = Field(default=TrainSection(), description="overrides of `[train]`")
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
+    )
     options: SerializeAsAny[Options] = Field(description="the method's own options")
 
 
@@ -293,7 +358,9 @@ class DecodeSection(Section):
         default="before", description="illegal tokens leave before or after the softmax"
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="divides the logits; only with mask before"
+        default=1.0,
+        gt=0,
+        description="divides the logits, only with mask before; decode as you trained: MSL's tau",
     )
     length_penalty: float = Field(
         default=0.0, ge=0, description="score / length^penalty; 0: plain sum (exact needs 0)"
@@ -310,25 +377,29 @@ class DecodeSection(Section):
                 f'length_penalty = {self.length_penalty:g} cannot be searched exactly: use 0, or search = "beam"'
             )
         if self.mask == "after" and self.temperature != 1:
-            raise ValueError(
-                f'temperature = {self.temperature:g} needs mask = "before"'
-            )
+            raise ValueError(f'temperature = {self.temperature:g} needs mask = "before"')
         return self
 
 
 class EvalSection(Section):
     """`[eval]`: the protocol of the final ranking."""
 
-    cutoffs: Counts = Field(default=(5, 10), description="K of HR@K and NDCG@K")
+    cutoffs: Cutoffs = Field(default=(5, 10), description="K of HR@K and NDCG@K")
     seen: Literal["keep", "remove"] = Field(
         default="keep", description="headline: the row's history stays among the candidates or not"
     )
-    rows: int | None = Field(default=None, ge=1, description="test rows, drawn with the seed; absent: all")
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows to rank, the same ones for every run and seed; absent: all",
+    )
     batch: int = Field(default=64, ge=1, description="rows decoded together")
     resamples: int = Field(
         default=2000, ge=100, description="bootstrap resamples of users for the 95 % intervals"
     )
-    decode: DecodeSection = Field(default=DecodeSection(), description="how the catalogue is ranked")
+    decode: DecodeSection = Field(
+        default=DecodeSection(), description="how the catalogue is ranked"
+    )
 
     @model_validator(mode="after")
     def _wide_enough(self) -> EvalSection:
@@ -363,6 +434,18 @@ class Recipe(Section):
     align: dict[str, AlignSection] = Field(default_factory=dict)
     eval: EvalSection = EvalSection()
     launch: LaunchSection = LaunchSection()
+
+    @model_validator(mode="after")
+    def _sequences_need_their_template(self) -> Recipe:
+        stages: dict[str, StageSection | AlignSection] = {"sft": self.sft}
+        stages |= {f"align.{name}": section for name, section in self.align.items()}
+        for name, stage in stages.items():
+            if stage.train.rows == "sequence" and self.prompt.template != "sequence":
+                raise ValueError(
+                    f'[{name}.train] rows = "sequence" needs prompt.template = "sequence", not '
+                    f'"{self.prompt.template}": a text prompt is not a prefix of the next one'
+                )
+        return self
 
     @property
     def folder(self) -> Path:

@@ -47,10 +47,13 @@ def load_recipe(
     if align is not None and isinstance(table.setdefault("align", {}), dict):
         table["align"].setdefault(align, {})
     problems = list(_problems(table))
+    if not problems:
+        resolved = _inherit_train(_split_align(table))
+        problems = list(_model_problems(Recipe, resolved, ()))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
-    return Recipe.model_validate(_inherit_train(_split_align(table)))
+    return Recipe.model_validate(resolved)
 
 
 def shipped_folder() -> Path:

@@ -19,7 +19,16 @@ from llmrec_cli.recipe import Recipe
 
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
 PREDICTIONS_FILE, REPORT_FILE = "predictions.parquet", "report.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pandas", "polars")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "polars",
+)
 
 
 def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool) -> Path:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli import run_folder, workbench
+from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.loop import Job, Position, train
 from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.errors import DataError
-from llmrec_cli.files import sha256, write_folder
+from llmrec_cli.files import sha256
 from llmrec_cli.methods import find
 from llmrec_cli.models.backbone import Policy
 from llmrec_cli.progress import Progress
@@ -44,7 +45,7 @@ def train_stage(
     chosen = find(method)
     chosen.init_state(options, bench.trie)  # options that cannot work here fail before any writing
     rows = bench.training_rows(section.rows)
-    valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows, recipe.seed)
+    valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
     for name, count in (("training", len(rows)), ("validation", len(valid))):
         if count == 0:
             raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
@@ -72,7 +73,8 @@ def train_stage(
         ),
         resume=resume,
     )
-    _write_result(folder, policy, bench)
+    name = "model" if recipe.model.tuning == "full" else "adapter"
+    checkpoint.write_result(folder / name, policy.model, bench.codec.tokenizer, bench.accelerator)
     run_folder.finish(folder, _outcome(position))
     return folder
 
@@ -86,22 +88,12 @@ def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> d
         "leaves": bench.trie.n_leaves,
     }
     if parent:
-        weights = sorted(p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter"))
+        weights = sorted(
+            p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter")
+        )
         facts["parent"] = parent.name
         facts["parent_weights"] = {p.name: sha256(p) for p in weights}
     return facts
-
-
-def _write_result(folder: Path, policy: Policy, bench: workbench.Workbench) -> None:
-    if not bench.accelerator.is_main_process:
-        return
-    name = "model" if bench.recipe.model.tuning == "full" else "adapter"
-
-    def fill(temporary: Path) -> None:
-        policy.model.save_pretrained(temporary)
-        bench.codec.tokenizer.save_pretrained(temporary)
-
-    write_folder(folder / name, fill)
 
 
 def _outcome(position: Position) -> dict[str, Any]:

@@ -123,7 +123,11 @@ def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
     rows = min(train.micro_batch or train.batch, train.batch)
     kept = 1 if section.gradient_checkpointing else layers
     activations = rows * longest * kept * (8 * width + 3 * wide) * (4 if size == 4 else 2)
-    parts = {"weights": parameters * size, "gradients and AdamW": trained * 12, "activations": activations}
+    parts = {
+        "weights": parameters * size,
+        "gradients and AdamW": trained * 12,
+        "activations": activations,
+    }
     text = ", ".join(f"{name} {amount / 1e9:.2f}" for name, amount in parts.items())
     yield (
         f"memory, estimated: {sum(parts.values()) / 1e9:.2f} GB ({text}) at {rows} rows of "

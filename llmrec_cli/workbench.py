@@ -45,11 +45,6 @@ class Workbench:
         frame = self.prepared.split("train")
         if kind == "window":
             return window_rows(frame, self.encoder)
-        if self.recipe.prompt.template != SEQUENCE:
-            raise ArtefactError(
-                f'train.rows = "sequence" needs prompt.template = "sequence", not '
-                f"{self.recipe.prompt.template!r}: a text prompt is not a prefix of the next one"
-            )
         return sequence_rows(frame, self.encoder, self.recipe.data.history)
 
     def rank(
@@ -95,7 +90,9 @@ def open_workbench(recipe: Recipe, progress: Progress) -> Workbench:
     """
     accelerator = make_accelerator(recipe)
     prepared = load_prepared(recipe.prepared)
-    template = None if recipe.prompt.template == SEQUENCE else load_template(recipe.prompt.template, Path)
+    template = (
+        None if recipe.prompt.template == SEQUENCE else load_template(recipe.prompt.template, Path)
+    )
     if recipe.model.backbone == "scratch":
         _ensure_scratch(recipe, prepared, template, progress)
     codec = make_codec(load_tokenizer(recipe, prepared))
@@ -153,7 +150,9 @@ def load_policy(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
     """
     section = bench.recipe.model
     if section.tuning == "full":
-        model = backbone.load_model(parent / "model" if parent else base_source(bench.recipe), section)
+        model = backbone.load_model(
+            parent / "model" if parent else base_source(bench.recipe), section
+        )
         if parent is None:
             backbone.add_tokens(model, bench.codec.tokenizer, ())
     else:
@@ -170,7 +169,9 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
 
     section = bench.recipe.model
     model = backbone.load_model(base_source(bench.recipe), section)
-    new_ids = sorted(bench.codec.tokenizer.get_vocab()[t] for t in semantic_tokens(bench.prepared.items))
+    new_ids = sorted(
+        bench.codec.tokenizer.get_vocab()[t] for t in semantic_tokens(bench.prepared.items)
+    )
     if len(bench.codec.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(bench.codec.tokenizer), mean_resizing=True)
     if parent is None:
@@ -228,7 +229,9 @@ def validation_metrics(
 ) -> dict[str, float]:
     """HR and NDCG at ``cutoff`` on validation rows, with the history kept among the candidates."""
     ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
-    target_B1 = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))[:, None]
+    target_B1 = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))[
+        :, None
+    ]
     hits_BK = (ranked.leaf_BK.cpu()[:, :cutoff] == target_B1).double()
     discounts_K = 1 / torch.log2(torch.arange(hits_BK.shape[1], dtype=torch.float64) + 2)
     return {
@@ -237,9 +240,9 @@ def validation_metrics(
     }
 
 
-def subset(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
-    """``rows`` rows drawn with the seed, in their order; all where there are no more."""
+def subset(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
+    """``rows`` rows drawn at random but always the same, in order; all where there are no more."""
     if rows is None or rows >= len(frame):
         return frame
-    chosen = np.random.default_rng(seed).choice(len(frame), rows, replace=False)
+    chosen = np.random.default_rng(0).choice(len(frame), rows, replace=False)
     return frame.iloc[np.sort(chosen)]

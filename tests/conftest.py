@@ -14,5 +14,7 @@ def shared_data() -> Path:
     """Genuine public data beside the checkout; tests that need it are skipped where it is absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no genuine data beside the checkout (expected {folder.relative_to(ROOT.parent)})")
+        pytest.skip(
+            f"no genuine data beside the checkout (expected {folder.relative_to(ROOT.parent)})"
+        )
     return folder

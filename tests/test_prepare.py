@@ -147,32 +147,34 @@ def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: P
     assert list(asked.folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("split", ["leave-one-out", "global-time", "few-shot"])
 def test_bytes_depend_on_neither_run_nor_threads(
-    ratings: dict[str, object], tmp_path: Path, split: str
+    ratings: dict[str, object], tmp_path: Path
 ) -> None:
-    data = ratings | {"split": split, "few_shot_users": 2, "sample": {"train": 2}}
-    folders = []
+    data = ratings | {"few_shot_users": 2, "sample": {"train": 2}}
+    written = []
     for threads in (1, 4):
-        asked = recipe(tmp_path / str(threads), data)
-        run_prepare(asked, threads)
-        folders.append(asked.prepared)
-    names = [sorted(file.name for file in folder.iterdir()) for folder in folders]
-    assert names[0] == names[1]
-    assert len(names[0]) == 5
-    for name in names[0]:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+        out = tmp_path / str(threads)
+        cases = [
+            {"name": split, "out": str(out), "data": data | {"split": split}}
+            for split in ("leave-one-out", "global-time", "few-shot")
+        ]
+        prepare_in_a_process(cases, threads)
+        files = sorted(file for file in out.rglob("*") if file.is_file())
+        written.append({file.relative_to(out): file.read_bytes() for file in files})
+    assert len(written[0]) == 15
+    assert written[0] == written[1]
 
 
-def run_prepare(asked: Recipe, threads: int) -> None:
+def prepare_in_a_process(cases: list[dict[str, object]], threads: int) -> None:
     code = (
-        "import sys; from pathlib import Path; from llmrec_cli.recipe import Recipe;"
-        "from llmrec_cli.prepare import prepare;"
-        "prepare(Recipe.model_validate_json(sys.argv[1]), Path)"
+        "import json, sys; from pathlib import Path; import polars;"
+        "from llmrec_cli.recipe import Recipe; from llmrec_cli.prepare import prepare;"
+        "[prepare(Recipe.model_validate(case), Path) for case in json.loads(sys.argv[1])];"
+        "sys.exit(polars.thread_pool_size() != int(sys.argv[2]))"
     )
-    plain = json.dumps({key: asked.model_dump(mode="json")[key] for key in ("name", "out", "data")})
     environment = os.environ | {"POLARS_MAX_THREADS": str(threads)}
-    subprocess.run([sys.executable, "-c", code, plain], check=True, env=environment)
+    command = [sys.executable, "-c", code, json.dumps(cases), str(threads)]
+    subprocess.run(command, check=True, env=environment)
 
 
 def test_the_manifest_holds_no_path(ratings: dict[str, object], tmp_path: Path) -> None:

@@ -144,6 +144,10 @@ def test_a_misspelt_key_is_refused_with_the_right_one(good: Path, key: str) -> N
         ('train.batch="4"', "expected a valid integer"),
         ("train.schedule=cosin", "expected 'linear', 'cosine' or 'constant'"),
         ("train.betas=[0.9]", "betas"),
+        ("train.betas=[1.5,0.9]", "betas"),
+        ("eval.cutoffs=[]", "cutoffs"),
+        ("eval.cutoffs=[5,5]", "expected different numbers"),
+        ("data.start=yesterday", "expected an ISO date"),
         ("model.scratch.heads=3", "must be an even multiple"),
         ("eval.decode.beams=0", "expected greater than or equal to 1"),
         ("eval.decode.length_penalty=1.0", "cannot be searched exactly"),
@@ -180,6 +184,11 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, expected:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
     assert expected in problems(path)
+
+
+def test_a_check_across_sections_is_a_recipe_error_too(good: Path) -> None:
+    text = problems(good, "align.msl.train.rows=sequence", "prompt.template=books")
+    assert '[align.msl.train] rows = "sequence" needs prompt.template = "sequence"' in text
 
 
 def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import polars as pl
 
 from llmrec_cli.data.audit import audit
-from llmrec_cli.data.catalog import EXAMPLES, Named
+from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
 from llmrec_cli.data.columns import ITEM_ID, TARGET, TITLE, USER
 
 Facts: TypeAlias = dict[str, Any]
@@ -36,11 +37,16 @@ class Made:
     cleaning: Any  # JSON-able: what each step left, or for given rows what went
 
 
-def facts(made: Made, notes: Mapping[str, Any]) -> Facts:
-    """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit."""
+def facts(made: Made, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
+    """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
+
+    Args:
+        files: paths of the sources; where the notes name one, its base name takes its place.
+    """
+    names = disambiguate([Path(file).name for file in files], [None] * len(files))
     return {
         "rules": RULES,
-        "reader": dict(notes),
+        "reader": _renamed(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
         "splits": {name: _split(rows) for name, rows in made.splits.items()},
@@ -59,6 +65,12 @@ def _catalogue(made: Made) -> Facts:
         "examples": named.untitled[:EXAMPLES],
         "titles made distinct": len(renamed),
     }
+
+
+def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(notes, Mapping):
+        return {names.get(key, key): _renamed(value, names) for key, value in notes.items()}
+    return notes
 
 
 def _split(rows: pl.DataFrame) -> Facts:

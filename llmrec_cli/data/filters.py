@@ -2,8 +2,8 @@
 
 Everything here is relational and written once over narwhals lazy frames, so that polars serves by
 default and Spark can when data outgrow a machine; :func:`scan` is the one place that names the
-engine.  Used of narwhals: ``scan_parquet``, ``sink_parquet``, ``filter``, ``select``, ``unique``
-(with ``order_by``), semi ``join``, ``sort``, ``n_unique``, ``len`` and ``len().over(...)``.
+engine.  Used of narwhals: ``scan_parquet``, ``sink_parquet``, ``filter``, ``select``, ``unique``,
+semi ``join``, ``sort``, ``n_unique``, ``len``, and ``len``, ``min`` and ``max`` with ``over``.
 
 The steps run in this order, each counted: time window, rating threshold, repeated pairs, items
 without a usable title, k-core.  What does not count (outside the window, badly rated) cannot stand
@@ -22,7 +22,7 @@ import narwhals as nw
 import polars as pl
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
-from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.errors import DataError
 from llmrec_cli.recipe import DataSection
 
 Log: TypeAlias = nw.LazyFrame[Any]  # one row per interaction
@@ -84,13 +84,11 @@ def eligible(interactions: Path, section: DataSection, trail: Trail) -> Log:
 
     Raises:
         DataError: a step leaves nothing.
-        RecipeError: ``start`` or ``end`` is no date.
     """
     log = trail.mark("as read", scan(interactions))
     if section.start is not None or section.end is not None:
         step = f"data.start = {section.start}, data.end = {section.end}"
-        start, end = _moment("start", section.start), _moment("end", section.end)
-        log = trail.mark(step, within(log, start, end))
+        log = trail.mark(step, within(log, _midnight(section.start), _midnight(section.end)))
     if section.min_rating is not None:
         step = f"data.min_rating = {section.min_rating:g}"
         log = trail.mark(step, rated(log, section.min_rating))
@@ -134,8 +132,10 @@ def rated(log: Log, lowest: float) -> Log:
 
 def unrepeated(log: Log, keep: str) -> Log:
     """One interaction per (user, item): the ``"first"`` or ``"last"`` by time, then position."""
-    first_or_last: Any = keep
-    return log.unique(list(PAIR), keep=first_or_last, order_by=[TIMESTAMP, POSITION])
+    for column in (TIMESTAMP, POSITION):
+        wanted = nw.col(column).min() if keep == "first" else nw.col(column).max()
+        log = log.filter(nw.col(column) == wanted.over(*PAIR))
+    return log
 
 
 def item_ids(log: Log) -> pl.Series:
@@ -183,14 +183,8 @@ def _size(log: Log) -> int:
     return int(log.select(n=nw.len()).collect("polars").item())
 
 
-def _moment(key: str, date: str | None) -> int | None:
+def _midnight(date: str | None) -> int | None:
+    """Milliseconds of the first moment of an ISO date, UTC; the recipe has checked the date."""
     if date is None:
         return None
-    try:
-        moment = datetime.fromisoformat(date)
-    except ValueError:
-        raise RecipeError(
-            f"data.{key} = {date!r}: expected an ISO date, e.g. 2018-01-31 or 2018-01-31T12:00"
-        ) from None
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1000)
+    return int(datetime.fromisoformat(date).replace(tzinfo=UTC).timestamp()) * 1000

@@ -63,7 +63,7 @@ def _pieces(trie: Trie, asked_N: Tensor, tokens_at_once: int) -> Iterator[tuple[
     """
     node_M = _depth_first(trie, asked_N)
     place_N = torch.full((trie.n_nodes,), NONE, device=asked_N.device)
-    for piece in torch.split(node_M, tokens_at_once):
+    for piece in torch.split(node_M, tokens_at_once) if len(node_M) > 0 else ():
         above, at = [], int(trie.parent_N[piece[0]])
         while at != ROOT:
             above.append(at)

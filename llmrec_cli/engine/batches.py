@@ -124,7 +124,7 @@ def micro_batches(rows: Sequence[Row], size: int | None) -> list[list[Row]]:
     """Split a global batch, rows of similar length together so that little is padding."""
     if size is None or size >= len(rows):
         return [list(rows)]
-    by_length = sorted(rows, key=lambda row: len(row.prompt))
+    by_length = sorted(rows, key=lambda row: (len(row.targets), len(row.prompt)))
     return [by_length[i : i + size] for i in range(0, len(by_length), size)]
 
 

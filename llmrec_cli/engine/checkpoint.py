@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -112,6 +113,18 @@ def prune(root: Path, *, keep: int, best_step: int | None) -> None:
     for folder in all_of(root)[: -max(keep, 2)]:
         if folder.name != f"step-{best_step}":
             shutil.rmtree(folder)
+
+
+def write_result(folder: Path, model: Any, tokenizer: Any, accelerator: Accelerator) -> None:
+    """Write a finished model or adapter as an ordinary Hugging Face folder, on the first rank."""
+    if not accelerator.is_main_process:
+        return
+
+    def fill(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+    write_folder(folder, fill)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -59,7 +59,7 @@ def exact_search(
         finished, new = _settle(finished, _children(scorer, reached), scorer, chains)
         bound_B = kth_score(finished, excluded_BQ, k)
         open_ = add_open(open_, new, bound_B)
-        busy_B = open_.score_BM[:, 0].isfinite()
+        busy_B = open_.score_BM.isfinite().any(1)
         n_busy = int(busy_B.sum())
         if n_busy < _COMPACT_BELOW * len(row_B):
             answer.score_BK[row_B], answer.leaf_BK[row_B] = finished.score_BK, finished.leaf_BK

@@ -33,7 +33,13 @@ class TreeCache:
     def __init__(self, body: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device):
         self._body = body
         self._config: Any = body.config
+        if self._config._attn_implementation not in ("sdpa", "eager"):
+            raise ArtefactError(
+                f"attn_implementation = {self._config._attn_implementation!r} cannot search a "
+                "tree: expected 'sdpa' or 'eager'"
+            )
         self._cache = DynamicCache()
+        self._dtype = next(body.parameters()).dtype
         self._length_B = torch.tensor([len(p) for p in prompts], device=device)
         self._width = int(self._length_B.max())  # of a prompt's cache row
         self._parent_BR = torch.empty((len(prompts), 0), dtype=torch.int64, device=device)
@@ -148,17 +154,10 @@ class TreeCache:
         return {"full_attention": full, "sliding_attention": near}
 
     def _as_mask(self, sees_BTS: Tensor) -> Tensor:
-        kind, dtype = self._config._attn_implementation, self._body.dtype
-        if kind == "sdpa":
+        if self._config._attn_implementation == "sdpa":
             return sees_BTS[:, None]
-        if kind == "eager":
-            hidden = torch.finfo(dtype).min  # type: ignore[arg-type]  # nn.Module attribute
-            return torch.zeros_like(sees_BTS[:, None], dtype=dtype).masked_fill(
-                ~sees_BTS[:, None], hidden
-            )
-        raise ArtefactError(
-            f"attn_implementation = {kind!r} cannot search a tree: expected 'sdpa' or 'eager'"
-        )
+        zero = torch.zeros((), dtype=self._dtype, device=sees_BTS.device)
+        return torch.where(sees_BTS[:, None], zero, torch.finfo(zero.dtype).min)
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.table import Table
 from rich.text import Text
@@ -96,12 +97,21 @@ def build_leaderboard(
 
 def to_table(board: Leaderboard) -> Table:
     """The leaderboard for a terminal; names are shown, never interpreted."""
-    table = Table(title=Text(_title(board)), caption=Text(_caption(board)), title_justify="left")
+    table = Table(
+        title=Text(_title(board)),
+        caption=Text(_caption(board)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("run", overflow="fold")
-    headings = _headings(board)
-    for heading in headings[1:]:
-        table.add_column(Text(heading), justify="right")
-    for cells in _cells(board, separator="\n"):
+    headings, grid = _headings(board), _cells(board, separator="\n")
+    for place, heading in enumerate(headings[1:], start=1):
+        words = " ".join([heading, *(cells[place] for cells in grid)]).split()
+        widest = max(map(cell_len, words))  # a number may go to its own line, never lose digits
+        table.add_column(Text(heading), justify="right", min_width=widest)
+    for cells in grid:
         table.add_row(*map(Text, cells))
     return table
 
@@ -219,7 +229,8 @@ def _show(value: Interval | Difference, separator: str, sign: str) -> str:
 
 
 def _number(value: float, sign: str) -> str:
-    return "?" if value != value else f"{value:{sign}.4f}"
+    """Four digits in the field's short form: .0782, +.0080."""
+    return "?" if value != value else f"{value:{sign}.4f}".replace("0.", ".", 1)
 
 
 def _fill(cell: str, width: int) -> str:

@@ -64,6 +64,19 @@ def removable(history: Sequence[int], target: int, leaves: Leaves) -> list[int]:
     return [item for item in history if leaf_of[item] != leaf_of[target]]
 
 
+def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
+    """Per row, whether the target's leaf stands in the row's own history.
+
+    Such a row is easier with ``seen = "remove"``: its rivals of the history go, its target stays.
+
+    Raises:
+        ArtefactError: an item index is outside the catalogue.
+    """
+    target_R = _inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
+    key_R = np.arange(len(target_R)) * leaves.n_leaves + leaves.leaf_of_item_I[target_R]
+    return np.isin(key_R, _keys(predictions, HISTORY, leaves))
+
+
 def needed_depth(history: Sequence[int], target: int, depth: int, leaves: Leaves) -> int:
     """Length of a list that still holds ``depth`` leaves once the history is removed."""
     gone = removable(history, target, leaves)

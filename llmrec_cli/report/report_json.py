@@ -11,7 +11,7 @@ import pandas as pd
 
 from llmrec_cli.data.columns import BEAM_DIFFERS
 from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.report.lists import Seen
+from llmrec_cli.report.lists import Seen, repeats
 from llmrec_cli.report.metrics import Short, beyond_accuracy, metric_names, score_rows
 from llmrec_cli.report.statistics import bootstrap_means, n_users
 
@@ -25,6 +25,8 @@ DEFINITIONS: Final = {
     "low, high": "95 % percentile bootstrap over users (a user with all of his or her rows)",
     "seen": "keep: the row's history stays among the candidates; remove: it is dropped, except "
     "for the target's own entry",
+    "repeats": "rows whose target's entry stands in their own history; `remove` keeps it a "
+    "candidate and drops its rivals, so these rows get easier",
     "coverage": "share of catalogue entries in at least one list of the largest K",
     "gini": "inequality of how often each catalogue entry is recommended, 0 equal .. 1",
     "popularity": "mean training interactions of a recommended entry",
@@ -65,8 +67,8 @@ def build_report(
         short: see ``score_rows``.
 
     Returns:
-        ``rows, users, entries, items, protocol, keep, remove, bootstrap, definitions``; ``keep``
-        and ``remove`` hold ``metrics`` (mean, low, high; null where unknown) and ``lists``.
+        ``rows, users, repeats, items, entries, protocol, keep, remove, bootstrap, definitions``;
+        ``keep`` and ``remove`` hold ``metrics`` (mean, low, high; null: unknown) and ``lists``.
 
     Raises:
         ArtefactError: see ``score_rows``.
@@ -74,6 +76,7 @@ def build_report(
     report: dict[str, Any] = {
         "rows": len(predictions[protocol.seen]),
         "users": n_users(predictions[protocol.seen]),
+        "repeats": int(repeats(predictions[protocol.seen], leaves).sum()),
         "items": leaves.n_items,
         "entries": leaves.n_leaves,
         "protocol": asdict(protocol),

@@ -59,7 +59,7 @@ def chain_nodes(trie: Trie, first_BX: Tensor, last_BX: Tensor) -> Tensor:
     while bool((at_BX != NONE).any()):
         steps.append(at_BX)
         only_child_BX = trie.edge_start_N1[at_BX.clamp_min(0)].long() + 1
-        at_BX = torch.where(at_BX != last_BX, only_child_BX, NONE)
+        at_BX = torch.where((at_BX != NONE) & (at_BX != last_BX), only_child_BX, NONE)
     return torch.stack(steps, dim=2)
 
 
@@ -162,7 +162,7 @@ def add_open(open_: Open, new: Open, bound_B: Tensor) -> Open:
     """Merge prefixes and drop those below ``bound_B``; an equal score may still win its tie."""
     score_BM = torch.cat([open_.score_BM, new.score_BM], dim=1)
     alive_BM = (score_BM >= bound_B[:, None]) & score_BM.isfinite()
-    width = max(1, int(alive_BM.sum(1).max()))
+    width = int(alive_BM.sum(1).max())
     score_BM, at_BM = score_BM.masked_fill(~alive_BM, -torch.inf).topk(width, dim=1)
     node_BM = torch.cat([open_.node_BM, new.node_BM], dim=1).gather(1, at_BM)
     slot_BM = torch.cat([open_.slot_BM, new.slot_BM], dim=1).gather(1, at_BM)

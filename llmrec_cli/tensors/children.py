@@ -41,7 +41,8 @@ def child_log_probs(scorer: Scorer, hidden_PD: Tensor, node_P: Tensor) -> tuple[
     """
     trie = scorer.trie
     count_P = trie.fan_out(node_P).long()
-    place_F = torch.arange(int(count_P.max()), device=node_P.device)
+    widest = int(count_P.max()) if len(count_P) > 0 else 0
+    place_F = torch.arange(widest, device=node_P.device)
     legal_PF = place_F < count_P[:, None]
     edge_PF = trie.edge_start_N1[node_P].long()[:, None] + place_F
     child_PF = torch.where(legal_PF, edge_PF + 1, NONE)

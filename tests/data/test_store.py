@@ -18,14 +18,17 @@ from llmrec_cli.data.columns import (
     HISTORY,
     ITEM,
     ITEM_ID,
+    ITEMS_FILE,
     RATING,
     ROW,
+    SPLITS,
     TARGET,
     TIMESTAMP,
     TITLE,
     TOKENS,
     USER,
     USER_ID,
+    split_file,
 )
 from llmrec_cli.data.store import (
     check_fits,
@@ -58,14 +61,14 @@ ROWS = pl.DataFrame(
     },
     schema_overrides={HISTORY: pl.List(pl.Int32)},
 )
-SPLITS = {"train": ROWS, "valid": ROWS[:1], "test": ROWS[1:]}
+ROWS_OF = {"train": ROWS, "valid": ROWS[:1], "test": ROWS[1:]}
 FACTS = {"layout": store.LAYOUT, "data": {"k_core": 5}, "seed": 0, "sources": []}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with staging(tmp_path / "prepared") as stage:
-        write_prepared(stage, ITEMS, SPLITS, FACTS)
+        write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     return tmp_path / "prepared"
 
 
@@ -88,7 +91,7 @@ def test_what_was_written_comes_back(folder: Path) -> None:
 
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     with staging(tmp_path / "again") as stage:
-        write_prepared(stage, ITEMS, SPLITS, FACTS)
+        write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again", "prepared"]
@@ -99,9 +102,7 @@ def test_parquet_schema_is_the_agreed_one(folder: Path) -> None:
     assert pq.read_schema(folder / "items.parquet").equals(store.ITEMS_SCHEMA)
 
 
-@pytest.mark.parametrize(
-    "name", ["items.parquet", "train.parquet", "valid.parquet", "test.parquet"]
-)
+@pytest.mark.parametrize("name", [ITEMS_FILE, *map(split_file, SPLITS)])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
     file = folder / name
@@ -138,10 +139,14 @@ def test_an_error_while_staging_leaves_nothing(tmp_path: Path) -> None:
     class Stop(BaseException):
         pass
 
-    for error in (Stop(), DataError("no")):
-        with pytest.raises(type(error)), staging(tmp_path / "prepared") as stage:
-            write_prepared(stage, ITEMS, SPLITS, FACTS)
+    def interrupted(error: BaseException) -> None:
+        with staging(tmp_path / "prepared") as stage:
+            write_prepared(stage, ITEMS, ROWS_OF, FACTS)
             raise error
+
+    for error in (Stop(), DataError("no")):
+        with pytest.raises(type(error)):
+            interrupted(error)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +172,7 @@ def test_each_refusal_of_the_disk_is_the_machines_error(
         pytest.raises(MachineError, match="prepared: not prepared: No space left on device"),
         staging(tmp_path / "prepared") as stage,
     ):
-        write_prepared(stage, ITEMS, SPLITS, FACTS)
+        write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +190,7 @@ def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> Non
         return fingerprint(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
 
     with staging(tmp_path / "prepared") as stage:
-        write_prepared(stage, ITEMS, SPLITS, asked())
+        write_prepared(stage, ITEMS, ROWS_OF, asked())
     check_fits(tmp_path / "prepared", asked())
 
     def refused(difference: str, now: store.Manifest) -> None:

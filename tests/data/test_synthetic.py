@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llmrec_cli.data import synthetic_names
 from llmrec_cli.data.synthetic import (
     Item,
     Purchase,
@@ -136,6 +137,13 @@ def test_every_size_has_the_items_asked_for(items: int, tmp_path: Path) -> None:
     titles = [item.title for item in world.items if item.kind in ("series", "promoted")]
     assert len(set(titles)) == len(titles)
     assert sample(tmp_path, users=30, items=items).counts["items"] == items
+
+
+def test_series_of_one_name_keep_distinct_titles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic_names, "series_name", lambda draw: "Copper Kites")
+    monkeypatch.setattr(synthetic_names, "KINDS", ("Puzzle",))
+    titles = [item.title for item in build_world(0, 80).items if item.kind == "series"]
+    assert len(set(titles)) == len(titles)
 
 
 # --- the planted law -----------------------------------------------------------------------------
@@ -389,6 +397,17 @@ def test_oracle_against_brute_force() -> None:
         gain = [1 / log2(rank + 1) if rank <= k else 0 for rank in ranks]
         assert scores[f"HR@{k}"] == pytest.approx(sum(hit) / 5, abs=1e-6)
         assert scores[f"NDCG@{k}"] == pytest.approx(sum(gain) / 5, abs=1e-6)
+
+
+def test_popularity_of_a_tiny_shop_by_hand() -> None:
+    """Equal training counts rank in order of the item ids."""
+    sequences = [[0, 2, 1, 4], [0, 1, 3, 2]]
+    # Counts of all but the last two: 0 -> 2, 2 -> 1, 1 -> 1, 3 and 4 -> 0.
+    # Ids: 0 "b", 1 "a", 2 "d", 3 "c", 4 "f": the ranking is 0, 1, 2, 3, 4; targets rank 5 and 3.
+    scores = popularity_scores(tiny_world(), sequences)
+    assert scores["HR@1"] == 0
+    assert scores["HR@5"] == scores["HR@10"] == 1
+    assert scores["NDCG@5"] == pytest.approx((1 / log2(6) + 1 / log2(4)) / 2, abs=1e-6)
 
 
 def test_histories_drop_what_prepare_drops() -> None:

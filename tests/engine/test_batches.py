@@ -16,9 +16,7 @@ CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 6, 6, 2], [5, 6, 7
 def rows() -> list[Row]:
     prompts = [[1, 5, 2], [1], [1, 6, 6, 6, 6, 2]]
     targets = [(0,), (3, 1), (2, 4, 1)]
-    return [
-        Row(np.array(p, dtype=np.int32), t) for p, t in zip(prompts, targets, strict=True)
-    ]
+    return [Row(np.array(p, dtype=np.int32), t) for p, t in zip(prompts, targets, strict=True)]
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -29,7 +27,11 @@ def test_every_position_predicts_its_token_from_the_one_before(cut: bool) -> Non
     batch = micro.batch
     found: dict[int, list[tuple[int, int]]] = {r: [] for r in range(3)}
     for take, target, node, r in zip(
-        micro.take_P.tolist(), batch.target_P.tolist(), batch.node_P.tolist(), batch.row_P.tolist(), strict=True
+        micro.take_P.tolist(),
+        batch.target_P.tolist(),
+        batch.node_P.tolist(),
+        batch.row_P.tolist(),
+        strict=True,
     ):
         assert take // width == r
         found[r].append((take % width, target))

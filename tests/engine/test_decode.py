@@ -45,7 +45,9 @@ def expect_top(
 
 
 @pytest.mark.parametrize(("kind", "seed", "sharpness"), WORLDS)
-@pytest.mark.parametrize(("mask", "temperature"), [("before", 1.0), ("before", 2.5), ("after", 1.0)])
+@pytest.mark.parametrize(
+    ("mask", "temperature"), [("before", 1.0), ("before", 2.5), ("after", 1.0)]
+)
 def test_all_items_equal_one_leaf_at_a_time(
     kind: str, seed: int, sharpness: float, mask: str, temperature: float
 ) -> None:
@@ -143,9 +145,7 @@ def test_attention_kinds_and_sliding_windows(changes: dict[str, object]) -> None
 @pytest.mark.parametrize(
     "catalogue", [[[5, 1]], [[1]], [[5, 6, 7, 1]], [[5, 6, 1], [5, 6, 7, 1], [5, 6, 1]]]
 )
-def test_catalogues_smaller_than_k(
-    search: str, mask: str, catalogue: list[list[int]]
-) -> None:
+def test_catalogues_smaller_than_k(search: str, mask: str, catalogue: list[list[int]]) -> None:
     model, trie = small_model("llama", 17), build_trie(catalogue)
     prompts = ragged_prompts(17)
     found = rank_catalogue(model, trie, prompts, options(search=search, mask=mask))
@@ -178,6 +178,8 @@ def test_training_mode_dropout_and_gradients_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+# PEFT 0.18 .. 0.20 still asks transformers for a property that was renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
 def test_a_peft_model_equals_its_merged_copy(targets: list[str]) -> None:
     peft = pytest.importorskip("peft")

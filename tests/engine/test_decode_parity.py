@@ -26,7 +26,6 @@ from llmrec_cli.tensors.trie import build_trie, paths
         ("llama", 2, 1.0, 4),
         ("qwen3", 3, 24.0, 3),
         ("llama", 4, 16.0, 20),
-        ("llama", 5, 8.0, 1),
     ],
 )
 def test_beam_search_gives_hugging_faces_lists(
@@ -45,9 +44,7 @@ def test_beam_search_gives_hugging_faces_lists(
         listed = [tuple(token_LT[leaf, : length_L[leaf]].tolist()) for leaf in leaves]
         assert listed == [tokens for tokens, _ in peer]
         expected = torch.tensor([score for _, score in peer])
-        torch.testing.assert_close(
-            ours.score_BK[row][: len(peer)], expected, atol=1e-4, rtol=1e-5
-        )
+        torch.testing.assert_close(ours.score_BK[row][: len(peer)], expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["before", "after"])

@@ -24,7 +24,11 @@ from llmrec_cli.recipe import TrainSection
 from llmrec_cli.tensors.trie import build_trie
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
-METHODS: dict[str, dict[str, Any]] = {"lml": {}, "msl": {"tau": 1.5}, "ats": {"tau": "ats", "ats_eta": 0.5}}
+METHODS: dict[str, dict[str, Any]] = {
+    "lml": {},
+    "msl": {"tau": 1.5},
+    "ats": {"tau": "ats", "ats_eta": 0.5},
+}
 
 
 def rows(n: int = 22) -> list[Row]:
@@ -34,7 +38,9 @@ def rows(n: int = 22) -> list[Row]:
     for _ in range(n):
         history = rng.integers(0, len(CATALOGUE), rng.integers(0, 5))
         prompt = np.array([1, *(t for i in history for t in CATALOGUE[i])], dtype=np.int32)
-        made.append(Row(prompt, tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist())))
+        made.append(
+            Row(prompt, tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist()))
+        )
     return made
 
 
@@ -83,7 +89,10 @@ def final_state(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_and_weights_do_not_depend_on_the_micro_batch(tmp_path: Path, method: str) -> None:
-    whole, parts = job(tmp_path / "a", method, dropout=0), job(tmp_path / "b", method, 0, micro_batch=3)
+    whole, parts = (
+        job(tmp_path / "a", method, dropout=0),
+        job(tmp_path / "b", method, 0, micro_batch=3),
+    )
     train(whole, resume=False)
     train(parts, resume=False)
     for one, other in zip(metrics(whole.folder), metrics(parts.folder), strict=True):

@@ -59,7 +59,9 @@ def test_semantic_ids_are_their_own_tokens(codec: Codec) -> None:
         {"item_id": ["1", "2"], "title": None, "tokens": [["<a_1>", "<b_1>"], ["<a_2>", "<b_1>"]]}
     )
     vocabulary = tokenizer.get_vocab()
-    expected = [[vocabulary[t] for t in tokens] + [tokenizer.eos_token_id] for tokens in items.tokens]
+    expected = [
+        [vocabulary[t] for t in tokens] + [tokenizer.eos_token_id] for tokens in items.tokens
+    ]
     assert encode_catalogue(items, make_codec(tokenizer)) == expected
 
 
@@ -89,9 +91,7 @@ def test_a_long_prompt_loses_its_oldest_items_whole(items: pd.DataFrame, codec: 
     assert len(prompt) <= 20
 
 
-def test_a_long_text_prompt_loses_its_oldest_items_whole(
-    items: pd.DataFrame, codec: Codec
-) -> None:
+def test_a_long_text_prompt_loses_its_oldest_items_whole(items: pd.DataFrame, codec: Codec) -> None:
     template: Template = load_template("items", lambda name: None)  # type: ignore[arg-type,return-value]  # shipped
     whole = len(codec.encode_prompts([template.render(TITLES)])[0])
     encoder = PromptEncoder(template, codec, items, encode_catalogue(items, codec), whole - 1)
@@ -128,7 +128,8 @@ def test_sequences_of_long_users_keep_every_target_and_at_least_half_the_history
         counts = [
             n
             for n in range(0, t + 1)
-            if window.prompt.tolist() == [codec.start, *(x for i in history[t - n : t] for x in catalogue[i])]
+            if window.prompt.tolist()
+            == [codec.start, *(x for i in history[t - n : t] for x in catalogue[i])]
         ]
         assert counts, "the prompt is not the end of the user's history"
         assert min(3, t) <= counts[0] <= 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,8 @@ def test_a_report_holds_both_policies_and_its_protocol() -> None:
     report = build_report({"keep": predictions, "remove": predictions}, LEAVES, protocol(), 200, 3)
     assert (report["rows"], report["users"]) == (40, predictions["user_id"].nunique())
     assert (report["items"], report["entries"]) == (12, 11)
+    pairs = zip(predictions["history"], predictions["target"], strict=True)
+    assert report["repeats"] == sum(t % 11 in set(h % 11) for h, t in pairs) > 0  # 11 is on leaf 0
     assert report["protocol"]["hashes"] == {"data": "abc"}
     assert report["bootstrap"] == {"resamples": 200, "seed": 3}
     for seen in ("keep", "remove"):
@@ -114,12 +117,13 @@ def test_the_leaderboard_shows_the_reports_figures_and_names_the_policy() -> Non
     assert 'history removed (seen = "remove")' in text.splitlines()[0]
     assert text.splitlines()[0].startswith("test: 40 rows of 14 users, whole catalogue")
     ndcg = runs[1].report["remove"]["metrics"]["ndcg@5"]
-    assert f"{ndcg['mean']:.4f} [{ndcg['low']:.4f}, {ndcg['high']:.4f}]" in text
+    mean, low, high = (f"{ndcg[key]:.4f}".lstrip("0") for key in ("mean", "low", "high"))
+    assert f"{mean} [{low}, {high}]" in text
     difference = board.lines[1].difference
     assert difference is not None
     ours, base = (run.report["remove"]["metrics"]["ndcg@5"]["mean"] for run in runs[::-1])
     assert difference.mean == pytest.approx(ours - base)
-    assert f"{difference.mean:+.4f} [{difference.low:+.4f}" in text
+    assert f"+{difference.mean:.4f} [+{difference.low:.4f}".replace("+0", "+") in text
     assert "baseline" in text.splitlines()[2]
     as_json = json.loads(json.dumps(to_json(board), allow_nan=False))
     assert as_json["seen"] == "remove"
@@ -212,11 +216,29 @@ def test_hostile_names_never_break_the_table(name: str) -> None:
     assert to_json(board)["lines"][0]["name"] == name
 
 
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_a_narrow_terminal_loses_no_digit(columns: int) -> None:
+    board = build_leaderboard([run_of("pop", 1), run_of("align-msl", 2, hit=0.7)], baseline="pop")
+    shown, text = rendered(board, columns), to_text(board)
+    assert "…" not in shown
+    wanted, found = (sorted(re.findall(r"[+-]?[01]?\.\d{4}", x)) for x in (text, shown))
+    assert wanted == found
+    assert len(wanted) == 2 * 5 * 3 + 3 + 1  # one p
+    assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_one_and_minus_keep_their_digits() -> None:
+    first, last = run_of("first", 1, hit=1.0), run_of("last", 2)
+    text = to_text(build_leaderboard([first, last], baseline="first"))
+    assert "1.0000 [1.0000, 1.0000]" in text
+    assert re.search(r"-\.\d{4} \[-\.\d{4}, -\.\d{4}\]", text)
+
+
 def test_columns_line_up_with_wide_letters() -> None:
     from rich.cells import cell_len
 
     text = to_text(build_leaderboard([run_of("源氏", 1), run_of("ours", 2)]))
-    starts = {cell_len(line[: line.index("0.")]) for line in text.splitlines()[2:4]}
+    starts = {cell_len(line[: line.index(" .")]) for line in text.splitlines()[2:4]}
     assert len(starts) == 1
 
 

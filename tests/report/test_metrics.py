@@ -10,7 +10,7 @@ import pytest
 
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.lists import Seen, needed_depth, removable, top_lists
+from llmrec_cli.report.lists import Seen, needed_depth, removable, repeats, top_lists
 from llmrec_cli.report.metrics import beyond_accuracy, gini, metric_names, score_rows
 
 # Ten items, eight leaves: items 1 and 6 share leaf 1 (counts 5 + 7), items 2 and 9 leaf 2.
@@ -87,6 +87,11 @@ def test_remove_never_drops_the_target(leaves: Leaves) -> None:
     assert ranks(in_own_history, leaves, 1, "remove") == [1]
     assert ranks(shares_leaf_with_history, leaves, 1, "remove") == [1]
     assert removable([0, 6], 1, leaves) == [0]
+
+
+def test_repeats_are_rows_whose_targets_leaf_is_in_their_history(leaves: Leaves) -> None:
+    rows = [("a", [0, 6], 1, [0]), ("b", [0, 6], 3, [0]), ("c", [], 0, [0]), ("d", [3], 3, [0])]
+    assert repeats(frame(*rows), leaves).tolist() == [True, False, False, True]
 
 
 def test_a_list_that_already_left_the_history_out_scores_the_same(leaves: Leaves) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +266,29 @@ def test_hooks_on_the_parameter_see_the_gradient() -> None:
         assert weight.grad is not None
         torch.testing.assert_close(seen[-1], weight.grad - weight_grad)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_data_parallelism_sees_the_gradient_of_a_tied_head(tmp_path: Path, view: bool) -> None:
+    """Its reducer waits for every parameter's own accumulation; one process shows that it fires."""
+    trie = build_trie(random_catalogue(0))
+    torch.manual_seed(0)
+    model = nn.Embedding(V, D, dtype=torch.float64)
+    copy = model.weight.detach().clone().requires_grad_()
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=view)
+        for _ in range(3):
+            node_P, target_P = positions(trie, torch.randint(trie.n_leaves, (4,)))
+            hidden_PD = parallel(target_P.roll(1))
+            head = Weights(model.weight)
+            legal_logits(hidden_PD, head, trie, node_P, target_P).nll().sum().backward()
+            same_PD = nn.functional.embedding(target_P.roll(1), copy)
+            dense_nll(trie, node_P, target_P, same_PD, copy, None, 1.0).sum().backward()
+            assert relative(model.weight.grad, copy.grad) < 1e-12
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

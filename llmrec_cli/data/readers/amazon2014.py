@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from llmrec_cli.data.readers.amazon import Generation, read_amazon
+from llmrec_cli.data.readers.checks import Fields
 from llmrec_cli.data.readers.json_lines import Shape
-from llmrec_cli.data.readers.sink import Fields
 from llmrec_cli.data.readers.source import Locate, Source
 from llmrec_cli.recipe import DataSection
 

@@ -88,6 +88,8 @@ def header(path: Path, delimiter: str = ",") -> list[str]:
 
 def _split_header(block: Block, delimiter: str) -> tuple[list[str], Block]:
     line, _, rest = block.data.partition(b"\n")
+    if line.lstrip().startswith((b"{", b"[")):
+        raise fault(block.path, block.first, f"JSON, expected CSV; found {shown(line.decode())}")
     names = [name.strip() for name in _cells(block.path, block.first, line, delimiter)]
     if len(set(names)) < len(names) or not all(names):
         raise fault(block.path, block.first, f"empty or repeated column names: {shown(names, 120)}")

@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE
+from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.items import ItemRows, no_items
-from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.data.readers.tables import read_parts
 from llmrec_cli.errors import RecipeError

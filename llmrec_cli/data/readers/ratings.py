@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, read_items
+from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.lines import fault, shown
-from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe import DataSection
 
@@ -56,8 +57,8 @@ def _ratings(path: Path, form: str, fields: Fields) -> Iterator[Interactions]:
         if index == 0 and order:
             _require_order(cells, form)
         yield Interactions(
-            users=cells.strings(fields.user),
-            items=cells.strings(fields.item),
+            users=cells.columns[fields.user],
+            items=cells.columns[fields.item],
             ratings=cells.numbers(fields.rating),
             timestamps=cells.numbers(fields.timestamp),
             line_of=cells.block.line_of,

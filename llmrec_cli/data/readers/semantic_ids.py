@@ -10,10 +10,11 @@ import polars as pl
 
 from llmrec_cli.data.columns import ITEM_ID, TOKENS
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE
+from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.json_lines import read_object
 from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.names import read_names
-from llmrec_cli.data.readers.sink import Fields, Interactions, Sink, deliver
+from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe import DataSection
@@ -47,7 +48,7 @@ def _interactions(path: Path, seen: set[str]) -> Iterator[Interactions]:
     repeated = seen & histories.keys()
     if repeated:
         raise DataError(f"{path}: user {shown(min(repeated))} occurs in an earlier file, too")
-    seen |= histories.keys()
+    seen.update(histories)
     users = list(histories)
     for start in range(0, len(users), _USERS_AT_A_TIME):
         rows = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -15,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
-from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
+from llmrec_cli.data.readers.lines import fault
 from llmrec_cli.data.readers.source import Notes
 from llmrec_cli.errors import MachineError
 
@@ -29,40 +28,6 @@ SCHEMA: Final = pa.schema(
     ]
 )
 ROW_GROUP: Final = 1 << 16  # rows
-
-# 1990-01-01 .. 2100-01-01 UTC.  As seconds and as milliseconds the two ranges do not touch, so a
-# timestamp names its own unit.
-_FIRST, _LAST = 631_152_000, 4_102_444_800
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_SCALE: Final = {"seconds": 1, "milliseconds": 1000}
-
-
-@dataclass(frozen=True)
-class Fields:
-    """What a file calls its columns, for messages."""
-
-    user: str
-    item: str
-    rating: str
-    timestamp: str
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """Some consecutive interactions of one file.
-
-    Attributes:
-        users, items: ids, exactly as in the file.
-        ratings: numbers, or None where the source has none.
-        timestamps: numbers, or None where the order in the file is the time.
-        line_of: file line (or row) of an index into these.
-    """
-
-    users: Sequence[str]
-    items: Sequence[str]
-    ratings: Sequence[float] | np.ndarray[Any, Any] | None
-    timestamps: Sequence[float] | np.ndarray[Any, Any] | None
-    line_of: Callable[[int], int]
 
 
 class Sink:
@@ -109,13 +74,8 @@ class Sink:
         """Append checked interactions at ``times`` (ms); positions continue over all files."""
         rows = len(batch.users)
         rating = pa.nulls(rows, pa.float64()) if batch.ratings is None else batch.ratings
-        columns = [
-            batch.users,
-            batch.items,
-            rating,
-            times,
-            np.arange(self.count, self.count + rows),
-        ]
+        position = np.arange(self.count, self.count + rows)
+        columns = [batch.users, batch.items, rating, times, position]
         arrays = [pa.array(c, type_) for c, type_ in zip(columns, SCHEMA.types, strict=True)]
         self._pending.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
         self.count += rows
@@ -160,93 +120,15 @@ def deliver(
             interactions at all.
     """
     unit, before = None, sink.count
-    for batch in batches:
-        if calendar and batch.timestamps is not None:
-            unit, times = check(path, batch, fields, unit)
+    for raw in batches:
+        batch = check(path, raw, fields)
+        if batch.timestamps is None:
+            times = np.arange(sink.count, sink.count + len(batch.users))
+        elif calendar:
+            unit, times = milliseconds(path, batch, fields.timestamp, unit)
         else:
-            check_ids(path, batch, fields)
-            order = np.arange(sink.count, sink.count + len(batch.users))
-            times = order if batch.timestamps is None else np.asarray(batch.timestamps)
+            times = np.asarray(batch.timestamps)
         sink.write(batch, times)
     if sink.count == before:
         raise fault(path, 1, "the file has no interactions")
     return {"interactions": sink.count - before, "timestamp": unit or "order in the file"}
-
-
-def check(
-    path: Path, batch: Interactions, fields: Fields, unit: str | None
-) -> tuple[str | None, np.ndarray[Any, Any]]:
-    """Check a batch whole.
-
-    Args:
-        path, fields: for messages.
-        batch: what to check.
-        unit: of the timestamps before in this file; None: none yet.
-
-    Returns:
-        The unit of this file's timestamps, and the timestamps as int64 milliseconds.
-
-    Raises:
-        DataError: as ``deliver``.
-    """
-    check_ids(path, batch, fields)
-    _check_ratings(path, batch, fields.rating)
-    return milliseconds(path, batch, fields.timestamp, unit)
-
-
-def check_ids(path: Path, batch: Interactions, fields: Fields) -> None:
-    """Refuse empty ids and ids that no UTF-8 file can hold."""
-    for name, ids in ((fields.user, batch.users), (fields.item, batch.items)):
-        if not all(ids):
-            index = next(i for i, value in enumerate(ids) if not value)
-            raise fault(path, batch.line_of(index), f'"{name}" is empty, expected an id')
-        try:
-            "".join(ids).encode()
-        except UnicodeEncodeError:
-            index = next(i for i, value in enumerate(ids) if _SURROGATE.search(value))
-            problem = f'"{name}" is {shown(ids[index])}, which is not valid Unicode'
-            raise fault(path, batch.line_of(index), problem) from None
-
-
-def _check_ratings(path: Path, batch: Interactions, name: str) -> None:
-    if batch.ratings is None:
-        return
-    ratings = np.asarray(batch.ratings, dtype=np.float64)
-    wrong = ~((ratings >= 1) & (ratings <= 5))  # true for NaN, too
-    if wrong.any():
-        index = int(wrong.argmax())
-        problem = f'"{name}" is {ratings[index]:g}, expected a number 1..5'
-        raise fault(path, batch.line_of(index), problem)
-
-
-def milliseconds(
-    path: Path, batch: Interactions, name: str, unit: str | None
-) -> tuple[str | None, np.ndarray[Any, Any]]:
-    """Timestamps of a batch as int64 ms, and their unit: found here, or as ``unit`` says.
-
-    Raises:
-        DataError: a timestamp outside 1990..2100 in either unit, a fraction, or a change of unit.
-    """
-    values = np.asarray(batch.timestamps, dtype=np.float64)
-    if not len(values):
-        return unit, values.astype(np.int64)
-    unit = unit or _unit(float(values[0])) or "seconds"
-    scale = _SCALE[unit]
-    wrong = ~((values >= _FIRST * scale) & (values < _LAST * scale) & (values % 1 == 0))
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise fault(path, batch.line_of(index), _time_problem(name, float(values[index]), unit))
-    return unit, values.astype(np.int64) * (1000 // scale)
-
-
-def _unit(value: float) -> str | None:
-    fits = [unit for unit, s in _SCALE.items() if _FIRST * s <= value < _LAST * s]
-    return fits[0] if fits else None
-
-
-def _time_problem(name: str, value: float, unit: str) -> str:
-    said = f'"{name}" is {value:.15g}'
-    other = _unit(value)
-    if other and other != unit:
-        return f"{said}, in {other}, but the lines before are in {unit}; expected one unit"
-    return f"{said}, expected whole seconds or milliseconds between the years 1990 and 2100"

@@ -12,9 +12,9 @@ import polars as pl
 from llmrec_cli.data.columns import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.amazon import read_items
 from llmrec_cli.data.readers.amazon2023 import FIELDS, METADATA
+from llmrec_cli.data.readers.checks import Interactions, check, milliseconds
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.lines import fault, shown
-from llmrec_cli.data.readers.sink import Interactions, check
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe import DataSection
@@ -86,17 +86,18 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
 
 def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
     batch = Interactions(
-        users=cells.strings("user_id"),
-        items=cells.strings("parent_asin"),
+        users=cells.columns["user_id"],
+        items=cells.columns["parent_asin"],
         ratings=cells.numbers("rating"),
         timestamps=cells.numbers("timestamp"),
         line_of=cells.block.line_of,
     )
-    unit, times = check(cells.block.path, batch, FIELDS, unit)
+    batch = check(cells.block.path, batch, FIELDS)
+    unit, times = milliseconds(cells.block.path, batch, FIELDS.timestamp, unit)
     columns = {
-        USER_ID: batch.users,
+        USER_ID: cells.strings("user_id"),
         HISTORY: [cell.split() for cell in cells.strings("history")],
-        TARGET: batch.items,
+        TARGET: cells.strings("parent_asin"),
         TIMESTAMP: times,
         RATING: np.asarray(batch.ratings),
     }

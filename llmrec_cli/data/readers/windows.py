@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.names import read_names
-from llmrec_cli.data.readers.sink import Fields, Interactions, check
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Source
 from llmrec_cli.data.readers.split2023 import read_splits
 from llmrec_cli.recipe import DataSection
@@ -71,17 +71,18 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
 def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
     windows = [_window(cells, index, cell) for index, cell in enumerate(cells.strings("item_ids"))]
     batch = Interactions(
-        users=cells.strings("user_id"),
+        users=cells.columns["user_id"],
         items=[window[-1] for window in windows],
         ratings=None,
         timestamps=cells.numbers("timestamp"),
         line_of=cells.block.line_of,
     )
-    unit, times = check(cells.block.path, batch, FIELDS, unit)
+    batch = check(cells.block.path, batch, FIELDS)
+    unit, times = milliseconds(cells.block.path, batch, FIELDS.timestamp, unit)
     columns = {
-        USER_ID: batch.users,
+        USER_ID: cells.strings("user_id"),
         HISTORY: [window[:-1] for window in windows],
-        TARGET: batch.items,
+        TARGET: [window[-1] for window in windows],
         TIMESTAMP: times,
         RATING: [None] * len(windows),
     }

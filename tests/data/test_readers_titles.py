@@ -1,0 +1,49 @@
+"""Clean titles, and which ones are unusable."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmrec_cli.data.readers.titles import clean_title
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        (" Maggiano&#39;s  Gift\tCard ", "Maggiano's Gift Card"),
+        ("Rhythm &amp; Blues", "Rhythm & Blues"),
+        ("&amp;amp;", "&amp;"),  # once, not until stable
+        ("a\u2028b\u00a0c\x00d\x1b[31m", "a b c d [31m"),
+        ("nan", "nan"),
+        ("None", "None"),
+        ("null", "null"),
+        ("?", "?"),
+        ("÷", "÷"),
+        ("I <3 You", "I <3 You"),
+        ("a < b > c", "a < b > c"),
+        ("<b>Bold</b> Title", "<b>Bold</b> Title"),
+        ("5555991584", "5555991584"),
+        ("half \ud83d emoji", "half emoji"),
+    ],
+)
+def test_usable_titles(raw: str, clean: str) -> None:
+    assert clean_title(raw) == clean
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        None,
+        "",
+        " \t\n",
+        "&nbsp;",
+        '<span class="a-size-medium a-color-secondary',
+        "<span>",
+        "<span></span>",
+        "<!-- -->",
+        "&lt;span&gt;",
+        "var aPageStart = (new Date()).getTime();",
+    ],
+)
+def test_unusable_titles(raw: str | None) -> None:
+    assert clean_title(raw) is None

@@ -1,0 +1,120 @@
+"""The house's walls: which room may import which, and what may be said where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llmrec_cli
+
+PACKAGE = Path(llmrec_cli.__file__).parent
+ROOMS = ("data", "tensors", "methods", "models", "engine", "report")
+# room -> what it may import of the package, besides itself and errors
+ALLOWED = {
+    "tensors": (),
+    "methods": ("tensors",),
+    "data": ("recipe", "files"),
+    "models": ("data", "methods.contract", "recipe"),
+    "engine": ("data", "files", "methods.contract", "models", "progress", "recipe", "tensors"),
+    "report": ("data", "files"),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names that a file imports, at any depth."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def strays(path: Path) -> list[str]:
+    room = room_of(path)
+    allowed = tuple(f"llmrec_cli.{name}" for name in (room, "errors", *ALLOWED[room]))
+    inside = [name for name in imports(path) if name.startswith("llmrec_cli")]
+    return [n for n in inside if not any(n == a or n.startswith(f"{a}.") for a in allowed)]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room_of(p) in ROOMS], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_rooms_import_only_their_neighbours(path: Path) -> None:
+    assert strays(path) == []
+
+
+def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "tensors").mkdir()
+    stray = tmp_path / "tensors" / "x.py"
+    stray.write_text("def f():\n    from llmrec_cli.engine import loop\n")
+    assert strays(stray) == ["llmrec_cli.engine.loop"]
+
+
+def test_data_and_recipes_never_import_torch() -> None:
+    for path in FILES:
+        if room_of(path) in ("data", "recipe", "recipe_file", "cli", "errors", "prepare", "sample"):
+            assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
+                path
+            )
+
+
+def test_tensors_import_torch_and_the_standard_library_only() -> None:
+    for path in (PACKAGE / "tensors").glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path)}
+        assert tops <= {"torch", "llmrec_cli", *sys.stdlib_module_names}, path
+
+
+def test_only_the_engine_speaks_to_other_ranks() -> None:
+    words = {"gather", "gather_for_metrics", "reduce", "is_main_process", "wait_for_everyone"}
+    for path in FILES:
+        calls = {
+            n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
+        }
+        if room_of(path) not in ("engine", "tensors"):  # tensors: itertools-like names are local
+            assert not calls & (words - {"gather"}), path
+
+
+def test_only_the_command_line_and_progress_print() -> None:
+    for path in FILES:
+        calls = [
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
+        if room_of(path) not in ("cli", "progress"):
+            assert not {"print", "input", "exit", "eval", "exec"} & set(calls), path
+
+
+def test_no_class_inherits_from_a_class_of_the_package_exceptions_and_settings_apart() -> None:
+    settings = {"Section", "Options"}  # pydantic configuration, no behaviour
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        ours = {n.rsplit(".", 1)[-1] for n in imports(path) if n.startswith("llmrec_cli")}
+        ours |= {node.name for node in classes}
+        for node in classes if room_of(path) != "errors" else []:
+            bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
+            assert not bases & (ours - settings), f"{path}: {node.name}"
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys, llmrec_cli.cli as cli\n"
+        "sys.argv = ['llmrec', '--help']\n"
+        "assert cli.guarded(cli.app) == 0\n"
+        "heavy = {'torch', 'pandas', 'transformers', 'polars', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
