@@ -1,4 +1,4 @@
-"""``llmrec align --method NAME``: one alignment of the recipe, from SFT's result or from the base."""
+"""``llmrec align --method NAME``: an alignment, from SFT's result or the base."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from llmrec_cli import __version__
 from llmrec_cli.errors import LlmrecError, MachineError
 from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.report.text import plain
 
 if TYPE_CHECKING:
     from llmrec_cli.progress import Progress
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="llmrec",
-    help="Turn a language model into a recommender: prepare, sft, align, eval, from one recipe file.",
+    help="Turn a language model into a recommender: prepare, sft, align, eval, from one recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -211,7 +212,8 @@ def _on_sigterm(number: int, frame: object) -> NoReturn:
 
 def _fail(message: str, code: int) -> int:
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
-    err.print(f"{' '.join(['llmrec', *words])}: error: {message}", markup=False, soft_wrap=True)
+    lines = f"{' '.join(['llmrec', *words])}: error: {message}".split("\n")
+    err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
     return code
 
 

@@ -1,4 +1,4 @@
-"""``llmrec eval``: rank the whole catalogue for every row of a split, score it, and compare runs."""
+"""``llmrec eval``: rank the whole catalogue for every row of a split, score, compare."""
 
 from __future__ import annotations
 

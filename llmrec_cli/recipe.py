@@ -374,7 +374,8 @@ class DecodeSection(Section):
     def _provable(self) -> DecodeSection:
         if self.search == "exact" and self.length_penalty != 0:
             raise ValueError(
-                f'length_penalty = {self.length_penalty:g} cannot be searched exactly: use 0, or search = "beam"'
+                f"length_penalty = {self.length_penalty:g} cannot be "
+                'searched exactly: use 0, or search = "beam"'
             )
         if self.mask == "after" and self.temperature != 1:
             raise ValueError(f'temperature = {self.temperature:g} needs mask = "before"')
@@ -405,7 +406,8 @@ class EvalSection(Section):
     def _wide_enough(self) -> EvalSection:
         if self.decode.search == "beam" and self.decode.beams < max(self.cutoffs):
             raise ValueError(
-                f"decode.beams = {self.decode.beams} must be >= the largest cut-off {max(self.cutoffs)}"
+                f"decode.beams = {self.decode.beams} must be >= the largest cut-off "
+                f"{max(self.cutoffs)}"
             )
         return self
 

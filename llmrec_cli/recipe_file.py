@@ -212,7 +212,8 @@ def _align_problems(name: str, section: object) -> Iterator[str]:
     if method not in methods.names():
         hint = _did_you_mean(str(method), methods.names())
         known = ", ".join(methods.names())
-        yield f"[align.{name}] method = {_show(method)}: unknown method, expected one of {known}.{hint}"
+        shown = f"[align.{name}] method = {_show(method)}"
+        yield f"{shown}: unknown method, expected one of {known}.{hint}"
         return
     options = methods.find(method).options
     stage_keys = set(AlignSection.model_fields) - {"options"}
@@ -245,7 +246,7 @@ def _real_location(values: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
     keys: list[str] = []
     for part in loc:
         known = isinstance(values, dict) and part in values
-        if known or (not keys or isinstance(values, dict)) and isinstance(part, str):
+        if known or ((not keys or isinstance(values, dict)) and isinstance(part, str)):
             keys.append(str(part))
             values = values.get(part) if isinstance(values, dict) else None
     return tuple(keys)

@@ -186,7 +186,7 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
 def _ensure_scratch(
     recipe: Recipe, prepared: Prepared, template: Template | None, progress: Progress
 ) -> None:
-    """Build ``base/`` once: tokenizer trained on catalogue and wording, Llama with random weights."""
+    """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights."""
     folder = recipe.folder / "base"
     made_from = {
         "scratch": recipe.model.scratch.model_dump(mode="json"),

@@ -98,7 +98,9 @@ class Collator:
         branching_QT = (self.trie.fan_out(node_QT.clamp_min(0)) > 1) & (node_QT >= 0)
         last_Q = torch.ones_like(row_Q, dtype=torch.bool)
         last_Q[:-1] = row_Q[1:] != row_Q[:-1]
-        ahead_QT = branching_QT.flip(1).cummax(1).values.flip(1)  # a branching position is at or after
+        ahead_QT = (
+            branching_QT.flip(1).cummax(1).values.flip(1)
+        )  # a branching position is at or after
         return ahead_QT | ~last_Q[:, None]
 
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llmrec_cli.files import check_folder, machine_errors, read_json, write_folder, write_json
 from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import check_folder, machine_errors, read_json, write_folder, write_json
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 

@@ -34,7 +34,7 @@ from llmrec_cli.tensors.children import Scorer
 from llmrec_cli.tensors.trie import Trie, paths
 
 _SCORES_AT_ONCE = 1 << 25  # trie nodes x users of one batch when every item is scored: 128 MB
-_TREE_TOKENS = 512  # tree tokens per user and call when every item is scored
+_TREE_TOKENS = 128  # tree tokens per user and call when every item is scored
 _EXTRA_WIDTH = 6  # prefixes expanded in a round beyond k; 16 at k = 10
 
 

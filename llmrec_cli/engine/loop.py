@@ -2,8 +2,8 @@
 
 A method's loss is a sum and a count.  Sums and counts are added over micro-batches and ranks and
 divided once, by the count of the whole global batch.  The order of the rows is a pure function of
-(seed, epoch, step) and dropout is reseeded from (seed, step, rank), so a resumed run continues as if
-it had never stopped.
+(seed, epoch, step) and dropout is reseeded from (seed, step, rank), so a resumed run
+continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def make_optimizer(policy: torch.nn.Module, section: TrainSection) -> torch.opti
 
 
 def learning_rate(section: TrainSection, step: int, steps: int) -> float:
-    """Rate of update ``step`` (0-based) of ``steps``: linear warm-up, then the schedule down to 0."""
+    """Rate of update ``step`` (0-based) of ``steps``: warm-up, then the schedule down to 0."""
     warmup = section.warmup * steps if section.warmup < 1 else section.warmup
     if step < warmup:
         return section.learning_rate * (step + 1) / math.ceil(warmup)
@@ -140,36 +140,11 @@ def _update(
 ) -> dict[str, Any]:
     """One optimizer step over one global batch; returns its metrics row."""
     begun = time.perf_counter()
-    accelerator, section = job.accelerator, job.section
-    torch.manual_seed(_step_seed(job.seed, position.step, accelerator.process_index))
-    chosen = rows_of_step(len(job.train_rows), section.batch, job.seed, position.step)
-    mine = [job.train_rows[i] for i in chosen[accelerator.process_index :: accelerator.num_processes]]
-    job.policy.train()
-    sums: dict[str, torch.Tensor] = {}
-    tokens = 0
-    for rows in micro_batches(mine, section.micro_batch):
-        batch = collate(rows).to(accelerator.device)
-        losses = compute_loss(job, policy, batch, position.method)
-        accelerator.backward(losses.total)
-        _add(sums, losses)
-        tokens += batch.tokens
-    totals = reduce_sums(accelerator, sums)
+    totals, tokens = _backward(job, policy, collate, position)
     count = max(totals.pop("count"), 1.0)
     loss = totals.pop("total") / count
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    _scale_gradients(parameters, accelerator.num_processes / count)
-    limit = section.clip or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], limit))
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise NumbersError(
-            f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}; nothing was updated. "
-            f"Training rows of this batch: {chosen[:8]}{'...' if len(chosen) > 8 else ''}"
-        )
-    rate = learning_rate(section, position.step, job.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    rate = learning_rate(job.section, position.step, job.steps)
+    norm = _step(job, optimizer, position, loss=loss, count=count, rate=rate)
     logged = {**job.method.metrics(totals, count), **position.method}
     position.method = dict(job.method.update_state(position.method, totals, job.options, job.trie))
     position.step += 1
@@ -185,9 +160,53 @@ def _update(
     }
 
 
-def compute_loss(
-    job: Job, policy: Any, batch: MicroBatch, state: Mapping[str, float]
-) -> LossSums:
+def _backward(
+    job: Job, policy: Any, collate: Collator, position: Position
+) -> tuple[dict[str, float], int]:
+    """Gradients of the global batch's summed loss; returns the sums of all ranks, and tokens."""
+    accelerator, rank = job.accelerator, job.accelerator.process_index
+    torch.manual_seed(_step_seed(job.seed, position.step, rank))
+    job.policy.train()
+    mine = _chosen(job, position.step)[rank :: accelerator.num_processes]
+    sums: dict[str, torch.Tensor] = {}
+    tokens = 0
+    for rows in micro_batches([job.train_rows[i] for i in mine], job.section.micro_batch):
+        batch = collate(rows).to(accelerator.device)
+        losses = compute_loss(job, policy, batch, position.method)
+        accelerator.backward(losses.total)
+        _add(sums, losses)
+        tokens += batch.tokens
+    return reduce_sums(accelerator, sums), tokens
+
+
+def _step(
+    job: Job, optimizer: Any, position: Position, *, loss: float, count: float, rate: float
+) -> float:
+    """Normalise, clip, check and apply the gradients; returns their norm before clipping."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, job.accelerator.num_processes / count)  # DDP averages ranks
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise NumbersError(
+            f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}; "
+            f"nothing was updated; training rows of this batch: {_chosen(job, position.step)[:8]}, ..."
+        )
+    torch.nn.utils.clip_grads_with_norm_(
+        parameters, job.section.clip or math.inf, torch.tensor(norm)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _chosen(job: Job, step: int) -> list[int]:
+    return rows_of_step(len(job.train_rows), job.section.batch, job.seed, step)
+
+
+def compute_loss(job: Job, policy: Any, batch: MicroBatch, state: Mapping[str, float]) -> LossSums:
     """Forward pass of one micro-batch and the method's loss on it."""
     hidden_PD = policy(batch.input_ids_BT, batch.take_P)
     forward = Forward(hidden_PD=hidden_PD, head=job.policy.head())
@@ -223,7 +242,7 @@ def _validate(job: Job, collate: Collator, position: Position) -> dict[str, floa
 
 
 def _due(job: Job, step: int, every: float) -> bool:
-    """Whether a multiple of ``every`` (updates, may be fractional) lies at this step, or the end."""
+    """Whether a multiple of ``every`` updates (may be fractional) lies at this step, or the end."""
     return step == job.steps or math.floor(step / every) > math.floor((step - 1) / every)
 
 
@@ -251,11 +270,6 @@ def _add(sums: dict[str, torch.Tensor], losses: LossSums) -> None:
     for name, value in new.items():
         tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
         sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + tensor
-
-
-def _scale_gradients(parameters: Sequence[torch.Tensor], factor: float) -> None:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, factor)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -25,7 +25,7 @@ IntArray = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Row:
-    """``prompt`` token ids, then the items of ``targets`` (catalogue indices) one after the other."""
+    """``prompt`` token ids, then the items of ``targets`` (catalogue indices) in turn."""
 
     prompt: IntArray
     targets: tuple[int, ...]
@@ -49,7 +49,9 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
         if not tokens or codec.eos in tokens:
             what = "contains EOS" if tokens else "has no tokens"
             name = items.iloc[index][TITLE]
-            raise DataError(f"item {items.iloc[index]['item_id']!r} ({name!r}) {what} in this tokenizer")
+            raise DataError(
+                f"item {items.iloc[index]['item_id']!r} ({name!r}) {what} in this tokenizer"
+            )
     return [[*tokens, codec.eos] for tokens in sequences]
 
 

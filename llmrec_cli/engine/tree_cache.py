@@ -33,11 +33,7 @@ class TreeCache:
     def __init__(self, body: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device):
         self._body = body
         self._config: Any = body.config
-        if self._config._attn_implementation not in ("sdpa", "eager"):
-            raise ArtefactError(
-                f"attn_implementation = {self._config._attn_implementation!r} cannot search a "
-                "tree: expected 'sdpa' or 'eager'"
-            )
+        _check_attention(self._config)
         self._cache = DynamicCache()
         self._dtype = next(body.parameters()).dtype
         self._length_B = torch.tensor([len(p) for p in prompts], device=device)
@@ -158,6 +154,24 @@ class TreeCache:
             return sees_BTS[:, None]
         zero = torch.zeros((), dtype=self._dtype, device=sees_BTS.device)
         return torch.where(sees_BTS[:, None], zero, torch.finfo(zero.dtype).min)
+
+
+def _check_attention(config: Any) -> None:
+    """Refuse what would silently ignore a tree's mask."""
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ArtefactError(
+            f"attn_implementation = {config._attn_implementation!r} cannot search a tree: "
+            "expected 'sdpa' or 'eager'"
+        )
+    unknown = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if unknown:
+        raise ArtefactError(
+            f"model type {config.model_type!r} has layers of type {', '.join(sorted(unknown))}: "
+            "expected full or sliding attention"
+        )
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

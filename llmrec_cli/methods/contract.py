@@ -69,7 +69,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class LossSums:
-    """A loss as a sum and a count; the loop divides once, by the count of the whole global batch."""
+    """A loss as a sum and a count; the loop divides once, by the global batch's count."""
 
     total: Tensor  # scalar with gradient, fp32
     count: int  # what the method divides by: positions, pairs or sequences

@@ -90,7 +90,9 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            str(source), revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
 
@@ -121,7 +123,9 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     except (OSError, ValueError) as error:
         raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
     except ImportError as error:
-        raise MachineError(f"model.attention = {section.attention!r}: {_first_line(error)}") from error
+        raise MachineError(
+            f"model.attention = {section.attention!r}: {_first_line(error)}"
+        ) from error
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -149,7 +153,9 @@ def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) ->
             model, use_gradient_checkpointing=section.gradient_checkpointing
         )
     lora = section.lora
-    targets: str | list[str] = "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    targets: str | list[str] = (
+        "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
+    )
     trained = {"embed_tokens": list(new_token_ids), "lm_head": list(new_token_ids)}
     tied = bool(model.config.tie_word_embeddings)
     return get_peft_model(
@@ -189,7 +195,8 @@ def _quantization(section: ModelSection) -> Any:
         import bitsandbytes  # noqa: F401 - only to know whether it is there
     except ImportError:
         raise MachineError(
-            f'model.quantize = "{section.quantize}" needs bitsandbytes: pip install "llmrec[quantized]"'
+            f'model.quantize = "{section.quantize}" needs bitsandbytes: '
+            'pip install "llmrec[quantized]"'
         ) from None
     from transformers import BitsAndBytesConfig
 

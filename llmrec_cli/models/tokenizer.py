@@ -31,7 +31,9 @@ class Codec:
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=special, return_attention_mask=False
+        )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
@@ -72,5 +74,9 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Any:
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
     )

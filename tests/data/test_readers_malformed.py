@@ -164,6 +164,9 @@ CASES = {
     "literal too deep": Case(
         "amazon2014", b"{'a': " + b"[" * 10_000 + b"]" * 10_000 + b"}", 1, "Python literal"
     ),
+    "literal of many signs": Case(
+        "amazon2014", b"{'a': " + b"-" * 20_000 + b"1}", 1, "nested too deeply"
+    ),
     "literal with NUL": Case("amazon2014", b"{'a': '\0'}", 1, "not a Python literal"),
     "literal as 2018": Case(
         "amazon2018", M14.encode(), 1, "a Python literal, as in amazon2014", "metadata"

@@ -95,6 +95,18 @@ def test_literals_and_json_read_alike(tmp_path: Path) -> None:
     assert found[0].items["title"].to_list()[1:4] == ["Don't", 'Say "no"', "Back\\slash, tab and é"]
 
 
+def test_quotes_inside_literals_are_not_mistaken(tmp_path: Path) -> None:
+    lines_ = ["{'asin': 'B1', 'title': 'Don\\'t'}", """{'asin': 'B2', 'title': '", "title": "x'}"""]
+    source = _read(
+        tmp_path,
+        {"r": _json(R18), "m": "\n".join(lines_).encode()},
+        format="amazon2014",
+        reviews="r",
+        metadata="m",
+    )
+    assert source.items["title"].to_list() == ["Don't", '", "title": "x']
+
+
 def test_one_row_per_item_and_the_rest_is_counted(tmp_path: Path) -> None:
     metadata = _json(
         {"asin": "B1", "title": "<span class=", "brand": " "},
@@ -161,6 +173,13 @@ def test_the_unit_is_found_per_file_and_positions_continue(tmp_path: Path) -> No
     }
 
 
+def test_the_unit_holds_for_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BLOCK", 8)
+    mixed = _json(*[R18] * 50, {**R18, "unixReviewTime": 1529193600000})
+    with pytest.raises(DataError, match=r"r:51: .* but the lines before are in seconds"):
+        _reviews(tmp_path, mixed)
+
+
 def test_quoted_and_plain_csv_read_alike(tmp_path: Path) -> None:
     plain = b"A1,B1,5.0,1529193600\nA2,B2,1,1529193601\n"
     quoted = b'"A1",B1,"5.0",1529193600\r\n\r\nA2,"B2",1,1529193601'
@@ -193,6 +212,23 @@ def test_interactions_are_the_same_in_every_notation(tmp_path: Path) -> None:
     for notation, data in notations.items():
         frame = _reviews(tmp_path, data, "interactions", columns=columns)
         assert frame.rows() == expected, notation
+
+
+@pytest.mark.parametrize(
+    ("user", "time", "words"),
+    [
+        (1.5, 1547589356557, 'column "user_id" is double, expected strings or whole numbers'),
+        ("1", "today", 'column "timestamp" is string, expected numbers or dates'),
+        ("1", None, 'column "timestamp" is null, expected numbers or dates'),
+    ],
+)
+def test_parquet_columns_of_wrong_types(
+    tmp_path: Path, user: object, time: object, words: str
+) -> None:
+    row = {"user_id": user, "item_id": "2", "timestamp": time}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "p")
+    with pytest.raises(DataError, match=rf"r:1: {words}"):
+        _reviews(tmp_path, (tmp_path / "p").read_bytes(), "interactions")
 
 
 def test_without_timestamps_the_order_in_the_files_is_the_time(tmp_path: Path) -> None:

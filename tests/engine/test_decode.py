@@ -8,6 +8,7 @@ import pytest
 import torch
 from decode_peers import awkward_catalogue, ragged_prompts, slow_scores, small_model
 from torch import Tensor, nn
+from transformers import MistralConfig, MistralForCausalLM
 
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue, score_all
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
@@ -256,6 +257,25 @@ def test_an_attention_without_tree_masks_is_an_error() -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ArtefactError, match="'flash_attention_2' cannot search a tree"):
         rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3, 4], [5]], options())
+
+
+def test_layers_without_attention_are_an_error() -> None:
+    model = small_model("qwen3", 0)
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ArtefactError, match="'qwen3' has layers of type linear_attention"):
+        rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3, 4], [5]], options())
+
+
+def test_a_mistral_slides_in_every_layer() -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=4, initializer_range=0.3,
+    )  # fmt: skip
+    model, trie = MistralForCausalLM(config).eval(), build_trie(awkward_catalogue(0))
+    prompts = [[4] * 10 + prompt for prompt in ragged_prompts(0)]
+    slow = [slow_scores(model, leaves_of(trie), prompt) for prompt in prompts]
+    expect_top(rank_catalogue(model, trie, prompts, options()), torch.stack(slow), 6)
 
 
 def test_logits_changed_after_the_head_are_an_error() -> None:

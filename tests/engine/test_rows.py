@@ -127,7 +127,7 @@ def test_sequences_of_long_users_keep_every_target_and_at_least_half_the_history
     for t, window in enumerate(windows, start=1):
         counts = [
             n
-            for n in range(0, t + 1)
+            for n in range(t + 1)
             if window.prompt.tolist()
             == [codec.start, *(x for i in history[t - n : t] for x in catalogue[i])]
         ]

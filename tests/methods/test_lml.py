@@ -41,10 +41,13 @@ def part(batch: Batch, keep_P: Tensor) -> Batch:
 def test_lml_is_the_sum_of_cross_entropies() -> None:
     method = find("lml")
     batch, hidden, weight = draw([0, 1, 3])
-    sums = method.loss(Forward(hidden, Head(weight)), batch, method.options(), {})
-    expected = -(hidden @ weight.T).log_softmax(1)[torch.arange(len(hidden)), batch.target_P]
-    torch.testing.assert_close(sums.total, expected.sum())
-    assert sums.count == len(batch.target_P) == 3 + 3 + 4 - int(batch.trie.n_leaves == 0)
+    bias = torch.randn(V, dtype=torch.float64)
+    sums = method.loss(Forward(hidden, Head(weight, bias)), batch, method.options(), {})
+    log_probs_PV = (hidden @ weight.T + bias).log_softmax(1)
+    torch.testing.assert_close(
+        sums.total, -log_probs_PV[torch.arange(len(hidden)), batch.target_P].sum()
+    )
+    assert sums.count == 3 + 3 + 4
     assert not method.legal_only(method.options())
 
 

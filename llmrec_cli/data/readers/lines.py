@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -171,16 +171,11 @@ def _text(path: Path) -> Iterator[bytes]:
 
 def ahead(pieces: Iterator[bytes], depth: int = 2) -> Iterator[bytes]:
     """Draw from ``pieces`` in a thread, up to ``depth`` ahead: inflating holds no lock."""
-    drawn: deque[Future[bytes | None]] = deque()
     with ThreadPoolExecutor(1) as thread:
-        try:
-            drawn.extend(thread.submit(next, pieces, None) for _ in range(depth))
-            while (piece := drawn.popleft().result()) is not None:
-                drawn.append(thread.submit(next, pieces, None))
-                yield piece
-        finally:
-            for future in drawn:
-                future.cancel()
+        drawn = deque(thread.submit(next, pieces, None) for _ in range(depth))
+        while (piece := drawn.popleft().result()) is not None:
+            drawn.append(thread.submit(next, pieces, None))
+            yield piece
 
 
 def _pieces(path: Path, size: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ def clean_title(raw: str | None) -> str | None:
     """
     if raw is None:
         return None
-    text = html.unescape(html.unescape(raw)) if "&" in raw else raw
+    text = html.unescape(raw) if "&" in raw else raw
     if not text.isprintable():
         text = _CONTROL.sub(" ", text)
     text = " ".join(text.split())

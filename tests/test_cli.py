@@ -1,0 +1,104 @@
+"""The command line: help, exit codes, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmrec_cli import cli
+from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
+
+COMMANDS = ("prepare", "validate", "sft", "align", "eval", "run", "sample")
+
+
+def llmrec(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmrec_cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_version() -> None:
+    from llmrec_cli import __version__
+
+    assert llmrec("--version").stdout == f"llmrec {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    shown = llmrec(command, "--help")
+    assert shown.returncode == 0
+    assert f"Example: llmrec {command}" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RecipeError("x.toml: bad"), 2),
+        (DataError("x:3: bad"), 2),
+        (ArtefactError("run: bad"), 2),
+        (MachineError("disk"), 3),
+        (OSError(28, "No space left on device", "out"), 3),
+        (MemoryError(), 3),
+        (NumbersError("step 3"), 4),
+        (KeyboardInterrupt(), 130),
+        (cli._Terminated(), 143),
+        (RuntimeError("surprise"), 1),
+    ],
+)
+def test_every_exception_is_one_line_and_its_documented_code(
+    error: BaseException,
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def command() -> None:
+        raise error
+
+    assert cli.guarded(command) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert "error: " in shown.err
+    assert (tmp_path / "debug.log").exists() == (code == 1)
+
+
+def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command() -> None:
+        raise DataError("title '[/] [bold]x[/bold] \x1b[31mred' is odd")
+
+    assert cli.guarded(command) == 2
+    shown = capsys.readouterr().err
+    assert "[/] [bold]x[/bold]" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["prepare", "nowhere.toml"], "no such recipe"),
+        (["sft", "quickstart", "train.epoch=1"], "Did you mean epochs?"),
+        (["align", "--method", "mls", "quickstart"], "Did you mean msl?"),
+        (["eval", "quickstart", "--run", "align-msl"], "run first: llmrec align --method msl"),
+        (["eval", "quickstart", "--run", "nothing"], "nothing"),
+        (["sft", "quickstart"], "not a prepared folder"),
+        (["prepare"], "Missing argument"),
+        (["fly"], "No such command"),
+        (["prepare", "quickstart", "data.reviews=gone.json"], "gone.json"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_no_traceback(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    done = llmrec(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.rglob("*.parquet"))
