@@ -17,7 +17,7 @@ quickstart: setup        ## the whole pipeline on the embedded sample, on a lapt
 	$(BIN)/llmrec run recipes/quickstart.toml
 
 test: setup              ## the test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup             ## lint, format and types
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ class Shape:
 
 SHAPES: dict[Size, Shape] = {
     "ci": Shape(8_192, 128, 2, 16, 120, 2_000, 3),
-    "full": Shape(32_000, 512, 8, 16, 200, 6_000, 3),
+    "full": Shape(32_000, 512, 8, 16, 200, 6_000, 2),
 }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from llmrec_cli.engine.all_items import score_leaves
 from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.models.backbone import body, head_weights
 from llmrec_cli.tensors.beam import (
     NONE,
     Chains,
@@ -162,7 +163,7 @@ def _batches(
     empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)
     if empty is not None:
         raise DataError(f"prompt {empty}: no tokens, expected at least one (BOS)")
-    body, scorer = _body(model), _scorer(model, trie, options)
+    decoder, scorer = body(model), _scorer(model, trie, options)
     chains = forced_chains(scorer.trie)
     at_once = options.batch
     if whole or options.search == "all":
@@ -170,7 +171,7 @@ def _batches(
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for at in range(0, len(prompts), at_once):
         rows = by_length[at : at + at_once]
-        tree = TreeCache(body, [prompts[row] for row in rows], scorer.weight_VD.device)
+        tree = TreeCache(decoder, [prompts[row] for row in rows], scorer.weight_VD.device)
         yield torch.tensor(rows), tree, scorer, chains
 
 
@@ -200,45 +201,17 @@ def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tenso
     return score_BL / length_L**length_penalty
 
 
-def _body(model: nn.Module) -> nn.Module:
-    """The decoder without its output head; LoRA layers are part of it."""
-    config: Any = _unwrapped(model).config
-    scaled = [
-        name
-        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale")
-        if getattr(config, name, None) is not None
-    ]
-    if scaled:
-        raise ArtefactError(
-            f"model type {config.model_type!r} changes its logits after the output head "
-            f"({', '.join(scaled)}): expected a plain head, as in Llama or Qwen"
-        )
-    body: nn.Module = _unwrapped(model).get_decoder()
-    return body
-
-
 def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
-    """The output head's weights, with the delta of a LoRA adapter on the head itself."""
-    head: Any = _unwrapped(model).get_output_embeddings()
-    weight_VD: Tensor = head.weight
-    if hasattr(head, "get_delta_weight") and not (head.merged or head.disable_adapters):
-        for adapter in head.active_adapters:
-            weight_VD = weight_VD + head.get_delta_weight(adapter)
-    if not weight_VD.is_floating_point():
-        raise ArtefactError(f"output head of type {weight_VD.dtype}: expected floating point")
+    head = head_weights(model)
     largest = int(trie.edge_token_E.max())
-    if largest >= len(weight_VD):
+    if largest >= len(head.weight_VD):
         raise ArtefactError(
-            f"the catalogue has token {largest}, the model a vocabulary of {len(weight_VD)}: "
+            f"the catalogue has token {largest}, the model a vocabulary of {len(head.weight_VD)}: "
             "expected the tokenizer that the model was trained with"
         )
-    on_device = trie.to(weight_VD.device)
+    on_device = trie.to(head.weight_VD.device)
     over_vocab = options.mask == "after"
-    return Scorer(on_device, weight_VD, head.bias, options.temperature, over_vocab)
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # nn.Module attribute
+    return Scorer(on_device, head.weight_VD, head.bias_V, options.temperature, over_vocab)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ def train(job: Job, *, resume: bool) -> Position:
     if resume:
         position = _resume(job, optimizer, position)
     log.keep_until(position.step)
+    _start_gradients(job.policy)
     collate = Collator(
         job.trie,
         cut_forced=job.method.legal_only(job.options),
@@ -111,6 +112,13 @@ def train(job: Job, *, resume: bool) -> Position:
         best = job.folder / "checkpoints" / f"step-{position.best_step}"
         checkpoint.restore_weights(job.policy, best)
     return position
+
+
+def _start_gradients(policy: Policy) -> None:
+    """Give a trained head its gradient from the start, so that every step adds to it alike."""
+    weight_VD = policy.head().weight_VD
+    if weight_VD.is_leaf and weight_VD.requires_grad:
+        weight_VD.grad = torch.zeros_like(weight_VD)
 
 
 def make_optimizer(policy: torch.nn.Module, section: TrainSection) -> torch.optim.AdamW:
@@ -190,7 +198,8 @@ def _step(
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise NumbersError(
             f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}; "
-            f"nothing was updated; training rows of this batch: {_chosen(job, position.step)[:8]}, ..."
+            "nothing was updated; "
+            f"training rows of this batch: {_chosen(job, position.step)[:8]}, ..."
         )
     torch.nn.utils.clip_grads_with_norm_(
         parameters, job.section.clip or math.inf, torch.tensor(norm)
@@ -198,7 +207,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)  # the head's gradient adds rows to what is there
     return norm
 
 

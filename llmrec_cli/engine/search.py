@@ -81,7 +81,8 @@ def beam_search(
     and its tokens are fed only if it lives until its next choice.
 
     Returns:
-        the finished lists, and lost_B: no leaf outside a list scores above this (penalty 0).
+        the finished lists, and lost_B, the best score of a prefix or leaf that was given up.  With
+        penalty 0 a leaf outside the list scores at most that, or at most the list's last place.
     """
     n_users, device = len(tree.hidden_BD), tree.hidden_BD.device
     answer = no_finished(n_users, n_beams, device)
@@ -97,7 +98,7 @@ def beam_search(
         n_busy = int((~step.done_B).sum())
         if n_busy < len(row_B):
             answer.score_BK[row_B], answer.leaf_BK[row_B] = finished.score_BK, finished.leaf_BK
-            lost_of_all_B[row_B] = torch.maximum(lost_B, step.running.score_BM[:, 0])
+            lost_of_all_B[row_B] = lost_B
             if n_busy == 0:
                 return answer, lost_of_all_B
             busy_B = ~step.done_B

@@ -176,7 +176,8 @@ def _check_attention(config: Any) -> None:
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts start with, the last token of the shortest prompt not counted."""
-    low, high = min(prompts), max(prompts)  # lexicographic: these two differ first
+    ordered = sorted(map(tuple, prompts))
+    low, high = ordered[0], ordered[-1]  # lexicographic: these two differ first
     shortest = min(map(len, prompts)) - 1
     for at in range(shortest):
         if low[at] != high[at]:

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.methods.contract import Head
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.recipe import ModelSection, ScratchModel
 
+transformers_logging.disable_progress_bar()  # it would tear ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,14 +42,44 @@ class Policy(nn.Module):
 
     def head(self) -> Head:
         """The head's weights, shared with the model."""
-        layer = self.model.get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None))
+        return head_weights(self.model)
 
 
 def body(model: Any) -> Any:
-    """The part of a causal LM below its head, also inside a peft wrapper."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """The part of a causal LM below its head, LoRA layers included.
+
+    Raises:
+        ArtefactError: the model changes its logits after the head, which nothing here would see.
+    """
+    inner = _unwrapped(model)
+    names = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    scaled = [name for name in names if getattr(inner.config, name, None) is not None]
+    if scaled:
+        raise ArtefactError(
+            f"model type {inner.config.model_type!r} changes its logits after the output head "
+            f"({', '.join(scaled)}): expected a plain head, as in Llama or Qwen"
+        )
     return inner.get_decoder()
+
+
+def head_weights(model: Any) -> Head:
+    """The output head's weights as they act: with a LoRA delta, or trained rows of new tokens.
+
+    Raises:
+        ArtefactError: a head whose weights are no floating-point numbers (quantized).
+    """
+    layer = _unwrapped(model).get_output_embeddings()
+    weight_VD: Tensor = layer.weight
+    if hasattr(layer, "get_delta_weight") and not (layer.merged or layer.disable_adapters):
+        for adapter in layer.active_adapters:
+            weight_VD = weight_VD + layer.get_delta_weight(adapter)
+    if not weight_VD.is_floating_point():
+        raise ArtefactError(f"output head of type {weight_VD.dtype}: expected floating point")
+    return Head(weight_VD, getattr(layer, "bias", None))
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def build_scratch(

@@ -83,8 +83,9 @@ def _child_logits(
 ) -> Tensor:
     """Logits / temperature of the children, -inf elsewhere; never a vocabulary-wide block."""
     trie = scorer.trie
-    edges, _ = edges_of(trie, node_P.unique())
-    column_U = trie.edge_token_E[edges].long().unique()
+    distinct_N: Tensor = torch.unique(node_P)
+    edges, _ = edges_of(trie, distinct_N)
+    column_U: Tensor = torch.unique(trie.edge_token_E[edges].long())
     logits_PF = torch.full(edge_PF.shape, -torch.inf, device=hidden_PD.device)
     if int(legal_PF.sum()) * _GATHER_COST < len(node_P) * len(column_U):
         # Few children each: a dot product per edge beats a gemm over the union of columns.

@@ -87,7 +87,9 @@ def test_excluded_leaves_stay_in_the_list_but_do_not_count(mask: str, search: st
     best_BL = score_BL.argsort(descending=True).tolist()
     exclude = [row[:4] + row[6:8] + row[:1] for row in best_BL[:-1]] + [[]]
     how = options(mask=mask, search=search)
-    expect_top(rank_catalogue(model, trie, prompts, how, exclude), score_BL, 6, exclude)
+    found = rank_catalogue(model, trie, prompts, how, exclude)
+    expect_top(found, score_BL, 6, exclude)
+    assert found.leaf_BK.shape[1] == 6 + 6  # a leaf that is named twice is one leaf
 
 
 def test_narrow_rounds_and_many_batches_find_the_same_lists(

@@ -82,3 +82,15 @@ def test_large_logits_at_a_low_temperature_do_not_overflow() -> None:
     made = scorer(True, False, 1e-3, torch.float32)
     log_prob, _ = child_log_probs(made, torch.full((1, WIDTH), 9.0), torch.tensor([0]))
     assert not log_prob.isnan().any()
+
+
+def test_scores_only_fall_even_where_rounding_would_lift_them() -> None:
+    made = scorer(True, False, 0.05, torch.float32)  # nearly all mass on one token
+    nodes = torch.zeros(4000, dtype=torch.int64)
+    hidden = 5 * torch.randn(4000, WIDTH, generator=torch.Generator().manual_seed(3))
+    log_prob, _ = child_log_probs(made, hidden, nodes)
+    assert (log_prob <= 0).all()
+    assert (log_prob == 0).any()
+    node = torch.arange(made.trie.n_nodes)[made.trie.fan_out(torch.arange(made.trie.n_nodes)) == 1]
+    forced = forced_log_probs(made, hidden[: len(node)], node)
+    assert (forced <= 0).all()

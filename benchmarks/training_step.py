@@ -1,0 +1,176 @@
+"""One MSL training step, forward and backward, and one pass over a user's items.
+
+*Released MSL*: one row per window, logits at every position, a dense vocabulary mask built for the
+batch, mean over response positions.  *Response only*: the same with logits at response positions.
+*Ours*: forced tails cut, legal columns at branching positions.  The last row compares a user's
+windows, one by one, with the same windows in one causal pass (``rows = "sequence"``), both ours.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.loss_head import catalogue
+from benchmarks.table import Row as Timed
+from benchmarks.table import alternate
+from llmrec_cli.engine.batches import Collator
+from llmrec_cli.engine.rows import Row, as_windows
+from llmrec_cli.methods import find
+from llmrec_cli.methods.contract import Forward
+from llmrec_cli.models.backbone import Policy
+from llmrec_cli.tensors.trie import Trie, build_trie, edges_of
+
+Size = Literal["ci", "full"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    vocabulary: int
+    width: int
+    layers: int
+    rows: int
+    history: int  # items
+    repeats: int
+
+
+SHAPES: dict[Size, Shape] = {
+    "ci": Shape(16_384, 128, 2, 8, 8, 3),
+    "full": Shape(128_256, 512, 8, 8, 10, 3),
+}
+BAR_RELEASED, BAR_RESPONSE_ONLY = 3.5, 1.25  # at the full size
+MSL = find("msl")
+OPTIONS = MSL.options()
+
+
+@dataclass(frozen=True)
+class Problem:
+    policy: Policy
+    trie: Trie
+    items: list[list[int]]
+    rows: list[Row]
+
+
+def draw_problem(shape: Shape, seed: int = 0) -> Problem:
+    torch.manual_seed(seed)
+    items = catalogue(6_000, 2_000, shape.vocabulary)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=2 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // 32,
+    )
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.requires_grad_(False)  # as under LoRA
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(shape.rows):
+        history = draw.choices(range(len(items)), k=draw.randint(shape.history // 2, shape.history))
+        prompt = [1, *(token for item in history for token in items[item])]
+        rows.append(Row(np.array(prompt, dtype=np.int32), (draw.randrange(len(items)),)))
+    return Problem(Policy(model), build_trie(items), items, rows)
+
+
+def ours(p: Problem, rows: Sequence[Row]) -> Tensor:
+    """Our step's loss, divided by all response positions."""
+    micro = Collator(p.trie, cut_forced=True)(rows)
+    forward = Forward(p.policy(micro.input_ids_BT, micro.take_P), p.policy.head())
+    sums = MSL.loss(forward, micro.batch, OPTIONS, {})
+    return sums.total / sums.count
+
+
+def peer(p: Problem, *, everywhere: bool) -> Tensor:
+    """Dense masks: at every position, or at response positions only."""
+    micro = Collator(p.trie, cut_forced=False)(p.rows)
+    model: Any = p.policy.model
+    hidden_BTD = model.model(input_ids=micro.input_ids_BT, use_cache=False).last_hidden_state
+    legal_PV = torch.zeros(len(micro.take_P), len(model.lm_head.weight), dtype=torch.bool)
+    edge_C, owner_C = edges_of(p.trie, micro.batch.node_P)
+    legal_PV[owner_C, p.trie.edge_token_E[edge_C].long()] = True
+    hidden_XD = hidden_BTD.flatten(0, 1)
+    if everywhere:
+        logits_XV = model.lm_head(hidden_XD)
+        legal_XV = torch.ones_like(logits_XV, dtype=torch.bool)
+        legal_XV[micro.take_P] = legal_PV
+        log_probs_XV = logits_XV.masked_fill(~legal_XV, -math.inf).log_softmax(-1)
+        chosen_PV = log_probs_XV[micro.take_P]
+    else:
+        logits_PV = model.lm_head(hidden_XD[micro.take_P])
+        chosen_PV = logits_PV.masked_fill(~legal_PV, -math.inf).log_softmax(-1)
+    return -chosen_PV.gather(-1, micro.batch.target_P[:, None]).mean()
+
+
+def rows(size: Size) -> list[Timed]:
+    """A step against both peers, and sequences against windows."""
+    shape = SHAPES[size]
+    problem = draw_problem(shape)
+    return [
+        _step_row(problem, shape, "released MSL", True, BAR_RELEASED if size == "full" else None),
+        _step_row(
+            problem,
+            shape,
+            "response positions only",
+            False,
+            BAR_RESPONSE_ONLY if size == "full" else None,
+        ),
+        _sequence_row(problem, shape),
+    ]
+
+
+def _step_row(
+    problem: Problem, shape: Shape, name: str, everywhere: bool, bar: float | None
+) -> Timed:
+    theirs = _gradient(problem, peer(problem, everywhere=everywhere))
+    agrees = torch.allclose(theirs, _gradient(problem, ours(problem, problem.rows)), rtol=1e-3)
+    peer_seconds, our_seconds = alternate(
+        lambda: peer(problem, everywhere=everywhere).backward(),
+        lambda: ours(problem, problem.rows).backward(),
+        shape.repeats,
+    )
+    return Timed("training step, frozen head", name, peer_seconds, our_seconds, agrees, bar)
+
+
+def _sequence_row(problem: Problem, shape: Shape) -> Timed:
+    draw = random.Random(1)
+    items = range(len(problem.items))
+    sequence = [
+        Row(np.array([1], dtype=np.int32), tuple(draw.choices(items, k=2 * shape.history)))
+        for _ in range(shape.rows)
+    ]
+    windows = [w for row in sequence for w in as_windows(row, problem.items)]
+    theirs = _gradient(problem, ours(problem, windows))
+    agrees = torch.allclose(theirs, _gradient(problem, ours(problem, sequence)), rtol=1e-3)
+    peer_seconds, our_seconds = alternate(
+        lambda: ours(problem, windows).backward(),
+        lambda: ours(problem, sequence).backward(),
+        shape.repeats,
+    )
+    tokens = [Collator(problem.trie, cut_forced=True)(rows).tokens for rows in (windows, sequence)]
+    return Timed(
+        'rows = "sequence"',
+        "one row per window",
+        peer_seconds,
+        our_seconds,
+        agrees,
+        None,
+        f"{tokens[0] / tokens[1]:.1f} times fewer tokens",
+    )
+
+
+def _gradient(problem: Problem, loss: Tensor) -> Tensor:
+    """Loss and the gradient of the first layer's query weights, as one vector."""
+    problem.policy.zero_grad()
+    loss.backward()
+    weight = problem.policy.model.model.layers[0].self_attn.q_proj.weight
+    gradient = weight.grad.flatten().clone()
+    problem.policy.zero_grad()
+    return torch.cat([loss.detach()[None], gradient / gradient.norm()])
