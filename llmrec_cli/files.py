@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmrec_cli.errors import ArtefactError, MachineError
 
@@ -32,16 +32,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         MachineError: disk full, no permission.
     """
+    create_atomically(path, lambda stream: stream.write(content))
+
+
+def create_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Let ``fill`` write into an open file that appears at ``path`` complete or not at all.
+
+    Raises:
+        MachineError: disk full, no permission.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     with machine_errors(path):
         try:
             with temporary.open("wb") as stream:
-                stream.write(content)
+                fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
-        except OSError:
+            sync_folder(path.parent)
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
@@ -80,10 +89,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             write_json(temporary / HASHES, hashes)
             for name in _names(temporary):
                 _sync_file(temporary / name)
-            _sync_folder(temporary)
+            sync_folder(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -128,7 +137,8 @@ def _sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,6 @@ before it is written, writer settings are fixed, and the manifest holds no clock
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -41,6 +40,7 @@ from llmrec_cli.data.columns import (
     split_file,
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
+from llmrec_cli.files import sha256, sync_folder
 from llmrec_cli.recipe import DataSection
 
 Manifest: TypeAlias = dict[str, Any]
@@ -122,7 +122,7 @@ def staging(folder: Path) -> Iterator[Path]:
         stage.mkdir(parents=True)
         yield stage
         stage.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise MachineError(f"{folder}: not prepared: {where}{error.strerror or error}") from error
@@ -150,7 +150,7 @@ def write_prepared(
         out.write(text.encode() + b"\n")
         out.flush()
         os.fsync(out.fileno())
-    _sync(folder)
+    sync_folder(folder)
 
 
 def load_prepared(folder: Path, reused: bool = False) -> Prepared:
@@ -164,7 +164,7 @@ def load_prepared(folder: Path, reused: bool = False) -> Prepared:
         file = folder / name
         if not file.is_file():
             raise ArtefactError(f"{file}: missing; remove {folder} and run `llmrec prepare` again")
-        if _sha256(file) != written["sha256"]:
+        if sha256(file) != written["sha256"]:
             raise ArtefactError(
                 f"{file}: changed since it was prepared (SHA-256 differs from {MANIFEST_FILE});"
                 f" remove {folder} and run `llmrec prepare` again"
@@ -238,7 +238,7 @@ def _source(key: str, name: str, file: Path) -> Manifest:
             "key": key,
             "name": file.name,
             "bytes": file.stat().st_size,
-            "sha256": _sha256(file),
+            "sha256": sha256(file),
         }
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DataError(f"{key} = {name}: {error.strerror}; expected a file") from None
@@ -263,7 +263,7 @@ def _write_table(file: Path, table: pa.Table) -> Manifest:
         )
         out.flush()
         os.fsync(out.fileno())
-    return {"rows": table.num_rows, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return {"rows": table.num_rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _read_items(file: Path) -> pd.DataFrame:
@@ -271,16 +271,3 @@ def _read_items(file: Path) -> pd.DataFrame:
     frame: pd.DataFrame = table.to_pandas()
     # Plain lists where pyarrow gives numpy arrays of objects.
     return frame.assign(**{TOKENS: pd.Series(table[TOKENS].to_pylist(), dtype=object)})
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from llmrec_cli.data.columns import BEAM_DIFFERS, HISTORY, RANKED, ROW, SCORES, TARGET, USER_ID
-from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import create_atomically
 
 SCHEMA = pa.schema(
     [
@@ -90,10 +89,7 @@ def write_predictions(
     """
     check_predictions(predictions, expected_rows)
     table = _to_table(predictions.sort_values(ROW, kind="stable"))
-    try:
-        _write_atomically(path, table)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot write predictions: {error}") from error
+    create_atomically(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
 
 
 def read_predictions(path: Path, expected_rows: ArrayLike | None = None) -> pd.DataFrame:
@@ -185,30 +181,6 @@ def _objects(lists: Sequence[ArrayLike], kind: type) -> pd.Series[Any]:
     for at, values in enumerate(lists):
         cells[at] = np.asarray(values, dtype=kind)
     return pd.Series(cells, dtype=object)
-
-
-def _write_atomically(path: Path, table: pa.Table) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide the file from colleagues
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

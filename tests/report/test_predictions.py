@@ -168,7 +168,8 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"llmrec_cli.report.predictions.{step}", fail)
+    room = "report.predictions" if step.startswith("pq") else "files"
+    monkeypatch.setattr(f"llmrec_cli.{room}.{step}", fail)
     with pytest.raises(MachineError, match="No space left"):
         write_predictions(path, whole(target=0))
     assert path.read_bytes() == before
@@ -176,5 +177,5 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_missing_folder_is_the_machines_fault(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="cannot write predictions"):
+    with pytest.raises(MachineError, match="absent/p: cannot be written"):
         write_predictions(tmp_path / "absent" / "p", whole())
