@@ -31,7 +31,8 @@ from llmrec_cli.data.store import (
     staging,
     write_prepared,
 )
-from llmrec_cli.recipe import DataSection, Recipe
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_data import DataSection
 
 
 def prepare(

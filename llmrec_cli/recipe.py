@@ -7,36 +7,13 @@ problem at once.
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from llmrec_cli.methods.contract import Options
-
-
-def _one_or_many(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(strict=False)]
-
-
-def _iso_date(value: str) -> str:
-    try:
-        datetime.date.fromisoformat(value)
-    except ValueError:
-        raise ValueError("expected an ISO date such as 2018-06-30") from None
-    return value
+from llmrec_cli.recipe_data import DataSection, PromptSection, Section, Strings
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -45,169 +22,12 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-Date = Annotated[str, AfterValidator(_iso_date)]
 Cutoffs = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...],
     Field(strict=False, min_length=1),
     AfterValidator(_distinct),
 ]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A table of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Splits(Section):
-    """Files of a source that comes already split."""
-
-    train: Strings = Field(default=(), description="paths of the training part")
-    valid: Strings = Field(default=(), description="paths of the validation part")
-    test: Strings = Field(default=(), description="paths of the test part")
-
-
-class Columns(Section):
-    """Column names of `interactions` sources (CSV, parquet or JSON lines)."""
-
-    user: str = Field(default="user_id", description="user column; read as a string")
-    item: str = Field(default="item_id", description="item column; read as a string")
-    timestamp: str | None = Field(
-        default="timestamp", description="time column; without one, file order is time order"
-    )
-    rating: str | None = Field(default=None, description="rating column, numbers")
-    title: str | None = Field(default=None, description="title column, in metadata files")
-    brand: str | None = Field(default=None, description="brand column, in metadata files")
-
-
-class Sample(Section):
-    """How many rows of a split to keep, drawn with the recipe's seed; absent keeps all."""
-
-    train: int | None = Field(default=None, ge=1, description="training rows")
-    valid: int | None = Field(default=None, ge=1, description="validation rows")
-    test: int | None = Field(default=None, ge=1, description="test rows")
-
-
-DataFormat = Literal[
-    "amazon2014",
-    "amazon2018",
-    "amazon2023",
-    "ratings2014",
-    "ratings2018",
-    "ratings2023",
-    "split2023",
-    "interactions",
-    "msl-windows",
-    "semantic-ids",
-]
-
-
-class DataSection(Section):
-    """`[data]`: sources, cleaning, identity and split.
-
-    In a recipe file, a path that begins with ``./`` or ``../`` is relative to that file, any other
-    one to the folder in which the command runs; once loaded, all are relative to the latter.
-    """
-
-    format: DataFormat = Field(description="what the sources are; see docs/data.md")
-    reviews: Strings = Field(
-        default=(), description="review, rating or interaction files, in order"
-    )
-    metadata: Strings = Field(default=(), description="item metadata files (titles)")
-    index: str | None = Field(
-        default=None, description="semantic-ID index, JSON: item id -> list of tokens"
-    )
-    splits: Splits = Field(default=Splits(), description="files of split2023 and msl-windows")
-    columns: Columns = Field(default=Columns(), description="column names of `interactions`")
-    duplicates: Literal["first", "last", "keep"] = Field(
-        default="first", description="which of a user's repeated interactions with an item stays"
-    )
-    min_rating: float | None = Field(
-        default=None, ge=1, le=5, description="drop ratings below this, 1..5"
-    )
-    k_core: int = Field(
-        default=5,
-        ge=0,
-        description="drop users and items with fewer interactions, until stable; 0: off; "
-        "cleaning is not applied to sources that come split",
-    )
-    start: Date | None = Field(default=None, description="drop what is earlier, ISO date (UTC)")
-    end: Date | None = Field(default=None, description="drop what is at or after, ISO date (UTC)")
-    untitled: Literal["drop", "brand", "id"] = Field(
-        default="drop",
-        description="items without a usable title: drop, or use brand or id as title",
-    )
-    identity: Literal["merge", "disambiguate"] = Field(
-        default="merge",
-        description="items with equal titles: one catalogue entry, or append brand, then a counter",
-    )
-    split: Literal["leave-one-out", "global-time", "few-shot", "given"] = Field(
-        default="leave-one-out", description="protocol of the split; `given` for split sources"
-    )
-    history: int = Field(
-        default=20, ge=1, description="longest history, items; oldest dropped, when prepared"
-    )
-    min_history: int = Field(
-        default=1,
-        ge=0,
-        description="shortest history, items; 0 keeps each user's first training row",
-    )
-    few_shot_users: int = Field(default=100, ge=1, description="training users of split few-shot")
-    sample: Sample = Field(default=Sample(), description="rows to keep of each split")
-
-    @model_validator(mode="after")
-    def _has_its_sources(self) -> DataSection:
-        given = self.format in ("split2023", "msl-windows")
-        needed = ["splits.train", "splits.test"] if given else ["reviews"]
-        needed += ["index"] if self.format == "semantic-ids" else []
-        needed += ["metadata"] if self.format == "msl-windows" else []
-        missing = [key for key in needed if not _dig(self, key)]
-        if missing:
-            raise ValueError(
-                f'format = "{self.format}" needs the file names in {", ".join(missing)}'
-            )
-        if given != (self.split == "given"):
-            expected = '"given"' if given else '"leave-one-out", "global-time" or "few-shot"'
-            raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
-        if self.min_history > self.history:
-            raise ValueError(
-                f"min_history = {self.min_history} must be <= history = {self.history}"
-            )
-        return self
-
-    def files(self) -> list[str]:
-        """Every source file that the section names, in order."""
-        parts = (
-            self.reviews,
-            self.metadata,
-            self.splits.train,
-            self.splits.valid,
-            self.splits.test,
-        )
-        return [path for part in parts for path in part] + ([self.index] if self.index else [])
-
-
-def _dig(section: Section, dotted: str) -> Any:
-    value: Any = section
-    for key in dotted.split("."):
-        value = getattr(value, key)
-    return value
-
-
-class PromptSection(Section):
-    """`[prompt]`: how a history becomes text."""
-
-    template: str = Field(
-        default="sequence",
-        description='"sequence" (items only, one after the other), a shipped domain wording '
-        "(books, games, toys, ...), or the path of a template TOML",
-    )
-    max_tokens: int = Field(
-        default=512,
-        ge=8,
-        description="longest prompt, tokens; oldest items dropped whole, when encoded",
-    )
 
 
 class ScratchModel(Section):

@@ -23,7 +23,7 @@ import polars as pl
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 Log: TypeAlias = nw.LazyFrame[Any]  # one row per interaction
 

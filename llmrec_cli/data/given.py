@@ -20,7 +20,7 @@ from llmrec_cli.data.columns import (
 )
 from llmrec_cli.data.split import ROW_COLUMNS, sample
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 _ITEM_TYPE = pl.List(pl.Int32)
 

@@ -32,7 +32,7 @@ from llmrec_cli.data.columns import (
     USER_ID,
 )
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]

@@ -41,7 +41,7 @@ from llmrec_cli.data.columns import (
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import sha256, sync_folder
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 Manifest: TypeAlias = dict[str, Any]
 

@@ -15,7 +15,7 @@ from llmrec_cli.data import filters
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.filters import Trail, eligible, scan, settled
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 Row = tuple[str, str, float | None, int]
 

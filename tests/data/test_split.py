@@ -21,7 +21,7 @@ from llmrec_cli.data.columns import (
 )
 from llmrec_cli.data.split import encode, rows_of, sample, split_log, training_counts
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 Interaction = tuple[str, int, int]  # user, item, time; position is the order in the list
 HandRow = tuple[str, list[int], int]

@@ -38,7 +38,7 @@ from llmrec_cli.data.store import (
     write_prepared,
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.recipe import DataSection
+from llmrec_cli.recipe_data import DataSection
 
 ITEMS = pl.DataFrame(
     {
