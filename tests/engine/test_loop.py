@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.engine import checkpoint, loop
+from llmrec_cli.engine.batches import Collator
 from llmrec_cli.engine.loop import Job, learning_rate, train
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.methods import find
 from llmrec_cli.models.backbone import Policy, add_dropout
@@ -99,6 +100,28 @@ def test_loss_and_weights_do_not_depend_on_the_micro_batch(tmp_path: Path, metho
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
         assert one.get("tau", 1) == pytest.approx(other.get("tau", 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sequence_equals_its_windows_in_loss_and_gradient(tmp_path: Path, method: str) -> None:
+    running = job(tmp_path, method, dropout=0)
+    collate = Collator(running.trie, cut_forced=running.method.legal_only(running.options))
+    sequences = rows(6)
+    windows = [window for row in sequences for window in as_windows(row, CATALOGUE)]
+    assert len(windows) > len(sequences)
+    found = []
+    for some in (sequences, windows):
+        running.policy.zero_grad()
+        state = running.method.init_state(running.options, running.trie)
+        losses = loop.compute_loss(running, running.policy, collate(some), state)
+        losses.total.backward()
+        gradients = [p.grad.clone() for p in running.policy.parameters() if p.grad is not None]
+        found.append((losses, gradients))
+    (one, gradients), (other, others) = found
+    assert one.count == other.count
+    assert float(one.total.detach()) == pytest.approx(float(other.total.detach()), rel=1e-6)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_a_mean_of_means_would_be_told_apart(
