@@ -182,7 +182,8 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # libraries' advice to developers, not to users
         warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
     sys.exit(guarded(app))
 
 
@@ -192,10 +193,9 @@ def guarded(command: Callable[[], object]) -> int:
         command()
     except LlmrecError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; go on with --resume", 130)
-    except _Terminated:
-        return _fail("terminated; go on with --resume", 143)
+    except _Stopped as stop:
+        name = "interrupted" if stop.number == signal.SIGINT else "terminated"
+        return _fail(f"{name}; go on with --resume", 128 + stop.number)
     except (MemoryError, OSError) as error:
         return _fail(_machine_line(error), MachineError.exit_code)
     except SystemExit as error:
@@ -205,12 +205,15 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; not a KeyboardInterrupt, which typer would swallow."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
-def _on_sigterm(number: int, frame: object) -> NoReturn:
-    raise _Terminated
+def _on_signal(number: int, frame: object) -> NoReturn:
+    raise _Stopped(number)
 
 
 def _fail(message: str, code: int) -> int:

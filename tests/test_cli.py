@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,8 +43,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (OSError(28, "No space left on device", "out"), 3),
         (MemoryError(), 3),
         (NumbersError("step 3"), 4),
-        (KeyboardInterrupt(), 130),
-        (cli._Terminated(), 143),
+        (cli._Stopped(signal.SIGINT), 130),
+        (cli._Stopped(signal.SIGTERM), 143),
         (RuntimeError("surprise"), 1),
     ],
 )

@@ -120,8 +120,13 @@ def test_another_recipe_on_the_same_prepared_folder_is_refused(finished: Path) -
     assert "k_core was 5, is now 4" in done.stderr
 
 
-def test_a_terminated_run_resumes_to_the_same_model(finished: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle of training: exit code 143, then --resume gives the same bytes."""
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
+)
+def test_a_stopped_run_resumes_to_the_same_model(
+    finished: Path, tmp_path: Path, number: signal.Signals, word: str
+) -> None:
+    """A signal in the middle of training: exit code 128 + n, then --resume gives the same bytes."""
     longer = [*SMALL, "train.save_every=1"]
     ok(llmrec(tmp_path, "prepare", "quickstart", *SMALL))
     process = subprocess.Popen(
@@ -134,10 +139,10 @@ def test_a_terminated_run_resumes_to_the_same_model(finished: Path, tmp_path: Pa
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143, stderr
-    assert "terminated; go on with --resume" in stderr
+    assert process.returncode == 128 + number, stderr
+    assert f"{word}; go on with --resume" in stderr
     ok(llmrec(tmp_path, "sft", "quickstart", "--resume", *longer))
     ours = (tmp_path / "runs/quickstart/sft/model/model.safetensors").read_bytes()
     assert ours == (finished / "runs/quickstart/sft/model/model.safetensors").read_bytes()
