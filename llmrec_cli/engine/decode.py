@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llmrec_cli.engine.all_items import score_leaves
 from llmrec_cli.engine.search import beam_search, exact_search
-from llmrec_cli.engine.tree_cache import TreeCache
+from llmrec_cli.engine.tree_cache import TREE_ATTENTION, TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.models.backbone import body, head_weights
 from llmrec_cli.tensors.beam import (
@@ -216,13 +216,19 @@ def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
 
 @contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; afterwards every module is as it was."""
+    """No gradients, no dropout, an attention that takes a tree's mask; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()
+    decoder = body(model)
+    attention = decoder.config._attn_implementation
     try:
+        if attention not in TREE_ATTENTION:  # flash and flex kernels would ignore the mask
+            decoder.set_attn_implementation("sdpa")
         with torch.no_grad():
             yield
     finally:
+        if attention not in TREE_ATTENTION:
+            decoder.set_attn_implementation(attention)
         for module in training:
             module.training = True
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from llmrec_cli.errors import ArtefactError
 
 NONE = -1
+TREE_ATTENTION = ("sdpa", "eager")  # implementations that take a 4D mask
 _SHARED_PREFIX = 8  # tokens; a shorter common prefix is not worth a call of its own
 
 
@@ -157,12 +158,7 @@ class TreeCache:
 
 
 def _check_attention(config: Any) -> None:
-    """Refuse what would silently ignore a tree's mask."""
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise ArtefactError(
-            f"attn_implementation = {config._attn_implementation!r} cannot search a tree: "
-            "expected 'sdpa' or 'eager'"
-        )
+    """Refuse layers that would silently ignore a tree's mask."""
     unknown = set(getattr(config, "layer_types", None) or ()) - {
         "full_attention",
         "sliding_attention",

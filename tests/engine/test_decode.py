@@ -254,11 +254,14 @@ def test_a_model_of_nan_is_an_error(search: str) -> None:
         rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3]], options(search=search))
 
 
-def test_an_attention_without_tree_masks_is_an_error() -> None:
-    model = small_model("llama", 0)
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ArtefactError, match="'flash_attention_2' cannot search a tree"):
-        rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3, 4], [5]], options())
+def test_a_kernel_that_ignores_masks_gives_way_while_decoding() -> None:
+    model, trie = small_model("llama", 0), build_trie(awkward_catalogue(0))
+    prompts = [[3, 4], [5]]
+    expected = rank_catalogue(model, trie, prompts, options())
+    model.set_attn_implementation("flex_attention")
+    found = rank_catalogue(model, trie, prompts, options())
+    assert torch.equal(found.leaf_BK, expected.leaf_BK)
+    assert model.config._attn_implementation == "flex_attention"
 
 
 def test_layers_without_attention_are_an_error() -> None:
