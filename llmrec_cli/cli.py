@@ -115,7 +115,7 @@ def align_command(
     """
     from llmrec_cli.align import align
 
-    loaded = load_recipe(recipe, overrides or (), align=method)
+    loaded = load_recipe(recipe, overrides or (), aligns=[method])
     folder = align(loaded, method, resume=resume, progress=_progress())
     out.print(f"{folder}: done", markup=False)
 
@@ -137,7 +137,8 @@ def eval_command(
     """
     from llmrec_cli.evaluate import POP, evaluate
 
-    loaded = load_recipe(recipe, overrides or ())
+    wanted = [name.removeprefix("align-") for name in run or () if name.startswith("align-")]
+    loaded = load_recipe(recipe, overrides or (), aligns=wanted)
     runs = run or [POP, *loaded.runs()]
     _show(evaluate(loaded, runs, split=split, again=again, progress=_progress()))
 
@@ -179,6 +180,7 @@ def main() -> NoReturn:
     """Run the command line and exit with the documented code (README, "Exit codes")."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # libraries' advice to developers, not to users
         warnings.simplefilter("ignore")

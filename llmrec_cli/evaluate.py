@@ -13,7 +13,7 @@ import pandas as pd
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.decode import Ranked
-from llmrec_cli.errors import ArtefactError
+from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress
@@ -77,6 +77,9 @@ def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
 
 
 def _check_ready(recipe: Recipe, run: str, split: str, again: bool) -> None:
+    known = [POP, *recipe.runs()]
+    if run not in known:
+        raise RecipeError(f"--run {run}: unknown, expected one of {', '.join(known)}")
     folder = recipe.run_folder(run) if run == POP else run_folder.require_done(recipe, run)
     if (folder / _named("report.json", split)).exists() and not again:
         raise ArtefactError(

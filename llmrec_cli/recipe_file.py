@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 20
 
 
 def load_recipe(
-    name_or_path: str, overrides: Iterable[str] = (), align: str | None = None
+    name_or_path: str, overrides: Iterable[str] = (), aligns: Iterable[str] = ()
 ) -> Recipe:
     """Load, merge and check a recipe.
 
@@ -31,7 +31,7 @@ def load_recipe(
         name_or_path: path of a TOML file, or the name of a shipped recipe without ``.toml``
             (``quickstart``, ``amazon2018/gift-cards``).
         overrides: ``key=value`` with a dotted key; the value is TOML, else a plain string.
-        align: an alignment that is wanted; a method's default options where the recipe is silent.
+        aligns: alignments that are wanted; default options where the recipe is silent.
 
     Raises:
         RecipeError: every problem at once, one line each.
@@ -44,8 +44,9 @@ def load_recipe(
     table.setdefault("name", path.stem)
     for override in overrides:
         _apply(table, override)
-    if align is not None and isinstance(table.setdefault("align", {}), dict):
-        table["align"].setdefault(align, {})
+    for align in aligns:
+        if isinstance(table.setdefault("align", {}), dict):
+            table["align"].setdefault(align, {})
     problems = list(_problems(table))
     if not problems:
         resolved = _inherit_train(_split_align(table))
@@ -77,6 +78,8 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder, expected a TOML file or a shipped recipe's name")
     if name_or_path in shipped_names():
         return shipped_folder() / f"{name_or_path}.toml"
     hint = _did_you_mean(name_or_path, shipped_names())
@@ -137,6 +140,9 @@ def _anchor_paths(table: Table, folder: Path) -> None:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and key in inner:
             inner[key] = anchor(inner[key])
+    model = table.get("model")
+    if isinstance(model, dict) and os.path.isdir(model.get("backbone", "")):
+        model["backbone"] = os.path.abspath(model["backbone"])  # cannot be taken for a hub id
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -42,6 +42,10 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
         ArtefactError: it exists and ``resume`` is off; or recipe or facts changed since.
     """
     folder = recipe.run_folder(run)
+    if is_done(folder) and not resume:
+        raise ArtefactError(
+            f"{folder}: is finished and is never overwritten; choose another name (name=...)"
+        )
     if folder.exists() and not resume:
         raise ArtefactError(
             f"{folder}: exists already and is never overwritten; add --resume to go on with it, "
@@ -63,7 +67,8 @@ def settings(recipe: Recipe, run: str) -> dict[str, Any]:
     plain = recipe.resolved()
     stage = plain["sft"] if run == "sft" else plain["align"][run.removeprefix("align-")]
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
-    return {**shared, "stage": stage, "eval": plain["eval"]}
+    chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
+    return {**shared, "stage": stage, "eval": chosen_by}
 
 
 def circumstances() -> dict[str, Any]:
@@ -90,6 +95,17 @@ def is_done(folder: Path) -> bool:
     return path.is_file() and read_json(path).get("status") == "done"
 
 
+def require_same_settings(recipe: Recipe, run: str) -> None:
+    """Refuse a recipe that a run was not made with.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    folder = recipe.run_folder(run)
+    recorded = {"settings": read_json(folder / MANIFEST_FILE)["settings"], "facts": {}}
+    _check_same(folder, recorded, {"settings": settings(recipe, run), "facts": {}})
+
+
 def require_done(recipe: Recipe, run: str) -> Path:
     """Folder of a finished run.
 
@@ -112,7 +128,7 @@ def _check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any
             if before.get(key) != after.get(key):
                 raise ArtefactError(
                     f"{folder}: started with {key} = {before.get(key)!r}, now {after.get(key)!r}; "
-                    "resume with the same recipe or choose another name"
+                    "use the same recipe or choose another name (name=...)"
                 )
 
 

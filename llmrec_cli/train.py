@@ -39,6 +39,7 @@ def train_stage(
     """
     parent_folder = run_folder.require_done(recipe, parent) if parent else None
     if resume and run_folder.is_done(recipe.run_folder(run)):
+        run_folder.require_same_settings(recipe, run)
         progress.say(f"{recipe.run_folder(run)}: already finished")
         return recipe.run_folder(run)
     bench = workbench.open_workbench(recipe, progress)

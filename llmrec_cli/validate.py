@@ -72,6 +72,7 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     for name, section in _stages(recipe):
         rows = bench.training_rows(section.rows)
         steps = -(-len(rows) // section.batch) * section.epochs
+        steps = min(steps, section.max_steps or steps)
         yield f"{name}: {len(rows):,} {section.rows} rows, about {steps:,.0f} updates"
     rows = bench.training_rows(recipe.sft.train.rows)
     yield "one training row (token: loss and legal tokens where it is predicted):"

@@ -78,7 +78,7 @@ def test_running_again_keeps_what_is_finished_and_shows_the_same_table(finished:
 def test_a_finished_run_is_never_overwritten(finished: Path) -> None:
     done = llmrec(finished, "sft", "quickstart", *SMALL)
     assert done.returncode == 2
-    assert "never overwritten; add --resume" in done.stderr
+    assert "is finished and is never overwritten" in done.stderr
     assert "already finished" in llmrec(finished, "sft", "quickstart", "--resume", *SMALL).stderr
 
 
@@ -114,6 +114,18 @@ def test_a_changed_recipe_cannot_resume(finished: Path) -> None:
         folder.write_text(json.dumps(manifest))
 
 
+def test_an_alignment_without_a_table_runs_and_is_evaluated(finished: Path) -> None:
+    """Continued SFT, the control of every method, with default options."""
+    ok(llmrec(finished, "align", "--method", "lml", "quickstart", *SMALL))
+    assert "align-lml" in ok(llmrec(finished, "eval", "quickstart", "--run", "align-lml", *SMALL))
+
+
+def test_changed_settings_on_a_finished_run_are_not_ignored(finished: Path) -> None:
+    done = llmrec(finished, "run", "quickstart", *SMALL, "train.learning_rate=0.1")
+    assert done.returncode == 2
+    assert "started with stage.train.learning_rate = 0.003, now 0.1" in done.stderr
+
+
 def test_another_recipe_on_the_same_prepared_folder_is_refused(finished: Path) -> None:
     done = llmrec(finished, "prepare", "quickstart", *SMALL, "data.k_core=4")
     assert done.returncode == 2
@@ -127,23 +139,24 @@ def test_a_stopped_run_resumes_to_the_same_model(
     finished: Path, tmp_path: Path, number: signal.Signals, word: str
 ) -> None:
     """A signal in the middle of training: exit code 128 + n, then --resume gives the same bytes."""
-    longer = [*SMALL, "train.save_every=1"]
     ok(llmrec(tmp_path, "prepare", "quickstart", *SMALL))
     process = subprocess.Popen(
-        [sys.executable, "-m", "llmrec_cli", "sft", "quickstart", *longer],
+        [sys.executable, "-m", "llmrec_cli", "sft", "quickstart", *SMALL],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
     )
-    checkpoints = tmp_path / "runs/quickstart/sft/checkpoints"
+    metrics = tmp_path / "runs/quickstart/sft/metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_bytes()):
         time.sleep(0.02)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
     assert f"{word}; go on with --resume" in stderr
-    ok(llmrec(tmp_path, "sft", "quickstart", "--resume", *longer))
+    resumed = llmrec(tmp_path, "sft", "quickstart", "--resume", *SMALL)
+    ok(resumed)
+    assert "resumed from" in resumed.stderr
     ours = (tmp_path / "runs/quickstart/sft/model/model.safetensors").read_bytes()
     assert ours == (finished / "runs/quickstart/sft/model/model.safetensors").read_bytes()
 

@@ -77,7 +77,7 @@ def test_overrides_win_and_may_add_tables(good: Path) -> None:
 
 
 def test_a_wanted_alignment_gets_default_options(good: Path) -> None:
-    recipe = load_recipe(str(good), align="lml")
+    recipe = load_recipe(str(good), aligns=["lml"])
     assert recipe.align["lml"].parent == "sft"
 
 

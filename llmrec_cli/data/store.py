@@ -180,7 +180,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST_FILE
     if not file.is_file():
-        raise ArtefactError(f"{folder}: not a prepared folder (no {MANIFEST_FILE})")
+        raise ArtefactError(
+            f"{folder}: not a prepared folder (no {MANIFEST_FILE}); "
+            "run first: llmrec prepare RECIPE"
+        )
     try:
         manifest: Manifest = json.loads(file.read_bytes())
         complete = {ITEMS_FILE, *map(split_file, SPLITS)} <= manifest["files"].keys()

@@ -22,6 +22,7 @@ from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.batches import Collator, MicroBatch, micro_batches, rows_of_step
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.methods.contract import Forward, LossSums, Method
 from llmrec_cli.models.backbone import Policy
@@ -96,8 +97,11 @@ def train(job: Job, *, resume: bool) -> Position:
         cut_forced=job.method.legal_only(job.options),
         dense_head=job.accelerator.num_processes > 1,
     )
-    with job.progress.track(job.label, job.steps, position.step, unit="updates") as advance:
-        while position.step < job.steps and not position.stopped:
+    with (
+        deferred_signals() as asked_to_stop,
+        job.progress.track(job.label, job.steps, position.step, unit="updates") as advance,
+    ):
+        while position.step < job.steps and not position.stopped and not asked_to_stop():
             row = _update(job, policy, optimizer, collate, position)
             if _due(job, position.step, every=job.section.validate_every * job.steps_per_epoch):
                 row |= _validate(job, collate, position)
@@ -105,7 +109,7 @@ def train(job: Job, *, resume: bool) -> Position:
             else:
                 checkpoint_now = position.step % (job.section.save_every or job.steps) == 0
             log.append(row)
-            if checkpoint_now:
+            if checkpoint_now or asked_to_stop():
                 _save(job, optimizer, position)
             advance(1, _note(row))
     if position.best_step is not None:

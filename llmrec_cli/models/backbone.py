@@ -121,6 +121,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if str(source).startswith((".", "/")) and not Path(source).is_dir():
+        raise ArtefactError(f"model.backbone = {str(source)!r}: no such folder")
     try:
         return AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=False
