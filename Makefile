@@ -27,7 +27,7 @@ check: setup             ## lint, format and types
 benchmark: setup         ## our way beside the peers' way, CI-sized
 	$(BIN)/python -m benchmarks --size ci
 
-benchmark-full: setup    ## the same rows at the sizes of docs/performance.md
+benchmark-full: setup    ## the same rows at the sizes that the bars are set for; half an hour
 	$(BIN)/python -m benchmarks --size full
 
 clean:                   ## everything that the targets above made
