@@ -149,12 +149,13 @@ def load_policy(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
         ArtefactError: the run is not finished, or does not fit the recipe's tuning.
     """
     section = bench.recipe.model
+    torch.manual_seed(bench.recipe.seed)  # adapters and rows of new tokens are drawn
     if section.tuning == "full":
         model = backbone.load_model(
             parent / "model" if parent else base_source(bench.recipe), section
         )
         if parent is None:
-            backbone.add_tokens(model, bench.codec.tokenizer, ())
+            backbone.fit_vocabulary(model, bench.codec.tokenizer)
     else:
         model = _with_adapter(bench, parent, train=train)
     if train and section.backbone == "scratch":
@@ -172,8 +173,7 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
     new_ids = sorted(
         bench.codec.tokenizer.get_vocab()[t] for t in semantic_tokens(bench.prepared.items)
     )
-    if len(bench.codec.tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(bench.codec.tokenizer), mean_resizing=True)
+    backbone.fit_vocabulary(model, bench.codec.tokenizer)
     if parent is None:
         return backbone.add_lora(model, section, new_ids)
     if section.quantize != "none" and train:

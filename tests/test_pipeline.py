@@ -15,7 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from llmrec_cli import workbench
+from llmrec_cli.engine import checkpoint
 from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe_file import load_recipe
 
 SMALL = [
     "data.sample.train=400",
@@ -211,8 +215,9 @@ def test_a_pretrained_model_with_a_text_prompt(
         AutoTokenizer.from_pretrained(run / "model")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
 def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
-    hub_folder: Path, tmp_path: Path
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = {str(i): [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
     users = {str(u): [(u * 7 + t * 3) % 30 for t in range(8)] for u in range(60)}
@@ -246,6 +251,15 @@ def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
         names = [name for name in file.keys() if name.endswith("tokens_delta")]
         assert len(names) == 2, "new rows of embedding and head"
         assert all(file.get_slice(name).get_shape()[0] == 11 for name in names)
+
+    monkeypatch.chdir(tmp_path)
+    bench = workbench.open_workbench(load_recipe("ids.toml"), Silent())
+    drawn = []
+    for _ in range(2):
+        torch.rand(1)  # whatever was drawn before must not matter
+        drawn.append(checkpoint.trained_weights(workbench.load_policy(bench, None, train=True)))
+    assert drawn[0].keys() == drawn[1].keys()
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
 
 def test_an_unwritable_place_is_the_machines_fault(tmp_path: Path) -> None:

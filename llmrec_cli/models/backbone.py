@@ -166,16 +166,13 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     return model
 
 
-def add_tokens(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> list[int]:
-    """Teach a pretrained model the tokens of semantic IDs; returns the ids that are new.
+def fit_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Give a pretrained model rows for tokens that its tokenizer learnt since (semantic IDs).
 
-    New embeddings start at the mean of the old ones (transformers' ``mean_resizing``).
+    New rows are drawn around the mean of the old ones (transformers' ``mean_resizing``).
     """
-    before = len(tokenizer)
-    tokenizer.add_tokens(list(new_tokens))
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    return list(range(before, len(tokenizer)))
 
 
 def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) -> Any:
