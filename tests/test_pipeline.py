@@ -12,38 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from llmrec_cli import workbench
-from llmrec_cli.engine import checkpoint
-from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe_file import load_recipe
-
-SMALL = [
-    "data.sample.train=400",
-    "data.sample.valid=40",
-    "data.sample.test=60",
-    "data.history=5",
-    "model.scratch.hidden=16",
-    "model.scratch.layers=1",
-    "model.scratch.feed_forward=16",
-    "model.scratch.vocabulary=400",
-    "train.epochs=2",
-    "train.batch=32",
-    "eval.resamples=100",
-]
-
-
-def llmrec(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmrec_cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
-def ok(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from commands import SMALL, llmrec, ok
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +66,32 @@ def test_the_validation_split_has_its_own_report(finished: Path) -> None:
     report = json.loads((finished / "runs/quickstart/sft/report-valid.json").read_text())
     assert report["protocol"]["split"] == "valid"
     assert report["rows"] == 40
+
+
+def test_every_decoder_reaches_the_report(finished: Path) -> None:
+    """All items and the exact search agree; a beam reports how many lists it got wrong."""
+    reports = {}
+    valid = ["--run", "align-msl", "--split", "valid", "--again"]
+    for name, options in {
+        "exact": [],
+        "all": ["eval.decode.search=all"],
+        "beam": ["eval.decode.search=beam", "eval.decode.beam_error=true"],
+    }.items():
+        ok(llmrec(finished, "eval", "quickstart", *valid, *SMALL, *options))
+        path = finished / "runs/quickstart/align-msl/report-valid.json"
+        reports[name] = json.loads(path.read_text())
+        assert reports[name]["protocol"]["decoder"]["search"] == name
+    assert reports["exact"]["keep"]["metrics"] == reports["all"]["keep"]["metrics"]
+    assert reports["exact"]["remove"]["metrics"] == reports["all"]["remove"]["metrics"]
+    assert "beam_error" not in reports["exact"]["keep"]
+    assert 0 <= reports["beam"]["keep"]["beam_error"]["rows"] <= 40
+
+
+def test_decoding_unlike_training_is_warned_about(finished: Path) -> None:
+    words = ["--run", "align-msl", "--split", "valid", "--again", "eval.decode.mask=after"]
+    done = llmrec(finished, "eval", "quickstart", *words, *SMALL)
+    ok(done)
+    assert "warning: trained on legal tokens only" in done.stderr
 
 
 def test_validate_shows_what_would_run_and_leaves_nothing(tmp_path: Path) -> None:
@@ -163,103 +158,6 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert "resumed from" in resumed.stderr
     ours = (tmp_path / "runs/quickstart/sft/model/model.safetensors").read_bytes()
     assert ours == (finished / "runs/quickstart/sft/model/model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pretrained model in the hub's layout, whose generation_config samples."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny-llama"
-    tokenizer = train_tokenizer(["The user has bought these items before"], vocabulary=400)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
-    model.generation_config.do_sample = True
-    model.generation_config.top_k = 3
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_pretrained_model_with_a_text_prompt(
-    hub_folder: Path, tmp_path: Path, tuning: str
-) -> None:
-    words = [
-        *SMALL,
-        f"model.backbone={hub_folder}",
-        f"model.tuning={tuning}",
-        "prompt.template=items",
-        "train.rows=window",
-        "align.msl.parent=sft",
-        "align.msl.tau=ats",
-        "train.epochs=1",
-    ]
-    shown = ok(llmrec(tmp_path, "run", "quickstart", *words))
-    assert "align-msl" in shown
-    run = tmp_path / "runs/quickstart/align-msl"
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["facts"]["parent"] == "sft"
-    assert manifest["outcome"]["method"]["tau"] == pytest.approx(1.5, abs=1)
-    if tuning == "lora":
-        assert (run / "adapter" / "adapter_model.safetensors").is_file()
-        assert not (run / "model").exists()
-    else:
-        AutoModelForCausalLM.from_pretrained(run / "model")
-        AutoTokenizer.from_pretrained(run / "model")
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
-def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
-    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = {str(i): [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
-    users = {str(u): [(u * 7 + t * 3) % 30 for t in range(8)] for u in range(60)}
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    (tmp_path / "inter.json").write_text(json.dumps(users))
-    recipe = tmp_path / "ids.toml"
-    recipe.write_text(
-        f"""
-        [data]
-        format = "semantic-ids"
-        reviews = "./inter.json"
-        index = "./index.json"
-        k_core = 0
-        [model]
-        backbone = "{hub_folder}"
-        tuning = "lora"
-        [train]
-        rows = "sequence"
-        epochs = 1
-        batch = 16
-        [align.msl]
-        [eval]
-        resamples = 100
-        """
-    )
-    shown = ok(llmrec(tmp_path, "run", "ids.toml"))
-    assert "align-msl" in shown
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "runs/ids/sft/adapter/adapter_model.safetensors", "pt") as file:
-        names = [name for name in file.keys() if name.endswith("tokens_delta")]
-        assert len(names) == 2, "new rows of embedding and head"
-        assert all(file.get_slice(name).get_shape()[0] == 11 for name in names)
-
-    monkeypatch.chdir(tmp_path)
-    bench = workbench.open_workbench(load_recipe("ids.toml"), Silent())
-    drawn = []
-    for _ in range(2):
-        torch.rand(1)  # whatever was drawn before must not matter
-        drawn.append(checkpoint.trained_weights(workbench.load_policy(bench, None, train=True)))
-    assert drawn[0].keys() == drawn[1].keys()
-    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
 
 def test_an_unwritable_place_is_the_machines_fault(tmp_path: Path) -> None:
