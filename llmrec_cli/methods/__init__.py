@@ -1,4 +1,4 @@
-"""One file per method; the file name is the ``--method`` name."""
+"""One file per method; the file name is the ``--method`` name.  ``_name.py`` is shared code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from llmrec_cli.methods.contract import Method
 
 def names() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "contract")
+    modules = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(name for name in modules if name != "contract" and not name.startswith("_"))
 
 
 def find(name: str) -> Method:

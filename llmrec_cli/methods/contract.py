@@ -4,7 +4,8 @@ A method file defines one module-level ``METHOD = Method(...)``; the file name i
 name.  Options are parsed without importing torch, so a method imports ``llmrec_cli.tensors`` inside
 its functions.
 
-Shape suffixes: P response positions of the whole micro-batch, R rows, D model width, V vocabulary.
+Shape suffixes: P response positions of the whole micro-batch, A answers, G preference groups, K
+rejected answers of a group, R rows, D model width, V vocabulary, L layers, N trie nodes, F leaves.
 """
 
 from __future__ import annotations
@@ -18,14 +19,45 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmrec_cli.tensors.mass import LeafMass
     from llmrec_cli.tensors.trie import Trie
 
 State = Mapping[str, float]
 """What a method remembers between steps (e.g. a temperature): plain numbers, so that a checkpoint
 is JSON and every rank holds the same values."""
 
-Need = Literal["reference", "negatives", "hidden_states", "item_scores"]
-"""What the engine must supply in the batch or the forward pass besides the policy's own output."""
+
+@dataclass(frozen=True)
+class Negatives:
+    """How many rejected answers every target gets, and where they come from.
+
+    None is ever the target's own entry, or an entry of the user's history.
+    """
+
+    k: int  # rejected answers of each target, >= 1
+    draw: Literal["uniform", "popularity", "in-batch", "disliked", "model"]
+    pool: int = 20  # model: drawn from its first ``pool`` wrong entries
+    refresh: int = 0  # model: updates after which the policy itself is asked again; 0: the parent
+    below: float = 4.0  # disliked: ratings under this
+    short: Literal["error", "drop"] = "error"  # a target with fewer than k possible negatives
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Catalogue probabilities of a finished conventional model, for every target's own history."""
+
+    model: str  # name of the ``[baseline.NAME]`` run
+    history: Literal["keep", "zero"] = "keep"  # whether entries of the history keep their mass
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the engine must supply besides the policy's last hidden states."""
+
+    reference: Literal["precompute", "online"] | None = None  # log pi_ref of every answer
+    negatives: Negatives | None = None
+    hidden_states: int = 0  # how many layers before the last: ``Forward.layers_LPD``
+    item_scores: ItemScores | None = None
 
 
 class Options(BaseModel):
@@ -43,20 +75,38 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Response positions of one micro-batch, flattened over its rows in row order.
+class Preferences:
+    """Which answers are preferred over which; answers are numbered as in ``Batch.answer_P``.
 
-    For a method that looks at legal tokens only, positions after the last branching one of a row
-    are left out: they have one legal token, hence no loss.  ``positions`` counts them all the same.
+    With C = 1 all rejected answers of a group share one chosen answer (they follow one prompt);
+    with C = K each has its own (the rank-pair task: every negative has its own prompt).
+    """
+
+    chosen_GC: Tensor  # int64 answer numbers
+    rejected_GK: Tensor  # int64 answer numbers
+    reference_A: Tensor | None = None  # log pi_ref of each answer, nats; with ``Needs.reference``
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Response positions of one micro-batch, flattened over its answers in row order.
+
+    An answer is one item's tokens after one prompt.  For a method that looks at legal tokens only,
+    positions after the last branching one of a row are left out: they have one legal token, hence
+    no loss.  ``positions`` and ``length_A`` count them all the same.
     """
 
     trie: Trie
     target_P: Tensor  # int64 token id to be predicted
     node_P: Tensor  # int64 trie node at which it is chosen; its children are the legal tokens
-    row_P: Tensor  # int64, 0..rows-1: the training row a position belongs to
-    rows: int
-    positions: int  # response positions of the whole rows, >= P
+    answer_P: Tensor  # int64, 0..answers-1, never falling: the answer a position belongs to
+    final_P: Tensor  # bool: the answer's last token (EOS) is predicted here
+    length_A: Tensor  # int64: tokens of each whole answer, EOS included
+    answers: int
+    positions: int  # response positions of the whole answers, >= P
     dense_head: bool = False  # the head's gradient must go through autograd (DDP, sharded heads)
+    preferences: Preferences | None = None  # with ``Needs.negatives``
+    mass: LeafMass | None = None  # with ``Needs.item_scores``: one row per answer
 
 
 @dataclass(frozen=True)
@@ -65,6 +115,7 @@ class Forward:
 
     hidden_PD: Tensor  # last hidden state after the final norm, at the position before each target
     head: Head
+    layers_LPD: Tensor | None = None  # final norm of the n layers before the last, nearest first
 
 
 @dataclass(frozen=True)
@@ -72,7 +123,7 @@ class LossSums:
     """A loss as a sum and a count; the loop divides once, by the global batch's count."""
 
     total: Tensor  # scalar with gradient, fp32
-    count: int  # what the method divides by: positions, pairs or sequences
+    count: int  # what the method divides by: positions, or preference groups
     stats: Mapping[str, Tensor | float] = field(default_factory=dict)
     """Further sums over the micro-batch (detached); the loop adds them over micro-batches and ranks
     before logging and before ``update_state``."""
@@ -86,16 +137,21 @@ class Method:
     before the first step (and raises ``UserError`` where the options cannot work on this
     catalogue); ``update_state(state, stats, options, trie)`` gives the next one from the statistics
     of a whole global batch, so that it is identical on every rank.
-    ``metrics(stats, count)`` turns a global batch's statistics into what is logged.
+    ``metrics(stats, count)`` turns a global batch's statistics into what is logged, and
+    ``warning(metrics)`` says what in them is a reason to worry.
     """
 
     summary: str  # one line for --help, with the paper
     options: type[Options]
     loss: Callable[[Forward, Batch, Any, State], LossSums]
-    needs: frozenset[Need] = frozenset()
+    needs: Callable[[Any], Needs] = lambda options: Needs()
     legal_only: Callable[[Any], bool] = lambda options: False  # no loss at forced positions
+    answer_log_probs: Callable[[Forward, Batch, Any], Tensor] | None = None
+    """``log pi(y | x)`` of each answer, [A], nats; with ``Needs.reference`` the engine calls it on
+    the reference model, and ``loss`` on the policy."""
     init_state: Callable[[Any, Trie], State] = lambda options, trie: {}
     update_state: Callable[[State, Mapping[str, float], Any, Trie], State] = (
         lambda state, stats, options, trie: state
     )
     metrics: Callable[[Mapping[str, float], float], dict[str, float]] = lambda stats, count: {}
+    warning: Callable[[Mapping[str, float]], str | None] = lambda metrics: None

@@ -8,43 +8,39 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import EOS, D, part, positions, states
 from pydantic import ValidationError
 from torch import Tensor
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.methods.contract import Batch, Forward, Head
+from llmrec_cli.methods.contract import Batch, Forward
 from llmrec_cli.methods.msl import METHOD, MslOptions
 from llmrec_cli.tensors.losses import adaptive_temperature
-from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, first_branching_node, paths
+from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, first_branching_node
 
-V, D, EOS, QUOTE = 40, 6, 2, 3
+QUOTE = 1
 
 
 def catalogue(*, quoted: bool = False) -> Trie:
     """Prefixes, a duplicate, single tokens, forced tails; 8 first tokens."""
-    titles = [[a, 10 + b, 20] for a in range(4, 10) for b in range(3)]
-    titles += [[4], [4, 10], [4, 10], [30], [31, 32, 33, 34]]
+    titles = [[a, 10 + b, 9] for a in range(3, 9) for b in range(3)]
+    titles += [[3], [3, 10], [3, 10], [14], [15, 13, 12, 11]]
     return build_trie([[*([QUOTE] if quoted else []), *title, EOS] for title in titles])
 
 
 def draw(trie: Trie, leaves: list[int]) -> tuple[Batch, Forward]:
-    torch.manual_seed(len(leaves))
-    node_BT, token_BT, length_B = paths(trie, torch.tensor(leaves, dtype=torch.int64))
-    inside = node_BT >= 0
-    target_P, row_P = token_BT[inside], torch.repeat_interleave(length_B)
-    batch = Batch(trie, target_P, node_BT[inside], row_P, len(leaves), len(target_P))
-    hidden_PD = torch.randn(len(target_P), D, dtype=torch.float64, requires_grad=True)
-    weight_VD = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
-    return batch, Forward(hidden_PD, Head(weight_VD))
+    batch = positions(trie, leaves)
+    return batch, states(batch)
 
 
-def part(batch: Batch, forward: Forward, keep_P: Tensor) -> tuple[Batch, Forward]:
+def kept(batch: Batch, forward: Forward, keep_P: Tensor) -> tuple[Batch, Forward]:
+    """Some positions of a batch, as the engine leaves others out."""
     cut = replace(
         batch,
         target_P=batch.target_P[keep_P],
         node_P=batch.node_P[keep_P],
-        row_P=batch.row_P[keep_P],
-        positions=int(keep_P.sum()),
+        answer_P=batch.answer_P[keep_P],
+        final_P=batch.final_P[keep_P],
     )
     return cut, replace(forward, hidden_PD=forward.hidden_PD[keep_P])
 
@@ -72,10 +68,10 @@ def test_positions_left_out_by_the_engine_still_count() -> None:
     batch, forward = draw(catalogue(), [0, 3, 8, 20])
     whole = METHOD.loss(forward, batch, MslOptions(), {})
     keep = batch.trie.fan_out(batch.node_P) > 1
-    cut, kept = part(batch, forward, keep)
+    cut, at = kept(batch, forward, keep)
     assert METHOD.legal_only(MslOptions())
     assert len(cut.target_P) < len(batch.target_P)
-    sums = METHOD.loss(kept, replace(cut, positions=batch.positions), MslOptions(), {})
+    sums = METHOD.loss(at, cut, MslOptions(), {})
     torch.testing.assert_close(sums.total, whole.total)
     assert sums.count == whole.count
 
@@ -98,7 +94,7 @@ def test_tau_1_summed_over_a_title_is_item_level_cross_entropy() -> None:
     forward = replace(forward, hidden_PD=by_node[batch.node_P])
     of_leaf = []
     for leaf in leaves:
-        one, at = part(batch, forward, batch.row_P == leaf)
+        one, at = part(batch, forward, [leaf])
         of_leaf.append(METHOD.loss(at, one, MslOptions(tau=1.0), {}).total)
     scores = -torch.stack(of_leaf)
     assert float(scores.exp().sum().detach()) == pytest.approx(1, abs=1e-12)
@@ -112,8 +108,8 @@ def test_sums_gradients_and_statistics_add_up_over_any_split(options: MslOptions
     whole = METHOD.loss(forward, batch, options, state)
     (wanted,) = torch.autograd.grad(whole.total, forward.head.weight_VD)
     total, count, stats = 0.0, 0, dict.fromkeys(whole.stats, 0.0)
-    for rows in ([2], [0, 4, 5], [1, 3]):
-        one, at = part(batch, forward, torch.isin(batch.row_P, torch.tensor(rows)))
+    for answers in ([2], [0, 4, 5], [1, 3]):
+        one, at = part(batch, forward, answers)
         sums = METHOD.loss(at, one, options, state)
         sums.total.backward()
         total, count = total + float(sums.total.detach()), count + sums.count

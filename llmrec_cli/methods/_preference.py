@@ -1,0 +1,196 @@
+"""What DPO, S-DPO and DMPO share: options, needs, log-probabilities, statistics and a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, Needs, Negatives, Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GroupLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
+"""(chosen_GC, rejected_GK, beta) -> loss_G, as in ``tensors.preference``."""
+
+FORGETS = -2.0
+"""Mean D(chosen), in nats, under which training forgets what it should prefer (METHODS 4)."""
+
+
+class PreferenceOptions(Options):
+    """Options of every preference method."""
+
+    beta: float = Field(
+        default=0.1, gt=0, description="weight of log-probability differences, 1/nat, > 0"
+    )
+    support: Literal["vocab", "legal"] = Field(
+        default="vocab",
+        description='tokens that log pi is normalised over: "vocab" (the papers) or "legal" '
+        "(log pi is then the catalogue's log-probability)",
+    )
+    reference: Literal["precompute", "online"] = Field(
+        default="online",
+        description='when log pi_ref is computed: "online" (every update) or "precompute" (once, '
+        "before training, and stored)",
+    )
+    sft: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the chosen answer's mean token cross-entropy in the loss, >= 0",
+    )
+    negatives: Literal["uniform", "popularity", "in-batch", "disliked", "model"] = Field(
+        default="model",
+        description='where rejected answers come from; "model": the first wrong ones of the '
+        "parent's own ranking",
+    )
+    pool: int = Field(
+        default=20,
+        ge=1,
+        description='negatives = "model": drawn from this many first wrong answers, >= k',
+    )
+    refresh: int = Field(
+        default=0,
+        ge=0,
+        description='negatives = "model": updates after which the policy itself is asked again; '
+        "0: the parent is asked, once",
+    )
+    below: float = Field(
+        default=4.0, description='negatives = "disliked": ratings under this are disliked'
+    )
+    short: Literal["error", "drop"] = Field(
+        default="error",
+        description='what to do with a row that has too few possible negatives: "error" or "drop"',
+    )
+
+    @model_validator(mode="after")
+    def _stored_once(self) -> PreferenceOptions:
+        if self.refresh and self.reference == "precompute":
+            raise ValueError(
+                f"refresh = {self.refresh} draws new negatives while training, so their reference "
+                'cannot be precomputed; set reference = "online"'
+            )
+        return self
+
+
+class SeveralNegatives(PreferenceOptions):
+    """Options of the methods that set one answer against several."""
+
+    k: int = Field(default=3, ge=1, description="rejected answers of every target, >= 1")
+
+    @model_validator(mode="after")
+    def _wide_enough(self) -> SeveralNegatives:
+        if self.negatives == "model" and self.pool < self.k:
+            raise ValueError(f"pool = {self.pool} must be >= k = {self.k}")
+        return self
+
+
+def needs(options: PreferenceOptions, k: int, *, reference: bool = True) -> Needs:
+    """Negatives, and the reference's log-probabilities unless the method has no reference."""
+    negatives = Negatives(
+        k=k,
+        draw=options.negatives,
+        pool=options.pool,
+        refresh=options.refresh,
+        below=options.below,
+        short=options.short,
+    )
+    return Needs(reference=options.reference if reference else None, negatives=negatives)
+
+
+def legal_only(options: PreferenceOptions) -> bool:
+    """Forced positions have log-probability 0 over legal tokens."""
+    return options.support == "legal"
+
+
+def answer_log_probs(forward: Forward, batch: Batch, options: PreferenceOptions) -> Tensor:
+    """``log pi(y | x)`` of each answer, [A], nats, normalised over ``options.support``."""
+    from llmrec_cli.tensors.losses import vocab_nll
+    from llmrec_cli.tensors.masked import legal_logits
+    from llmrec_cli.tensors.preference import answer_log_probs as summed
+
+    head, hidden_PD = forward.head, forward.hidden_PD
+    if options.support == "vocab":
+        nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
+        return summed(nll_P, batch.answer_P, batch.answers)
+    legal = legal_logits(
+        hidden_PD, head, batch.trie, batch.node_P, batch.target_P, dense_head=batch.dense_head
+    )
+    return summed(legal.nll(), batch.answer_P[legal.active_A], batch.answers)
+
+
+def preference_loss(
+    forward: Forward,
+    batch: Batch,
+    options: PreferenceOptions,
+    group_loss: GroupLoss,
+    *,
+    reference: bool = True,
+) -> LossSums:
+    """The sum of a loss over preference groups, plus ``sft`` times their chosen answers' NLL.
+
+    Args:
+        group_loss: applied to D, or to ``log pi`` itself without ``reference``.
+
+    Raises:
+        ValueError: the batch lacks preferences, or the reference's log-probabilities.
+    """
+    preferences = batch.preferences
+    if preferences is None:
+        raise ValueError("a preference method needs Batch.preferences; Needs.negatives asks for it")
+    log_prob_A = answer_log_probs(forward, batch, options)
+    value_A = log_prob_A - _reference(batch).to(log_prob_A) if reference else log_prob_A
+    chosen_GC = value_A[preferences.chosen_GC]
+    rejected_GK = value_A[preferences.rejected_GK]
+    total = group_loss(chosen_GC, rejected_GK, options.beta).sum()
+    stats = _statistics("d" if reference else "logp", chosen_GC.detach(), rejected_GK.detach())
+    if options.sft:
+        nll_A = -log_prob_A / batch.length_A  # mean over the answer's tokens
+        nll = nll_A[preferences.chosen_GC].mean(1).sum()
+        total = total + options.sft * nll
+        stats["nll_chosen"] = nll.detach()
+    return LossSums(total, count=len(chosen_GC), stats=stats)
+
+
+def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
+    """Means over groups.
+
+    ``d_chosen``, ``d_rejected`` and ``margin`` (their difference) are in nats, not scaled by beta;
+    ``accuracy`` is the share of pairs whose chosen D exceeds the rejected one; ``nll_chosen`` is
+    the chosen answer's mean token cross-entropy.  Without a reference ``logp_chosen`` and
+    ``logp_rejected`` take the place of D.
+    """
+    return {name: value / count for name, value in stats.items()}
+
+
+def warning(metrics: Mapping[str, float]) -> str | None:
+    """Collapse that the loss and the accuracy do not show (METHODS section 4)."""
+    chosen = metrics.get("d_chosen", 0.0)
+    if chosen >= FORGETS:
+        return None
+    return (
+        f"D(chosen) = {chosen:.2f} nats: the policy forgets the chosen answers; lower "
+        'train.learning_rate (10-30 times below SFT\'s), use negatives = "model", or add sft = 1.0'
+    )
+
+
+def _reference(batch: Batch) -> Tensor:
+    if batch.preferences is None or batch.preferences.reference_A is None:
+        raise ValueError(
+            "the loss needs log pi_ref of each answer (Preferences.reference_A); Needs.reference "
+            "asks for it"
+        )
+    return batch.preferences.reference_A
+
+
+def _statistics(name: str, chosen_GC: Tensor, rejected_GK: Tensor) -> dict[str, Tensor | float]:
+    """Sums over groups; a group counts the mean over its answers or pairs."""
+    ahead_GK = chosen_GC - rejected_GK
+    means = {
+        f"{name}_chosen": chosen_GC,
+        f"{name}_rejected": rejected_GK,
+        "margin": ahead_GK,
+        "accuracy": (ahead_GK > 0).to(ahead_GK.dtype),
+    }
+    return {key: value.mean(1).sum() for key, value in means.items()}

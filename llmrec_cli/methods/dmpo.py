@@ -1,0 +1,57 @@
+"""DMPO: the target against the mean of several negatives (arXiv:2405.16127)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from llmrec_cli.methods import _preference as shared
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, State
+
+
+class DmpoOptions(shared.SeveralNegatives):
+    """Options of DMPO."""
+
+    variant: Literal["paper", "released"] = Field(
+        default="paper",
+        description='"paper": the mean over negatives is inside the sigmoid; "released": as the '
+        "authors' code computes it, without a reference, one sigmoid for each negative, sft = 1.0",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _released_adds_sft(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("variant") == "released":
+            return {"sft": 1.0, **values}
+        return values
+
+
+def needs(options: DmpoOptions) -> Needs:
+    """Negatives; the released variant needs no reference."""
+    return shared.needs(options, options.k, reference=options.variant == "paper")
+
+
+def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> LossSums:
+    """``-log sigmoid(beta D_w - 1/k sum_i beta D_i)`` summed over groups; DMPO, arXiv:2405.16127.
+
+    ``variant = "released"``: the released trainer passes the chosen reference log-probability
+    twice, so that it cancels, and takes the mean over k pairs outside of the sigmoid.
+    """
+    from llmrec_cli.tensors.preference import dmpo, dpo
+
+    if options.variant == "released":
+        return shared.preference_loss(forward, batch, options, dpo, reference=False)
+    return shared.preference_loss(forward, batch, options, dmpo)
+
+
+METHOD = Method(
+    summary="prefer the target to the mean of several negatives (arXiv:2405.16127)",
+    options=DmpoOptions,
+    loss=loss,
+    needs=needs,
+    legal_only=shared.legal_only,
+    answer_log_probs=shared.answer_log_probs,
+    metrics=shared.metrics,
+    warning=shared.warning,
+)

@@ -1,0 +1,29 @@
+"""DPO: the target against one negative (arXiv:2305.18290)."""
+
+from __future__ import annotations
+
+from llmrec_cli.methods import _preference as shared
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, State
+
+
+class DpoOptions(shared.PreferenceOptions):
+    """Options of DPO; there is always one negative."""
+
+
+def loss(forward: Forward, batch: Batch, options: DpoOptions, state: State) -> LossSums:
+    """``-log sigmoid(beta D_w - beta D_l)`` summed over groups; DPO eq. 7, arXiv:2305.18290."""
+    from llmrec_cli.tensors.preference import dpo
+
+    return shared.preference_loss(forward, batch, options, dpo)
+
+
+METHOD = Method(
+    summary="prefer the target to one negative, relative to the parent (arXiv:2305.18290)",
+    options=DpoOptions,
+    loss=loss,
+    needs=lambda options: shared.needs(options, k=1),
+    legal_only=shared.legal_only,
+    answer_log_probs=shared.answer_log_probs,
+    metrics=shared.metrics,
+    warning=shared.warning,
+)

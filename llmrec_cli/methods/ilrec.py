@@ -1,0 +1,239 @@
+"""ILRec: negatives, distillation and rewards from intermediate layers (arXiv:2602.17410)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, Field
+
+from llmrec_cli.methods.contract import (
+    Batch,
+    Forward,
+    ItemScores,
+    LossSums,
+    Method,
+    Needs,
+    Options,
+    State,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llmrec_cli.tensors.cross_layer import Choices, Rewards, Terms
+
+
+class IlrecOptions(Options):
+    """Options of ILRec; ``L = L_CPO + lambda L_CPD + mu L_CRR``."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    n: int = Field(
+        default=4, ge=1, description="layers before the last that are used, 1 .. layers - 1"
+    )
+    ensemble: Literal["mean", "sum"] = Field(
+        default="mean",
+        description='how the layers\' logits are joined: "mean" (the paper) or "sum" (the '
+        "released code)",
+    )
+    phi: float = Field(
+        default=1.0,
+        gt=0,
+        description="a self-hard negative reaches phi times the target's value, > 0",
+    )
+    space: Literal["probability", "logit"] = Field(
+        default="probability",
+        description='the value compared: "probability" (the paper\'s figure) or "logit" (the '
+        "released code)",
+    )
+    a: float = Field(default=0.1, ge=0, description="CPO: strength of the penalty, >= 0")
+    lambda_: float = Field(
+        default=0.1, ge=0, alias="lambda", description="CPD: weight of the distillation, >= 0"
+    )
+    mu: float = Field(default=0.005, ge=0, description="CRR: weight of the reward term, >= 0")
+    reward_temperature: float = Field(
+        default=1.0, gt=0, description="CRR: T_r, divides log-rewards, > 0"
+    )
+    scores: str = Field(
+        default="sasrec",
+        description="CRR: name of the [baseline.NAME] run whose item probabilities are the rewards",
+    )
+    reward_history: Literal["keep", "zero"] = Field(
+        default="keep", description='CRR: "zero" takes the reward from items of the history'
+    )
+    cpo: bool = Field(default=True, description="false: plain cross-entropy in place of CPO")
+    cpd: bool = Field(default=True, description="false: no distillation")
+    crr: bool = Field(default=True, description="false: no reward term, no scores needed")
+    negatives_from: Literal["ensemble", "final"] = Field(
+        default="ensemble",
+        description='where self-hard negatives are looked for: "ensemble" (intermediate layers) or '
+        '"final" (the last layer, an ablation)',
+    )
+    support: Literal["vocab", "legal"] = Field(
+        default="vocab",
+        description='tokens of every softmax: "vocab" (the paper) or "legal" (each negative is a '
+        "real item's token)",
+    )
+
+    def penalises(self) -> bool:
+        """Whether CPO differs from plain cross-entropy."""
+        return self.cpo and self.a > 0
+
+    def distils(self) -> bool:
+        """Whether CPD is part of the loss."""
+        return self.cpd and self.lambda_ > 0
+
+    def rewards(self) -> bool:
+        """Whether CRR is part of the loss."""
+        return self.crr and self.mu > 0
+
+
+def needs(options: IlrecOptions) -> Needs:
+    """Hidden states for what looks at layers, item scores for CRR."""
+    selects = options.penalises() or options.rewards()
+    looks = options.distils() or (selects and options.negatives_from == "ensemble")
+    scores = ItemScores(options.scores, options.reward_history) if options.rewards() else None
+    return Needs(hidden_states=options.n if looks else 0, item_scores=scores)
+
+
+def loss(forward: Forward, batch: Batch, options: IlrecOptions, state: State) -> LossSums:
+    """``L_CPO + lambda L_CPD + mu L_CRR`` summed over response positions (METHODS section 5).
+
+    With a = lambda = mu = 0 it is LML (``support = "vocab"``) or MSL at tau = 1 (``"legal"``).
+
+    Raises:
+        ValueError: hidden states or item masses that ``needs`` asks for are missing.
+    """
+    from llmrec_cli.methods import lml, msl
+
+    if not (options.penalises() or options.distils() or options.rewards()):
+        if options.support == "vocab":
+            return lml.loss(forward, batch, lml.LmlOptions(), state)
+        return msl.loss(forward, batch, msl.MslOptions(tau=1.0), state)
+    _check(forward, batch, options)
+    terms = (_vocab_terms if options.support == "vocab" else _legal_terms)(forward, batch, options)
+    parts = {name: getattr(terms, f"{name}_P").sum() for name in ("cpo", "cpd", "crr")}
+    total = parts["cpo"] + options.lambda_ * parts["cpd"] + options.mu * parts["crr"]
+    stats = {name: part.detach() for name, part in parts.items()}
+    return LossSums(total, count=batch.positions, stats=stats | _counts(terms))
+
+
+def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
+    """Means over response positions.
+
+    ``cpo``, ``cpd``, ``crr``: the loss parts, before their weights, nats.  ``self_hard``: self-hard
+    negatives; ``self_hard_any``: share of positions that have one; ``self_hard_layer_i``: how many
+    the i-th layer before the last would give alone.
+    """
+    return {name: value / count for name, value in stats.items()}
+
+
+def _check(forward: Forward, batch: Batch, options: IlrecOptions) -> None:
+    wanted, layers_LPD = needs(options), forward.layers_LPD
+    found = 0 if layers_LPD is None else len(layers_LPD)
+    if found < wanted.hidden_states:
+        raise ValueError(
+            f"Forward.layers_LPD has {found} layers, expected n = {wanted.hidden_states}; "
+            "Needs.hidden_states asks for them"
+        )
+    if wanted.item_scores and batch.mass is None:
+        raise ValueError("CRR needs Batch.mass; Needs.item_scores asks for it")
+
+
+def _choices(options: IlrecOptions) -> Choices:
+    from llmrec_cli.tensors.cross_layer import Choices
+
+    return Choices(
+        a=options.a if options.cpo else 0.0,
+        phi=options.phi,
+        ensemble=options.ensemble,
+        space=options.space,
+        negatives_from=options.negatives_from,
+        distil=options.distils(),
+        reward_temperature=options.reward_temperature,
+    )
+
+
+def _hidden(forward: Forward, options: IlrecOptions) -> Tensor:
+    """Last hidden states, then the layers': [1 + L, P, D]; only CPD trains through the layers."""
+    import torch
+
+    layers = needs(options).hidden_states
+    if forward.layers_LPD is None or not layers:
+        return forward.hidden_PD[None]
+    layers_LPD = forward.layers_LPD[:layers]
+    kept_LPD = layers_LPD if options.distils() else layers_LPD.detach()
+    return torch.cat([forward.hidden_PD[None], kept_LPD])
+
+
+def _legal_terms(forward: Forward, batch: Batch, options: IlrecOptions) -> Terms:
+    """Terms of the branching positions, on the union of their legal columns."""
+    import torch
+
+    from llmrec_cli.tensors.cross_layer import cross_layer_terms, token_rewards
+    from llmrec_cli.tensors.masked import legal_logits
+
+    legal = legal_logits(
+        _hidden(forward, options),
+        forward.head,
+        batch.trie,
+        batch.node_P,
+        batch.target_P,
+        dense_head=batch.dense_head,
+    )
+    rewards = None
+    if options.rewards() and batch.mass is not None:
+        answer_A = batch.answer_P[legal.active_A]
+        rewards = token_rewards(batch.trie, batch.mass, legal.node_A, answer_A, legal.columns_U)
+    logits_XAU = legal.logits_AU.masked_fill(~legal.legal_AU(), -torch.inf)
+    return cross_layer_terms(
+        logits_XAU[0],
+        logits_XAU[1:],
+        legal.target_A,
+        batch.final_P[legal.active_A],
+        _choices(options),
+        rewards,
+    )
+
+
+def _vocab_terms(forward: Forward, batch: Batch, options: IlrecOptions) -> Terms:
+    """Terms of all positions, over the whole vocabulary."""
+    from llmrec_cli.tensors.cross_layer import token_rewards, vocab_terms
+
+    head, mass = forward.head, batch.mass
+
+    def rewards(part: slice) -> Rewards | None:
+        if mass is None or not options.rewards():
+            return None
+        return token_rewards(batch.trie, mass, batch.node_P[part], batch.answer_P[part])
+
+    return vocab_terms(
+        _hidden(forward, options),
+        head.weight_VD,
+        head.bias_V,
+        batch.target_P,
+        batch.final_P,
+        _choices(options),
+        rewards,
+    )
+
+
+def _counts(terms: Terms) -> dict[str, Tensor | float]:
+    """Self-hard negatives, summed over positions."""
+    by_layer = enumerate(terms.negatives_LP.sum(1), start=1)
+    return {
+        "self_hard": terms.negatives_P.sum(),
+        "self_hard_any": (terms.negatives_P > 0).sum(),
+        **{f"self_hard_layer_{i}": count for i, count in by_layer},
+    }
+
+
+METHOD = Method(
+    summary="self-hard negatives, distillation and rewards across layers (arXiv:2602.17410)",
+    options=IlrecOptions,
+    loss=loss,
+    needs=needs,
+    legal_only=lambda options: options.support == "legal",
+    metrics=metrics,
+)

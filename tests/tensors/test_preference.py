@@ -1,0 +1,139 @@
+"""Preference losses: hand-computed values, the papers' inequalities, slow references, gradcheck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmrec_cli.tensors.preference import answer_log_probs, dmpo, dpo, sdpo
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+LOSSES: list[Loss] = [dpo, sdpo, dmpo]
+
+
+def softplus(x: float) -> float:
+    """``-log sigmoid(-x)``."""
+    return math.log1p(math.exp(x))
+
+
+def slow(loss: Loss, chosen: list[float], rejected: list[float], beta: float) -> float:
+    """One group by the equations of METHODS section 4, one chosen answer for each rejected."""
+    pairs = list(zip(chosen, rejected, strict=True))
+    if loss is dpo:
+        return sum(softplus(-(beta * w - beta * d)) for w, d in pairs) / len(pairs)
+    if loss is dmpo:
+        return softplus(-sum(beta * w - beta * d for w, d in pairs) / len(pairs))
+    return softplus(math.log(sum(math.exp(beta * d - beta * w) for w, d in pairs)))
+
+
+def draw(groups: int, k: int, c: int, scale: float = 20.0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(groups * 100 + k * 10 + c)
+    chosen_GC = scale * torch.randn(groups, c, dtype=torch.float64)
+    return chosen_GC, scale * torch.randn(groups, k, dtype=torch.float64)
+
+
+# D_w = 1, D = (0, -1, 2), beta = 1/2, so x_i = beta (D_i - D_w) = (-0.5, -1, 0.5):
+#   DPO of each   log(1 + e^x) = 0.474077, 0.313262, 0.974077; their mean 0.587139
+#   DMPO          mean x = -1/3:  log(1 + 0.716531) = 0.540306
+#   S-DPO         log(1 + e^-0.5 + e^-1 + e^0.5) = log(3.623131) = 1.287339
+@pytest.mark.parametrize(("loss", "value"), [(dpo, 0.587139), (dmpo, 0.540306), (sdpo, 1.287339)])
+def test_golden_values(loss: Loss, value: float) -> None:
+    chosen_GC, rejected_GK = torch.tensor([[1.0]]), torch.tensor([[0.0, -1.0, 2.0]])
+    assert loss(chosen_GC, rejected_GK, 0.5).tolist() == pytest.approx([value], abs=1e-6)
+
+
+# Pairs of their own, D_w = (1, 0, 2), D = (0, -1, 2), beta = 1: x = (-1, -1, 0):
+#   DPO    (2 * 0.313262 + 0.693147) / 3 = 0.439890
+#   DMPO   mean x = -2/3: log(1 + 0.513417) = 0.414370
+#   S-DPO  log(1 + 2 e^-1 + 1) = log(2.735759) = 1.006409
+@pytest.mark.parametrize(("loss", "value"), [(dpo, 0.439890), (dmpo, 0.414370), (sdpo, 1.006409)])
+def test_golden_values_of_pairs(loss: Loss, value: float) -> None:
+    chosen_GC, rejected_GK = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([[0.0, -1.0, 2.0]])
+    assert loss(chosen_GC, rejected_GK, 1.0).tolist() == pytest.approx([value], abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_equal_to_the_equations_in_plain_python(loss: Loss, k: int) -> None:
+    for c in {1, k}:
+        chosen_GC, rejected_GK = draw(20, k, c)
+        expected = [
+            slow(loss, w, d, 0.1)
+            for w, d in zip(chosen_GC.expand(-1, k).tolist(), rejected_GK.tolist(), strict=True)
+        ]
+        assert loss(chosen_GC, rejected_GK, 0.1).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_negative_makes_all_three_dpo() -> None:
+    chosen_GC, rejected_GK = draw(50, 1, 1)
+    expected = dpo(chosen_GC, rejected_GK, 0.3)
+    for loss in (sdpo, dmpo):
+        torch.testing.assert_close(loss(chosen_GC, rejected_GK, 0.3), expected)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+def test_inequalities_between_the_losses(k: int, scale: float) -> None:
+    """METHODS section 4: mean of DPO >= DMPO; S-DPO >= -log sigmoid(margin - log k) >= DMPO."""
+    for c in (1, k):
+        chosen_GC, rejected_GK = draw(500, k, c, scale)
+        outside = [dpo(chosen_GC[:, [i % c]], rejected_GK[:, [i]], 0.5) for i in range(k)]
+        inside = dmpo(chosen_GC, rejected_GK, 0.5)
+        margin = 0.5 * (chosen_GC.mean(1) - rejected_GK.mean(1))
+        between = -torch.nn.functional.logsigmoid(margin - math.log(k))
+        tiny = 1e-12
+        assert (torch.stack(outside).mean(0) >= inside - tiny).all()
+        assert (sdpo(chosen_GC, rejected_GK, 0.5) >= between - tiny).all()
+        assert (between >= inside).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("c", [1, 3])
+def test_gradcheck(loss: Loss, c: int) -> None:
+    chosen_GC, rejected_GK = draw(4, 3, c, scale=2.0)
+    assert torch.autograd.gradcheck(
+        lambda w, d: loss(w, d, 0.7),
+        (chosen_GC.requires_grad_(), rejected_GK.requires_grad_()),
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_far_apart_answers_keep_finite_values_and_gradients(loss: Loss) -> None:
+    for distance in (1e4, -1e4):
+        chosen_GC = torch.tensor([[distance]], requires_grad=True)
+        rejected_GK = torch.tensor([[0.0, -distance, 5.0]], requires_grad=True)
+        value_G = loss(chosen_GC, rejected_GK, 1.0)
+        value_G.sum().backward()
+        assert value_G.isfinite().all()
+        assert chosen_GC.grad is not None
+        assert chosen_GC.grad.isfinite().all()
+        assert rejected_GK.grad is not None
+        assert rejected_GK.grad.isfinite().all()
+    assert float(value_G.detach()) > 5e3  # the wrong order costs what it is apart
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_group_is_a_connected_zero(loss: Loss) -> None:
+    chosen_GC = torch.zeros((0, 1), requires_grad=True)
+    total = loss(chosen_GC, torch.zeros((0, 3)), 0.1).sum()
+    total.backward()
+    assert float(total.detach()) == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_as_many_chosen_as_rejected_or_one(loss: Loss) -> None:
+    with pytest.raises(ValueError, match="2 chosen answers beside 3 rejected"):
+        loss(torch.zeros((1, 2)), torch.zeros((1, 3)), 0.1)
+
+
+def test_log_probabilities_of_answers_are_sums_over_their_tokens() -> None:
+    nll_P = torch.tensor([1.0, 2.0, 4.0, 0.5], requires_grad=True)
+    log_prob_A = answer_log_probs(nll_P, torch.tensor([0, 0, 2, 2]), 4)
+    assert log_prob_A.tolist() == [-3.0, 0.0, -4.5, 0.0]
+    log_prob_A[2].backward()
+    assert nll_P.grad is not None
+    assert nll_P.grad.tolist() == [0.0, 0.0, -1.0, -1.0]
