@@ -18,8 +18,17 @@ ALLOWED = {
     "tensors": (),
     "methods": ("tensors",),
     "data": ("recipe_data", "files"),
-    "models": ("data", "methods.contract", "recipe"),
-    "engine": ("data", "files", "methods.contract", "models", "progress", "recipe", "tensors"),
+    "models": ("data", "methods.contract", "recipe", "recipe_baseline", "tensors"),
+    "engine": (
+        "data",
+        "files",
+        "methods.contract",
+        "models",
+        "progress",
+        "recipe",
+        "recipe_train",
+        "tensors",
+    ),
     "report": ("data", "files"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -64,16 +73,7 @@ def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_data_and_recipes_never_import_torch() -> None:
     for path in FILES:
-        if room_of(path) in (
-            "data",
-            "recipe",
-            "recipe_data",
-            "recipe_file",
-            "cli",
-            "errors",
-            "prepare",
-            "sample",
-        ):
+        if room_of(path).startswith(("data", "recipe", "cli", "errors", "prepare", "sample")):
             assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
                 path
             )
@@ -107,7 +107,6 @@ def test_only_the_command_line_and_progress_print() -> None:
 
 
 def test_no_class_inherits_from_a_class_of_the_package_exceptions_and_settings_apart() -> None:
-    settings = {"Section", "Options"}  # pydantic configuration, no behaviour
     for path in FILES:
         tree = ast.parse(path.read_text())
         classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
@@ -115,7 +114,10 @@ def test_no_class_inherits_from_a_class_of_the_package_exceptions_and_settings_a
         ours |= {node.name for node in classes}
         for node in classes if room_of(path) != "errors" else []:
             bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
-            assert not bases & (ours - settings), f"{path}: {node.name}"
+            settings = {
+                b for b in bases if b.endswith(("Section", "Options"))
+            }  # pydantic, data only
+            assert not bases & ours - settings, f"{path}: {node.name}"
 
 
 def test_help_imports_no_torch() -> None:

@@ -19,15 +19,21 @@ import torch
 from accelerate import Accelerator
 
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.batches import Collator, MicroBatch, micro_batches, rows_of_step
+from llmrec_cli.engine.batches import (
+    AnyRow,
+    Collator,
+    Masses,
+    MicroBatch,
+    micro_batches,
+    rows_of_step,
+)
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.rows import Row
 from llmrec_cli.engine.stop import deferred_signals
+from llmrec_cli.engine.supply import Supply
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.methods.contract import Forward, LossSums, Method
-from llmrec_cli.models.backbone import Policy
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import TrainSection
+from llmrec_cli.recipe_train import TrainSection
 from llmrec_cli.tensors.trie import Trie
 
 Validate = Callable[[], Mapping[str, float]]
@@ -37,12 +43,12 @@ Validate = Callable[[], Mapping[str, float]]
 class Job:
     """Everything that one training run needs."""
 
-    policy: Policy
+    policy: Any  # called like models.backbone.Policy, with a head() of its own
     method: Method
     options: Any
     trie: Trie
-    train_rows: Sequence[Row]
-    valid_rows: Sequence[Row]
+    train_rows: Sequence[AnyRow]
+    valid_rows: Sequence[AnyRow]
     rank_valid: Validate  # ranking metrics on validation rows, e.g. {"ndcg@10": ...}
     section: TrainSection
     seed: int
@@ -50,17 +56,32 @@ class Job:
     accelerator: Accelerator
     progress: Progress
     label: str = "train"
+    supply: Supply = field(default_factory=Supply)  # what the method needs besides rows
 
     @property
     def steps(self) -> int:
         """Number of updates of the whole run."""
-        per_epoch = self.steps_per_epoch
-        wanted = math.ceil(self.section.epochs * per_epoch)
-        return min(wanted, self.section.max_steps or wanted)
+        return updates(len(self.train_rows), self.section)
 
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.train_rows) // self.section.batch)
+
+    def collator(self, masses: Masses | None) -> Collator:
+        """Rows to micro-batches, as the method needs them."""
+        return Collator(
+            self.trie,
+            cut_forced=self.method.legal_only(self.options),
+            dense_head=self.accelerator.num_processes > 1,
+            masses=masses,
+            rejected=self.supply.preferences,
+        )
+
+
+def updates(n_rows: int, section: TrainSection) -> int:
+    """Number of updates of a whole run over ``n_rows`` training rows."""
+    wanted = math.ceil(section.epochs * -(-n_rows // section.batch))
+    return min(wanted, section.max_steps or wanted)
 
 
 @dataclass
@@ -73,6 +94,7 @@ class Position:
     best_score: float | None = None  # higher is better
     worse: int = 0  # validations since the best one
     stopped: bool = False  # by patience
+    warned_at: int | None = None  # first update whose metrics the method warned about
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -92,11 +114,7 @@ def train(job: Job, *, resume: bool) -> Position:
         position = _resume(job, optimizer, position)
     log.keep_until(position.step)
     _start_gradients(job.policy)
-    collate = Collator(
-        job.trie,
-        cut_forced=job.method.legal_only(job.options),
-        dense_head=job.accelerator.num_processes > 1,
-    )
+    collate = job.collator(job.supply.train_masses)
     with (
         deferred_signals() as asked_to_stop,
         job.progress.track(job.label, job.steps, position.step, unit="updates") as advance,
@@ -104,7 +122,7 @@ def train(job: Job, *, resume: bool) -> Position:
         while position.step < job.steps and not position.stopped and not asked_to_stop():
             row = _update(job, policy, optimizer, collate, position)
             if _due(job, position.step, every=job.section.validate_every * job.steps_per_epoch):
-                row |= _validate(job, collate, position)
+                row |= _validate(job, position)
                 checkpoint_now = True
             else:
                 checkpoint_now = position.step % (job.section.save_every or job.steps) == 0
@@ -118,7 +136,7 @@ def train(job: Job, *, resume: bool) -> Position:
     return position
 
 
-def _start_gradients(policy: Policy) -> None:
+def _start_gradients(policy: Any) -> None:
     """Give a trained head its gradient from the start, so that every step adds to it alike."""
     weight_VD = policy.head().weight_VD
     if weight_VD.is_leaf and weight_VD.requires_grad:
@@ -160,6 +178,7 @@ def _update(
     logged = {**job.method.metrics(totals, count), **position.method}
     position.method = dict(job.method.update_state(position.method, totals, job.options, job.trie))
     position.step += 1
+    _warn(job, position, logged)
     return {
         "step": position.step,
         "epoch": round(position.step / job.steps_per_epoch, 4),
@@ -172,6 +191,14 @@ def _update(
     }
 
 
+def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:
+    """Say once per run what the method finds worrying in its metrics."""
+    warning = job.method.warning(logged)
+    if warning and position.warned_at is None:
+        position.warned_at = position.step
+        job.progress.say(f"{job.label}: warning at update {position.step}: {warning}")
+
+
 def _backward(
     job: Job, policy: Any, collate: Collator, position: Position
 ) -> tuple[dict[str, float], int]:
@@ -180,10 +207,11 @@ def _backward(
     torch.manual_seed(_step_seed(job.seed, position.step, rank))
     job.policy.train()
     mine = _chosen(job, position.step)[rank :: accelerator.num_processes]
+    completed = job.supply.train([job.train_rows[i] for i in mine], position.step)
     sums: dict[str, torch.Tensor] = {}
     tokens = 0
-    for rows in micro_batches([job.train_rows[i] for i in mine], job.section.micro_batch):
-        batch = collate(rows).to(accelerator.device)
+    for rows in micro_batches(completed, job.section.micro_batch):
+        batch = job.supply.complete(collate(rows).to(accelerator.device))
         losses = compute_loss(job, policy, batch, position.method)
         accelerator.backward(losses.total)
         _add(sums, losses)
@@ -221,8 +249,9 @@ def _chosen(job: Job, step: int) -> list[int]:
 
 def compute_loss(job: Job, policy: Any, batch: MicroBatch, state: Mapping[str, float]) -> LossSums:
     """Forward pass of one micro-batch and the method's loss on it."""
-    hidden_PD = policy(batch.input_ids_BT, batch.take_P)
-    forward = Forward(hidden_PD=hidden_PD, head=job.policy.head())
+    layers = job.supply.layers
+    hidden_XPD = policy(batch.input_ids_BT, batch.take_P, tree=batch.tree, layers=layers)
+    forward = Forward(hidden_XPD[0], job.policy.head(), hidden_XPD[1:] if layers else None)
     return job.method.loss(forward, batch.batch, job.options, state)
 
 
@@ -234,18 +263,20 @@ def reduce_sums(accelerator: Accelerator, sums: Mapping[str, torch.Tensor]) -> d
     return dict(zip(names, reduced.tolist(), strict=True))
 
 
-def _validate(job: Job, collate: Collator, position: Position) -> dict[str, float]:
+def _validate(job: Job, position: Position) -> dict[str, float]:
     """Validation loss and ranking; remembers the best and counts towards patience."""
     job.policy.eval()
+    collate = job.collator(job.supply.valid_masses)
+    completed = job.supply.valid(job.valid_rows, 0)  # the same negatives every time
     sums: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for rows in micro_batches(job.valid_rows, job.section.micro_batch or job.section.batch):
-            batch = collate(rows).to(job.accelerator.device)
+        for rows in micro_batches(completed, job.section.micro_batch or job.section.batch):
+            batch = job.supply.complete(collate(rows).to(job.accelerator.device))
             _add(sums, compute_loss(job, job.policy, batch, position.method))
         ranking = dict(job.rank_valid())
     loss = float(sums["total"]) / max(float(sums["count"]), 1.0)
-    by_ndcg = next((v for k, v in ranking.items() if k.startswith("ndcg")), None)
-    score = by_ndcg if job.section.select == "ndcg" and by_ndcg is not None else -loss
+    wanted = (v for k, v in ranking.items() if k.startswith(job.section.select))
+    score = next(wanted, -loss)
     if position.best_score is None or score > position.best_score:
         position.best_step, position.best_score, position.worse = position.step, score, 0
     else:
@@ -291,5 +322,6 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _note(row: Mapping[str, Any]) -> str:
     shown = [f"loss {row['loss']:.4f}"]
-    shown += [f"{k.removeprefix('valid_')} {v:.4f}" for k, v in row.items() if "ndcg" in k]
+    ranking = ((k, v) for k, v in row.items() if k.startswith(("valid_ndcg", "valid_auc")))
+    shown += [f"{k.removeprefix('valid_')} {v:.4f}" for k, v in ranking]
     return " ".join(shown)

@@ -1,15 +1,16 @@
-"""Training and decoding rows: a prompt and the catalogue leaves that follow it.
+"""Training and decoding rows: a prompt and the catalogue items that follow it.
 
-A row is small: prompt ids and target leaves.  Response tokens and trie nodes follow from the leaf,
+A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the item,
 and no mask is ever stored.  A *window* has one target; a *sequence* has all targets of a stretch of
 a user's history, each of which sees everything before it in one causal pass, so it equals its
-windows (``as_windows``) in loss and gradient.
+windows (``as_windows``) in loss and gradient.  A *pair row* belongs to the rank-pair task, whose
+answers are texts rather than items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,14 +22,37 @@ from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 
 IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Row:
-    """``prompt`` token ids, then the items of ``targets`` (catalogue indices) in turn."""
+    """``prompt`` token ids, then the items of ``targets`` (catalogue indices) in turn.
+
+    Negatives are alternatives to a target: each follows what stands before that target.
+    """
 
     prompt: IntArray
     targets: tuple[int, ...]
+    history: tuple[int, ...] = ()  # items that the prompt tells of, oldest first
+    user: int = -1  # dense user index
+    number: int = -1  # place among the training rows
+    negatives: tuple[tuple[int, ...], ...] = ()  # of each target, equally many; empty: none
+    reference: FloatArray | None = None  # log pi_ref of each answer: a target, then its negatives
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """A user of the rank-pair task: one prompt per negative, each with two answers as token ids.
+
+    The chosen answer lists the two candidates liked first, the rejected one the other way round.
+    """
+
+    prompts: tuple[IntArray, ...]
+    answers: tuple[tuple[IntArray, IntArray], ...]  # (chosen, rejected) after each prompt, with EOS
+    user: int = -1
+    number: int = -1
+    reference: FloatArray | None = None  # log pi_ref: of all chosen answers and rejected, by pair
 
 
 def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
@@ -117,8 +141,12 @@ class PromptEncoder:
 
 def window_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
     """One row per (history, target) of a prepared split."""
-    prompts = encoder.encode(frame[HISTORY].tolist())
-    return [Row(p, (int(t),)) for p, t in zip(prompts, frame[TARGET], strict=True)]
+    histories = [tuple(int(item) for item in history) for history in frame[HISTORY]]
+    columns = zip(encoder.encode(histories), histories, frame[TARGET], frame[USER], strict=True)
+    return [
+        Row(prompt, (int(target),), history, user=int(user), number=number)
+        for number, (prompt, history, target, user) in enumerate(columns)
+    ]
 
 
 def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> list[Row]:
@@ -136,8 +164,9 @@ def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> 
 
     def close() -> None:
         if user is not None and first < len(seen):
-            prompt = encoder.encode([seen[start:first]])[0]
-            rows.append(Row(prompt, tuple(seen[first:])))
+            history = tuple(seen[start:first])
+            prompt = encoder.encode([history])[0]
+            rows.append(Row(prompt, tuple(seen[first:]), history, user=int(user), number=len(rows)))
 
     for row_user, history, target in columns:
         continues = user == row_user and list(seen[len(seen) - len(history) :]) == list(history)
@@ -154,9 +183,20 @@ def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> 
 
 
 def as_windows(row: Row, catalogue: Sequence[Sequence[int]]) -> list[Row]:
-    """The windows that a sequence row stands for."""
-    windows, prompt = [], row.prompt
-    for target in row.targets:
-        windows.append(Row(prompt, (target,)))
+    """The windows that a sequence row stands for (negatives included, reference left out)."""
+    windows, prompt, history = [], row.prompt, row.history
+    for at, target in enumerate(row.targets):
+        negatives = row.negatives[at : at + 1]
+        windows.append(
+            replace(
+                row,
+                prompt=prompt,
+                targets=(target,),
+                history=history,
+                negatives=negatives,
+                reference=None,
+            )
+        )
         prompt = np.concatenate([prompt, np.asarray(catalogue[target], dtype=np.int32)])
+        history = (*history, target)
     return windows

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from llmrec_cli.errors import ArtefactError
+from llmrec_cli.models.tree_attention import check_layers, tree_masks
 
 NONE = -1
-TREE_ATTENTION = ("sdpa", "eager")  # implementations that take a 4D mask
 _SHARED_PREFIX = 8  # tokens; a shorter common prefix is not worth a call of its own
 
 
@@ -34,7 +33,7 @@ class TreeCache:
     def __init__(self, body: nn.Module, prompts: Sequence[Sequence[int]], device: torch.device):
         self._body = body
         self._config: Any = body.config
-        _check_attention(self._config)
+        check_layers(self._config)
         self._cache = DynamicCache()
         self._dtype = next(body.parameters()).dtype
         self._length_B = torch.tensor([len(p) for p in prompts], device=device)
@@ -128,7 +127,7 @@ class TreeCache:
         mask = None
         if sees_BTS is not None and key_position_BS is not None:
             distance_BTS = position_BT[:, :, None] - key_position_BS[:, None, :]
-            mask = self._masks(sees_BTS, distance_BTS)
+            mask = tree_masks(self._config, sees_BTS, distance_BTS, self._dtype)
         hidden_BTD: Tensor = self._body(
             input_ids=token_BT,
             attention_mask=mask,
@@ -137,37 +136,6 @@ class TreeCache:
             use_cache=True,
         ).last_hidden_state
         return hidden_BTD
-
-    def _masks(self, sees_BTS: Tensor, distance_BTS: Tensor) -> Tensor | dict[str, Tensor]:
-        """The 4D mask in the form that the model's attention takes, one per kind of layer."""
-        window = getattr(self._config, "sliding_window", None)
-        full = self._as_mask(sees_BTS)
-        if window is None:
-            return full
-        near = self._as_mask(sees_BTS & (distance_BTS < window))
-        kinds = getattr(self._config, "layer_types", None)
-        if kinds is None:  # Mistral: every layer slides, and one mask is expected
-            return near
-        return {"full_attention": full, "sliding_attention": near}
-
-    def _as_mask(self, sees_BTS: Tensor) -> Tensor:
-        if self._config._attn_implementation == "sdpa":
-            return sees_BTS[:, None]
-        zero = torch.zeros((), dtype=self._dtype, device=sees_BTS.device)
-        return torch.where(sees_BTS[:, None], zero, torch.finfo(zero.dtype).min)
-
-
-def _check_attention(config: Any) -> None:
-    """Refuse layers that would silently ignore a tree's mask."""
-    unknown = set(getattr(config, "layer_types", None) or ()) - {
-        "full_attention",
-        "sliding_attention",
-    }
-    if unknown:
-        raise ArtefactError(
-            f"model type {config.model_type!r} has layers of type {', '.join(sorted(unknown))}: "
-            "expected full or sliding attention"
-        )
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

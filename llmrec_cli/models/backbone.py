@@ -17,7 +17,9 @@ from transformers.utils import logging as transformers_logging
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.methods.contract import Head
 from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.models.tree_attention import check_implementation, check_layers, tree_masks
 from llmrec_cli.recipe import ModelSection, ScratchModel
+from llmrec_cli.tensors.packing import Tree, sees
 
 transformers_logging.disable_progress_bar()  # it would tear ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,23 +28,80 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Policy(nn.Module):
     """A causal language model seen as its body and its head.
 
-    ``forward(input_ids_BT, take_P)`` returns ``hidden_PD``: the last hidden states (after the final
-    norm) at the flat positions ``take_P`` of the padded batch.  Rows are padded on the right, so a
-    causal model needs no mask.
+    ``forward(input_ids_BT, take_P)`` returns hidden states at the flat positions ``take_P`` of the
+    padded batch, after the final norm.  Rows are padded on the right, so a causal model needs no
+    mask; packed rows say in ``tree`` what each token sees.
+
+    Returns:
+        hidden_XPD: the last hidden states, then those of the ``layers`` layers before the last,
+        nearest first: [1 + layers, P, D].
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids_BT: Tensor, take_P: Tensor) -> Tensor:
-        hidden_BTD = body(self.model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
-        taken: Tensor = hidden_BTD.flatten(0, 1)[take_P]
-        return taken
+    def forward(
+        self, input_ids_BT: Tensor, take_P: Tensor, *, tree: Tree | None = None, layers: int = 0
+    ) -> Tensor:
+        decoder = body(self.model)
+        output = decoder(
+            input_ids=input_ids_BT,
+            use_cache=False,
+            output_hidden_states=layers > 0,
+            **_tree_arguments(decoder, tree),
+        )
+        last_PD: Tensor = output.last_hidden_state.flatten(0, 1)[take_P]
+        if layers == 0:
+            return last_PD[None]
+        check_depth(decoder.config, layers)
+        norm = final_norm(decoder)
+        before = output.hidden_states[-2 : -2 - layers : -1]
+        return torch.stack([last_PD, *(norm(h.flatten(0, 1)[take_P]) for h in before)])
 
     def head(self) -> Head:
         """The head's weights, shared with the model."""
         return head_weights(self.model)
+
+
+def _tree_arguments(decoder: Any, tree: Tree | None) -> dict[str, Any]:
+    if tree is None:
+        return {}
+    check_layers(decoder.config)
+    check_implementation(decoder.config)
+    distance_BTT = tree.position_BT[:, :, None] - tree.position_BT[:, None, :]
+    dtype = next(decoder.parameters()).dtype
+    mask = tree_masks(decoder.config, sees(tree.end_BT), distance_BTT, dtype)
+    return {"attention_mask": mask, "position_ids": tree.position_BT}
+
+
+def check_depth(config: Any, layers: int) -> None:
+    """Refuse more intermediate layers than a model has.
+
+    Raises:
+        ArtefactError: expected fewer; the last layer and the embeddings are not among them.
+    """
+    if layers >= config.num_hidden_layers:
+        raise ArtefactError(
+            f"layers = {layers}: the backbone has {config.num_hidden_layers}, so at most "
+            f"{config.num_hidden_layers - 1} stand before the last"
+        )
+
+
+def final_norm(decoder: Any) -> nn.Module:
+    """The norm between the last layer and the head.
+
+    Raises:
+        ArtefactError: an architecture whose norm goes by another name.
+    """
+    names = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+    for name in names:
+        if isinstance(getattr(decoder, name, None), nn.Module):
+            found: nn.Module = getattr(decoder, name)
+            return found
+    raise ArtefactError(
+        f"model type {decoder.config.model_type!r}: no final norm found under {', '.join(names)}"
+    )
 
 
 def body(model: Any) -> Any:
@@ -219,6 +278,18 @@ def add_dropout(model: Any, rate: float) -> None:
     for layer in decoder.layers:
         layer.self_attn.register_forward_hook(drop)
         layer.mlp.register_forward_hook(drop)
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Switch every dropout off, also while training.
+
+    A policy that is measured against its own beginning must not differ from it by noise.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - a plain number, not a module
 
 
 def _quantization(section: ModelSection) -> Any:

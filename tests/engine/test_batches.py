@@ -26,13 +26,15 @@ def test_every_position_predicts_its_token_from_the_one_before(cut: bool) -> Non
     width = micro.input_ids_BT.shape[1]
     batch = micro.batch
     found: dict[int, list[tuple[int, int]]] = {r: [] for r in range(3)}
-    for take, target, node, r in zip(
+    row_of_answer = [r for r, row in enumerate(rows()) for _ in row.targets]
+    for take, target, node, answer in zip(
         micro.take_P.tolist(),
         batch.target_P.tolist(),
         batch.node_P.tolist(),
-        batch.row_P.tolist(),
+        batch.answer_P.tolist(),
         strict=True,
     ):
+        r = row_of_answer[answer]
         assert take // width == r
         found[r].append((take % width, target))
         full = [*rows()[r].prompt.tolist(), *(x for i in rows()[r].targets for x in CATALOGUE[i])]

@@ -1,0 +1,118 @@
+"""A conventional model's item probabilities for the history before every training target.
+
+Stored are the model's states, one vector per target (34 MB where all probabilities would be 5 GB);
+one product per batch with the item embeddings gives the probabilities, exactly.
+
+Shape suffixes: Q targets of all rows, A targets of some rows, F catalogue entries (leaves), D model
+width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+
+VECTORS, FACTS = "vectors.safetensors", "facts.json"
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Probabilities of every catalogue entry behind each target's own history."""
+
+    vector_QD: Tensor
+    start_R1: Tensor  # targets of row r: start_R1[r] .. start_R1[r + 1]
+    weight_FD: Tensor  # item embeddings, in leaf order
+
+    def probabilities(self, numbers: Sequence[int]) -> Tensor:
+        """Softmax over the catalogue for each target of these rows, in order: [A, F] fp32."""
+        ranges = [range(int(self.start_R1[n]), int(self.start_R1[n + 1])) for n in numbers]
+        at_A = torch.tensor([q for targets in ranges for q in targets], dtype=torch.int64)
+        vector_AD = self.vector_QD[at_A].to(self.weight_FD.device)
+        return torch.softmax((vector_AD @ self.weight_FD.T).float(), dim=1)
+
+
+def target_starts(rows: Sequence[Row]) -> Tensor:
+    """start_R1 of rows that are numbered by their place."""
+    counts = torch.tensor([0, *(len(row.targets) for row in rows)])
+    return counts.cumsum(0)
+
+
+def history_vectors(
+    model: Any, rows: Sequence[Row], leaf_of_item_I: NDArray[Any], *, batch: int = 256
+) -> Tensor:
+    """The state of a sequential model before each target: vector_QD fp32, on the CPU.
+
+    A row's history and targets go in as one causal sequence, and a target's vector is taken from
+    the place before it: no target, and nothing after it, is in its own score's input.
+
+    Args:
+        model: ``models.sequential.Sequential`` in evaluation mode.
+        leaf_of_item_I: leaf of each catalogue item.
+    """
+    order = sorted(range(len(rows)), key=lambda r: len(rows[r].history) + len(rows[r].targets))
+    vectors: list[Tensor] = [torch.empty(0)] * len(rows)
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        found = _vectors_of([rows[r] for r in part], model, leaf_of_item_I)
+        for r, vector_AD in zip(part, found, strict=True):
+            vectors[r] = vector_AD
+    return torch.cat(vectors)
+
+
+def _vectors_of(
+    rows: Sequence[Row], model: Any, leaf_of_item_I: NDArray[Any]
+) -> tuple[Tensor, ...]:
+    device = model.embedding.weight.device
+    fed = [[*row.history, *row.targets[:-1]] for row in rows]  # nothing follows the last target
+    width = 1 + max(map(len, fed))
+    input_ids_BT = torch.zeros((len(rows), width), dtype=torch.int64)
+    take: list[int] = []
+    for b, (row, items) in enumerate(zip(rows, fed, strict=True)):
+        leaves = leaf_of_item_I[np.asarray(items, dtype=np.int64)].tolist()
+        input_ids_BT[b, : 1 + len(items)] = torch.tensor([model.n_leaves, *leaves])
+        first = b * width + len(row.history)
+        take += range(first, first + len(row.targets))
+    with torch.no_grad():
+        hidden_AD = model(input_ids_BT.to(device), torch.tensor(take, device=device))[0]
+    return torch.split(hidden_AD.float().cpu(), [len(row.targets) for row in rows])
+
+
+def fingerprint_of_rows(rows: Sequence[Row]) -> str:
+    """SHA-256 of the rows' histories and targets."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for items in (row.history, row.targets):
+            digest.update(np.array([len(items), *items], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def stored_vectors(folder: Path, facts: Mapping[str, str], compute: Callable[[], Tensor]) -> Tensor:
+    """Vectors computed before from the same model, data and rows; else computed and stored.
+
+    Raises:
+        ArtefactError: what is stored is damaged.
+    """
+    if folder.is_dir():
+        check_folder(folder)
+        if read_json(folder / FACTS) == dict(facts):
+            return load_file(folder / VECTORS)["vectors"]
+    vector_QD = compute()
+
+    def fill(temporary: Path) -> None:
+        save_file({"vectors": vector_QD}, temporary / VECTORS)
+        write_json(temporary / FACTS, dict(facts))
+
+    write_folder(folder, fill)
+    return vector_QD

@@ -1,0 +1,262 @@
+"""The rank-pair task: a prompt with a history and two candidates, two answers, and their scores.
+
+A training user's pairs are given by the source, or drawn: then the other candidates and the order
+in which a prompt shows the two are a pure function of (seed, row, epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
+from llmrec_cli.data.rank_wording import Question, RankTemplate
+from llmrec_cli.engine.batches import AnyRow, Collator
+from llmrec_cli.engine.rows import IntArray, PairRow, Row
+from llmrec_cli.errors import DataError
+from llmrec_cli.methods.contract import Batch, Head
+from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.tensors.losses import vocab_nll
+from llmrec_cli.tensors.preference import answer_log_probs
+from llmrec_cli.tensors.trie import Trie
+
+_ORDER = crc32(b"pair-order")
+Sampler = Callable[[Row, int], tuple[tuple[int, ...], ...]]
+"""(row, epoch) -> negatives of each of its targets, catalogue indices."""
+
+
+@dataclass(frozen=True)
+class UserPairs:
+    """A user's pairs: what each prompt shows, as catalogue indices."""
+
+    history: tuple[int, ...]  # oldest first
+    liked: int
+    others: tuple[int, ...]  # one prompt each
+    liked_first: tuple[bool, ...]  # in the prompt, beside ``others``
+    user: int = -1
+    number: int = -1
+
+
+class PairEncoder:
+    """UserPairs to token ids.  Prompt and answers are tokenized apart; an answer ends in EOS.
+
+    A prompt that is too long loses its oldest items whole; a title is never cut.
+
+    Args:
+        titles: of every catalogue item.
+        max_tokens: longest prompt.
+    """
+
+    def __init__(
+        self, template: RankTemplate, codec: Codec, titles: Sequence[str], max_tokens: int
+    ) -> None:
+        self.template = template
+        self.codec = codec
+        self.titles = titles
+        self.max_tokens = max_tokens
+
+    def encode(self, users: Sequence[UserPairs]) -> list[PairRow]:
+        """One pair row per user, with a prompt and two answers for each of its pairs.
+
+        Raises:
+            DataError: a prompt without any history is longer than ``max_tokens``.
+        """
+        prompts = iter(self._prompts([q for pairs in users for q in self._questions(pairs)]))
+        texts = iter(self._answers([text for pairs in users for text in self._texts(pairs)]))
+        return [
+            PairRow(
+                prompts=tuple(next(prompts) for _ in pairs.others),
+                answers=tuple((next(texts), next(texts)) for _ in pairs.others),
+                user=pairs.user,
+                number=pairs.number,
+            )
+            for pairs in users
+        ]
+
+    def _questions(self, pairs: UserPairs) -> list[Question]:
+        history, liked = tuple(self.titles[i] for i in pairs.history), self.titles[pairs.liked]
+        shown = zip(pairs.others, pairs.liked_first, strict=True)
+        orders = ((liked, self.titles[o]) if f else (self.titles[o], liked) for o, f in shown)
+        return [Question(history, first, second) for first, second in orders]
+
+    def _texts(self, pairs: UserPairs) -> list[str]:
+        liked, render = self.titles[pairs.liked], self.template.render_answer
+        others = [self.titles[other] for other in pairs.others]
+        return [text for other in others for text in (render(liked, other), render(other, liked))]
+
+    def _answers(self, texts: Sequence[str]) -> list[IntArray]:
+        return [np.array([*ids, self.codec.eos], np.int32) for ids in self.codec.encode(texts)]
+
+    def _prompts(self, questions: list[Question]) -> list[IntArray]:
+        prompts: list[IntArray] = [np.empty(0, np.int32)] * len(questions)
+        waiting = list(range(len(questions)))
+        while waiting:
+            texts = [self.template.render(questions[i]) for i in waiting]
+            too_long = []
+            for i, ids in zip(waiting, self.codec.encode_prompts(texts), strict=True):
+                prompts[i] = np.asarray(ids, dtype=np.int32)
+                if len(ids) > self.max_tokens:
+                    questions[i] = self._shorter(questions[i], len(ids))
+                    too_long.append(i)
+            waiting = too_long
+        return prompts
+
+    def _shorter(self, question: Question, tokens: int) -> Question:
+        if not question.history:
+            raise DataError(
+                f"prompt.max_tokens = {self.max_tokens}: without any history, the prompt for "
+                f"{question.first!r} and {question.second!r} takes {tokens} tokens in this "
+                "tokenizer"
+            )
+        return question._replace(history=question.history[1:])
+
+
+def given_pairs(frame: pd.DataFrame) -> list[UserPairs]:
+    """The pairs of a prepared split that has them, numbered by their place."""
+    columns = [frame[name] for name in (HISTORY, TARGET, NEGATIVES, CHOSEN_FIRST, USER)]
+    return [
+        UserPairs(
+            _items(history), int(liked), _items(others), tuple(map(bool, first)), int(user), at
+        )
+        for at, (history, liked, others, first, user) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def fixed_pairs(frame: pd.DataFrame, negatives: Sequence[int], seed: int) -> list[UserPairs]:
+    """One pair per row of a split without pairs, for validation and test: the same ones always.
+
+    Args:
+        negatives: of each row, from ``data.negatives.fixed_negatives``.
+    """
+    columns = zip(frame[HISTORY], frame[TARGET], frame[USER], frame[ROW], negatives, strict=True)
+    return [
+        UserPairs(
+            _items(history),
+            int(liked),
+            (int(other),),
+            liked_first(seed, int(row), epoch=0, k=1),
+            int(user),
+            at,
+        )
+        for at, (history, liked, user, row, other) in enumerate(columns)
+    ]
+
+
+def drawn_pairs(row: Row, others: tuple[int, ...], seed: int, epoch: int) -> UserPairs:
+    """A training row's pairs of an epoch, with the ``others`` that were drawn for its target."""
+    first = liked_first(seed, row.number, epoch, len(others))
+    return UserPairs(row.history, row.targets[0], others, first, row.user, row.number)
+
+
+def liked_first(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
+    """Whether each of a row's ``k`` prompts shows the liked candidate first: fair coins."""
+    key = np.array([seed % 2**64, _ORDER], np.uint64)
+    counter = np.array([0, 0, row % 2**64, epoch % 2**64], np.uint64)
+    words = np.random.Philox(key=key, counter=counter).random_raw(k)
+    return tuple((words >> np.uint64(63)).astype(bool).tolist())
+
+
+@dataclass(frozen=True)
+class DrawnPairs:
+    """Training rows of an update as pair rows: a pure function of rows and epoch.
+
+    Called like every ``engine.supply.Serve``: rows of an update, and its 0-based number.
+    """
+
+    encoder: PairEncoder
+    sampler: Sampler
+    seed: int
+    steps_per_epoch: int
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        epoch = step // self.steps_per_epoch
+        drawn = [
+            drawn_pairs(row, self.sampler(row, epoch)[0], self.seed, epoch)
+            for row in rows
+            if isinstance(row, Row)
+        ]
+        return [*self.encoder.encode(drawn)]
+
+
+def question_rows(frame: pd.DataFrame) -> list[Row]:
+    """Training rows without a prompt, numbered by their place, for ``DrawnPairs`` to complete."""
+    columns = zip(frame[HISTORY], frame[TARGET], frame[USER], strict=True)
+    no_prompt = np.empty(0, np.int32)
+    return [
+        Row(no_prompt, (int(target),), _items(history), int(user), at)
+        for at, (history, target, user) in enumerate(columns)
+    ]
+
+
+def require_k(rows: Sequence[PairRow], k: int | None, names: Sequence[str]) -> None:
+    """Check that every user has as many pairs as the method expects.
+
+    Args:
+        k: of the method; None: it takes what comes.
+        names: user id of each row.
+
+    Raises:
+        DataError: names the first user of whom that is not so.
+    """
+    for row, name in zip(rows, names, strict=True):
+        if k is not None and len(row.prompts) != k:
+            raise DataError(
+                f"user {name!r}: has {len(row.prompts)} pairs in the source, but the method takes "
+                f"k = {k} rejected answers; set k to what the file has"
+            )
+
+
+def score_pairs(
+    policy: Any,
+    rows: Sequence[PairRow],
+    trie: Trie,
+    *,
+    batch: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda n: None,
+) -> list[NDArray[np.float64]]:
+    """``log pi`` of the chosen and the rejected answer of each pair, over the vocabulary.
+
+    Args:
+        policy: in evaluation mode; called like ``models.backbone.Policy``, with its ``head()``.
+        trie: any; answers are texts.
+        batch: pairs of a forward pass.
+
+    Returns:
+        For each row [pairs, 2], nats, summed over an answer's tokens.
+    """
+    collate = Collator(trie, cut_forced=False, rejected=True)
+    pairs = [pair for row in rows for pair in _one_by_one(row)]
+    by_length = sorted(range(len(pairs)), key=lambda at: len(pairs[at].prompts[0]))
+    score_Q2 = np.empty((len(pairs), 2))
+    with torch.no_grad():
+        for start in range(0, len(pairs), batch):
+            part = by_length[start : start + batch]
+            micro = collate([pairs[at] for at in part]).to(device)
+            hidden_XPD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)
+            log_prob_A = _vocab_log_probs(hidden_XPD[0], policy.head(), micro.batch)
+            score_Q2[part] = log_prob_A.double().cpu().numpy().reshape(-1, 2)
+            advance(len(part))
+    ends = np.cumsum([len(row.prompts) for row in rows])
+    return np.split(score_Q2, ends[:-1])
+
+
+def _vocab_log_probs(hidden_PD: torch.Tensor, head: Head, batch: Batch) -> torch.Tensor:
+    nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
+    return answer_log_probs(nll_P, batch.answer_P, batch.answers)
+
+
+def _one_by_one(row: PairRow) -> list[PairRow]:
+    pairs = zip(row.prompts, row.answers, strict=True)
+    return [replace(row, prompts=(prompt,), answers=(answers,)) for prompt, answers in pairs]
+
+
+def _items(values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)

@@ -1,0 +1,290 @@
+"""What a method needs besides rows, built from a recipe's folder: ``contract.Needs`` -> ``Supply``.
+
+training rows -> negatives (drawn, or mined from the parent or the policy)
+              -> reference log-probabilities (stored before training, or asked online)
+a conventional model's scores -> item probabilities of every target's history
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmrec_cli import run_folder
+from llmrec_cli.baseline import WEIGHTS, load_sequential
+from llmrec_cli.data.leaves import gather_leaves
+from llmrec_cli.engine.batches import AnyRow, Collator, Masses, rows_of_step
+from llmrec_cli.engine.item_scores import (
+    ItemScores,
+    fingerprint_of_rows,
+    history_vectors,
+    stored_vectors,
+    target_starts,
+)
+from llmrec_cli.engine.loop import updates
+from llmrec_cli.engine.mining import Miner
+from llmrec_cli.engine.negatives import NegativeSampler, users_of
+from llmrec_cli.engine.reference import Reference, Store, log_probs_of
+from llmrec_cli.engine.rows import Row, as_windows
+from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.files import sha256
+from llmrec_cli.methods.contract import Method, Needs
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
+from llmrec_cli.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage, before its model is loaded."""
+
+    bench: Workbench
+    method: Method
+    options: Any
+    section: TrainSection
+
+    @property
+    def needs(self) -> Needs:
+        return self.method.needs(self.options)
+
+    def sampler(self) -> NegativeSampler | None:
+        """Draws this stage's negatives; None where the method has none."""
+        wanted = self.needs.negatives
+        if wanted is None or self.bench.pairs is not None:
+            return None
+        leaves = gather_leaves(self.bench.prepared.items, self.bench.leaf_of_item)
+        users = users_of(self.bench.prepared.split("train"), leaves, wanted.below)
+        return NegativeSampler(wanted, leaves, users, self.bench.recipe.seed)
+
+
+def make_supply(
+    stage: Stage,
+    policy: Any,
+    rows: Sequence[AnyRow],
+    valid_rows: Sequence[AnyRow],
+    folder: Path,
+    facts: dict[str, Any],
+    progress: Progress,
+) -> Supply:
+    """Build what the method needs.
+
+    Args:
+        policy: at its parent's result, before any update; the reference is taken from it.
+        rows, valid_rows: of the stage, numbered by their place.
+        folder: of the run; what is precomputed or mined is kept there.
+        facts: what a stored reference depends on.
+    """
+    needs, device = stage.needs, stage.bench.accelerator.device
+    reference = _reference(stage, policy)
+    train, valid = _completed(stage, policy, reference, rows, valid_rows, folder)
+    if needs.reference == "precompute" and reference is not None:
+        log_probs = partial(
+            log_probs_of,
+            reference=reference,
+            collate=_collator(stage),
+            micro_batch=stage.section.micro_batch,
+            device=device,
+        )
+        train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
+        drawn_valid = valid
+        valid = _once(lambda: log_probs(drawn_valid(valid_rows, 0)))
+    train_masses, valid_masses = _masses(stage, rows, valid_rows)
+    return Supply(
+        train=train,
+        valid=valid,
+        train_masses=train_masses,
+        valid_masses=valid_masses,
+        reference=reference if needs.reference == "online" else None,
+        layers=needs.hidden_states,
+        preferences=needs.negatives is not None,
+    )
+
+
+def _reference(stage: Stage, policy: Any) -> Reference | None:
+    """The parent's weights, where log-probabilities or mined negatives are to come from them."""
+    negatives = stage.needs.negatives
+    mined = negatives is not None and negatives.draw == "model" and not negatives.refresh
+    score = stage.method.answer_log_probs
+    if score is None or (stage.needs.reference is None and not mined):
+        return None
+    return Reference(policy, lambda forward, batch: score(forward, batch, stage.options))
+
+
+def _completed(
+    stage: Stage,
+    policy: Any,
+    reference: Reference | None,
+    rows: Sequence[AnyRow],
+    valid_rows: Sequence[AnyRow],
+    folder: Path,
+) -> tuple[Serve, Serve]:
+    """Rows of an update with their negatives, for training and for validation."""
+    bench, wanted, sampler = stage.bench, stage.needs.negatives, stage.sampler()
+    if bench.pairs is not None:
+        return bench.pairs.train, bench.pairs.valid
+    if sampler is None or wanted is None:
+        return Supply().train, Supply().valid
+    steps = -(-len(rows) // stage.section.batch)
+
+    def rows_at(step: int) -> list[Row]:
+        numbers = rows_of_step(len(rows), stage.section.batch, bench.recipe.seed, step)
+        return _catalogue_rows([rows[number] for number in numbers])
+
+    def upcoming(step: int, count: int) -> list[Row]:
+        last = min(step + count, updates(len(rows), stage.section))
+        share = slice(bench.accelerator.process_index, None, bench.accelerator.num_processes)
+        return [row for at in range(step, last) for row in rows_at(at)[share]]
+
+    known_valid = _catalogue_rows(
+        [row for row in _catalogue_rows(valid_rows) if sampler.usable(row)]
+    )
+    miner = valid_miner = None
+    if wanted.draw == "model":
+        ask = partial(_ask, bench, sampler, policy, reference)
+        mined_in = folder / "negatives" / f"rank-{bench.accelerator.process_index}"
+        miner = Miner(ask, upcoming, refresh=wanted.refresh, folder=mined_in)
+        valid_miner = Miner(ask, lambda step, count: known_valid, refresh=0, folder=mined_in)
+    train = DrawnNegatives(sampler, miner, rows_at, steps)
+    valid = DrawnNegatives(sampler, valid_miner, lambda step: known_valid, 1)
+    return train, lambda rows, step: valid(known_valid, 0)
+
+
+def _ask(
+    bench: Workbench,
+    sampler: NegativeSampler,
+    policy: Any,
+    reference: Reference | None,
+    rows: Sequence[Row],
+) -> list[list[list[int]]]:
+    """The first wrong leaves for every target, by the reference or by the policy as it is now."""
+    windows = [window for row in rows for window in as_windows(row, bench.catalogue)]
+    owned = [sorted(sampler.owned(window)) for window in windows]
+    pool = sampler.wanted.pool
+    if reference is None:
+        found = bench.rank_windows(policy.model, windows, owned, pool)
+    else:
+        with reference.active() as parent:
+            found = bench.rank_windows(parent.model, windows, owned, pool)
+    lists = iter(found)
+    return [[next(lists) for _ in row.targets] for row in rows]
+
+
+def _stored(
+    stage: Stage,
+    complete: Serve,
+    rows: Sequence[AnyRow],
+    folder: Path,
+    facts: dict[str, Any],
+    log_probs: Callable[[Sequence[AnyRow]], list[AnyRow]],
+    progress: Progress,
+) -> Serve:
+    """Compute the reference for every update of the run, or read what was computed before."""
+    bench = stage.bench
+    rank, ranks = bench.accelerator.process_index, bench.accelerator.num_processes
+    store = Store(folder.with_name(f"{folder.name}-{rank}"), facts)
+
+    def served(at: int) -> list[AnyRow]:
+        numbers = rows_of_step(len(rows), stage.section.batch, bench.recipe.seed, at)[rank::ranks]
+        return complete([rows[number] for number in numbers], at)
+
+    if not store.load():
+        steps = updates(len(rows), stage.section)
+        with progress.track("reference", steps, unit="updates") as advance:
+            computed = []
+            for at in range(steps):
+                computed.append(log_probs(served(at)))
+                advance(1)
+        store.save(computed)
+    if bench.pairs is not None:
+        return lambda part, step: store.fill(complete(part, step), step)
+    return store.fill
+
+
+def _collator(stage: Stage) -> Collator:
+    return Collator(
+        stage.bench.trie, cut_forced=stage.method.legal_only(stage.options), rejected=True
+    )
+
+
+def _once(compute: Callable[[], list[AnyRow]]) -> Serve:
+    """Validation rows, completed at the first validation."""
+    done: list[AnyRow] = []
+
+    def serve(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        if not done:
+            done.extend(compute())
+        return done
+
+    return serve
+
+
+def _masses(
+    stage: Stage, rows: Sequence[AnyRow], valid_rows: Sequence[AnyRow]
+) -> tuple[Masses | None, Masses | None]:
+    """Item probabilities of each target's history, from the baseline that the method names."""
+    wanted, bench = stage.needs.item_scores, stage.bench
+    if wanted is None:
+        return None, None
+    ranges = leaf_ranges(bench.trie)
+
+    def masses(split: str, own_rows: Sequence[Row]) -> Masses:
+        table = item_scores(bench, wanted.model, split, own_rows)
+
+        def of(part: Sequence[Row]) -> LeafMass:
+            probability_AF = table.probabilities([row.number for row in part])
+            if wanted.history == "zero":
+                _forget_history(probability_AF, part, bench)
+            return leaf_mass(probability_AF.to(bench.accelerator.device), ranges)
+
+        return of
+
+    return (
+        masses("train", _catalogue_rows(rows)),
+        masses("valid", _catalogue_rows(valid_rows)),
+    )
+
+
+def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) -> ItemScores:
+    """Item probabilities of every target's own history, by ``[baseline.name]``; made once.
+
+    Raises:
+        ArtefactError: the model is not finished; the message says what to run.
+    """
+    recipe = bench.recipe
+    if name not in recipe.baseline:
+        raise RecipeError(
+            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table"
+        )
+    run = run_folder.require_done(recipe, f"baseline-{name}")
+    facts = {
+        "model": sha256(run / "model" / WEIGHTS),
+        "prepared": sha256(recipe.prepared / "manifest.json"),
+        "rows": fingerprint_of_rows(rows),
+    }
+    folder = recipe.folder / "scores" / f"{name}-{split}-{facts['rows'][:12]}"
+    model = load_sequential(bench, name)
+    vectors_QD = stored_vectors(
+        folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item)
+    )
+    return ItemScores(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
+
+
+def _forget_history(probability_AF: torch.Tensor, rows: Sequence[Row], bench: Workbench) -> None:
+    """Zero the entries of each target's history, the target's own entry apart."""
+    leaf_of_item_I = bench.leaf_of_item
+    windows = (window for row in rows for window in as_windows(row, bench.catalogue))
+    for at, window in enumerate(windows):
+        seen = set(leaf_of_item_I[list(window.history)].tolist())
+        gone = seen - {int(leaf_of_item_I[window.targets[0]])}
+        probability_AF[at, sorted(gone)] = 0
+
+
+def _catalogue_rows(rows: Sequence[AnyRow]) -> list[Row]:
+    return [row for row in rows if isinstance(row, Row)]

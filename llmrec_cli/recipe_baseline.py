@@ -1,0 +1,104 @@
+"""`[baseline.NAME]`: conventional models and how they are trained.  No torch.
+
+The defaults were chosen on validation (benchmarks/results/*-baseline-search.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.recipe_data import Section
+from llmrec_cli.recipe_train import TrainSection
+
+
+class PopOptions(Options):
+    """Pop has no options."""
+
+
+class ItemknnOptions(Options):
+    """ItemKNN: cosine similarity of entries by the users they share."""
+
+    neighbours: int = Field(default=100, ge=1, description="most similar entries kept of each")
+    shrink: float = Field(
+        default=5.0, ge=0, description="added to the denominator; trusts rare entries less"
+    )
+    decay: float = Field(
+        default=0.7,
+        gt=0,
+        le=1,
+        description="weight of an item of the history per place that it lies further back, (0, 1]",
+    )
+
+
+class SasrecOptions(Options):
+    """SASRec: causal self-attention, full softmax cross entropy."""
+
+    hidden: int = Field(default=128, ge=2, description="width, a multiple of heads")
+    layers: int = Field(default=2, ge=1, description="attention blocks")
+    heads: int = Field(default=2, ge=1, description="attention heads")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and blocks, [0, 1)")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SasrecOptions:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+        return self
+
+
+class Gru4recOptions(Options):
+    """GRU4Rec: a gated recurrent network, full softmax cross entropy."""
+
+    hidden: int = Field(default=128, ge=2, description="width")
+    layers: int = Field(default=1, ge=1, description="recurrent layers")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and output, [0, 1)")
+
+
+class CaserOptions(Options):
+    """Caser: convolutions over the last items, full softmax cross entropy."""
+
+    hidden: int = Field(default=128, ge=2, description="width")
+    window: int = Field(default=5, ge=1, description="items that the filters look at")
+    filters: int = Field(default=8, ge=1, description="filters of each height, and vertical ones")
+    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and output, [0, 1)")
+
+
+BASELINES: dict[str, type[Options]] = {
+    "pop": PopOptions,
+    "itemknn": ItemknnOptions,
+    "sasrec": SasrecOptions,
+    "gru4rec": Gru4recOptions,
+    "caser": CaserOptions,
+}
+
+OWN_TRAIN: dict[str, Any] = {
+    "rows": "sequence",
+    "epochs": 60,
+    "batch": 128,
+    "learning_rate": 1e-3,
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "warmup": 100,
+    "clip": 5.0,
+    "validate_every": 2,
+    "patience": 5,
+}
+"""Where a conventional model trains unlike a language model.  How validation rows are chosen, what
+selects a checkpoint and what is kept (``validate_rows``, ``select``, ``keep``) is `[train]`'s, the
+same for all."""
+
+
+class BaselineSection(Section):
+    """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand in the same table.
+
+    (In the file there is no table `options`: the loader gathers them there.)
+    """
+
+    model: str = Field(description="pop, itemknn, sasrec, gru4rec or caser; default NAME")
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys to override; whole once resolved"
+    )
+    options: SerializeAsAny[Options] = Field(description="the model's own hyper-parameters")

@@ -1,0 +1,189 @@
+"""The reference model beside a policy on the same base weights; mining and stored log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec_cli.engine.batches import Collator
+from llmrec_cli.engine.mining import Miner
+from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.methods import find
+from llmrec_cli.methods.contract import Forward
+from llmrec_cli.models.backbone import Policy, add_lora, build_scratch
+from llmrec_cli.recipe import Lora, ModelSection, ScratchModel
+from llmrec_cli.tensors.trie import build_trie
+
+pytestmark = pytest.mark.filterwarnings(  # peft reads it
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+SMALL = ScratchModel(hidden=16, layers=2, heads=2, feed_forward=24, dropout=0.0, vocabulary=300)
+CATALOGUE = [[a, b, 1] for a in (10, 11, 12) for b in (20, 21)]
+TRIE = build_trie(CATALOGUE)
+ROWS = [
+    Row(np.array([0, *CATALOGUE[n]], np.int32), (t,), (n,), number=i, negatives=(wrong,))
+    for i, (n, t, wrong) in enumerate([(0, 1, (2, 3)), (1, 4, (0, 5)), (2, 3, (1, 4))])
+]
+
+
+def policy(tuning: str) -> Policy:
+    model, _ = build_scratch(SMALL, ["a"], (), seed=0)
+    if tuning == "lora":
+        section = ModelSection(
+            backbone="x", tuning="lora", lora=Lora(r=2, dropout=0.0, targets=("all-linear",))
+        )
+        model = add_lora(model, section, ())
+    return Policy(model)
+
+
+def method(name: str = "dmpo"):  # type: ignore[no-untyped-def] # the pair (method, options)
+    found = find(name)
+    return found, found.options.model_validate({"k": 2} if name != "dpo" else {})
+
+
+def reference_of(model: Policy) -> Reference:
+    found, options = method()
+    assert found.answer_log_probs is not None
+    score = found.answer_log_probs
+    return Reference(model, lambda forward, batch: score(forward, batch, options))
+
+
+def disturb(model: Policy) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_reference_stays_as_the_policy_was(tuning: str) -> None:
+    torch.manual_seed(0)
+    model = policy(tuning)
+    disturb(model)  # an adapter begins at 0: make it a parent worth the name
+    micro = Collator(TRIE, cut_forced=False, rejected=True)(ROWS)
+    reference = reference_of(model)
+    at_start = reference.log_probs(micro)
+    before = [p.detach().clone() for p in model.parameters()]
+    torch.testing.assert_close(reference.log_probs(micro), at_start, rtol=0, atol=0)
+    disturb(model)
+    changed = [p.detach().clone() for p in model.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, changed, strict=True))
+    torch.testing.assert_close(reference.log_probs(micro), at_start, rtol=0, atol=0)
+    for parameter, value in zip(model.parameters(), changed, strict=True):
+        assert torch.equal(parameter, value)  # the policy is back in its place
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("dpo", np.log(2)), ("dmpo", np.log(2)), ("sdpo", np.log(1 + 2))]
+)
+def test_the_loss_at_step_0(tuning: str, name: str, expected: float) -> None:
+    model = policy(tuning)
+    micro = Collator(TRIE, cut_forced=False, rejected=True)(ROWS)
+    micro = with_reference(micro, reference_of(model).log_probs(micro))
+    found, options = method(name)
+    hidden_XPD = model(micro.input_ids_BT, micro.take_P, tree=micro.tree)
+    if name == "dpo":  # one rejected answer each
+        preferences = micro.batch.preferences
+        assert preferences is not None
+        one = preferences.__class__(
+            preferences.chosen_GC, preferences.rejected_GK[:, :1], preferences.reference_A
+        )
+        object.__setattr__(micro.batch, "preferences", one)
+    sums = found.loss(Forward(hidden_XPD[0], model.head()), micro.batch, options, {})
+    assert float(sums.total.detach()) / sums.count == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_gradient_of_the_policy_survives_a_reference_pass() -> None:
+    model = policy("full")
+    micro = Collator(TRIE, cut_forced=False, rejected=True)(ROWS)
+    reference = reference_of(model)
+    disturb(model)
+    found, options = method()
+    gradients = []
+    for between in (False, True):
+        model.zero_grad()
+        ready = with_reference(micro, reference.log_probs(micro))
+        hidden_XPD = model(micro.input_ids_BT, micro.take_P, tree=micro.tree)
+        sums = found.loss(Forward(hidden_XPD[0], model.head()), ready.batch, options, {})
+        if between:
+            reference.log_probs(micro)
+        sums.total.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for plain, crossed in zip(*gradients, strict=True):
+        assert torch.equal(plain, crossed)
+
+
+def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
+    model = policy("full")
+    reference = reference_of(model)
+    collate = Collator(TRIE, cut_forced=False, rejected=True)
+    steps = [
+        log_probs_of(part, reference, collate, 2, torch.device("cpu"))
+        for part in (ROWS, list(reversed(ROWS)))
+    ]
+    Store(tmp_path / "reference", {"parent": "abc"}).save(steps)
+    store = Store(tmp_path / "reference", {"parent": "abc"})
+    assert store.load()
+    bare = [Row(r.prompt, r.targets, r.history, number=r.number) for r in reversed(ROWS)]
+    micro = collate(store.fill(bare, 1))
+    assert micro.batch.preferences is not None and micro.batch.preferences.reference_A is not None
+    torch.testing.assert_close(
+        micro.batch.preferences.reference_A.float(), reference.log_probs(micro), rtol=1e-6, atol=0
+    )
+
+
+def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
+    assert not Store(tmp_path / "reference", {}).load()
+    rows = log_probs_of(
+        ROWS,
+        reference_of(policy("full")),
+        Collator(TRIE, cut_forced=False, rejected=True),
+        None,
+        torch.device("cpu"),
+    )
+    Store(tmp_path / "reference", {"parent": "abc"}).save([rows])
+    with pytest.raises(ArtefactError, match="abc"):
+        Store(tmp_path / "reference", {"parent": "other"}).load()
+    stored = tmp_path / "reference" / "reference.safetensors"
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtefactError, match="damaged"):
+        Store(tmp_path / "reference", {"parent": "abc"}).load()
+
+
+def miner(folder: Path, asked: list[list[int]], refresh: int) -> Miner:
+    def ask(rows: Sequence[Row]) -> list[list[list[int]]]:
+        asked.append([row.number for row in rows])
+        return [[[len(asked), row.number]] for row in rows]
+
+    def upcoming(step: int, count: int) -> list[Row]:
+        return [ROWS[at % len(ROWS)] for at in range(step, step + count)]
+
+    return Miner(ask, upcoming, refresh=refresh, folder=folder, ahead=2)
+
+
+def test_the_parent_is_asked_once_for_every_row(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+    mined = miner(tmp_path / "negatives", asked, refresh=0)
+    for step in range(6):
+        mined.lists([ROWS[step % 3]], step)
+    assert sorted(number for part in asked for number in part) == [0, 1, 2]
+    assert not (tmp_path / "negatives").exists()
+
+
+def test_the_policy_is_asked_every_refresh_and_its_answer_is_kept(tmp_path: Path) -> None:
+    asked: list[list[int]] = []
+    mined = miner(tmp_path / "negatives", asked, refresh=2)
+    first = [mined.lists([ROWS[step % 3]], step) for step in range(4)]
+    assert asked == [[0, 1], [2, 0]]
+    resumed = miner(tmp_path / "negatives", asked, refresh=2)
+    assert resumed.lists([ROWS[0]], 3) == first[3]
+    assert len(asked) == 2  # read, not asked again
