@@ -83,7 +83,7 @@ def draw_problem(shape: Shape, seed: int = 0) -> Problem:
 def ours(p: Problem, rows: Sequence[Row]) -> Tensor:
     """Our step's loss, divided by all response positions."""
     micro = Collator(p.trie, cut_forced=True)(rows)
-    forward = Forward(p.policy(micro.input_ids_BT, micro.take_P), p.policy.head())
+    forward = Forward(p.policy(micro.input_ids_BT, micro.take_P)[0], p.policy.head())
     sums = MSL.loss(forward, micro.batch, OPTIONS, {})
     return sums.total / sums.count
 

@@ -1,4 +1,4 @@
-"""``llmrec align --method NAME``: an alignment, from SFT's result or the base."""
+"""``llmrec align --method NAME``: an alignment, from SFT's result, another's, or the base."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from llmrec_cli.errors import RecipeError
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.train import train_stage
+
+_PARENTS = {"sft": "sft", "base": None}
 
 
 def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
@@ -28,7 +30,7 @@ def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Pat
         method=section.method,
         options=section.options,
         section=section.train,
-        parent="sft" if section.parent == "sft" else None,
+        parent=_PARENTS.get(section.parent, f"align-{section.parent}"),
         resume=resume,
         progress=progress,
     )

@@ -104,7 +104,9 @@ def align_command(
     method: Annotated[
         str,
         typer.Option(
-            "--method", "-m", help="A method (msl, lml), or an [align.NAME] of the recipe."
+            "--method",
+            "-m",
+            help="dmpo, dpo, ilrec, lml, msl, sdpo, or an [align.NAME] of the recipe.",
         ),
     ] = "msl",
     resume: Resume = False,
@@ -120,13 +122,38 @@ def align_command(
     out.print(f"{folder}: done", markup=False)
 
 
+@app.command("baseline")
+def baseline_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="caser, gru4rec, itemknn, pop, sasrec, or a [baseline.NAME] of the recipe.",
+        ),
+    ] = "sasrec",
+    resume: Resume = False,
+) -> None:
+    """Fit a conventional model on the same data, rows and rules as the language models.
+
+    Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
+    """
+    from llmrec_cli.baseline import baseline
+
+    loaded = load_recipe(recipe, overrides or (), baselines=[model])
+    folder = baseline(loaded, model, resume=resume, progress=_progress())
+    out.print(f"{folder}: done", markup=False)
+
+
 @app.command("eval")
 def eval_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", help="pop, sft, align-NAME; default: all of the recipe."),
+        typer.Option("--run", help="sft, align-NAME, baseline-NAME; default: all."),
     ] = None,
     split: Split = "test",
     again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
@@ -135,17 +162,20 @@ def eval_command(
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
-    from llmrec_cli.evaluate import POP, evaluate
+    from llmrec_cli.evaluate import evaluate
 
-    wanted = [name.removeprefix("align-") for name in run or () if name.startswith("align-")]
-    loaded = load_recipe(recipe, overrides or (), aligns=wanted)
-    runs = run or [POP, *loaded.runs()]
+    kinds = [name.partition("-") for name in run or ()]
+    aligns, baselines = (
+        [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
+    )
+    loaded = load_recipe(recipe, overrides or (), aligns, baselines)
+    runs = run or loaded.runs()
     _show(evaluate(loaded, runs, split=split, again=again, progress=_progress()))
 
 
 @app.command("run")
 def run_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Run every stage of a recipe: prepare, sft, each alignment, eval.
+    """Run every stage of a recipe: prepare, each baseline, sft, each alignment, eval.
 
     Example: llmrec run quickstart
     """

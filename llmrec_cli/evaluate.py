@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llmrec_cli import run_folder, workbench
+from llmrec_cli.baseline import baseline, load_scorer
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.decode import Ranked
 from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluate_pairs import evaluate_pairs
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
-from llmrec_cli.progress import Progress
+from llmrec_cli.progress import Progress, Silent
 from llmrec_cli.recipe import DecodeSection, Recipe
 from llmrec_cli.report.leaderboard import Leaderboard, Run, build_leaderboard
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
 
-POP = "pop"
+POP = "baseline-pop"
+BASELINE_ROWS = 256  # scored together
 
 
 def evaluate(
@@ -37,7 +39,7 @@ def evaluate(
     """Evaluate ``runs`` and put every evaluated run of the recipe side by side.
 
     Args:
-        runs: run names; ``pop`` is the popularity line.
+        runs: run names; ``baseline-pop`` is fitted on the way, it costs nothing.
         split: ``test`` or ``valid``.
         again: evaluate anew where a report exists; without it, that is an error.
 
@@ -46,7 +48,11 @@ def evaluate(
     """
     for run in runs:
         _check_ready(recipe, run, split, again)
-    bench = workbench.open_workbench(recipe, progress)
+    if recipe.prompt.task == "rank-pair":
+        return evaluate_pairs(recipe, runs, split=split, progress=progress, pop=POP)
+    if recipe.eval.data is not None:
+        runs = _without_baselines(runs, progress)
+    bench = workbench.open_workbench(recipe, progress, evaluation=True)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     for run in runs:
@@ -61,11 +67,11 @@ def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
         ArtefactError: no run was evaluated yet.
     """
     runs = []
-    for name in [POP, *recipe.runs()]:
+    for name in recipe.runs():
         folder = recipe.run_folder(name)
-        if (folder / _named("report.json", split)).is_file():
-            report = read_json(folder / _named("report.json", split))
-            predictions = read_predictions(folder / _named("predictions.parquet", split))
+        if (folder / run_folder.named("report.json", split)).is_file():
+            report = read_json(folder / run_folder.named("report.json", split))
+            predictions = read_predictions(folder / run_folder.named("predictions.parquet", split))
             rows = score_rows(predictions, leaves, recipe.eval.cutoffs, recipe.eval.seen, "miss")
             runs.append(Run(name, report, rows))
     if not runs:
@@ -77,15 +83,22 @@ def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
 
 
 def _check_ready(recipe: Recipe, run: str, split: str, again: bool) -> None:
-    known = [POP, *recipe.runs()]
-    if run not in known:
-        raise RecipeError(f"--run {run}: unknown, expected one of {', '.join(known)}")
+    if run not in recipe.runs():
+        raise RecipeError(f"--run {run}: unknown, expected one of {', '.join(recipe.runs())}")
     folder = recipe.run_folder(run) if run == POP else run_folder.require_done(recipe, run)
-    if (folder / _named("report.json", split)).exists() and not again:
+    if (folder / run_folder.named("report.json", split)).exists() and not again:
         raise ArtefactError(
             f"{folder}: was evaluated on {split} before, and {split} is opened once per run; "
             "add --again to repeat it (the manifest counts it)"
         )
+
+
+def _without_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
+    """A conventional model knows the items that it was trained on; popularity is counted anew."""
+    skipped = [run for run in runs if run.startswith("baseline-") and run != POP]
+    if skipped:
+        progress.say(f"{', '.join(skipped)}: skipped: [eval.data] has other items than they know")
+    return [run for run in runs if run not in skipped]
 
 
 def _evaluate_run(
@@ -100,14 +113,18 @@ def _evaluate_run(
     folder = recipe.run_folder(run)
     begun = time.perf_counter()
     if run == POP:
-        folder.mkdir(parents=True, exist_ok=True)
+        baseline(recipe, "pop", resume=folder.exists(), progress=Silent())
         predictions = _rank_by_popularity(bench, leaves, frame)
+    elif run.startswith("baseline-"):
+        predictions = _rank_by_baseline(bench, leaves, frame, run, progress)
     else:
         _warn_about_mask(recipe, run, progress)
         predictions = _rank_by_model(bench, leaves, frame, run, progress)
     seconds = time.perf_counter() - begun
     write_predictions(
-        folder / _named("predictions.parquet", split), predictions, frame["row"].to_numpy()
+        folder / run_folder.named("predictions.parquet", split),
+        predictions,
+        frame["row"].to_numpy(),
     )
     report = build_report(
         {"keep": predictions, "remove": predictions},
@@ -121,8 +138,8 @@ def _evaluate_run(
         "seconds": round(seconds, 3),
         "rows_per_second": round(len(frame) / seconds, 1),
     }
-    write_json(folder / _named("report.json", split), report)
-    _log_opening(folder, split)
+    write_json(folder / run_folder.named("report.json", split), report)
+    run_folder.log_opening(folder, split)
 
 
 def _rank_by_model(
@@ -182,14 +199,36 @@ def _rank_by_popularity(
     return build_predictions(frame, ranked, scores)
 
 
+def _rank_by_baseline(
+    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame, run: str, progress: Progress
+) -> pd.DataFrame:
+    """Every entry's score for every row, sorted; ties go to the more popular entry."""
+    score = load_scorer(bench, run.removeprefix("baseline-"))
+    depth, order_L = max(bench.recipe.eval.cutoffs), leaves.by_popularity_L
+    depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
+    histories = frame["history"].tolist()
+    ranked: list[np.ndarray[Any, Any]] = []
+    scores: list[np.ndarray[Any, Any]] = []
+    with progress.track(f"eval {run}", len(frame), unit="rows") as advance:
+        for start in range(0, len(frame), BASELINE_ROWS):
+            score_BL = score(histories[start : start + BASELINE_ROWS])[:, order_L]
+            place_BL = np.argsort(-score_BL, axis=1, kind="stable")
+            for row, (place_L, score_L) in enumerate(zip(place_BL, score_BL, strict=True), start):
+                first = place_L[: depths[row]]
+                ranked.append(leaves.item_of_leaf_L[order_L[first]])
+                scores.append(score_L[first])
+            advance(len(score_BL))
+    return build_predictions(frame, ranked, scores)
+
+
 def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
     recipe = bench.recipe
-    hashes = {"data": sha256(recipe.prepared / "manifest.json")}
+    hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
     folder = recipe.run_folder(run)
     if (folder / "manifest.json").is_file():
         hashes["run"] = sha256(folder / "manifest.json")
     decoder: Mapping[str, Any] = (
-        recipe.eval.decode.model_dump() if run != POP else {"search": "all"}
+        {"search": "all"} if run.startswith("baseline-") else recipe.eval.decode.model_dump()
     )
     return Protocol(
         split=split,
@@ -208,18 +247,3 @@ def _warn_about_mask(recipe: Recipe, run: str, progress: Progress) -> None:
             f'{run}: warning: trained on legal tokens only, decoded with mask = "after"; decode as '
             'you trained (mask = "before"), or expect much lower figures'
         )
-
-
-def _log_opening(folder: Path, split: str) -> None:
-    """Count in the run's manifest how often a split was opened for it."""
-    path = folder / run_folder.MANIFEST_FILE
-    manifest: dict[str, Any] = read_json(path) if path.is_file() else {"status": "done"}
-    opened = manifest.setdefault("opened", {})
-    opened[split] = opened.get(split, 0) + 1
-    write_json(path, manifest)
-
-
-def _named(name: str, split: str) -> str:
-    """``report.json`` for the test split, ``report-valid.json`` for validation."""
-    stem, dot, ending = name.partition(".")
-    return name if split == "test" else f"{stem}-{split}{dot}{ending}"

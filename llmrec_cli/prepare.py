@@ -19,7 +19,7 @@ from llmrec_cli.data.catalog import catalogue, name_items
 from llmrec_cli.data.columns import COUNT, ITEM_ID
 from llmrec_cli.data.facts import Made, facts
 from llmrec_cli.data.filters import Trail, eligible, item_ids, settled
-from llmrec_cli.data.given import given_rows, occurring, pair_counts
+from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.split import encode, has_clock, rows_of, split_log, training_counts
@@ -38,10 +38,12 @@ from llmrec_cli.recipe_data import DataSection
 def prepare(
     recipe: Recipe, locate: Locate, progress: Callable[[str], None] = lambda _: None
 ) -> Prepared:
-    """Prepare the data of a recipe, or reuse the folder where that was done before.
+    """Prepare the data of a recipe, or reuse the folders where that was done before.
+
+    Another domain's data to evaluate on (``[eval.data]``) get a folder of their own.
 
     Args:
-        recipe: its ``data`` section, ``seed`` and ``prepared`` folder are used.
+        recipe: its ``data`` sections, ``seed`` and prepared folders are used.
         locate: finds the file behind a path of the recipe.
         progress: receives one line per step.
 
@@ -51,9 +53,22 @@ def prepare(
         ArtefactError: a folder that was prepared before and has changed since.
         MachineError: the disk refuses.
     """
-    section, folder = recipe.data, recipe.prepared
+    prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
+    if recipe.eval.data is not None:
+        progress("preparing eval.data")
+        _prepare(recipe.eval.data, recipe.seed, recipe.prepared_for_eval, locate, progress)
+    return prepared
+
+
+def _prepare(
+    section: DataSection,
+    seed: int,
+    folder: Path,
+    locate: Locate,
+    progress: Callable[[str], None],
+) -> Prepared:
     progress("checking the sources")
-    asked = fingerprint(section, recipe.seed, locate)
+    asked = fingerprint(section, seed, locate)
     if folder.exists():
         check_fits(folder, asked)
         return load_prepared(folder, reused=True)
@@ -63,10 +78,10 @@ def prepare(
         progress("reading")
         source = read(section, locate, scratch)
         if source.interactions is None:
-            made = take_rows(source.rows or {}, source.items, section, recipe.seed)
+            made = take_rows(source.rows or {}, source.items, section, seed)
         else:
             trail = Trail(scratch, progress)
-            made = make_rows(source.interactions, source.items, section, recipe.seed, trail)
+            made = make_rows(source.interactions, source.items, section, seed, trail)
         progress("writing")
         write_prepared(
             stage, made.items, made.splits, asked | facts(made, source.notes, section.files())
@@ -100,6 +115,8 @@ def take_rows(
     rows: Mapping[str, pl.DataFrame], known: pl.DataFrame, section: DataSection, seed: int
 ) -> Made:
     """Name the items of rows that come split, and encode the rows as they are."""
+    if section.format == "rank-pairs" and "valid" not in rows:
+        rows = hold_out(rows, seed)
     # MSL's title list is the catalogue; other metadata lists a whole shop.
     listed = known[ITEM_ID] if section.format == "msl-windows" else None
     named = name_items(occurring(rows, listed), known, section)

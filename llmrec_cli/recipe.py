@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from llmrec_cli.methods.contract import Options
+from llmrec_cli.recipe_baseline import BaselineSection
 from llmrec_cli.recipe_data import DataSection, PromptSection, Section, Strings
+from llmrec_cli.recipe_train import TrainSection
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -27,7 +29,6 @@ Cutoffs = Annotated[
     Field(strict=False, min_length=1),
     AfterValidator(_distinct),
 ]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ScratchModel(Section):
@@ -95,54 +96,6 @@ class ModelSection(Section):
         return self
 
 
-class TrainSection(Section):
-    """`[train]`: the training loop, for every stage; `[sft.train]` and the like override it."""
-
-    rows: Literal["window", "sequence"] = Field(
-        default="window",
-        description="a row is one (history, target), or all targets of a user in one causal pass; "
-        'the latter needs prompt.template = "sequence"',
-    )
-    epochs: float = Field(
-        default=3, gt=0, description="passes over the training rows; max_steps may end them earlier"
-    )
-    max_steps: int | None = Field(default=None, ge=1, description="stop after this many updates")
-    batch: int = Field(default=128, ge=1, description="global batch, rows per update")
-    micro_batch: int | None = Field(
-        default=None,
-        ge=1,
-        description="rows per forward pass on a device; absent: its whole share of the batch",
-    )
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak of AdamW's rate")
-    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        default=(0.9, 0.999), description="AdamW's betas, [0, 1)"
-    )
-    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; not of norms, biases")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="after warm-up, down to 0 (constant: stays)"
-    )
-    warmup: float = Field(
-        default=20, ge=0, description="updates of linear warm-up; below 1: share of all updates"
-    )
-    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    validate_every: float = Field(default=1.0, gt=0, description="epochs between validations")
-    validate_rows: int = Field(
-        default=1000, ge=1, description="validation rows of each validation (always the same ones)"
-    )
-    select: Literal["loss", "ndcg"] = Field(
-        default="ndcg",
-        description="the best checkpoint: lowest loss, or highest NDCG at the largest of "
-        "eval.cutoffs (eval.decode, history kept), on validation",
-    )
-    patience: int | None = Field(
-        default=None, ge=1, description="stop after this many validations without a better one"
-    )
-    save_every: int | None = Field(
-        default=None, ge=1, description="updates between checkpoints; absent: at each validation"
-    )
-    keep: int = Field(default=2, ge=1, description="newest checkpoints kept; the best always is")
-
-
 class StageSection(Section):
     """`[sft]`: the supervised stage."""
 
@@ -157,8 +110,10 @@ class AlignSection(Section):
     (In the file there is no table `options`: the loader gathers them there.)
     """
 
-    parent: Literal["sft", "base"] = Field(
-        default="sft", description="start from the SFT result, or from the backbone itself"
+    parent: str = Field(
+        default="sft",
+        description='start from the SFT result ("sft"), the backbone itself ("base"), or the '
+        "result of another `[align.NAME]`",
     )
     method: str = Field(description="the method: a file name in llmrec_cli/methods; default NAME")
     train: TrainSection = Field(
@@ -221,6 +176,13 @@ class EvalSection(Section):
     decode: DecodeSection = Field(
         default=DecodeSection(), description="how the catalogue is ranked"
     )
+    data: DataSection | None = Field(
+        default=None,
+        description="another domain to evaluate on, keys as in `[data]`; absent: the same data",
+    )
+    prompt: PromptSection | None = Field(
+        default=None, description="its prompts, keys as in `[prompt]`; absent: the same prompts"
+    )
 
     @model_validator(mode="after")
     def _wide_enough(self) -> EvalSection:
@@ -253,6 +215,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     sft: StageSection = StageSection()
+    baseline: dict[str, BaselineSection] = Field(default_factory=dict)
     align: dict[str, AlignSection] = Field(default_factory=dict)
     eval: EvalSection = EvalSection()
     launch: LaunchSection = LaunchSection()
@@ -269,6 +232,29 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _parents_exist(self) -> Recipe:
+        for name in self.align:
+            self.lineage(name)
+        return self
+
+    def lineage(self, name: str) -> list[str]:
+        """The alignments that ``[align.name]`` starts from, first to last, itself included."""
+        chain = [name]
+        while (parent := self.align[chain[0]].parent) not in ("sft", "base"):
+            if parent not in self.align or parent in chain:
+                known = ", ".join(["sft", "base", *(n for n in self.align if n not in chain)])
+                problem = "leads back to itself" if parent in chain else "unknown"
+                raise ValueError(
+                    f'[align.{chain[0]}] parent = "{parent}": {problem}, expected one of {known}'
+                )
+            chain.insert(0, parent)
+        return chain
+
+    def in_order(self) -> list[str]:
+        """Names of the alignments, parents before what starts from them."""
+        return list(dict.fromkeys(n for name in self.align for n in self.lineage(name)))
+
     @property
     def folder(self) -> Path:
         """Where this experiment lives: ``out/name``."""
@@ -279,21 +265,36 @@ class Recipe(Section):
         """The prepared data folder."""
         return self.folder / "prepared"
 
+    @property
+    def prepared_for_eval(self) -> Path:
+        """The prepared folder that evaluation reads: another one with ``[eval.data]``."""
+        return self.folder / "prepared-eval" if self.eval.data is not None else self.prepared
+
+    @property
+    def prompt_for_eval(self) -> PromptSection:
+        """How evaluation asks."""
+        return self.eval.prompt or self.prompt
+
     def run_folder(self, run: str) -> Path:
-        """Folder of one run: ``sft`` or ``align-NAME``."""
+        """Folder of one run: ``sft``, ``align-NAME`` or ``baseline-NAME``."""
         return self.folder / run
 
     def runs(self) -> list[str]:
-        """Names of all runs that this recipe describes, in order."""
-        return ["sft", *(f"align-{name}" for name in self.align)]
+        """Names of all runs that this recipe describes, in order: what others need comes first."""
+        baselines = [f"baseline-{name}" for name in self.baseline]
+        return [*baselines, "sft", *(f"align-{name}" for name in self.in_order())]
 
-    def stage(self, run: str) -> StageSection | AlignSection:
+    def stage(self, run: str) -> StageSection | AlignSection | BaselineSection:
         """The section behind a run name."""
-        return self.sft if run == "sft" else self.align[run.removeprefix("align-")]
+        kind, _, name = run.partition("-")
+        sections: dict[str, Any] = {"align": self.align, "baseline": self.baseline}
+        found: StageSection | AlignSection | BaselineSection
+        found = sections[kind][name] if kind in sections else self.sft
+        return found
 
     def resolved(self) -> dict[str, Any]:
         """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        for section in plain["align"].values():
+        for section in (*plain["align"].values(), *plain["baseline"].values()):
             section.update(section.pop("options"))
         return plain

@@ -43,6 +43,10 @@ class Splits(Section):
     """Files of a source that comes already split."""
 
     train: Strings = Field(default=(), description="paths of the training part")
+    preference: Strings = Field(
+        default=(),
+        description="paths of the pairs to align on (rank-pairs); absent: the training part",
+    )
     valid: Strings = Field(default=(), description="paths of the validation part")
     test: Strings = Field(default=(), description="paths of the test part")
 
@@ -79,6 +83,7 @@ DataFormat = Literal[
     "interactions",
     "msl-windows",
     "semantic-ids",
+    "rank-pairs",
 ]
 
 
@@ -97,7 +102,7 @@ class DataSection(Section):
     index: str | None = Field(
         default=None, description="semantic-ID index, JSON: item id -> list of tokens"
     )
-    splits: Splits = Field(default=Splits(), description="files of split2023 and msl-windows")
+    splits: Splits = Field(default=Splits(), description="files of split sources")
     columns: Columns = Field(default=Columns(), description="column names of `interactions`")
     duplicates: Literal["first", "last", "keep"] = Field(
         default="first", description="which of a user's repeated interactions with an item stays"
@@ -137,7 +142,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> DataSection:
-        given = self.format in ("split2023", "msl-windows")
+        given = self.format in ("split2023", "msl-windows", "rank-pairs")
         needed = ["splits.train", "splits.test"] if given else ["reviews"]
         needed += ["index"] if self.format == "semantic-ids" else []
         needed += ["metadata"] if self.format == "msl-windows" else []
@@ -161,6 +166,7 @@ class DataSection(Section):
             self.reviews,
             self.metadata,
             self.splits.train,
+            self.splits.preference,
             self.splits.valid,
             self.splits.test,
         )
@@ -177,6 +183,11 @@ def _dig(section: Section, dotted: str) -> Any:
 class PromptSection(Section):
     """`[prompt]`: how a history becomes text."""
 
+    task: Literal["generate", "rank-pair"] = Field(
+        default="generate",
+        description="what is asked: the next item's title, or which of two candidates the user "
+        "likes more (DMPO); of every stage",
+    )
     template: str = Field(
         default="sequence",
         description='"sequence" (items only, one after the other), a shipped domain wording '

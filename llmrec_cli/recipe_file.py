@@ -5,17 +5,62 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from llmrec_cli import methods
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe import AlignSection, Recipe
+from llmrec_cli.recipe_baseline import BASELINES, OWN_TRAIN, BaselineSection
+from llmrec_cli.recipe_task import task_problems
 
 Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Tables that hold a stage's own keys and, beside them, the options of a method or model."""
+
+    table: str
+    key: str  # names the method or model; by default it is the table's own name
+    section: type[BaseModel]
+    example: str
+    known: Callable[[], list[str]]
+    options: Callable[[str], type[BaseModel]]
+
+    def own_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.section.model_fields) - {"options"}))
+
+    def apart(self, name: str, section: Table) -> tuple[Table, Table]:
+        """The stage's own keys, and the options."""
+        own = {key: value for key, value in section.items() if key in self.own_keys()}
+        options = {key: value for key, value in section.items() if key not in self.own_keys()}
+        return {self.key: name, **own}, options
+
+
+KINDS = (
+    Kind(
+        "align",
+        "method",
+        AlignSection,
+        "align.msl",
+        methods.names,
+        lambda name: methods.find(name).options,
+    ),
+    Kind(
+        "baseline",
+        "model",
+        BaselineSection,
+        "baseline.sasrec",
+        lambda: list(BASELINES),
+        lambda name: BASELINES[name],
+    ),
+)
 
 SHIPPED = Path(__file__).parent / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[1] / "recipes"
@@ -23,7 +68,10 @@ MAX_BYTES = 1 << 20
 
 
 def load_recipe(
-    name_or_path: str, overrides: Iterable[str] = (), aligns: Iterable[str] = ()
+    name_or_path: str,
+    overrides: Iterable[str] = (),
+    aligns: Iterable[str] = (),
+    baselines: Iterable[str] = (),
 ) -> Recipe:
     """Load, merge and check a recipe.
 
@@ -31,7 +79,8 @@ def load_recipe(
         name_or_path: path of a TOML file, or the name of a shipped recipe without ``.toml``
             (``quickstart``, ``amazon2018/gift-cards``).
         overrides: ``key=value`` with a dotted key; the value is TOML, else a plain string.
-        aligns: alignments that are wanted; default options where the recipe is silent.
+        aligns, baselines: alignments and conventional models that are wanted; default options
+            where the recipe is silent.
 
     Raises:
         RecipeError: every problem at once, one line each.
@@ -44,17 +93,21 @@ def load_recipe(
     table.setdefault("name", path.stem)
     for override in overrides:
         _apply(table, override)
-    for align in aligns:
-        if isinstance(table.setdefault("align", {}), dict):
-            table["align"].setdefault(align, {})
+    for kind, names in (("align", aligns), ("baseline", ["pop", *baselines])):
+        for name in names:
+            if isinstance(table.setdefault(kind, {}), dict):
+                table[kind].setdefault(name, {})
     problems = list(_problems(table))
     if not problems:
-        resolved = _inherit_train(_split_align(table))
+        resolved = _inherit_train(_split_options(table))
         problems = list(_model_problems(Recipe, resolved, ()))
+    if not problems:
+        recipe = Recipe.model_validate(resolved)
+        problems = list(task_problems(recipe))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
-    return Recipe.model_validate(resolved)
+    return recipe
 
 
 def shipped_folder() -> Path:
@@ -114,16 +167,14 @@ def _read_base(path: Path, base: object) -> Table:
     return table
 
 
-PATH_KEYS = (
+_DATA_KEYS = (
     ("data", "reviews"),
     ("data", "metadata"),
     ("data", "index"),
-    ("data", "splits", "train"),
-    ("data", "splits", "valid"),
-    ("data", "splits", "test"),
+    *(("data", "splits", split) for split in ("train", "preference", "valid", "test")),
     ("prompt", "template"),
-    ("model", "backbone"),
 )
+PATH_KEYS = (*_DATA_KEYS, *(("eval", *keys) for keys in _DATA_KEYS), ("model", "backbone"))
 
 
 def _anchor_paths(table: Table, folder: Path) -> None:
@@ -175,17 +226,18 @@ def _toml_value(text: str) -> Any:
     return parsed["value"] if set(parsed) == {"value"} else text
 
 
-def _split_align(table: Table) -> Table:
-    """``[align.NAME]`` holds the stage's own keys and the method's options: tell them apart."""
-    own = set(AlignSection.model_fields) - {"options"}
-    sections = {}
-    for name, section in table.get("align", {}).items():
-        stage = {key: value for key, value in section.items() if key in own}
-        stage.setdefault("method", name)
-        options = {key: value for key, value in section.items() if key not in own}
-        stage["options"] = methods.find(stage["method"]).options.model_validate(options)
-        sections[name] = stage
-    return {**table, "align": sections}
+def _split_options(table: Table) -> Table:
+    """``[align.NAME]`` and ``[baseline.NAME]`` hold two things, the stage's own keys and options of
+    a method or model: tell them apart."""
+    resolved = dict(table)
+    for kind in KINDS:
+        sections = {}
+        for name, section in table.get(kind.table, {}).items():
+            own, options = kind.apart(name, section)
+            own["options"] = kind.options(own[kind.key]).model_validate(options)
+            sections[name] = own
+        resolved[kind.table] = sections
+    return resolved
 
 
 def _inherit_train(table: Table) -> Table:
@@ -196,38 +248,44 @@ def _inherit_train(table: Table) -> Table:
         return {**stage, "train": _merge(shared, stage.get("train", {}))}
 
     align = {name: inherit(stage) for name, stage in table["align"].items()}
-    return {**table, "sft": inherit(table.get("sft", {})), "align": align}
+    baseline = {
+        name: {**stage, "train": _merge({**shared, **OWN_TRAIN}, stage.get("train", {}))}
+        for name, stage in table["baseline"].items()
+    }
+    sft = inherit(table.get("sft", {}))
+    return {**table, "sft": sft, "align": align, "baseline": baseline}
 
 
 def _problems(table: Table) -> Iterator[str]:
     """Every problem of a merged recipe, as lines ``[section] key = value: what was expected``."""
-    align = table.get("align", {})
-    if not isinstance(align, dict):
-        yield f"align = {_show(align)}: expected tables such as [align.msl]"
-        align = {}
-    yield from _model_problems(Recipe, {k: v for k, v in table.items() if k != "align"}, ())
-    for name, section in align.items():
-        yield from _align_problems(name, section)
+    names = [kind.table for kind in KINDS]
+    yield from _model_problems(Recipe, {k: v for k, v in table.items() if k not in names}, ())
+    for kind in KINDS:
+        sections = table.get(kind.table, {})
+        if not isinstance(sections, dict):
+            yield f"{kind.table} = {_show(sections)}: expected tables such as [{kind.example}]"
+            continue
+        for name, section in sections.items():
+            yield from _stage_problems(kind, name, section)
 
 
-def _align_problems(name: str, section: object) -> Iterator[str]:
+def _stage_problems(kind: Kind, name: str, section: object) -> Iterator[str]:
+    table = f"{kind.table}.{name}"
     if not isinstance(section, dict):
-        yield f"[align] {name} = {_show(section)}: expected a table [align.{name}]"
+        yield f"[{kind.table}] {name} = {_show(section)}: expected a table [{table}]"
         return
-    method = section.get("method", name)
-    if method not in methods.names():
-        hint = _did_you_mean(str(method), methods.names())
-        known = ", ".join(methods.names())
-        shown = f"[align.{name}] method = {_show(method)}"
-        yield f"{shown}: unknown method, expected one of {known}.{hint}"
+    own, rest = kind.apart(name, section)
+    chosen = own[kind.key]
+    if chosen not in kind.known():
+        hint = _did_you_mean(str(chosen), kind.known())
+        known = ", ".join(kind.known())
+        shown = f"[{table}] {kind.key} = {_show(chosen)}"
+        yield f"{shown}: unknown {kind.key}, expected one of {known}.{hint}"
         return
-    options = methods.find(method).options
-    stage_keys = set(AlignSection.model_fields) - {"options"}
-    stage = {key: value for key, value in section.items() if key in stage_keys}
-    stage |= {"method": method, "options": options.model_construct()}
-    yield from _model_problems(AlignSection, stage, ("align", name))
-    rest = {key: value for key, value in section.items() if key not in stage_keys}
-    yield from _model_problems(options, rest, ("align", name), also=tuple(sorted(stage_keys)))
+    options = kind.options(chosen)
+    placeholder = own | {"options": options.model_construct()}
+    yield from _model_problems(kind.section, placeholder, (kind.table, name))
+    yield from _model_problems(options, rest, (kind.table, name), also=kind.own_keys())
 
 
 def _model_problems(
@@ -277,10 +335,15 @@ def _describe(
         return f"{where}{key}: ", "missing", ""
     shown = f"{where}{key} = {_show(problem['input'])}: "
     if problem["type"] == "extra_forbidden":
-        known = [*section.model_fields, *also] if section else []
+        known = [*_keys(section), *also] if section else []
         return shown, f"unknown key.{_did_you_mean(key, known)}", ""
-    field = section.model_fields.get(key) if section else None
+    field = _keys(section).get(key) if section else None
     return shown, _expected(problem), f" ({field.description})" if field else ""
+
+
+def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields of a table under the keys of a recipe (``lambda`` is no name for Python)."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmrec_cli import run_folder
 from llmrec_cli.align import align
+from llmrec_cli.baseline import baseline
 from llmrec_cli.evaluate import POP, evaluate
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Progress
@@ -15,13 +16,18 @@ from llmrec_cli.sft import sft
 
 
 def run(recipe: Recipe, *, progress: Progress) -> Leaderboard:
-    """Prepare, fine-tune, align and evaluate; returns the leaderboard on the test split."""
+    """Prepare, train, fine-tune, align and evaluate; returns the test split's leaderboard."""
     prepare(recipe, Path, progress=progress.say)
-    sft(recipe, resume=recipe.run_folder("sft").exists(), progress=progress)
-    for name in recipe.align:
-        resume = recipe.run_folder(f"align-{name}").exists()
-        align(recipe, name, resume=resume, progress=progress)
-    fresh = [name for name in (POP, *recipe.runs()) if not _evaluated(recipe, name)]
+    for name in recipe.runs():
+        kind, _, table = name.partition("-")
+        resume = recipe.run_folder(name).exists()
+        if kind == "sft":
+            sft(recipe, resume=resume, progress=progress)
+        elif kind == "align":
+            align(recipe, table, resume=resume, progress=progress)
+        elif name != POP:  # which eval fits
+            baseline(recipe, table, resume=resume, progress=progress)
+    fresh = [name for name in recipe.runs() if not _evaluated(recipe, name)]
     return evaluate(recipe, fresh, split="test", again=False, progress=progress)
 
 

@@ -65,7 +65,8 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
 def settings(recipe: Recipe, run: str) -> dict[str, Any]:
     """The part of a recipe that a training run depends on."""
     plain = recipe.resolved()
-    stage = plain["sft"] if run == "sft" else plain["align"][run.removeprefix("align-")]
+    kind, _, name = run.partition("-")
+    stage = plain["sft"] if run == "sft" else plain[kind][name]
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
     chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
     return {**shared, "stage": stage, "eval": chosen_by}
@@ -115,10 +116,26 @@ def require_done(recipe: Recipe, run: str) -> Path:
     folder = recipe.run_folder(run)
     if is_done(folder):
         return folder
-    stage = "sft" if run == "sft" else f"align --method {run.removeprefix('align-')}"
+    kind, _, name = run.partition("-")
+    flag = {"sft": "", "align": f" --method {name}", "baseline": f" --model {name}"}[kind]
     state = "is not finished" if folder.exists() else "does not exist"
     hint = " --resume" if folder.exists() else ""
-    raise ArtefactError(f"{folder}: {state}; run first: llmrec {stage} RECIPE{hint}")
+    raise ArtefactError(f"{folder}: {state}; run first: llmrec {kind}{flag} RECIPE{hint}")
+
+
+def named(name: str, split: str) -> str:
+    """``report.json`` for the test split, ``report-valid.json`` for validation."""
+    stem, dot, ending = name.partition(".")
+    return name if split == "test" else f"{stem}-{split}{dot}{ending}"
+
+
+def log_opening(folder: Path, split: str) -> None:
+    """Count in the run's manifest how often a split was opened for it."""
+    path = folder / MANIFEST_FILE
+    manifest: dict[str, Any] = read_json(path) if path.is_file() else {"status": "done"}
+    opened = manifest.setdefault("opened", {})
+    opened[split] = opened.get(split, 0) + 1
+    write_json(path, manifest)
 
 
 def _check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli import run_folder, workbench
+from llmrec_cli import needs, run_folder, workbench
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.loop import Job, Position, train
 from llmrec_cli.engine.rows import window_rows
-from llmrec_cli.errors import DataError
-from llmrec_cli.files import sha256
+from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.models.backbone import Policy
+from llmrec_cli.pair_task import StageRows, pair_stage
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe, TrainSection
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_train import TrainSection
 
 
 def train_stage(
@@ -45,15 +48,28 @@ def train_stage(
     bench = workbench.open_workbench(recipe, progress)
     chosen = find(method)
     chosen.init_state(options, bench.trie)  # options that cannot work here fail before any writing
-    rows = bench.training_rows(section.rows)
-    valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
-    for name, count in (("training", len(rows)), ("validation", len(valid))):
+    stage = needs.Stage(bench, chosen, options, section)
+    if stage.needs.reference and parent is None:
+        raise RecipeError(
+            f'[{run.replace("-", ".", 1)}] parent = "base": {method} is measured against the model '
+            'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
+        )
+    if recipe.prompt.task == "rank-pair":
+        ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
+        stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
+    else:
+        ground = _catalogue_stage(stage)
+    rows, valid_rows = ground.rows, ground.valid_rows
+    for name, count in (("training", len(rows)), ("validation", len(valid_rows))):
         if count == 0:
             raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
-    folder = run_folder.open_run(recipe, run, _facts(recipe, bench, parent_folder), resume=resume)
-    policy = Policy(workbench.load_policy(bench, parent_folder, train=True))
+    facts = _facts(recipe, bench, parent_folder)
+    folder = run_folder.open_run(recipe, run, facts, resume=resume)
+    # A policy that is measured against its own beginning must not differ from it by noise.
+    dropout = chosen.answer_log_probs is None
+    policy = Policy(workbench.load_policy(bench, parent_folder, train=True, dropout=dropout))
+    supply = needs.make_supply(stage, policy, rows, valid_rows, folder, facts, progress)
     progress.say(f"{run}: {len(rows)} {section.rows} rows, {_parameters(policy)}")
-    cutoff = max(recipe.eval.cutoffs)
     position = train(
         Job(
             policy=policy,
@@ -61,16 +77,15 @@ def train_stage(
             options=options,
             trie=bench.trie,
             train_rows=rows,
-            valid_rows=window_rows(valid, bench.encoder),
-            rank_valid=lambda: workbench.validation_metrics(
-                bench, policy.model, valid, recipe.eval.decode, cutoff
-            ),
+            valid_rows=valid_rows,
+            rank_valid=lambda: ground.rank_valid(policy),
             section=section,
             seed=recipe.seed,
             folder=folder,
             accelerator=bench.accelerator,
             progress=progress,
             label=run,
+            supply=supply,
         ),
         resume=resume,
     )
@@ -78,6 +93,22 @@ def train_stage(
     checkpoint.write_result(folder / name, policy.model, bench.codec.tokenizer, bench.accelerator)
     run_folder.finish(folder, _outcome(position))
     return folder
+
+
+def _catalogue_stage(stage: needs.Stage) -> StageRows:
+    """Rows of a stage that learns to generate the next item."""
+    bench, recipe = stage.bench, stage.bench.recipe
+    rows = bench.training_rows(stage.section.rows)
+    sampler = stage.sampler()
+    valid = workbench.subset(bench.prepared.split("valid"), stage.section.validate_rows)
+
+    def rank_valid(policy: Any) -> dict[str, float]:
+        return workbench.validation_metrics(
+            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
+        )
+
+    usable = sampler.require(rows) if sampler else rows
+    return StageRows(usable, window_rows(valid, bench.encoder), rank_valid)
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:
@@ -88,13 +119,31 @@ def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> d
         "vocabulary": len(bench.codec.tokenizer),
         "leaves": bench.trie.n_leaves,
     }
+    facts["lineage"] = [recipe.model.backbone]
     if parent:
         weights = sorted(
             p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter")
         )
+        before = read_json(parent / run_folder.MANIFEST_FILE)["facts"]
+        _require_same_ground(parent, before, facts)
+        facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
         facts["parent"] = parent.name
         facts["parent_weights"] = {p.name: sha256(p) for p in weights}
     return facts
+
+
+def _require_same_ground(parent: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a parent that stands on other data or another base.
+
+    Raises:
+        ArtefactError: names what differs, with both values.
+    """
+    for key in ("prepared", "base", "vocabulary", "leaves"):
+        if before[key] != now[key]:
+            raise ArtefactError(
+                f"{parent}: trained with {key} = {before[key]!r}, the recipe now has {now[key]!r}; "
+                "train it again under another recipe name (name=...)"
+            )
 
 
 def _outcome(position: Position) -> dict[str, Any]:
@@ -103,6 +152,7 @@ def _outcome(position: Position) -> dict[str, Any]:
         "best_step": position.best_step,
         "best_score": position.best_score,
         "stopped_early": position.stopped,
+        "warned_at": position.warned_at,
         "method": position.method,
     }
 

@@ -12,7 +12,9 @@ import tomli_w
 from llmrec_cli.errors import DataError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe import Recipe, TrainSection
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe_train import TrainSection
 from llmrec_cli.run_folder import is_done
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
@@ -26,16 +28,17 @@ def validate(recipe: Recipe) -> Iterator[str]:
     """
     yield from ("resolved recipe:", *_indent(tomli_w.dumps(recipe.resolved())))
     yield from _sources(recipe)
-    prepared = (recipe.prepared / "manifest.json").is_file()
-    if not prepared and _source_bytes(recipe) > WHOLE:
-        yield f"{recipe.prepared}: nothing prepared yet; run llmrec prepare to check the rows too"
+    folders = {recipe.prepared, recipe.prepared_for_eval}
+    missing = sorted(f for f in folders if not (f / "manifest.json").is_file())
+    if missing and _source_bytes(recipe) > WHOLE:
+        yield f"{missing[0]}: nothing prepared yet; run llmrec prepare to check the rows too"
         return
     with tempfile.TemporaryDirectory(prefix="llmrec-validate-") as name:
         trial = recipe.model_copy(update={"out": name})
-        if prepared:
-            trial.folder.mkdir()
-            trial.prepared.symlink_to(recipe.prepared.resolve())
-        else:
+        trial.folder.mkdir()
+        for folder in folders.difference(missing):
+            (trial.folder / folder.name).symlink_to(folder.resolve())
+        if missing:
             prepare(trial, Path)
         yield from _tokens(trial)
     for run in recipe.runs():
@@ -44,15 +47,22 @@ def validate(recipe: Recipe) -> Iterator[str]:
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
-    missing = [path for path in recipe.data.files() if not Path(path).is_file()]
-    if missing:
-        raise DataError(f"{', '.join(missing)}: no such file (a source of [data])")
-    for path in recipe.data.files():
-        yield f"source {path}: {Path(path).stat().st_size:,} bytes"
+    for table, data in _data_tables(recipe):
+        missing = [path for path in data.files() if not Path(path).is_file()]
+        if missing:
+            raise DataError(f"{', '.join(missing)}: no such file (a source of [{table}])")
+        for path in data.files():
+            yield f"source {path}: {Path(path).stat().st_size:,} bytes"
 
 
 def _source_bytes(recipe: Recipe) -> int:
-    return sum(Path(path).stat().st_size for path in recipe.data.files())
+    tables = _data_tables(recipe)
+    return sum(Path(path).stat().st_size for _, data in tables for path in data.files())
+
+
+def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
+    other = recipe.eval.data
+    return [("data", recipe.data), *([("eval.data", other)] if other is not None else [])]
 
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
@@ -60,25 +70,65 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     from llmrec_cli.workbench import open_workbench
 
     bench = open_workbench(recipe, Silent())
+    yield _catalogue(bench)
+    for split in bench.prepared.splits:
+        yield f"{split}: {len(bench.prepared.split(split)):,} rows"
+    if recipe.eval.data is not None:
+        other = open_workbench(recipe, Silent(), evaluation=True)
+        yield f"to evaluate on: {_catalogue(other)}"
+        yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
+    longest = 0
+    for number, (name, section) in enumerate(_stages(recipe)):
+        rows, first, tokens = _rows(bench, name, section)
+        longest = max(longest, tokens)
+        steps = -(-rows // section.batch) * section.epochs
+        steps = min(steps, section.max_steps or steps)
+        yield f"{name}: {rows:,} {section.rows} rows, about {steps:,.0f} updates"
+        if number == 0:
+            yield "one training row (token: loss and legal tokens where it is predicted):"
+            yield from _indent("\n".join(first))
+    yield from _memory(recipe, bench, longest)
+
+
+def _catalogue(bench: Any) -> str:
     trie, items = bench.trie, bench.prepared.items
     branching = int((trie.fan_out(trie.parent_N[1:]) > 1).sum())
-    yield (
+    return (
         f"catalogue: {len(items):,} items, {trie.n_leaves:,} distinct token sequences of at most "
         f"{trie.max_length} tokens; {trie.n_nodes:,} trie nodes, "
         f"{1 - branching / max(trie.n_nodes - 1, 1):.0%} of its steps forced"
     )
-    for split in ("train", "valid", "test"):
-        yield f"{split}: {len(bench.prepared.split(split)):,} rows"
-    for name, section in _stages(recipe):
-        rows = bench.training_rows(section.rows)
-        steps = -(-len(rows) // section.batch) * section.epochs
-        steps = min(steps, section.max_steps or steps)
-        yield f"{name}: {len(rows):,} {section.rows} rows, about {steps:,.0f} updates"
-    rows = bench.training_rows(recipe.sft.train.rows)
-    yield "one training row (token: loss and legal tokens where it is predicted):"
-    yield from _indent("\n".join(_show_row(bench, rows[0])))
-    longest = max(len(row.prompt) for row in rows) + trie.max_length
-    yield from _memory(recipe, bench, longest)
+
+
+def _rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
+    """Number of a stage's training rows, the first one in words, and tokens of the longest."""
+    if bench.recipe.prompt.task == "rank-pair":
+        return _pair_rows(bench, name, section)
+    rows = bench.training_rows(section.rows)
+    longest = max(len(row.prompt) for row in rows) + bench.trie.max_length
+    return len(rows), list(_show_row(bench, rows[0])), longest
+
+
+def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
+    from llmrec_cli.methods import find
+    from llmrec_cli.pair_task import pair_stage
+
+    stage = bench.recipe.stage(name)
+    wanted = None
+    if name != "sft":
+        wanted = find(stage.method).needs(stage.options).negatives
+    ground = pair_stage(bench, section, wanted, aligns=name != "sft")
+    assert ground.pairs is not None  # noqa: S101 - of this task there always are
+    rows: Any = ground.pairs.train(ground.rows, 0)
+    words = bench.codec.tokenizer.convert_ids_to_tokens
+    chosen, rejected = rows[0].answers[0]
+    shown = {"prompt": rows[0].prompts[0], "chosen": chosen, "rejected": rejected}
+    longest = max(
+        len(prompt) + max(map(len, answers))
+        for row in rows
+        for prompt, answers in zip(row.prompts, row.answers, strict=True)
+    )
+    return len(rows), [f"{k}: {' '.join(words(v.tolist()))}" for k, v in shown.items()], longest
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, TrainSection]]:

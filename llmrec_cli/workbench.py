@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from accelerate import Accelerator
 
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET, TITLE, TOKENS
-from llmrec_cli.data.prompts import Template, load_template
+from llmrec_cli.data.prompts import Template, load_rank_template, load_template
+from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
 from llmrec_cli.engine.rows import PromptEncoder, Row, encode_catalogue, sequence_rows, window_rows
-from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.engine.supply import Pairs
+from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, make_codec
@@ -39,6 +42,7 @@ class Workbench:
     trie: Trie  # on the accelerator's device
     encoder: PromptEncoder
     accelerator: Accelerator
+    pairs: Pairs | None = None  # of the rank-pair task
 
     def training_rows(self, kind: str) -> list[Row]:
         """The training split as rows of one target, or of whole sequences."""
@@ -55,17 +59,28 @@ class Workbench:
         With ``exclude``, lists go on until ``k`` leaves outside the row's history are found; the
         target's own leaf always counts.
         """
-        options = DecodeOptions(
-            k=k,
-            search=decode.search,
-            mask=decode.mask,
-            temperature=decode.temperature,
-            length_penalty=decode.length_penalty,
-            beams=decode.beams,
-        )
+        options = decode_options(decode, k)
         seen = self.seen_leaves(frame) if exclude else ()
         prompts = [ids.tolist() for ids in self.encoder.encode(frame[HISTORY].tolist())]
         return rank_catalogue(model, self.trie, prompts, options, seen)
+
+    def rank_windows(
+        self, model: Any, rows: Sequence[Row], exclude: Sequence[Sequence[int]], k: int
+    ) -> list[list[int]]:
+        """For each window row the first ``k`` leaves outside its ``exclude``, best first.
+
+        The search is that of ``[eval.decode]``.
+        """
+        decode = self.recipe.eval.decode
+        options = decode_options(decode, k)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+        prompts = [rows[i].prompt.tolist() for i in order]
+        ranked = rank_catalogue(model, self.trie, prompts, options, [exclude[i] for i in order])
+        lists: list[list[int]] = [[]] * len(rows)
+        for i, leaf_K in zip(order, ranked.leaf_BK.tolist(), strict=True):
+            banned = set(exclude[i])
+            lists[i] = [leaf for leaf in leaf_K if leaf >= 0 and leaf not in banned][:k]
+        return lists
 
     def seen_leaves(self, frame: pd.DataFrame) -> list[list[int]]:
         """Leaves of each row's history, the target's own leaf left out."""
@@ -82,20 +97,38 @@ class Workbench:
         return leaves
 
 
-def open_workbench(recipe: Recipe, progress: Progress) -> Workbench:
+def decode_options(decode: DecodeSection, k: int) -> DecodeOptions:
+    """``[eval.decode]`` as the decoder takes it, for lists of ``k``."""
+    return DecodeOptions(
+        k=k,
+        search=decode.search,
+        mask=decode.mask,
+        temperature=decode.temperature,
+        length_penalty=decode.length_penalty,
+        beams=max(decode.beams, k),
+    )
+
+
+def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = False) -> Workbench:
     """Load the prepared folder, build the base where it is our own, and lay out the catalogue.
+
+    Args:
+        evaluation: for ``[eval.data]`` and ``[eval.prompt]``: tokenizer, base and models are those
+            that were trained, data and catalogue the ones to evaluate on.
 
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
     accelerator = make_accelerator(recipe)
-    prepared = load_prepared(recipe.prepared)
-    template = (
-        None if recipe.prompt.template == SEQUENCE else load_template(recipe.prompt.template, Path)
-    )
+    trained_on = load_prepared(recipe.prepared)
     if recipe.model.backbone == "scratch":
-        _ensure_scratch(recipe, prepared, template, progress)
-    codec = make_codec(load_tokenizer(recipe, prepared))
+        _ensure_scratch(recipe, trained_on, progress)
+    codec = make_codec(load_tokenizer(recipe, trained_on))
+    prepared, prompt = trained_on, recipe.prompt
+    if evaluation:
+        prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
+        _require_tokens(prepared, codec)
+    template = _template(prompt.template)
     catalogue = encode_catalogue(prepared.items, codec)
     return Workbench(
         recipe=recipe,
@@ -103,7 +136,7 @@ def open_workbench(recipe: Recipe, progress: Progress) -> Workbench:
         codec=codec,
         catalogue=catalogue,
         trie=build_trie(catalogue).to(accelerator.device),
-        encoder=PromptEncoder(template, codec, prepared.items, catalogue, recipe.prompt.max_tokens),
+        encoder=PromptEncoder(template, codec, prepared.items, catalogue, prompt.max_tokens),
         accelerator=accelerator,
     )
 
@@ -142,8 +175,11 @@ def base_source(recipe: Recipe) -> str:
     return str(recipe.folder / "base") if own else recipe.model.backbone
 
 
-def load_policy(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
+def load_policy(bench: Workbench, parent: Path | None, *, train: bool, dropout: bool = True) -> Any:
     """The model of a finished run, or the base itself where ``parent`` is None.
+
+    Args:
+        train: with gradients, and with dropout unless ``dropout`` is off.
 
     Raises:
         ArtefactError: the run is not finished, or does not fit the recipe's tuning.
@@ -158,7 +194,9 @@ def load_policy(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
             backbone.fit_vocabulary(model, bench.codec.tokenizer)
     else:
         model = _with_adapter(bench, parent, train=train)
-    if train and section.backbone == "scratch":
+    if train and not dropout:
+        backbone.remove_dropout(model)
+    elif train and section.backbone == "scratch":
         backbone.add_dropout(model, section.scratch.dropout)
     elif not train:
         model.eval()
@@ -183,10 +221,24 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
     return PeftModel.from_pretrained(model, str(parent / "adapter"), is_trainable=train)
 
 
-def _ensure_scratch(
-    recipe: Recipe, prepared: Prepared, template: Template | None, progress: Progress
-) -> None:
+def _template(name_or_path: str) -> Template | None:
+    return None if name_or_path == SEQUENCE else load_template(name_or_path, Path)
+
+
+def _require_tokens(prepared: Prepared, codec: Codec) -> None:
+    """Refuse semantic IDs that the trained model has no tokens for."""
+    known = codec.tokenizer.get_vocab()
+    unknown = [token for token in semantic_tokens(prepared.items) if token not in known]
+    if unknown:
+        raise DataError(
+            f"{prepared.folder}: {len(unknown)} tokens of its semantic IDs, such as {unknown[0]}, "
+            "are unknown to the trained model; evaluate on its own catalogue, or on titles"
+        )
+
+
+def _ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
     """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights."""
+    template = _template(recipe.prompt.template)
     folder = recipe.folder / "base"
     made_from = {
         "scratch": recipe.model.scratch.model_dump(mode="json"),
@@ -194,6 +246,8 @@ def _ensure_scratch(
         "template": recipe.prompt.template,
         "items": prepared.manifest["files"][ITEMS_FILE]["sha256"],
     }
+    if recipe.prompt.task != "generate":
+        made_from["task"] = recipe.prompt.task
     if folder.is_dir():
         _check_base(folder, made_from)
         return
@@ -201,7 +255,11 @@ def _ensure_scratch(
     titles = [f'"{title}"' for title in prepared.items[TITLE].dropna()]
     semantic = semantic_tokens(prepared.items)
     texts = [] if semantic and template is None else titles
-    if template is not None:
+    if recipe.prompt.task == "rank-pair":
+        rank = load_rank_template(recipe.prompt.template, Path)
+        names = prepared.items[TITLE].dropna()
+        texts = [rank.render(Question((name,), name, name)) for name in names]  # wording counts
+    elif template is not None:
         texts += [template.render(titles[:1])]
     model, tokenizer = backbone.build_scratch(recipe.model.scratch, texts, semantic, recipe.seed)
 

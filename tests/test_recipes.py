@@ -37,6 +37,11 @@ def test_the_promised_recipes_are_shipped() -> None:
         "papers/msl-toy",
         "papers/msl-clothing",
         "papers/msl-book",
+        "papers/dmpo-games-k1",
+        "papers/dmpo-games-k3",
+        "papers/dmpo-cross-domain",
+        "dmpo-games-scratch-k1",
+        "dmpo-games-scratch-k3",
     }
     assert promised <= set(NAMES)
 
@@ -98,3 +103,17 @@ def test_the_papers_setting_of_msl() -> None:
     assert (recipe.eval.cutoffs, recipe.eval.decode.beams) == ((1, 5, 10), 10)
     assert {stage.method for stage in recipe.align.values()} == {"msl"}
     assert {stage.parent for stage in recipe.align.values()} == {"base"}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_papers_setting_of_dmpo(k: int) -> None:
+    """The released script's values, METHODS section 4."""
+    recipe = load_recipe(f"papers/dmpo-games-k{k}")
+    lora, sft, stage = recipe.model.lora, recipe.sft.train, recipe.align["dmpo"]
+    assert (lora.r, lora.alpha, lora.targets) == (8, 16, ("all-linear",))
+    for train, epochs in ((sft, 5), (stage.train, 3)):
+        assert (train.learning_rate, train.schedule, train.batch) == (1e-4, "cosine", 8)
+        assert train.epochs == epochs
+    options = stage.options.model_dump()
+    assert (options["k"], options["beta"], options["variant"]) == (k, 0.1, "paper")
+    assert (recipe.prompt.task, recipe.prompt.template) == ("rank-pair", "games")

@@ -15,6 +15,8 @@ from llmrec_cli.data.columns import (
     HISTORY,
     ITEM,
     ITEM_ID,
+    NEGATIVES,
+    PREFERENCE,
     TARGET,
     TIMESTAMP,
     TITLE,
@@ -33,7 +35,7 @@ def audit(
 
     Args:
         items: the catalogue with COUNT.
-        splits: the final rows of train, valid and test.
+        splits: the final rows of train, valid and test; of pairs, perhaps those to align on too.
         log: the cleaned interactions, None for sources that come split.
         clock: whether times compare across users.
     """
@@ -48,7 +50,20 @@ def audit(
         if clock
         else None,
         "popularity in training": concentration(items[COUNT].to_numpy()),
-    }
+    } | ({"test pairs that are trained on": trained_pairs(splits)} if _of_pairs(splits) else {})
+
+
+def trained_pairs(splits: Mapping[str, pl.DataFrame]) -> Finding:
+    """Test pairs (same history, same candidates) that training or alignment shows too."""
+    key = [USER_ID, TARGET, NEGATIVES]
+    parts = [splits[name] for name in ("train", PREFERENCE) if name in splits]
+    shown = pl.concat([part.select(key).explode(NEGATIVES) for part in parts]).unique()
+    test = splits["test"].select(key).explode(NEGATIVES)
+    return _finding(test.join(shown, on=key, how="semi", maintain_order="left")[USER_ID], len(test))
+
+
+def _of_pairs(splits: Mapping[str, pl.DataFrame]) -> bool:
+    return NEGATIVES in splits["test"].columns
 
 
 def shared_items(items: pl.DataFrame) -> Finding:
@@ -80,7 +95,9 @@ def unseen_targets(items: pl.DataFrame, test: pl.DataFrame) -> Finding:
 def users_in_common(splits: Mapping[str, pl.DataFrame]) -> Finding:
     """Users with rows in more than one split, by pair of splits."""
     users = {name: set(rows[USER].unique()) for name, rows in splits.items()}
-    pairs = (("train", "valid"), ("train", "test"), ("valid", "test"))
+    pairs = [("train", "valid"), ("train", "test"), ("valid", "test")]
+    if PREFERENCE in users:
+        pairs += [("train", PREFERENCE), (PREFERENCE, "valid"), (PREFERENCE, "test")]
     return {f"{a} and {b}": len(users[a] & users[b]) for a, b in pairs}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 # interactions, as readers deliver them (one row per review or rating)
@@ -22,6 +23,8 @@ USER: Final = "user"  # int32, dense user index, in order of user_id
 ROW: Final = "row"  # int32, 0-based index within one split file
 HISTORY: Final = "history"  # list<int32>: catalogue indices, oldest first
 TARGET: Final = "target"  # int32: catalogue index
+NEGATIVES: Final = "negatives"  # list<int32>, optional: the less liked item of each of its pairs
+CHOSEN_FIRST: Final = "chosen_first"  # list<bool>, beside it: the prompt shows the target first
 COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
 
 # predictions.parquet: one row per evaluated row (beside ROW, USER_ID, HISTORY, TARGET)
@@ -31,9 +34,16 @@ BEAM_DIFFERS: Final = "beam_differs"  # bool, optional: the beam's list is not t
 
 ITEMS_FILE: Final = "items.parquet"
 SPLITS: Final = ("train", "valid", "test")
+PREFERENCE: Final = "preference"  # a further split, of sources that come with pairs to align on
 MANIFEST_FILE: Final = "manifest.json"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits in the order in which they are written."""
+    present = set(splits)
+    return [name for name in (*SPLITS, PREFERENCE) if name in present]
 
 
 def split_file(split: str) -> str:

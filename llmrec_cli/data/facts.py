@@ -11,7 +11,7 @@ import polars as pl
 
 from llmrec_cli.data.audit import audit
 from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
-from llmrec_cli.data.columns import ITEM_ID, TARGET, TITLE, USER
+from llmrec_cli.data.columns import ITEM_ID, NEGATIVES, TARGET, TITLE, USER
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -22,6 +22,12 @@ RULES = {
     "count": "training interactions of an item, each once; of given rows: distinct user-item pairs",
     "leave-one-out": "users with fewer than 3 interactions are training only",
     "given": "rows stay as delivered: only untitled, history, min_history and sample apply",
+}
+PAIR_RULES = {
+    "items": "every distinct title is an item, as it stands in the prompt",
+    "users": "named by their history; pairs of one history and one liked title are one row",
+    "valid": "absent: a tenth of the training users, drawn with the seed, who leave training",
+    "count": "pairs are not counted: a candidate that was not liked is no interaction",
 }
 
 
@@ -45,7 +51,7 @@ def facts(made: Made, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
     """
     names = disambiguate([Path(file).name for file in files], [None] * len(files))
     return {
-        "rules": RULES,
+        "rules": RULES | ({"rank-pairs": PAIR_RULES} if _of_pairs(made) else {}),
         "reader": _renamed(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
@@ -75,4 +81,11 @@ def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
 
 def _split(rows: pl.DataFrame) -> Facts:
     users, targets = rows[USER].n_unique(), rows[TARGET].n_unique()
-    return {"rows": len(rows), "users": users, "targets": targets}
+    counts = {"rows": len(rows), "users": users, "targets": targets}
+    if NEGATIVES in rows.columns:
+        counts["pairs"] = int(rows[NEGATIVES].list.len().sum())
+    return counts
+
+
+def _of_pairs(made: Made) -> bool:
+    return NEGATIVES in made.splits["test"].columns

@@ -9,16 +9,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import (
+    CHOSEN_FIRST,
     HISTORY,
     ITEM,
     ITEM_ID,
+    NEGATIVES,
+    PREFERENCE,
     ROW,
-    SPLITS,
     TARGET,
     USER,
     USER_ID,
+    in_order,
 )
-from llmrec_cli.data.split import ROW_COLUMNS, sample
+from llmrec_cli.data.split import ROW_COLUMNS, sample, shuffled
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 
@@ -26,9 +29,11 @@ _ITEM_TYPE = pl.List(pl.Int32)
 
 
 def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
-    """Distinct item ids of all rows, as history or target, and of ``listed``, sorted."""
+    """Distinct item ids of all rows (in whatever place), and of ``listed``, sorted."""
     parts = [] if listed is None else [listed]
-    parts += [part for frame in rows.values() for part in (_flat(frame)[HISTORY], frame[TARGET])]
+    for frame in rows.values():
+        lists = [name for name in (HISTORY, NEGATIVES) if name in frame.columns]
+        parts += [frame[TARGET], *(_flat(frame, name)[name] for name in lists)]
     return pl.concat([part.rename(ITEM_ID) for part in parts]).unique().sort()
 
 
@@ -41,11 +46,12 @@ def given_rows(
     target; then ``history``, ``min_history`` and ``sample`` apply.
 
     Args:
-        rows: USER_ID, HISTORY list[str], TARGET str, TIMESTAMP ms, RATING, for each of SPLITS.
+        rows: USER_ID, HISTORY list[str], TARGET str, TIMESTAMP ms, RATING, for each split; of
+            pairs also NEGATIVES list[str] and CHOSEN_FIRST list[bool].
         items: the catalogue.
 
     Returns:
-        The rows of each split with ROW_COLUMNS, and the counts of what went.
+        The rows of each split with ROW_COLUMNS (and those of pairs), and the counts of what went.
 
     Raises:
         DataError: a split has no row left.
@@ -53,15 +59,35 @@ def given_rows(
     users = _user_index(rows)
     made: dict[str, pl.DataFrame] = {}
     counts: dict[str, dict[str, int]] = {}
-    for name in SPLITS:
-        made[name], counts[name] = _encode(rows[name], users, items, section)
+    for name in in_order(rows):
+        frame = rows[name]
+        made[name], counts[name] = _encode(frame, users, items, section)
         if made[name].is_empty():
             raise DataError(
-                f'data.split = "given": no {name} row of {len(rows[name]):,} is left with'
+                f'data.split = "given": no {name} row of {len(frame):,} is left with'
                 f" data.min_history = {section.min_history} and titled items"
             )
         made[name] = made[name][sample(len(made[name]), section, seed, name)]
     return made, counts
+
+
+def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
+    """Rows of pairs with a tenth of the training users (rounded up) moved to validation.
+
+    Which ones is drawn with the seed.  They leave ``train`` and ``preference``; their pairs to
+    align on are validated on, or where they have none, those to train on.
+    """
+    parts = [rows[name] for name in (PREFERENCE, "train") if name in rows]
+    users = pl.concat([part.select(USER_ID) for part in parts]).unique().sort(USER_ID)
+    held = users[shuffled(len(users), seed, "valid")[: -(-len(users) // 10)]]
+    theirs = pl.concat([part.join(held, on=USER_ID, how="semi") for part in parts])
+    best = theirs.unique((USER_ID, TARGET), keep="first", maintain_order=True)
+    kept = {
+        name: frame.join(held, on=USER_ID, how="anti", maintain_order="left")
+        for name, frame in rows.items()
+        if name != "test"
+    }
+    return {"train": kept.pop("train"), "valid": best, "test": rows["test"], **kept}
 
 
 def pair_counts(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
@@ -79,8 +105,7 @@ def _encode(
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     index = items.select(ITEM_ID, ITEM)
     rows = frame.with_row_index(ROW)
-    flat = _flat(rows).join(index, left_on=HISTORY, right_on=ITEM_ID, maintain_order="left")
-    histories = flat.group_by(ROW, maintain_order=True).agg(pl.col(ITEM).alias(HISTORY))
+    histories = _indices(rows, HISTORY, index)
     encoded = (
         rows.drop(HISTORY)
         .join(histories, on=ROW, how="left", maintain_order="left")
@@ -97,14 +122,26 @@ def _encode(
         "rows as read": len(frame),
         "rows whose target has no usable title": len(encoded) - len(known),
         "rows with a history below data.min_history": len(known) - len(kept),
-        "history items without a usable title": len(_flat(rows)) - len(flat),
+        "history items without a usable title": len(_flat(rows))
+        - int(histories[HISTORY].list.len().sum()),
     }
-    return kept.select(ROW_COLUMNS), counts
+    if NEGATIVES not in rows.columns:
+        return kept.select(ROW_COLUMNS), counts
+    negatives = _indices(rows, NEGATIVES, index)
+    pairs = kept.drop(NEGATIVES).join(negatives, on=ROW, how="left", maintain_order="left")
+    return pairs.select(*ROW_COLUMNS, NEGATIVES, CHOSEN_FIRST), counts
 
 
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per history item."""
-    return frame.explode(HISTORY).drop_nulls(HISTORY)
+def _indices(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
+    """ROW, and the catalogue indices of ``column``'s ids in their order; unknown ones leave."""
+    flat = _flat(rows, column)
+    known = flat.join(index, left_on=column, right_on=ITEM_ID, maintain_order="left")
+    return known.group_by(ROW, maintain_order=True).agg(pl.col(ITEM).alias(column))
+
+
+def _flat(frame: pl.DataFrame, column: str = HISTORY) -> pl.DataFrame:
+    """One row per entry of a list column."""
+    return frame.explode(column).drop_nulls(column)
 
 
 def _user_index(rows: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

@@ -8,7 +8,6 @@ prompt ends where the response begins.
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llmrec_cli.data.rank_wording import RankTemplate, RankWording, take_apart
+from llmrec_cli.data.wording import count_placeholders, one_line
 from llmrec_cli.errors import RecipeError
 
 SEQUENCE: Final = "sequence"
@@ -36,8 +37,6 @@ Write a response that appropriately completes the request.
 ### Response:
 """
 
-_PLACEHOLDER: Final = re.compile(r"\{(\w*)\}")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SHIPPED: Final = files("llmrec_cli.data") / "templates"
 _MAX_BYTES: Final = 1 << 16
 
@@ -55,13 +54,16 @@ class Wording(BaseModel):
     layout: str = Field(
         default=ALPACA, description="the whole prompt, with one {instruction} and one {history}"
     )
+    rank: RankWording | None = Field(
+        default=None, description="a table: the wording of the rank-pair task"
+    )
 
     @field_validator("history", "item", "layout")
     @classmethod
     def _placeholders(cls, text: str, info: Any) -> str:
         wanted = {"history": ["history"], "item": ["title"], "layout": ["history", "instruction"]}
         expected = wanted[info.field_name]
-        if sorted(_PLACEHOLDER.findall(text)) != expected:
+        if count_placeholders(text) != expected:
             listed = " and one ".join(f"{{{name}}}" for name in reversed(expected))
             raise ValueError(f"expected one {listed}, and no other name in braces")
         return text
@@ -78,6 +80,7 @@ class Template:
     item_head: str
     item_tail: str
     separator: str
+    rank: RankTemplate | None = None  # of the rank-pair task
 
     def render(self, titles: Sequence[str]) -> str:
         """The prompt for a history of titles, oldest first; the response follows at once."""
@@ -90,9 +93,7 @@ class Template:
 
         Line breaks and control characters become spaces: no title can leave its line.
         """
-        if not title.isprintable():
-            title = _CONTROL.sub(" ", title)
-        return self.item_head + title + self.item_tail
+        return self.item_head + one_line(title) + self.item_tail
 
 
 def template_names() -> list[str]:
@@ -126,6 +127,22 @@ def load_template(name_or_path: str, locate: Callable[[str], Path]) -> Template:
         )
     file = f"{name_or_path}.toml"
     return parse_template((_SHIPPED / file).read_bytes(), name=name_or_path, where=file)
+
+
+def load_rank_template(name_or_path: str, locate: Callable[[str], Path]) -> RankTemplate:
+    """The rank-pair wording of a shipped name, or of a TOML file.
+
+    Raises:
+        RecipeError: no such template, a file that is none, or one without that wording.
+    """
+    found = None if name_or_path == SEQUENCE else load_template(name_or_path, locate).rank
+    if found is None:
+        raise RecipeError(
+            f'[prompt] template = "{name_or_path}": has no [rank] wording, which task = '
+            f'"rank-pair" needs; expected one of {", ".join(template_names())}, or a .toml file '
+            "with a [rank] table"
+        )
+    return found
 
 
 def parse_template(content: bytes, name: str, where: str) -> Template:
@@ -163,6 +180,7 @@ def _take_apart(name: str, wording: Wording) -> Template:
         item_head=item_head,
         item_tail=item_tail,
         separator=wording.separator,
+        rank=take_apart(wording.rank) if wording.rank else None,
     )
 
 
@@ -180,10 +198,11 @@ def _read(path: Path) -> bytes:
 def _problems(error: ValidationError) -> Iterator[str]:
     """One phrase per problem: key, value, what was expected."""
     for problem in error.errors(include_url=False, include_context=False):
-        key = str(problem["loc"][0])
-        field = Wording.model_fields.get(key)
+        *table, name = map(str, problem["loc"])
+        fields = RankWording.model_fields if table else Wording.model_fields
+        key, field = ".".join([*table, name]), fields.get(name)
         if field is None:
-            close = difflib.get_close_matches(key, Wording.model_fields, n=1)
+            close = difflib.get_close_matches(name, fields, n=1)
             yield f"{key}: unknown key." + (f" Did you mean {close[0]}?" if close else "")
         elif problem["type"] == "missing":
             yield f"{key}: missing ({field.description})"

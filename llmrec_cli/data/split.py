@@ -143,7 +143,7 @@ def few_shot(log: pl.DataFrame, section: DataSection, seed: int) -> dict[str, Wi
             f"data.few_shot_users = {few}: training and validation take {few} users each, and"
             f" only {len(target_U):,} have {section.min_history + 1} or more interactions"
         )
-    parts = np.split(target_U[_shuffled(len(target_U), seed, "few-shot")], [few, 2 * few])
+    parts = np.split(target_U[shuffled(len(target_U), seed, "few-shot")], [few, 2 * few])
     return {
         name: _windows(np.sort(part_R), place_N, section.history)
         for name, part_R in zip(SPLITS, parts, strict=True)
@@ -168,8 +168,8 @@ def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
 
 
 def has_clock(section: DataSection) -> bool:
-    """Whether times compare across users; in semantic-ID files they are places in a user's list."""
-    return section.format != "semantic-ids"
+    """Whether times compare across users: semantic-ID files have places in a user's list only."""
+    return section.format not in ("semantic-ids", "rank-pairs")
 
 
 def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int32]:
@@ -184,13 +184,14 @@ def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[
 
 def sample(n_rows: int, section: DataSection, seed: int, split: str) -> Ints:
     """Ascending indices of the rows that ``section.sample`` keeps, drawn with the seed."""
-    size: int | None = getattr(section.sample, split)
+    size: int | None = getattr(section.sample, split, None)
     if size is None or size >= n_rows:
         return np.arange(n_rows)
-    return np.sort(_shuffled(n_rows, seed, split)[:size])
+    return np.sort(shuffled(n_rows, seed, split)[:size])
 
 
-def _shuffled(n: int, seed: int, stream: str) -> Ints:
+def shuffled(n: int, seed: int, stream: str) -> Ints:
+    """0..n-1 in an order that the seed and the stream's name decide."""
     # Raw counter-based output is the one random stream that numpy promises never to change.
     key = np.array([seed % 2**64, crc32(stream.encode())], np.uint64)
     keys = np.random.Philox(key=key).random_raw(n)

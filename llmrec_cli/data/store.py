@@ -22,12 +22,15 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import (
     BRAND,
+    CHOSEN_FIRST,
     COUNT,
     HISTORY,
     ITEM,
     ITEM_ID,
     ITEMS_FILE,
     MANIFEST_FILE,
+    NEGATIVES,
+    PREFERENCE,
     RATING,
     ROW,
     SPLITS,
@@ -37,6 +40,7 @@ from llmrec_cli.data.columns import (
     TOKENS,
     USER,
     USER_ID,
+    in_order,
     split_file,
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
@@ -68,6 +72,9 @@ ROWS_SCHEMA = pa.schema(
         RATING: pa.float64(),
     }
 )
+PAIRS_SCHEMA = pa.schema(
+    [*ROWS_SCHEMA, (NEGATIVES, pa.list_(pa.int32())), (CHOSEN_FIRST, pa.list_(pa.bool_()))]
+)
 _PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, not by name
 
 
@@ -81,9 +88,15 @@ class Prepared:
     reused: bool = False  # it was there already and fits what was asked
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of ``train``, ``valid`` or ``test``; HISTORY holds int32 arrays, oldest first."""
+        """Rows of a split; HISTORY (and NEGATIVES) hold int32 arrays, histories oldest first."""
         frame: pd.DataFrame = pq.read_table(self.folder / split_file(name)).to_pandas()
         return frame
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: SPLITS, and PREFERENCE where the source has one."""
+        files = self.manifest["files"]
+        return tuple(name for name in in_order((*SPLITS, PREFERENCE)) if split_file(name) in files)
 
 
 def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
@@ -138,12 +151,15 @@ def write_prepared(
     Args:
         folder: exists; nothing else is in it.
         items: the catalogue with COUNT, ordered by ITEM.
-        splits: for each of SPLITS its rows without ROW, in their final order.
+        splits: for each of SPLITS (and PREFERENCE, where there is one) its rows without ROW, in
+            their final order; all with pairs, or none.
     """
     tables = {ITEMS_FILE: _table(items, ITEMS_SCHEMA)}
-    for name in SPLITS:
-        rows = splits[name].with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW))
-        tables[split_file(name)] = _table(rows, ROWS_SCHEMA)
+    for name in in_order(splits):
+        rows = splits[name]
+        numbered = rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW))
+        schema = PAIRS_SCHEMA if NEGATIVES in rows.columns else ROWS_SCHEMA
+        tables[split_file(name)] = _table(numbered, schema)
     files = {name: _write_table(folder / name, table) for name, table in tables.items()}
     text = json.dumps(facts | {"files": files}, indent=2, ensure_ascii=False, allow_nan=False)
     with (folder / MANIFEST_FILE).open("wb") as out:

@@ -45,7 +45,7 @@ class Leaderboard:
     """Runs under one protocol, in the order given."""
 
     split: str
-    seen: Seen
+    seen: Seen | None  # None: a task that knows no seen items
     candidates: str
     n_rows: int
     n_users: int
@@ -175,15 +175,16 @@ def _comparable(run: Run) -> dict[str, Any]:
 
 
 def _title(board: Leaderboard) -> str:
+    title = f"{board.split}: {board.n_rows:,} rows of {board.n_users:,} users, {board.candidates}"
+    if board.seen is None:
+        return plain(title)
     policy = {"keep": "history kept", "remove": "history removed"}[board.seen]
-    return plain(
-        f"{board.split}: {board.n_rows:,} rows of {board.n_users:,} users, {board.candidates}, "
-        f'{policy} (seen = "{board.seen}")'
-    )
+    return plain(f'{title}, {policy} (seen = "{board.seen}")')
 
 
 def _caption(board: Leaderboard) -> str:
-    caption = "mean over rows [95 % interval, bootstrap over users]"
+    over = "rows" if board.seen is not None else "users"
+    caption = f"mean over {over} [95 % interval, bootstrap over users]"
     if board.baseline is None:
         return caption
     return f"{caption}; difference: {board.compared} minus that of {_label(board.baseline)}, paired"

@@ -136,13 +136,13 @@ def _percentiles(
         unknown = np.full(sum_UM.shape[1], np.nan)
         return unknown, unknown
     both_UM = np.column_stack([sum_UM, count_U])
-    drawn_BM = np.concatenate([w @ both_UM for w in _times_drawn(len(count_U), resamples, rng)])
+    drawn_BM = np.concatenate([w @ both_UM for w in times_drawn(len(count_U), resamples, rng)])
     mean_BM = drawn_BM[:, :-1] / drawn_BM[:, -1:]
     low_M, high_M = np.quantile(mean_BM, _TAILS, axis=0)
     return low_M, high_M
 
 
-def _times_drawn(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+def times_drawn(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
     """How often each of n users occurs in each resample, some resamples at a time."""
     step = max(1, _DRAWS // n)
     for start in range(0, resamples, step):

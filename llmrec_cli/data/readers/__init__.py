@@ -11,6 +11,7 @@ from llmrec_cli.data.readers import (
     amazon2018,
     amazon2023,
     interactions,
+    rank_pairs,
     ratings,
     semantic_ids,
     split2023,
@@ -32,6 +33,7 @@ _READERS: Final[dict[DataFormat, Callable[[DataSection, Locate, Path], Source]]]
     "interactions": interactions.read,
     "msl-windows": windows.read,
     "semantic-ids": semantic_ids.read,
+    "rank-pairs": rank_pairs.read,
 }
 
 

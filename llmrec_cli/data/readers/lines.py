@@ -42,8 +42,12 @@ class _Damage(Exception):
 
 def fault(path: Path, line: int, problem: str) -> DataError:
     """The error of one place in a file, as one printable line ``path:line: problem``."""
-    text = f"{path}:{line}: {problem}"
-    return DataError("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+    return DataError(printable(f"{path}:{line}: {problem}"))
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: what is no letter, sign or space is written as its escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object, longest: int = 60) -> str:

@@ -11,8 +11,10 @@ import polars as pl
 
 from llmrec_cli.data.columns import (
     BRAND,
+    CHOSEN_FIRST,
     HISTORY,
     ITEM_ID,
+    NEGATIVES,
     RATING,
     TARGET,
     TIMESTAMP,
@@ -38,6 +40,12 @@ ROW_SCHEMA: Final[dict[str, pl.DataType]] = {
     RATING: pl.Float64(),
 }
 
+PAIR_SCHEMA: Final[dict[str, pl.DataType]] = {
+    **ROW_SCHEMA,
+    NEGATIVES: pl.List(pl.String),
+    CHOSEN_FIRST: pl.List(pl.Boolean),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -48,8 +56,8 @@ class Source:
             position), in file order; None where the source comes already split.
         items: one row per item_id with metadata (``ITEM_SCHEMA``), in order of first appearance;
             titles are clean, null where unusable.
-        rows: split name -> rows with ids (``ROW_SCHEMA``), in file order; None unless the source
-            comes already split.
+        rows: split name -> rows with ids (``ROW_SCHEMA``, or ``PAIR_SCHEMA`` where the source
+            consists of pairs), in file order; None unless the source comes already split.
         notes: JSON-able counts and decisions for the manifest.
     """
 

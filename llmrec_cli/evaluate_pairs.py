@@ -1,0 +1,157 @@
+"""``llmrec eval`` for the rank-pair task: which of two answers a run finds likelier, and AUC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmrec_cli import run_folder, workbench
+from llmrec_cli.data.columns import COUNT, NEGATIVES, PREFERENCE, ROW, TARGET, USER_ID
+from llmrec_cli.engine.pairs import UserPairs, score_pairs
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import read_json, sha256, write_json
+from llmrec_cli.models.backbone import Policy
+from llmrec_cli.pair_task import pair_encoder, questions
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.report.leaderboard import Leaderboard, Run
+from llmrec_cli.report.pairs import (
+    CHOSEN_SCORE,
+    OTHER,
+    REJECTED_SCORE,
+    SHOWN_FIRST,
+    PairProtocol,
+    build_pair_leaderboard,
+    build_pair_report,
+    per_user,
+    read_pairs,
+    write_pairs,
+)
+
+PAIRS_FILE = "pairs.parquet"
+
+
+def evaluate_pairs(
+    recipe: Recipe, runs: Sequence[str], *, split: str, progress: Progress, pop: str
+) -> Leaderboard:
+    """Score the pairs of a split with every run, and put all evaluated runs side by side.
+
+    Args:
+        runs: names of finished runs that may be evaluated.
+        pop: the one of them that prefers what occurs more often in the training rows.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
+    bench = workbench.open_workbench(recipe, progress, evaluation=True)
+    frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
+    asked = questions(bench, frame, split)
+    for run in runs:
+        begun = time.perf_counter()
+        scores = (
+            _by_popularity(bench, asked) if run == pop else _by_model(bench, asked, run, progress)
+        )
+        pairs = _table(frame, asked, scores)
+        folder = recipe.run_folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
+        report = build_pair_report(
+            pairs,
+            _protocol(bench, frame, run, split),
+            _trained_users(bench),
+            resamples=recipe.eval.resamples,
+            seed=recipe.seed,
+        )
+        report["cost"] = {"seconds": round(time.perf_counter() - begun, 3)}
+        write_json(folder / run_folder.named(run_folder.REPORT_FILE, split), report)
+        run_folder.log_opening(folder, split)
+    return pair_leaderboard(recipe, split)
+
+
+def pair_leaderboard(recipe: Recipe, split: str) -> Leaderboard:
+    """Every run of the recipe that has a report, against SFT where it is among them.
+
+    Raises:
+        ArtefactError: no run was evaluated yet.
+    """
+    runs = []
+    for name in recipe.runs():
+        folder = recipe.run_folder(name)
+        if (folder / run_folder.named(PAIRS_FILE, split)).is_file():
+            report = read_json(folder / run_folder.named(run_folder.REPORT_FILE, split))
+            rows = per_user(read_pairs(folder / run_folder.named(PAIRS_FILE, split)))
+            runs.append(Run(name, report, rows))
+    if not runs:
+        raise ArtefactError(
+            f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval"
+        )
+    baseline = "sft" if any(run.name == "sft" for run in runs) else None
+    return build_pair_leaderboard(runs, baseline, recipe.eval.resamples, recipe.seed)
+
+
+def _by_model(
+    bench: workbench.Workbench, asked: Sequence[UserPairs], run: str, progress: Progress
+) -> np.ndarray[Any, Any]:
+    recipe = bench.recipe
+    policy = Policy(workbench.load_policy(bench, recipe.run_folder(run), train=False)).eval()
+    rows = pair_encoder(bench, recipe.prompt_for_eval).encode(asked)
+    n_pairs = sum(len(row.prompts) for row in rows)
+    with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
+        scores = score_pairs(
+            policy,
+            rows,
+            bench.trie,
+            batch=recipe.eval.batch,
+            device=bench.accelerator.device,
+            advance=advance,
+        )
+    return np.concatenate(scores)
+
+
+def _by_popularity(bench: workbench.Workbench, asked: Sequence[UserPairs]) -> np.ndarray[Any, Any]:
+    count_I = bench.prepared.items[COUNT].to_numpy(np.float64)
+    return np.array([[count_I[u.liked], count_I[other]] for u in asked for other in u.others])
+
+
+def _table(
+    frame: pd.DataFrame, asked: Sequence[UserPairs], scores: np.ndarray[Any, Any]
+) -> pd.DataFrame:
+    """One row per pair, as ``report.pairs.SCHEMA`` has it."""
+    times = [len(user.others) for user in asked]
+    table = frame[[ROW, USER_ID, TARGET]].iloc[np.repeat(np.arange(len(frame)), times)]
+    columns: dict[str, Any] = {
+        OTHER: [other for user in asked for other in user.others],
+        SHOWN_FIRST: [first for user in asked for first in user.liked_first],
+        CHOSEN_SCORE: scores[:, 0],
+        REJECTED_SCORE: scores[:, 1],
+    }
+    return table.assign(**columns).reset_index(drop=True)
+
+
+def _trained_users(bench: workbench.Workbench) -> frozenset[str]:
+    """Users with rows that the runs were trained on; none of another domain's."""
+    if bench.recipe.eval.data is not None:
+        return frozenset()
+    splits = [name for name in ("train", PREFERENCE) if name in bench.prepared.splits]
+    return frozenset(user for name in splits for user in bench.prepared.split(name)[USER_ID])
+
+
+def _protocol(
+    bench: workbench.Workbench, frame: pd.DataFrame, run: str, split: str
+) -> PairProtocol:
+    manifest = bench.recipe.run_folder(run) / run_folder.MANIFEST_FILE
+    hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
+    if manifest.is_file():
+        hashes["run"] = sha256(manifest)
+    given = NEGATIVES in frame.columns
+    return PairProtocol(
+        split=split,
+        candidates="as given" if given else "one fixed uniform negative per row",
+        template=Path(bench.recipe.prompt_for_eval.template).name,
+        hashes=hashes,
+    )

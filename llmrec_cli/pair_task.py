@@ -1,0 +1,128 @@
+"""The rank-pair task of a recipe: its rows for a training stage, and for evaluation.
+
+given:  pairs of the source       -> the same pair rows in every epoch
+own:    (history, target) rows    -> one liked item against drawn ones, anew in every epoch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmrec_cli.data.columns import NEGATIVES, PREFERENCE, TITLE, USER_ID
+from llmrec_cli.data.leaves import gather_leaves
+from llmrec_cli.data.negatives import fixed_negatives, owned_entries
+from llmrec_cli.data.prompts import load_rank_template
+from llmrec_cli.engine.batches import AnyRow
+from llmrec_cli.engine.negatives import NegativeSampler, users_of
+from llmrec_cli.engine.pairs import (
+    DrawnPairs,
+    PairEncoder,
+    UserPairs,
+    fixed_pairs,
+    given_pairs,
+    question_rows,
+    require_k,
+    score_pairs,
+)
+from llmrec_cli.engine.rows import PairRow
+from llmrec_cli.engine.supply import Pairs
+from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.recipe_data import PromptSection
+from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.workbench import Workbench, subset
+
+ONE_UNIFORM = Negatives(k=1, draw="uniform")
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """What a training stage works on, whatever its task."""
+
+    rows: Sequence[AnyRow]  # of the rank-pair task: pair rows, or rows to draw pairs for
+    valid_rows: Sequence[AnyRow]
+    rank_valid: Callable[[Any], Mapping[str, float]]  # of a policy in evaluation mode
+    pairs: Pairs | None = None  # of the rank-pair task: completes the rows of an update
+
+
+def pair_stage(
+    bench: Workbench, section: TrainSection, wanted: Negatives | None, *, aligns: bool
+) -> StageRows:
+    """Training and validation rows of a stage.
+
+    Args:
+        wanted: the method's negatives; None: the other candidate of every row is drawn uniformly.
+        aligns: the stage reads the source's pairs to align on, where it has any.
+
+    Raises:
+        DataError: a user has more or fewer pairs than the method takes, or too few items to draw.
+    """
+    prepared, encoder = bench.prepared, pair_encoder(bench, bench.recipe.prompt)
+    frame = prepared.split(PREFERENCE if aligns and PREFERENCE in prepared.splits else "train")
+    valid = subset(prepared.split("valid"), section.validate_rows)
+    valid_rows = _equally_many(encoder.encode(questions(bench, valid, "valid")))
+
+    def rank_valid(policy: Any) -> Mapping[str, float]:
+        device = bench.accelerator.device
+        scores = score_pairs(policy, valid_rows, bench.trie, batch=section.batch, device=device)
+        return {"auc_paired": auc_paired(valid[USER_ID].tolist(), scores)}
+
+    if NEGATIVES in frame.columns:
+        given = encoder.encode(given_pairs(frame))
+        require_k(given, wanted.k if wanted else None, frame[USER_ID].tolist())
+        return StageRows(given, valid_rows, rank_valid, Pairs(_same, _same))
+    sampler = _sampler(bench, frame, wanted or ONE_UNIFORM)
+    own = sampler.require(question_rows(frame))
+    steps_per_epoch = -(-len(own) // section.batch)
+    draw = DrawnPairs(encoder, sampler, bench.recipe.seed, steps_per_epoch)
+    return StageRows(own, valid_rows, rank_valid, Pairs(draw, _same))
+
+
+def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
+    """Encodes pairs of the workbench's catalogue.
+
+    Raises:
+        RecipeError: the template has no wording for the task.
+    """
+    titles = bench.prepared.items[TITLE].fillna("").tolist()
+    template = load_rank_template(prompt.template, Path)
+    return PairEncoder(template, bench.codec, titles, prompt.max_tokens)
+
+
+def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:
+    """The pairs of a validation or test split: the source's, or one fixed uniform one per row."""
+    if NEGATIVES in frame.columns:
+        return given_pairs(frame)
+    entry_I = bench.leaf_of_item.astype(np.int64)
+    owned = owned_entries([bench.prepared.split(name) for name in bench.prepared.splits], entry_I)
+    seed, stream = bench.recipe.seed, f"{split}-pairs"
+    others = fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
+    return fixed_pairs(frame, others, seed)
+
+
+def auc_paired(users: Sequence[str], scores: Sequence[np.ndarray[Any, Any]]) -> float:
+    """Share of users whose chosen answer scores higher, ties 1/2; the mean over a user's pairs."""
+    above = [((s[:, 0] > s[:, 1]) + 0.5 * (s[:, 0] == s[:, 1])) for s in scores]
+    names = np.repeat(users, [len(values) for values in above])
+    return float(pd.Series(np.concatenate(above)).groupby(names).mean().mean())
+
+
+def _sampler(bench: Workbench, frame: pd.DataFrame, wanted: Negatives) -> NegativeSampler:
+    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
+    users = users_of(frame, leaves, wanted.below)
+    return NegativeSampler(wanted, leaves, users, bench.recipe.seed)
+
+
+def _equally_many(rows: Sequence[PairRow]) -> list[PairRow]:
+    """Every user's first k pairs, k what the user with the fewest has: a batch is a rectangle."""
+    k = min((len(row.prompts) for row in rows), default=0)
+    return [replace(row, prompts=row.prompts[:k], answers=row.answers[:k]) for row in rows]
+
+
+def _same(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+    return list(rows)

@@ -1,0 +1,74 @@
+"""What a recipe's task (`[prompt] task`) rules out: problems that no single table can see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmrec_cli.methods import find
+from llmrec_cli.recipe import AlignSection, Recipe
+from llmrec_cli.recipe_train import TrainSection
+
+DRAWS = ("uniform", "popularity", "disliked")  # what a pair's other candidate can be drawn by
+
+
+def task_problems(recipe: Recipe) -> Iterator[str]:
+    """One line per problem, as in ``load_recipe``."""
+    pair = recipe.prompt.task == "rank-pair"
+    if recipe.prompt_for_eval.task != recipe.prompt.task:
+        yield (
+            f'[eval.prompt] task = "{recipe.prompt_for_eval.task}": expected the task that is '
+            f'trained, "{recipe.prompt.task}"'
+        )
+    for table, data in (("data", recipe.data), ("eval.data", recipe.eval.data)):
+        if data is not None and data.format == "rank-pairs" and not pair:
+            yield f'[{table}] format = "rank-pairs": needs [prompt] task = "rank-pair"'
+        if data is not None and data.format == "semantic-ids" and pair:
+            yield f'[{table}] format = "semantic-ids": task "rank-pair" ranks titles; it has none'
+    stages: dict[str, TrainSection] = {"sft.train": recipe.sft.train}
+    stages |= {f"align.{name}.train": section.train for name, section in recipe.align.items()}
+    for table, train in stages.items():
+        yield from _train_problems(table, train, pair)
+    if pair:
+        yield from _template_problems(recipe)
+        for name, baseline in recipe.baseline.items():
+            if baseline.model != "pop":
+                yield f'[baseline.{name}]: ranks the catalogue; task "rank-pair" knows pop only'
+        for name, section in recipe.align.items():
+            yield from _method_problems(name, section, given=recipe.data.format == "rank-pairs")
+
+
+def _train_problems(table: str, train: TrainSection, pair: bool) -> Iterator[str]:
+    if train.select == ("ndcg" if pair else "auc"):
+        expected = '"auc" or "loss"' if pair else '"ndcg" or "loss"'
+        task = "rank-pair" if pair else "generate"
+        yield f'[{table}] select = "{train.select}": task "{task}" needs {expected}'
+    if pair and train.rows == "sequence":
+        yield f'[{table}] rows = "sequence": task "rank-pair" needs "window"'
+
+
+def _template_problems(recipe: Recipe) -> Iterator[str]:
+    for table, prompt in (("prompt", recipe.prompt), ("eval.prompt", recipe.eval.prompt)):
+        if prompt is not None and prompt.template == "sequence":
+            yield (
+                f'[{table}] template = "sequence": task "rank-pair" needs a wording, such as '
+                '"games", "movies" or "items"'
+            )
+
+
+def _method_problems(name: str, section: AlignSection, given: bool) -> Iterator[str]:
+    method = find(section.method)
+    negatives = method.needs(section.options).negatives
+    where = f"[align.{name}]"
+    if method.legal_only(section.options):
+        what = f'method = "{section.method}": looks at the catalogue\'s tokens only'
+        yield f'{where} {what}; task "rank-pair" ranks texts and needs support = "vocab"'
+    elif negatives is None and section.method != "lml":
+        yield (
+            f'{where} method = "{section.method}": task "rank-pair" knows chosen and rejected '
+            "answers; expected dmpo, dpo, sdpo or lml"
+        )
+    elif negatives is not None and negatives.draw not in DRAWS and not given:
+        yield (
+            f'{where} negatives = "{negatives.draw}": task "rank-pair" draws the other candidate '
+            f"without asking a model, by {', '.join(DRAWS)}"
+        )

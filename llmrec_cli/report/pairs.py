@@ -1,0 +1,248 @@
+"""The rank-pair task's figures: two kinds of AUC over the scores of chosen and rejected answers.
+
+Shape suffixes: N scored answers, U users, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmrec_cli.data.columns import ROW, TARGET, USER_ID
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import create_atomically
+from llmrec_cli.report.leaderboard import Leaderboard, Line, Run
+from llmrec_cli.report.report_json import jsonable
+from llmrec_cli.report.statistics import (
+    Interval,
+    bootstrap_means,
+    n_users,
+    paired_difference,
+    times_drawn,
+)
+
+Floats = NDArray[np.float64]
+
+PAIRED, POOLED, FIRST = "auc_paired", "auc_pooled", "first_shown"
+METRICS: Final = (PAIRED, POOLED)
+CHOSEN_SCORE, REJECTED_SCORE = "chosen_score", "rejected_score"
+SHOWN_FIRST, OTHER = "chosen_first", "negative"
+SCHEMA: Final = pa.schema(
+    [
+        pa.field(ROW, pa.int32(), nullable=False),
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(TARGET, pa.int32(), nullable=False),
+        pa.field(OTHER, pa.int32(), nullable=False),
+        pa.field(SHOWN_FIRST, pa.bool_(), nullable=False),
+        pa.field(CHOSEN_SCORE, pa.float64(), nullable=False),
+        pa.field(REJECTED_SCORE, pa.float64(), nullable=False),
+    ]
+)
+DEFINITIONS: Final = {
+    "score": "log pi of an answer after its prompt: summed over its tokens, EOS included, "
+    "normalised over the vocabulary; the chosen answer lists the liked title first",
+    PAIRED: "share of users whose chosen answer scores higher than the rejected one, ties 1/2: the "
+    "mean over a user's pairs, then over users",
+    POOLED: "the paper's AUC: for every pair a coin (of the seed) keeps the chosen answer's score "
+    "as a liked example or the rejected one's as a disliked one; the area under the ROC curve over "
+    "all of them, across users",
+    FIRST: "share of pairs in which the answer that begins with the candidate shown first scores "
+    "higher, ties 1/2: .5 has no habit of position",
+    "low, high": "95 % percentile bootstrap over users (a user with all of his or her rows)",
+    "new_users": "the same figures for users who have no training or preference row",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PairProtocol:
+    """What a figure depends on; two runs compare only where all of it agrees."""
+
+    split: str
+    candidates: str  # where the other candidates come from
+    template: str
+    hashes: Mapping[str, str]  # "data" (compared between runs), "run"
+    task: str = "rank-pair"
+
+
+def per_user(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One row per user, in order of the user's first row: ``auc_paired``; ROW and TARGET of it.
+
+    Args:
+        pairs: the columns of ``SCHEMA``, one row per pair.
+    """
+    chosen, rejected = (pairs[name].to_numpy(np.float64) for name in (CHOSEN_SCORE, REJECTED_SCORE))
+    above = (chosen > rejected) + 0.5 * (chosen == rejected)
+    grouped = pairs.assign(**{PAIRED: above}).groupby(USER_ID, sort=False)
+    return grouped.agg({ROW: "first", TARGET: "first", PAIRED: "mean"}).reset_index()
+
+
+def auc_pooled(pairs: pd.DataFrame, resamples: int, seed: int) -> Interval:
+    """AUC over one example per pair, liked or disliked by a coin; NaN where all are of one kind.
+
+    The interval draws users, each with all of his or her examples.
+    """
+    liked_N = _coins(len(pairs), seed)
+    score_N = np.where(liked_N, pairs[CHOSEN_SCORE], pairs[REJECTED_SCORE]).astype(np.float64)
+    user_N, users = pd.factorize(pairs[USER_ID], sort=True)
+    mean = float(_weighted_auc(score_N, liked_N, np.ones((1, len(score_N))))[0])
+    if len(users) == 1:
+        return Interval(mean, float("nan"), float("nan"))
+    draws = times_drawn(len(users), resamples, np.random.default_rng(seed))
+    drawn_B = np.concatenate([_weighted_auc(score_N, liked_N, w[:, user_N]) for w in draws])
+    low, high = np.nanquantile(drawn_B, (0.025, 0.975)) if mean == mean else (mean, mean)
+    return Interval(mean, float(low), float(high))
+
+
+def _coins(n: int, seed: int) -> NDArray[np.bool_]:
+    key = np.array([seed % 2**64, crc32(b"pooled-auc")], np.uint64)
+    words = np.random.Philox(key=key).random_raw(n)
+    return (words >> np.uint64(63)).astype(bool)
+
+
+def _weighted_auc(score_N: Floats, liked_N: NDArray[np.bool_], weight_BN: Floats) -> Floats:
+    """AUC of examples that count ``weight`` times, ties 1/2; NaN without one of the two kinds."""
+    order_N = np.argsort(score_N, kind="stable")
+    starts = np.flatnonzero(np.diff(score_N[order_N], prepend=np.nan) != 0)  # of equal scores
+    liked_BV = np.add.reduceat((weight_BN * liked_N)[:, order_N], starts, axis=1)
+    disliked_BV = np.add.reduceat((weight_BN * ~liked_N)[:, order_N], starts, axis=1)
+    below_BV = disliked_BV.cumsum(1) - disliked_BV / 2
+    n_pairs_B = liked_BV.sum(1) * disliked_BV.sum(1)
+    with np.errstate(invalid="ignore"):
+        areas_B: Floats = (liked_BV * below_BV).sum(1) / n_pairs_B
+    return areas_B
+
+
+def first_shown(pairs: pd.DataFrame) -> float:
+    """Share of pairs decided for the candidate that the prompt shows first, ties 1/2."""
+    gap = pairs[CHOSEN_SCORE].to_numpy() - pairs[REJECTED_SCORE].to_numpy()
+    towards_first = np.where(pairs[SHOWN_FIRST], gap, -gap)
+    return float(((towards_first > 0) + 0.5 * (towards_first == 0)).mean())
+
+
+def figures(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+    """Counts and metrics of some pairs; intervals as dictionaries of mean, low and high."""
+    paired = bootstrap_means(per_user(pairs), [PAIRED], resamples, seed)[PAIRED]
+    pooled = auc_pooled(pairs, resamples, seed)
+    return {
+        "rows": int(pairs[ROW].nunique()),
+        "users": n_users(pairs),
+        "pairs": len(pairs),
+        "metrics": {PAIRED: asdict(paired), POOLED: asdict(pooled)},
+        FIRST: first_shown(pairs),
+    }
+
+
+def build_pair_report(
+    pairs: pd.DataFrame,
+    protocol: PairProtocol,
+    trained_users: frozenset[str] = frozenset(),
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A run's figures, ready for ``json.dump``.
+
+    Args:
+        pairs: the columns of ``SCHEMA``.
+        trained_users: where some of the evaluated users are among them, the others' figures stand
+            apart as ``new_users``.
+    """
+    report = figures(pairs, resamples, seed) | {
+        "protocol": asdict(protocol),
+        "bootstrap": {"resamples": resamples, "seed": seed},
+        "definitions": DEFINITIONS,
+    }
+    new = pairs[~pairs[USER_ID].isin(trained_users)]
+    if 0 < len(new) < len(pairs):
+        report["new_users"] = figures(new, resamples, seed)
+    plain: dict[str, Any] = jsonable(report)
+    return plain
+
+
+def build_pair_leaderboard(
+    runs: Sequence[Run], baseline: str | None, resamples: int = 2000, seed: int = 0
+) -> Leaderboard:
+    """Runs side by side with the difference of ``auc_paired`` from a baseline run's.
+
+    Args:
+        runs: their ``rows`` as ``per_user`` makes them.
+        baseline: name of one of them, or None.
+
+    Raises:
+        ArtefactError: the runs were evaluated under different protocols or on different rows.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        _require_same(first, run)
+    base = next((run for run in runs if run.name == baseline), None)
+    return Leaderboard(
+        split=first.report["protocol"]["split"],
+        seen=None,
+        candidates=f"two candidates ({first.report['protocol']['candidates']})",
+        n_rows=first.report["rows"],
+        n_users=first.report["users"],
+        metrics=METRICS,
+        compared=PAIRED,
+        baseline=baseline,
+        lines=tuple(_line(run, base, resamples, seed) for run in runs),
+    )
+
+
+def _line(run: Run, base: Run | None, resamples: int, seed: int) -> Line:
+    metrics = {
+        name: Interval(**{k: float("nan") if v is None else v for k, v in ends.items()})
+        for name, ends in run.report["metrics"].items()
+    }
+    if base is None or run is base:
+        return Line(run.name, metrics, None)
+    difference = paired_difference(run.rows, base.rows, PAIRED, resamples, seed)
+    return Line(run.name, metrics, difference)
+
+
+def _require_same(first: Run, run: Run) -> None:
+    ours, theirs = (r.report["protocol"] for r in (first, run))
+    for key in ("task", "split", "candidates", "template"):
+        if ours.get(key) != theirs.get(key):
+            raise ArtefactError(
+                f"{run.name} and {first.name} do not compare: {key} = {theirs.get(key)} and "
+                f"{ours.get(key)}"
+            )
+    if ours["hashes"].get("data") != theirs["hashes"].get("data"):
+        raise ArtefactError(f"{run.name} and {first.name} do not compare: prepared data differ")
+
+
+def write_pairs(path: Path, pairs: pd.DataFrame) -> None:
+    """Write the scores of every pair, in order; the file appears complete or not at all.
+
+    Raises:
+        ArtefactError: a score is NaN.
+        MachineError: the disk or its permissions refuse.
+    """
+    if pairs[[CHOSEN_SCORE, REJECTED_SCORE]].isna().any(axis=None):
+        raise ArtefactError(f"{path}: a score is NaN; expected log-probabilities")
+    arrays = [pa.array(pairs[field.name], type=field.type) for field in SCHEMA]
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    create_atomically(path, lambda stream: pq.write_table(table, stream, compression="zstd"))
+
+
+def read_pairs(path: Path) -> pd.DataFrame:
+    """The scores of every pair.
+
+    Raises:
+        ArtefactError: the file is missing, damaged, or lacks a column.
+    """
+    try:
+        table = pq.read_table(path)
+        frame: pd.DataFrame = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+    except (FileNotFoundError, KeyError, ValueError, pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtefactError(f"{path}: not a file of scored pairs: {reason}") from error
+    return frame

@@ -1,0 +1,167 @@
+"""AUC of pairs: by hand, against the tensors' definition, and side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.report.leaderboard import Run, to_text
+from llmrec_cli.report.pairs import (
+    METRICS,
+    PairProtocol,
+    _coins,
+    _weighted_auc,
+    auc_pooled,
+    build_pair_leaderboard,
+    build_pair_report,
+    first_shown,
+    per_user,
+    read_pairs,
+    write_pairs,
+)
+from llmrec_cli.tensors import ranking
+
+PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"})
+
+
+def pairs(*rows: tuple[str, float, float], first: bool = True) -> pd.DataFrame:
+    users, chosen, rejected = zip(*rows, strict=True)
+    columns = {"row": range(len(rows)), "user_id": users, "target": 0, "negative": 1}
+    scores = {"chosen_first": first, "chosen_score": chosen, "rejected_score": rejected}
+    return pd.DataFrame(columns | scores)
+
+
+# user a: won and tied (.75); user b: lost (0); user c: won (1) -> mean over users 1.75 / 3
+BY_HAND = pairs(("a", -1.0, -2.0), ("b", -3.0, -1.0), ("a", -2.0, -2.0), ("c", -1.5, -4.0))
+
+
+def test_paired_auc_by_hand() -> None:
+    users = per_user(BY_HAND)
+    assert dict(zip(users["user_id"], users["auc_paired"], strict=True)) == {
+        "a": 0.75,
+        "b": 0.0,
+        "c": 1.0,
+    }
+    report = build_pair_report(BY_HAND, PROTOCOL, resamples=100)
+    assert report["metrics"]["auc_paired"]["mean"] == pytest.approx(1.75 / 3)
+    assert (report["rows"], report["users"], report["pairs"]) == (4, 3, 4)
+
+
+def test_pooled_auc_by_hand() -> None:
+    """Liked 3 and 1, disliked 2 and 1: of four comparisons 3 > 2, 3 > 1, 1 = 1 and 1 < 2."""
+    score_N, liked_N = np.array([3.0, 1.0, 2.0, 1.0]), np.array([True, True, False, False])
+    assert _weighted_auc(score_N, liked_N, np.ones((1, 4)))[0] == pytest.approx(2.5 / 4)
+    doubled = np.array([[2.0, 1.0, 1.0, 1.0]])  # the user with 3 is drawn twice
+    assert _weighted_auc(score_N, liked_N, doubled)[0] == pytest.approx(4.5 / 6)
+    assert np.isnan(_weighted_auc(score_N, np.ones(4, bool), np.ones((1, 4)))[0])
+
+
+def many(n: int = 400, gap: float = 0.5, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    chosen, rejected = rng.normal(gap, 1, n).round(1), rng.normal(0, 1, n).round(1)
+    return pairs(
+        *((f"u{i // 2}", c, r) for i, (c, r) in enumerate(zip(chosen, rejected, strict=True)))
+    )
+
+
+def test_the_pooled_auc_is_the_tensors() -> None:
+    frame = many()
+    liked = _coins(len(frame), seed=3)
+    scores = np.where(liked, frame["chosen_score"], frame["rejected_score"])
+    expected = ranking.auc_pooled(torch.tensor(scores), torch.tensor(liked))
+    assert auc_pooled(frame, 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
+    assert 0.4 < liked.mean() < 0.6
+    assert not np.array_equal(liked, _coins(len(frame), seed=4))
+
+
+def test_the_paired_auc_is_the_tensors() -> None:
+    frame = many().assign(user_id=[f"u{i}" for i in range(400)])
+    scores = (torch.tensor(frame[name].to_numpy()) for name in ("chosen_score", "rejected_score"))
+    expected = ranking.auc_paired(*scores).mean()
+    assert per_user(frame)["auc_paired"].mean() == pytest.approx(float(expected))
+
+
+def test_the_pooled_interval_draws_users() -> None:
+    """Against resampling done plainly: users with all of their rows, AUC anew."""
+    frame = many(n=120)
+    interval = auc_pooled(frame, resamples=600, seed=0)
+    liked = _coins(len(frame), 0)
+    score = np.where(liked, frame["chosen_score"], frame["rejected_score"])
+    rng, users = np.random.default_rng(5), frame["user_id"].unique()
+    places = {user: np.flatnonzero(frame["user_id"] == user) for user in users}
+    slow = []
+    for _ in range(600):
+        at = np.concatenate([places[u] for u in rng.choice(users, len(users))])
+        slow.append(ranking.auc_pooled(torch.tensor(score[at]), torch.tensor(liked[at])))
+    assert interval.low == pytest.approx(np.quantile(slow, 0.025), abs=0.03)
+    assert interval.high == pytest.approx(np.quantile(slow, 0.975), abs=0.03)
+    assert interval.low < interval.mean < interval.high
+
+
+def test_a_model_that_always_takes_the_first_is_seen() -> None:
+    shown = pairs(("a", 2.0, 1.0), ("b", 1.0, 2.0), ("c", 1.0, 1.0))
+    assert first_shown(shown) == 0.5
+    assert first_shown(shown.assign(chosen_first=[True, False, True])) == pytest.approx(2.5 / 3)
+
+
+def test_users_that_training_did_not_show_stand_apart() -> None:
+    report = build_pair_report(BY_HAND, PROTOCOL, frozenset({"a", "x"}), resamples=100)
+    assert report["new_users"]["users"] == 2
+    assert report["new_users"]["metrics"]["auc_paired"]["mean"] == 0.5
+    assert "new_users" not in build_pair_report(BY_HAND, PROTOCOL, resamples=100)
+    assert "new_users" not in build_pair_report(BY_HAND, PROTOCOL, frozenset("abc"), resamples=100)
+    json.dumps(report, allow_nan=False)
+
+
+def run(name: str, frame: pd.DataFrame, protocol: PairProtocol = PROTOCOL) -> Run:
+    return Run(name, build_pair_report(frame, protocol, resamples=200), per_user(frame))
+
+
+def test_the_leaderboard_compares_with_sft() -> None:
+    base, better = many(gap=0.0), many(gap=2.0)
+    board = build_pair_leaderboard([run("sft", base), run("align-dmpo", better)], "sft", 200)
+    assert board.metrics == METRICS
+    assert board.lines[0].difference is None
+    gain = board.lines[1].difference
+    assert gain is not None
+    assert gain.low > 0
+    delta = per_user(better)["auc_paired"].mean() - per_user(base)["auc_paired"].mean()
+    assert gain.mean == pytest.approx(delta)
+    text = to_text(board)
+    assert text.startswith("test: 400 rows of 200 users, two candidates (as given)\n")
+    assert "AUC_PAIRED" in text
+    assert "seen =" not in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PairProtocol("valid", "as given", "games", {"data": "1"}),
+        PairProtocol("test", "as given", "movies", {"data": "1"}),
+        PairProtocol("test", "as given", "games", {"data": "2"}),
+    ],
+)
+def test_different_protocols_do_not_compare(other: PairProtocol) -> None:
+    runs = [run("sft", BY_HAND), run("align-dmpo", BY_HAND, other)]
+    with pytest.raises(ArtefactError, match="align-dmpo and sft do not compare"):
+        build_pair_leaderboard(runs, "sft", 100)
+
+
+def test_scored_pairs_come_back_from_disk(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.parquet", BY_HAND)
+    back = read_pairs(tmp_path / "pairs.parquet")
+    assert back["chosen_score"].tolist() == BY_HAND["chosen_score"].tolist()
+    assert back["user_id"].tolist() == BY_HAND["user_id"].tolist()
+    with pytest.raises(ArtefactError, match="a score is NaN"):
+        write_pairs(tmp_path / "x.parquet", pairs(("a", float("nan"), 0.0)))
+    assert not (tmp_path / "x.parquet").exists()
+    (tmp_path / "pairs.parquet").write_bytes(b"no")
+    for name in ("pairs.parquet", "missing.parquet"):
+        with pytest.raises(ArtefactError, match=f"{name}: not a file of scored pairs"):
+            read_pairs(tmp_path / name)
