@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.table import Row
 
-SUITES = ("loss_head", "training_step", "decoding", "reading")
+SUITES = ("loss_head", "training_step", "preferences", "cross_layer", "decoding", "reading")
 FLOORS = Path(__file__).with_name("floors.json")
 
 

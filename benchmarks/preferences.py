@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
 from benchmarks.training_step import Problem, Shape, draw_problem
-from llmrec_cli.engine.batches import Collator, MicroBatch
+from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.reference import with_reference
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.methods import find

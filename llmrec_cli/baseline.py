@@ -6,7 +6,9 @@ in one causal pass), with the same validation rows and the same choice of a chec
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
-from safetensors.torch import save_file as save_tensors
 
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.data.columns import HISTORY, TARGET, USER
+from llmrec_cli.engine.checkpoint import WEIGHTS, write_tensors
 from llmrec_cli.engine.loop import Job, train
-from llmrec_cli.engine.rows import PromptEncoder, sequence_rows, window_rows
-from llmrec_cli.errors import RecipeError
-from llmrec_cli.files import check_folder, sha256, write_folder
+from llmrec_cli.engine.rows import PromptEncoder, window_rows
+from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.files import check_folder, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.models.itemknn import fit_itemknn, score_itemknn, similarities
-from llmrec_cli.models.sequential import Sequential, build_sequential
+from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import BaselineSection, ItemknnOptions, PopOptions
+from llmrec_cli.recipe_baseline import ItemknnOptions, PopOptions
 from llmrec_cli.tensors.ranking import hit_at, ndcg_at
 from llmrec_cli.tensors.trie import build_trie
 
@@ -38,7 +40,7 @@ Scores = NDArray[np.float32]
 Score = Callable[[Sequence[Sequence[int]]], Scores]
 """Histories (catalogue indices, oldest first) to the score of every leaf: [rows, leaves]."""
 
-WEIGHTS = "weights.safetensors"
+MODEL = "model"
 
 
 def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
@@ -52,43 +54,44 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
             f'[prompt] task = "{recipe.prompt.task}": conventional models rank the catalogue; '
             'expected task "generate"'
         )
-    run, section = f"baseline-{name}", recipe.baseline[name]
+    run = f"baseline-{name}"
     folder = recipe.run_folder(run)
     if resume and run_folder.is_done(folder):
         run_folder.require_same_settings(recipe, run)
         progress.say(f"{folder}: already finished")
         return folder
     bench = workbench.open_workbench(recipe, progress)
-    facts = {
-        "prepared": sha256(recipe.prepared / "manifest.json"),
-        "leaves": bench.trie.n_leaves,
-    }
-    run_folder.open_run(recipe, run, facts, resume=resume)
-    outcome = _fit(bench, section, folder, run, resume=resume, progress=progress)
+    run_folder.open_run(recipe, run, _facts(bench), resume=resume)
+    outcome = _fit(bench, name, folder, resume=resume, progress=progress)
     run_folder.finish(folder, outcome)
     return folder
 
 
+def _facts(bench: workbench.Workbench) -> dict[str, Any]:
+    """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
+    and how leaves are numbered."""
+    return {
+        "prepared": sha256(bench.recipe.prepared / "manifest.json"),
+        "leaves": bench.trie.n_leaves,
+        "catalogue": hashlib.sha256(bench.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
+    }
+
+
 def _fit(
-    bench: workbench.Workbench,
-    section: BaselineSection,
-    folder: Path,
-    run: str,
-    *,
-    resume: bool,
-    progress: Progress,
+    bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    options = section.options
+    options = bench.recipe.baseline[name].options
     if isinstance(options, PopOptions):
-        return {}
+        return {}  # training counts stand in the prepared folder
     if isinstance(options, ItemknnOptions):
         users = _items_of_users(bench)
         arrays = fit_itemknn(
             users, bench.trie.n_leaves, neighbours=options.neighbours, shrink=options.shrink
         )
-        write_folder(folder / "model", lambda at: save_file(arrays, at / WEIGHTS))
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        write_tensors(folder / MODEL, tensors, bench.accelerator)
         return {}
-    return _train(bench, section, folder, run, resume=resume, progress=progress)
+    return _train(bench, name, folder, resume=resume, progress=progress)
 
 
 def _items_of_users(bench: workbench.Workbench) -> list[list[int]]:
@@ -102,17 +105,18 @@ def _items_of_users(bench: workbench.Workbench) -> list[list[int]]:
 
 
 def _train(
-    bench: workbench.Workbench,
-    section: BaselineSection,
-    folder: Path,
-    run: str,
-    *,
-    resume: bool,
-    progress: Progress,
+    bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    recipe, encoder = bench.recipe, _encoder(bench)
-    model = _build(bench, section).to(bench.accelerator.device)
-    valid = workbench.subset(bench.prepared.split("valid"), section.train.validate_rows)
+    section = bench.recipe.baseline[name].train
+    model = _build(bench, name).to(bench.accelerator.device)
+    bench = replace(bench, encoder=_encoder(bench))  # the same rows, as leaf numbers
+    rows = bench.training_rows(section.rows)
+    valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
+    for split, count in (("training", len(rows)), ("validation", len(valid))):
+        if count == 0:
+            raise DataError(
+                f"{bench.prepared.folder}: no {split} rows; loosen data.k_core or the split"
+            )
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     position = train(
         Job(
@@ -120,20 +124,19 @@ def _train(
             method=method,
             options=method.options(),
             trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]),
-            train_rows=sequence_rows(bench.prepared.split("train"), encoder, recipe.data.history),
-            valid_rows=window_rows(valid, encoder),
+            train_rows=rows,
+            valid_rows=window_rows(valid, bench.encoder),
             rank_valid=lambda: _validation_metrics(bench, model, valid),
-            section=section.train,
-            seed=recipe.seed,
+            section=section,
+            seed=bench.recipe.seed,
             folder=folder,
             accelerator=bench.accelerator,
             progress=progress,
-            label=run,
+            label=f"baseline-{name}",
         ),
         resume=resume,
     )
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_folder(folder / "model", lambda at: save_tensors(state, at / WEIGHTS))
+    write_tensors(folder / MODEL, model.state_dict(), bench.accelerator)
     return {
         "steps": position.step,
         "best_step": position.best_step,
@@ -147,36 +150,40 @@ def load_sequential(bench: workbench.Workbench, name: str) -> Sequential:
     """The finished sequential model of ``[baseline.NAME]``, in evaluation mode.
 
     Raises:
-        ArtefactError: it is not finished, or damaged; the message says what to run.
-        RecipeError: the model has no vector of a history (pop, itemknn).
+        ArtefactError: it is not finished (the message says what to run), damaged, or made with
+            other settings.
+        RecipeError: the model has no state of a history (pop, itemknn).
     """
-    section = bench.recipe.baseline[name]
-    if isinstance(section.options, PopOptions | ItemknnOptions):
-        raise RecipeError(
-            f"[baseline.{name}] model = {section.model!r}: has no state of a history; expected "
-            "sasrec, gru4rec or caser"
-        )
-    folder = run_folder.require_done(bench.recipe, f"baseline-{name}") / "model"
-    check_folder(folder)
-    model = _build(bench, section)
-    model.load_state_dict(load_tensors(folder / WEIGHTS))
+    model = _build(bench, name)
+    model.load_state_dict(load_tensors(_finished(bench, name) / WEIGHTS))
     return model.to(bench.accelerator.device).eval()
+
+
+def _finished(bench: workbench.Workbench, name: str) -> Path:
+    """The stored model of a finished run, intact and made for this catalogue with these settings.
+
+    Raises:
+        ArtefactError: it is not; the message says what differs, or what to run.
+    """
+    run = f"baseline-{name}"
+    folder = run_folder.require_done(bench.recipe, run)
+    run_folder.require_fit(bench.recipe, run, _facts(bench))
+    check_folder(folder / MODEL)
+    return folder / MODEL
 
 
 def load_scorer(bench: workbench.Workbench, name: str) -> Score:
     """Scores of every leaf: log-probabilities of the neural models, similarities of ItemKNN.
 
     Raises:
-        ArtefactError: the run is not finished, or damaged.
+        ArtefactError: the run is not finished, damaged, or made with other settings.
     """
     options = bench.recipe.baseline[name].options
     if not isinstance(options, ItemknnOptions):
         model = load_sequential(bench, name)
         encoder = _encoder(bench)
         return lambda histories: _log_probs(model, encoder, histories).cpu().numpy()
-    folder = run_folder.require_done(bench.recipe, f"baseline-{name}") / "model"
-    check_folder(folder)
-    similar_LL = similarities(load_file(folder / WEIGHTS))
+    similar_LL = similarities(load_file(_finished(bench, name) / WEIGHTS))
     leaf_of_item = bench.leaf_of_item
 
     def score(histories: Sequence[Sequence[int]]) -> Scores:
@@ -205,16 +212,18 @@ def _log_probs(
 def _validation_metrics(
     bench: workbench.Workbench, model: Sequential, frame: pd.DataFrame
 ) -> dict[str, float]:
-    """HR and NDCG at the largest cut-off, the history kept, as for the language models."""
+    """HR and NDCG at the largest cut-off, the history kept, as for the language models.
+
+    Ties count against the target: a model that scores all entries alike has found none of them.
+    """
     cutoff = max(bench.recipe.eval.cutoffs)
-    encoder = _encoder(bench)
     leaf_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
     ranks = []
     histories = frame[HISTORY].tolist()
     for start in range(0, len(histories), 512):
-        score_BF = _log_probs(model, encoder, histories[start : start + 512]).cpu()
+        score_BF = _log_probs(model, bench.encoder, histories[start : start + 512]).cpu()
         target_B1 = score_BF.gather(1, leaf_B[start : start + 512, None])
-        ranks.append(1 + (score_BF > target_B1).sum(1))
+        ranks.append((score_BF >= target_B1).sum(1))
     rank_B = torch.cat(ranks)
     return {
         f"ndcg@{cutoff}": float(ndcg_at(rank_B, cutoff).mean()),
@@ -222,9 +231,16 @@ def _validation_metrics(
     }
 
 
-def _build(bench: workbench.Workbench, section: BaselineSection) -> Sequential:
+def _build(bench: workbench.Workbench, name: str) -> Sequential:
+    section = bench.recipe.baseline[name]
+    options = section.options
+    if not isinstance(options, SequentialOptions):
+        raise RecipeError(
+            f'[baseline.{name}] model = "{section.model}": has no state of a history to score '
+            "items from; expected sasrec, gru4rec or caser"
+        )
     longest = bench.recipe.data.history + 1
-    return build_sequential(section.options, bench.trie.n_leaves, longest, bench.recipe.seed)  # type: ignore[arg-type] # pop and itemknn are handled before
+    return build_sequential(options, bench.trie.n_leaves, longest, bench.recipe.seed)
 
 
 def _encoder(bench: workbench.Workbench) -> PromptEncoder:

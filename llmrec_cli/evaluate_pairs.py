@@ -15,7 +15,7 @@ from llmrec_cli.data.columns import COUNT, NEGATIVES, PREFERENCE, ROW, TARGET, U
 from llmrec_cli.engine.pairs import UserPairs, score_pairs
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json, sha256, write_json
-from llmrec_cli.models.backbone import Policy
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.pair_task import pair_encoder, questions
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe

@@ -13,28 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from llmrec_cli import run_folder
-from llmrec_cli.baseline import WEIGHTS, load_sequential
+from llmrec_cli.baseline import load_sequential
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.engine.batches import AnyRow, Collator, Masses, rows_of_step
+from llmrec_cli.engine.batches import rows_of_step
+from llmrec_cli.engine.checkpoint import WEIGHTS
+from llmrec_cli.engine.collate import Collator, Masses
 from llmrec_cli.engine.item_scores import (
-    ItemScores,
+    ItemScoreTable,
     fingerprint_of_rows,
     history_vectors,
     stored_vectors,
     target_starts,
+    without_history,
 )
 from llmrec_cli.engine.loop import updates
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
-from llmrec_cli.engine.rows import Row, as_windows
+from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.files import sha256
 from llmrec_cli.methods.contract import Method, Needs
+from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe_train import TrainSection
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
@@ -240,7 +241,7 @@ def _masses(
         def of(part: Sequence[Row]) -> LeafMass:
             probability_AF = table.probabilities([row.number for row in part])
             if wanted.history == "zero":
-                _forget_history(probability_AF, part, bench)
+                probability_AF = without_history(probability_AF, part, bench.leaf_of_item)
             return leaf_mass(probability_AF.to(bench.accelerator.device), ranges)
 
         return of
@@ -251,39 +252,44 @@ def _masses(
     )
 
 
-def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) -> ItemScores:
+def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) -> ItemScoreTable:
     """Item probabilities of every target's own history, by ``[baseline.name]``; made once.
 
     Raises:
         ArtefactError: the model is not finished; the message says what to run.
+        RecipeError: no such table, or a model without a state of a history (pop, itemknn).
     """
     recipe = bench.recipe
-    if name not in recipe.baseline:
-        raise RecipeError(
-            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table"
-        )
-    run = run_folder.require_done(recipe, f"baseline-{name}")
+    model = _scorer(bench, name)
     facts = {
-        "model": sha256(run / "model" / WEIGHTS),
+        "model": sha256(recipe.run_folder(f"baseline-{name}") / "model" / WEIGHTS),
         "prepared": sha256(recipe.prepared / "manifest.json"),
         "rows": fingerprint_of_rows(rows),
     }
     folder = recipe.folder / "scores" / f"{name}-{split}-{facts['rows'][:12]}"
-    model = load_sequential(bench, name)
     vectors_QD = stored_vectors(
         folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item)
     )
-    return ItemScores(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
+    return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
 
 
-def _forget_history(probability_AF: torch.Tensor, rows: Sequence[Row], bench: Workbench) -> None:
-    """Zero the entries of each target's history, the target's own entry apart."""
-    leaf_of_item_I = bench.leaf_of_item
-    windows = (window for row in rows for window in as_windows(row, bench.catalogue))
-    for at, window in enumerate(windows):
-        seen = set(leaf_of_item_I[list(window.history)].tolist())
-        gone = seen - {int(leaf_of_item_I[window.targets[0]])}
-        probability_AF[at, sorted(gone)] = 0
+def check_scorer(stage: Stage) -> None:
+    """Refuse, before anything is written, item scores that cannot be had.
+
+    Raises:
+        ArtefactError, RecipeError: as ``item_scores``.
+    """
+    if wanted := stage.needs.item_scores:
+        _scorer(stage.bench, wanted.model)
+
+
+def _scorer(bench: Workbench, name: str) -> Sequential:
+    if name not in bench.recipe.baseline:
+        raise RecipeError(
+            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
+            f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
+        )
+    return load_sequential(bench, name)
 
 
 def _catalogue_rows(rows: Sequence[AnyRow]) -> list[Row]:

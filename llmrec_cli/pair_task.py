@@ -18,7 +18,6 @@ from llmrec_cli.data.columns import NEGATIVES, PREFERENCE, TITLE, USER_ID
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
 from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.engine.batches import AnyRow
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.pairs import (
     DrawnPairs,
@@ -30,7 +29,7 @@ from llmrec_cli.engine.pairs import (
     require_k,
     score_pairs,
 )
-from llmrec_cli.engine.rows import PairRow
+from llmrec_cli.engine.rows import AnyRow, PairRow
 from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.recipe_data import PromptSection

@@ -1,8 +1,8 @@
 """Recipes: one TOML file is one experiment, read by every subcommand.
 
 The models are strict: unknown keys, wrong types and values out of range are refused.  Nothing here
-imports torch.  ``recipe_file.py`` reads files, applies ``extends`` and overrides, and reports every
-problem at once.
+imports torch.  ``recipe_file.py`` reads files, applies ``extends`` and overrides; every problem is
+reported at once (``recipe_problems.py``).
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ BASELINES: dict[str, type[Options]] = {
     "caser": CaserOptions,
 }
 
+UNTRAINED = ("pop", "itemknn")  # counted, not trained
+
 OWN_TRAIN: dict[str, Any] = {
     "rows": "sequence",
     "epochs": 60,
@@ -86,9 +88,13 @@ OWN_TRAIN: dict[str, Any] = {
     "validate_every": 2,
     "patience": 5,
 }
-"""Where a conventional model trains unlike a language model.  How validation rows are chosen, what
-selects a checkpoint and what is kept (``validate_rows``, ``select``, ``keep``) is `[train]`'s, the
-same for all."""
+"""How a conventional model trains where its own table is silent.  Nothing of this comes from
+`[train]`: a language model's rate or ``max_steps`` would make a weak rival."""
+
+SHARED_TRAIN = ("validate_rows", "select", "keep")
+"""What `[train]` sets for all: a checkpoint is chosen on the same validation rows by the same
+figure, and training stops by the same rule.  ``patience`` counts validations, which come at other
+distances here, so its number is the model's own."""
 
 
 class BaselineSection(Section):

@@ -16,6 +16,7 @@ from llmrec_cli import __version__
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import machine_errors, read_json, write_atomically, write_json
 from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_baseline import UNTRAINED
 
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
 PREDICTIONS_FILE, REPORT_FILE = "predictions.parquet", "report.json"
@@ -66,10 +67,25 @@ def settings(recipe: Recipe, run: str) -> dict[str, Any]:
     """The part of a recipe that a training run depends on."""
     plain = recipe.resolved()
     kind, _, name = run.partition("-")
+    if kind == "baseline":
+        return _baseline_settings(plain, name)
     stage = plain["sft"] if run == "sft" else plain[kind][name]
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
     chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
     return {**shared, "stage": stage, "eval": chosen_by}
+
+
+def _baseline_settings(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A conventional model knows no prompt and no decoder; one without training, nothing but data.
+
+    (What it knows of the language model is the catalogue's entries, a fact of the run.)
+    """
+    stage = dict(plain["baseline"][name])
+    if stage["model"] in UNTRAINED:
+        del stage["train"]
+        return {"data": plain["data"], "stage": stage}
+    cutoffs = {"cutoffs": plain["eval"]["cutoffs"]}
+    return {"seed": plain["seed"], "data": plain["data"], "stage": stage, "eval": cutoffs}
 
 
 def circumstances() -> dict[str, Any]:
@@ -105,6 +121,21 @@ def require_same_settings(recipe: Recipe, run: str) -> None:
     folder = recipe.run_folder(run)
     recorded = {"settings": read_json(folder / MANIFEST_FILE)["settings"], "facts": {}}
     _check_same(folder, recorded, {"settings": settings(recipe, run), "facts": {}})
+
+
+def require_fit(recipe: Recipe, run: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a finished run of another stage table, or one that stands on other facts.
+
+    What only chose among its checkpoints (``[eval]``) may differ.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    folder = recipe.run_folder(run)
+    recorded = read_json(folder / MANIFEST_FILE)
+    before = {"settings": {"stage": recorded["settings"]["stage"]}, "facts": recorded["facts"]}
+    now = {"settings": {"stage": settings(recipe, run)["stage"]}, "facts": dict(facts)}
+    _check_same(folder, before, now)
 
 
 def require_done(recipe: Recipe, run: str) -> Path:

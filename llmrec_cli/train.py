@@ -13,7 +13,7 @@ from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
-from llmrec_cli.models.backbone import Policy
+from llmrec_cli.models.policy import Policy, check_depth
 from llmrec_cli.pair_task import StageRows, pair_stage
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
@@ -54,6 +54,9 @@ def train_stage(
             f'[{run.replace("-", ".", 1)}] parent = "base": {method} is measured against the model '
             'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
+    if stage.needs.hidden_states:
+        check_depth(workbench.base_config(recipe), stage.needs.hidden_states)
+    needs.check_scorer(stage)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))

@@ -175,6 +175,11 @@ def base_source(recipe: Recipe) -> str:
     return str(recipe.folder / "base") if own else recipe.model.backbone
 
 
+def base_config(recipe: Recipe) -> Any:
+    """The architecture of the weights below everything that is trained."""
+    return backbone.load_config(base_source(recipe), recipe.model.revision)
+
+
 def load_policy(bench: Workbench, parent: Path | None, *, train: bool, dropout: bool = True) -> Any:
     """The model of a finished run, or the base itself where ``parent`` is None.
 

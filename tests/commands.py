@@ -12,11 +12,15 @@ SMALL = [
     "data.sample.test=60",
     "data.history=5",
     "model.scratch.hidden=16",
-    "model.scratch.layers=1",
+    "model.scratch.layers=2",
     "model.scratch.feed_forward=16",
     "model.scratch.vocabulary=400",
     "train.epochs=2",
     "train.batch=32",
+    "train.validate_rows=20",
+    *(f"baseline.{name}.hidden=16" for name in ("sasrec", "gru4rec", "caser")),
+    *(f"baseline.{name}.train.epochs=2" for name in ("sasrec", "gru4rec", "caser")),
+    *(f"align.{name}.train.max_steps=2" for name in ("dmpo", "sdpo", "dpo")),
     "eval.resamples=100",
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from llmrec_cli import cli
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 
-COMMANDS = ("prepare", "validate", "sft", "align", "eval", "run", "sample")
+COMMANDS = ("prepare", "validate", "baseline", "sft", "align", "eval", "run", "sample")
 
 
 def llmrec(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -86,6 +86,8 @@ def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
         (["prepare", "nowhere.toml"], "no such recipe"),
         (["sft", "quickstart", "train.epoch=1"], "Did you mean epochs?"),
         (["align", "--method", "mls", "quickstart"], "Did you mean msl?"),
+        (["baseline", "--model", "sasrek", "quickstart"], "Did you mean sasrec?"),
+        (["eval", "quickstart", "--run", "baseline-caser"], "llmrec baseline --model caser"),
         (["eval", "quickstart", "--run", "align-msl"], "run first: llmrec align --method msl"),
         (["eval", "quickstart", "--run", "nothing"], "nothing"),
         (["sft", "quickstart"], "not a prepared folder"),

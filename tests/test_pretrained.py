@@ -28,7 +28,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             vocab_size=len(tokenizer),
             hidden_size=16,
             intermediate_size=16,
-            num_hidden_layers=1,
+            num_hidden_layers=2,
             num_attention_heads=2,
         )
     )
@@ -53,7 +53,12 @@ def test_a_pretrained_model_with_a_text_prompt(
         "align.msl.tau=ats",
         "train.epochs=1",
     ]
-    shown = ok(llmrec(tmp_path, "run", "quickstart", *words))
+    ok(llmrec(tmp_path, "prepare", "quickstart", *words))
+    ok(llmrec(tmp_path, "sft", "quickstart", *words))
+    for method in ("msl", "dmpo"):
+        ok(llmrec(tmp_path, "align", "--method", method, "quickstart", *words))
+    runs = ["--run", "sft", "--run", "align-msl", "--run", "align-dmpo"]
+    shown = ok(llmrec(tmp_path, "eval", "quickstart", *runs, *words))
     assert "align-msl" in shown
     run = tmp_path / "runs/quickstart/align-msl"
     manifest = json.loads((run / "manifest.json").read_text())

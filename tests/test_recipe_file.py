@@ -53,7 +53,7 @@ def test_stages_inherit_the_shared_train_table(good: Path) -> None:
     assert recipe.sft.train.batch == 16
     assert recipe.align["msl"].train.epochs == 7
     assert recipe.align["fixed"].train.epochs == 2
-    assert recipe.runs() == ["sft", "align-msl", "align-fixed"]
+    assert recipe.runs() == ["baseline-pop", "sft", "align-msl", "align-fixed"]
 
 
 def test_a_resolved_recipe_loads_to_the_same_recipe(good: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,13 @@ def write_result(folder: Path, model: Any, tokenizer: Any, accelerator: Accelera
         tokenizer.save_pretrained(temporary)
 
     write_folder(folder, fill)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Write a finished model of our own as ``weights.safetensors``, on the first rank."""
+    if accelerator.is_main_process:
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_folder(folder, lambda temporary: save_file(stored, temporary / WEIGHTS))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -28,7 +28,7 @@ VECTORS, FACTS = "vectors.safetensors", "facts.json"
 
 
 @dataclass(frozen=True)
-class ItemScores:
+class ItemScoreTable:
     """Probabilities of every catalogue entry behind each target's own history."""
 
     vector_QD: Tensor
@@ -43,8 +43,29 @@ class ItemScores:
         return torch.softmax((vector_AD @ self.weight_FD.T).float(), dim=1)
 
 
+def without_history(
+    probability_AF: Tensor, rows: Sequence[Row], leaf_of_item_I: NDArray[Any]
+) -> Tensor:
+    """0 for the entries that stand before each target, the target's own entry apart."""
+    kept_AF = torch.ones_like(probability_AF)
+    answer = 0
+    for row in rows:
+        leaves = leaf_of_item_I[[*row.history, *row.targets]]
+        for at in range(len(row.history), len(leaves)):
+            kept_AF[answer, leaves[:at]] = 0
+            kept_AF[answer, leaves[at]] = 1
+            answer += 1
+    return probability_AF * kept_AF
+
+
 def target_starts(rows: Sequence[Row]) -> Tensor:
-    """start_R1 of rows that are numbered by their place."""
+    """``start_R1`` of an ``ItemScoreTable``.
+
+    Raises:
+        ValueError: the rows are not numbered by their place.
+    """
+    if any(row.number != place for place, row in enumerate(rows)):
+        raise ValueError("rows must be numbered by their place: 0, 1, ...")
     counts = torch.tensor([0, *(len(row.targets) for row in rows)])
     return counts.cumsum(0)
 

@@ -19,15 +19,11 @@ import torch
 from accelerate import Accelerator
 
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.batches import (
-    AnyRow,
-    Collator,
-    Masses,
-    MicroBatch,
-    micro_batches,
-    rows_of_step,
-)
+from llmrec_cli.engine.batches import micro_batches, rows_of_step
+from llmrec_cli.engine.collate import Collator, Masses, MicroBatch
 from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.engine.optimizer import learning_rate, make_optimizer
+from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.engine.supply import Supply
 from llmrec_cli.errors import NumbersError
@@ -43,7 +39,7 @@ Validate = Callable[[], Mapping[str, float]]
 class Job:
     """Everything that one training run needs."""
 
-    policy: Any  # called like models.backbone.Policy, with a head() of its own
+    policy: Any  # called like models.policy.Policy, with a head() of its own
     method: Method
     options: Any
     trie: Trie
@@ -141,28 +137,6 @@ def _start_gradients(policy: Any) -> None:
     weight_VD = policy.head().weight_VD
     if weight_VD.is_leaf and weight_VD.requires_grad:
         weight_VD.grad = torch.zeros_like(weight_VD)
-
-
-def make_optimizer(policy: torch.nn.Module, section: TrainSection) -> torch.optim.AdamW:
-    """AdamW over what is trained; weight decay on matrices only."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": section.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas)
-
-
-def learning_rate(section: TrainSection, step: int, steps: int) -> float:
-    """Rate of update ``step`` (0-based) of ``steps``: warm-up, then the schedule down to 0."""
-    warmup = section.warmup * steps if section.warmup < 1 else section.warmup
-    if step < warmup:
-        return section.learning_rate * (step + 1) / math.ceil(warmup)
-    if section.schedule == "constant":
-        return section.learning_rate
-    done = (step - warmup) / max(steps - warmup, 1)
-    left = 1 - done if section.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return section.learning_rate * left
 
 
 def _update(

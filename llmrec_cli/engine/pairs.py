@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.rank_wording import Question, RankTemplate
-from llmrec_cli.engine.batches import AnyRow, Collator
-from llmrec_cli.engine.rows import IntArray, PairRow, Row
+from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Batch, Head
 from llmrec_cli.models.tokenizer import Codec
@@ -225,7 +225,7 @@ def score_pairs(
     """``log pi`` of the chosen and the rejected answer of each pair, over the vocabulary.
 
     Args:
-        policy: in evaluation mode; called like ``models.backbone.Policy``, with its ``head()``.
+        policy: in evaluation mode; called like ``models.policy.Policy``, with its ``head()``.
         trie: any; answers are texts.
         batch: pairs of a forward pass.
 

@@ -17,8 +17,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from llmrec_cli.engine.batches import AnyRow, Collator, MicroBatch, micro_batches
-from llmrec_cli.engine.rows import PairRow, Row
+from llmrec_cli.engine.batches import micro_batches
+from llmrec_cli.engine.collate import Collator, MicroBatch
+from llmrec_cli.engine.rows import AnyRow, PairRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.methods.contract import Batch, Forward, Head

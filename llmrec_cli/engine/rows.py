@@ -55,6 +55,9 @@ class PairRow:
     reference: FloatArray | None = None  # log pi_ref: of all chosen answers and rejected, by pair
 
 
+AnyRow = Row | PairRow
+
+
 def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     """Token sequence of every item, ending in EOS.
 

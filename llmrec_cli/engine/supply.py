@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from llmrec_cli.engine.batches import AnyRow, Masses, MicroBatch
+from llmrec_cli.engine.collate import Masses, MicroBatch
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.negatives import NegativeSampler
 from llmrec_cli.engine.reference import Reference, with_reference
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.rows import AnyRow, Row
 
 Serve = Callable[[Sequence[AnyRow], int], list[AnyRow]]
 

@@ -24,7 +24,7 @@ SequentialOptions = SasrecOptions | Gru4recOptions | CaserOptions
 class Sequential(nn.Module):
     """Item embeddings, a causal encoder, and the same embeddings as output head.
 
-    ``forward(input_ids_BT, take_P)`` gives hidden_XPD [1, P, D] as ``models.backbone.Policy`` does;
+    ``forward(input_ids_BT, take_P)`` gives hidden_XPD [1, P, D] as ``models.policy.Policy`` does;
     input ids are leaf numbers, and ``n_leaves`` begins a sequence.  Rows are padded on the right,
     which no earlier place sees.
     """

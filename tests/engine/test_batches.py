@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.batches import Collator, epoch_order, micro_batches, rows_of_step
+from llmrec_cli.engine.batches import epoch_order, micro_batches, rows_of_step
+from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.tensors.trie import build_trie, walk
 

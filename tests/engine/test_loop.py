@@ -14,12 +14,14 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.engine import checkpoint, loop
-from llmrec_cli.engine.batches import Collator
-from llmrec_cli.engine.loop import Job, learning_rate, train
+from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.loop import Job, train
+from llmrec_cli.engine.optimizer import learning_rate
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.methods import find
-from llmrec_cli.models.backbone import Policy, add_dropout
+from llmrec_cli.models.backbone import add_dropout
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe import TrainSection
 from llmrec_cli.tensors.trie import build_trie

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.batches import Collator, MicroBatch
+from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import PairRow, Row, as_windows
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.backbone import Policy, build_scratch
+from llmrec_cli.models.backbone import build_scratch
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.recipe import ScratchModel
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
@@ -75,7 +76,8 @@ def test_packed_answers_equal_separate_rows(legal: bool, attention: str) -> None
         gradients.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(*results, rtol=1e-6, atol=0)
     for ours, theirs in zip(*gradients, strict=True):
-        assert ours is not None and theirs is not None
+        assert ours is not None
+        assert theirs is not None
         # transformers' norms compute in fp32, whatever the dtype of the model
         assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
@@ -104,7 +106,8 @@ def test_stored_reference_values_travel_with_their_rows() -> None:
         replace(ROWS[1], reference=np.arange(8.0, 12.0)),
     ]
     preferences = Collator(TRIE, cut_forced=False, rejected=True)(rows).batch.preferences
-    assert preferences is not None and preferences.reference_A is not None
+    assert preferences is not None
+    assert preferences.reference_A is not None
     assert preferences.reference_A.tolist() == list(range(12))
 
 

@@ -26,7 +26,8 @@ from llmrec_cli.engine.pairs import (
 )
 from llmrec_cli.engine.rows import PairRow, Row, encode_catalogue
 from llmrec_cli.errors import DataError
-from llmrec_cli.models.backbone import Policy, build_scratch
+from llmrec_cli.models.backbone import build_scratch
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.recipe import ScratchModel
 from llmrec_cli.tensors.trie import Trie, build_trie

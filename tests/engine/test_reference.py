@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.batches import Collator
+from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.backbone import Policy, add_lora, build_scratch
+from llmrec_cli.models.backbone import add_lora, build_scratch
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.recipe import Lora, ModelSection, ScratchModel
 from llmrec_cli.tensors.trie import build_trie
 
@@ -134,7 +135,8 @@ def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
     assert store.load()
     bare = [Row(r.prompt, r.targets, r.history, number=r.number) for r in reversed(ROWS)]
     micro = collate(store.fill(bare, 1))
-    assert micro.batch.preferences is not None and micro.batch.preferences.reference_A is not None
+    assert micro.batch.preferences is not None
+    assert micro.batch.preferences.reference_A is not None
     torch.testing.assert_close(
         micro.batch.preferences.reference_A.float(), reference.log_probs(micro), rtol=1e-6, atol=0
     )

@@ -1,0 +1,281 @@
+"""Collating: rows become padded tensors, and what is to be predicted from them.
+
+A row is laid out in one of two ways.  *Chained*: all targets of a row stand one after the other in
+one sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their
+beginnings (``tensors.packing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
+from llmrec_cli.methods.contract import Batch, Preferences
+from llmrec_cli.tensors.mass import LeafMass
+from llmrec_cli.tensors.packing import Tree, pack
+from llmrec_cli.tensors.trie import Trie, build_trie, paths
+
+Masses = Callable[[Sequence[Row]], LeafMass]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Inputs of one forward pass and what is to be predicted from it."""
+
+    input_ids_BT: Tensor  # right-padded
+    take_P: Tensor  # flat position (row * T + t) whose hidden state predicts each target
+    batch: Batch
+    tree: Tree | None = None  # of packed rows; without one, every token sees all before it
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computes, padding included."""
+        return self.input_ids_BT.numel()
+
+    def to(self, device: torch.device) -> MicroBatch:
+        batch = self.batch
+        moved = replace(
+            batch,
+            target_P=batch.target_P.to(device, non_blocking=True),
+            node_P=batch.node_P.to(device, non_blocking=True),
+            answer_P=batch.answer_P.to(device, non_blocking=True),
+            final_P=batch.final_P.to(device, non_blocking=True),
+            length_A=batch.length_A.to(device, non_blocking=True),
+            preferences=batch.preferences and _moved(batch.preferences, device),
+            mass=batch.mass and batch.mass.to(device),
+        )
+        return MicroBatch(
+            self.input_ids_BT.to(device, non_blocking=True),
+            self.take_P.to(device, non_blocking=True),
+            moved,
+            self.tree and self.tree.to(device),
+        )
+
+
+def _moved(preferences: Preferences, device: torch.device) -> Preferences:
+    reference_A = preferences.reference_A
+    return Preferences(
+        preferences.chosen_GC.to(device, non_blocking=True),
+        preferences.rejected_GK.to(device, non_blocking=True),
+        None if reference_A is None else reference_A.to(device, non_blocking=True),
+    )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers of a micro-batch, in row order; each follows ``prefix`` tokens of its row.
+
+    A row of the model's input is fed one or more sequences, ``tokens``: in a chained row all
+    answers stand in one, in a packed row each has its own.
+    """
+
+    trie: Trie
+    leaf_A: Tensor
+    prefix_A: Tensor  # tokens before the answer in its sequence
+    sequence_A: Tensor  # the sequence that an answer stands in
+    last_A: Tensor  # bool: nothing follows the answer in its sequence
+    tokens: list[IntArray]  # of each sequence, before its last answer
+    row_S: Tensor  # input row of each sequence
+
+
+class Collator:
+    """Rows to micro-batches.
+
+    Args:
+        trie: the catalogue, on the device where losses are computed; path look-ups use a CPU copy.
+        cut_forced: leave out what follows a row's last branching position (legal-token losses).
+        dense_head: passed on to the loss.
+        masses: item probabilities of each target's history, for methods that need them.
+        rejected: whether the rejected answers of pair rows are laid out too.
+    """
+
+    def __init__(
+        self,
+        trie: Trie,
+        *,
+        cut_forced: bool,
+        dense_head: bool = False,
+        masses: Masses | None = None,
+        rejected: bool = False,
+    ) -> None:
+        self.device_trie = trie
+        self.trie = trie.to("cpu")
+        self.cut_forced = cut_forced
+        self.dense_head = dense_head
+        self.masses = masses
+        self.rejected = rejected
+
+    def __call__(self, rows: Sequence[AnyRow]) -> MicroBatch:
+        """Flatten, place and pad; everything after the look-up of paths is array arithmetic."""
+        catalogue_rows = [row for row in rows if isinstance(row, Row)]
+        if len(catalogue_rows) < len(rows):
+            pairs = [row for row in rows if isinstance(row, PairRow)]
+            return self._lay_out(_pair_answers(pairs, rejected=self.rejected), pairs, None)
+        packed = any(row.negatives for row in catalogue_rows)
+        answers = (_packed if packed else _chained)(catalogue_rows, self.trie)
+        return self._lay_out(answers, catalogue_rows, self.masses and self.masses(catalogue_rows))
+
+    def _lay_out(
+        self, answers: _Answers, rows: Sequence[AnyRow], mass: LeafMass | None
+    ) -> MicroBatch:
+        node_AT, token_AT, length_A = paths(answers.trie, answers.leaf_A)
+        step_T = torch.arange(node_AT.shape[1])
+        inside_AT = step_T < length_A[:, None]
+        kept_AT = inside_AT & self._worth_computing(answers, node_AT)
+        position_AT = answers.prefix_A[:, None] + step_T
+        fed_SW = _sequences(answers, token_AT, kept_AT, inside_AT)
+        alone = len(answers.row_S) == int(answers.row_S[-1]) + 1  # one sequence in every row
+        if alone:
+            input_ids_BT, tree = fed_SW.clamp_min(0), None
+            slot_AT = answers.sequence_A[:, None] * fed_SW.shape[1] + position_AT - 1
+        else:
+            input_ids_BT, tree, slot_SW = pack(fed_SW, answers.row_S)
+            before_AT = (position_AT - 1).clamp_max(fed_SW.shape[1] - 1)
+            slot_AT = slot_SW[answers.sequence_A[:, None], before_AT]
+        answer_AT = torch.arange(len(length_A))[:, None].expand_as(kept_AT)
+        return MicroBatch(
+            input_ids_BT=input_ids_BT,
+            take_P=slot_AT[kept_AT],
+            batch=Batch(
+                trie=self.device_trie if answers.trie is self.trie else answers.trie,
+                target_P=token_AT[kept_AT],
+                node_P=node_AT[kept_AT],
+                answer_P=answer_AT[kept_AT],
+                final_P=(step_T == length_A[:, None] - 1)[kept_AT],
+                length_A=length_A,
+                answers=len(length_A),
+                positions=int(length_A.sum()),
+                dense_head=self.dense_head,
+                preferences=_preferences(rows) if self.rejected else None,
+                mass=mass,
+            ),
+            tree=tree,
+        )
+
+    def _worth_computing(self, answers: _Answers, node_AT: Tensor) -> Tensor:
+        """All positions, or those up to the last branching one of what nothing follows."""
+        if not self.cut_forced:
+            return torch.ones_like(node_AT, dtype=torch.bool)
+        branching_AT = (answers.trie.fan_out(node_AT.clamp_min(0)) > 1) & (node_AT >= 0)
+        ahead_AT = (
+            branching_AT.flip(1).cummax(1).values.flip(1)
+        )  # a branching position is at or after
+        return ahead_AT | ~answers.last_A[:, None]
+
+
+def _chained(rows: Sequence[Row], trie: Trie) -> _Answers:
+    """All targets of a row in one sequence, one after the other."""
+    items = torch.tensor([item for row in rows for item in row.targets])
+    leaf_A = trie.leaf_of_item_I[items]
+    row_A = torch.repeat_interleave(torch.tensor([len(row.targets) for row in rows]))
+    length_A = paths(trie, leaf_A)[2]
+    prompt_B = torch.tensor([len(row.prompt) for row in rows])
+    last_A = torch.ones_like(row_A, dtype=torch.bool)
+    last_A[:-1] = row_A[1:] != row_A[:-1]
+    return _Answers(
+        trie=trie,
+        leaf_A=leaf_A,
+        prefix_A=_starts_in_row(prompt_B, row_A, length_A),
+        sequence_A=row_A,
+        last_A=last_A,
+        tokens=[row.prompt for row in rows],
+        row_S=torch.arange(len(rows)),
+    )
+
+
+def _packed(rows: Sequence[Row], trie: Trie) -> _Answers:
+    """Every target and every negative in a sequence of its own, behind what stands before them."""
+    tokens: list[IntArray] = []
+    items: list[int] = []
+    row_of: list[int] = []
+    for number, row in enumerate(rows):
+        _, token_AT, length_A = paths(trie, trie.leaf_of_item_I[torch.tensor(row.targets)])
+        before = row.prompt
+        for at, (target, negatives) in enumerate(zip(row.targets, row.negatives, strict=True)):
+            answers = (target, *negatives)
+            items += answers
+            tokens += [before] * len(answers)
+            row_of += [number] * len(answers)
+            chosen = token_AT[at, : int(length_A[at])].numpy().astype(np.int32)
+            before = np.concatenate([before, chosen])
+    return _apart(trie, trie.leaf_of_item_I[torch.tensor(items)], tokens, row_of)
+
+
+def _pair_answers(rows: Sequence[PairRow], *, rejected: bool) -> _Answers:
+    """The answers of pair rows: texts, so they get a trie of their own, of this micro-batch only.
+
+    Chosen answers alone need no packing; with the rejected ones, all prompts of a row share the
+    history that they begin with.
+    """
+    sides = (0, 1) if rejected else (0,)
+    texts, tokens, row_of = [], [], []
+    for number, row in enumerate(rows):
+        for prompt, answers in zip(row.prompts, row.answers, strict=True):
+            texts += [answers[side].tolist() for side in sides]
+            tokens += [prompt] * len(sides)
+            row_of += [number] * len(sides)
+    trie = build_trie(texts)
+    return _apart(trie, trie.leaf_of_item_I, tokens, row_of if rejected else range(len(texts)))
+
+
+def _apart(trie: Trie, leaf_A: Tensor, tokens: list[IntArray], row_of: Sequence[int]) -> _Answers:
+    return _Answers(
+        trie=trie,
+        leaf_A=leaf_A,
+        prefix_A=torch.tensor([len(prefix) for prefix in tokens]),
+        sequence_A=torch.arange(len(tokens)),
+        last_A=torch.ones(len(tokens), dtype=torch.bool),
+        tokens=tokens,
+        row_S=torch.tensor(list(row_of)),
+    )
+
+
+def _sequences(answers: _Answers, token_AT: Tensor, kept_AT: Tensor, inside_AT: Tensor) -> Tensor:
+    """Token ids to feed, one sequence a row, -1 behind: all that a kept position comes after."""
+    position_AT = answers.prefix_A[:, None] + torch.arange(token_AT.shape[1])
+    needed_A = torch.where(kept_AT, position_AT, answers.prefix_A[:, None]).max(1).values
+    n_sequences = len(answers.tokens)
+    length_S = torch.zeros(n_sequences, dtype=torch.int64)
+    length_S.scatter_reduce_(0, answers.sequence_A, needed_A, "amax")
+    fed_SW = torch.full((n_sequences, int(length_S.max())), -1)
+    for s, prefix in enumerate(answers.tokens):
+        fed_SW[s, : len(prefix)] = torch.from_numpy(prefix.astype(np.int64))
+    sequence_AT = answers.sequence_A[:, None].expand_as(position_AT)
+    fed_AT = inside_AT & (position_AT < length_S[answers.sequence_A][:, None])
+    fed_SW[sequence_AT[fed_AT], position_AT[fed_AT]] = token_AT[fed_AT]
+    return fed_SW
+
+
+def _preferences(rows: Sequence[AnyRow]) -> Preferences:
+    """Answer numbers of each group; all groups have equally many rejected answers."""
+    chosen: list[list[int]] = []
+    rejected: list[list[int]] = []
+    answer = 0
+    for row in rows:
+        if isinstance(row, PairRow):
+            numbers = range(answer, answer + 2 * len(row.prompts))
+            chosen.append(list(numbers[0::2]))
+            rejected.append(list(numbers[1::2]))
+            answer = numbers.stop
+            continue
+        for negatives in row.negatives:
+            chosen.append([answer])
+            rejected.append(list(range(answer + 1, answer + 1 + len(negatives))))
+            answer += 1 + len(negatives)
+    known = [row.reference for row in rows if row.reference is not None]
+    reference_A = torch.from_numpy(np.concatenate(known)) if len(known) == len(rows) else None
+    return Preferences(torch.tensor(chosen), torch.tensor(rejected), reference_A)
+
+
+def _starts_in_row(prompt_B: Tensor, row_A: Tensor, length_A: Tensor) -> Tensor:
+    """Position at which each target begins: its row's prompt, then the targets before it."""
+    before_A = length_A.cumsum(0) - length_A
+    first_of_row = torch.ones_like(row_A, dtype=torch.bool)
+    first_of_row[1:] = row_A[1:] != row_A[:-1]
+    row_offset_B = before_A[first_of_row]
+    return prompt_B[row_A] + before_A - row_offset_B[row_A]

@@ -1,0 +1,129 @@
+"""Policies: a causal language model seen as its body and its head, which is never called whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.methods.contract import Head
+from llmrec_cli.models.tree_attention import check_implementation, check_layers, tree_masks
+from llmrec_cli.tensors.packing import Tree, sees
+
+
+class Policy(nn.Module):
+    """A causal language model seen as its body and its head.
+
+    ``forward(input_ids_BT, take_P)`` returns hidden states at the flat positions ``take_P`` of the
+    padded batch, after the final norm.  Rows are padded on the right, so a causal model needs no
+    mask; packed rows say in ``tree`` what each token sees.
+
+    Returns:
+        hidden_XPD: the last hidden states, then those of the ``layers`` layers before the last,
+        nearest first: [1 + layers, P, D].
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids_BT: Tensor, take_P: Tensor, *, tree: Tree | None = None, layers: int = 0
+    ) -> Tensor:
+        decoder = body(self.model)
+        output = decoder(
+            input_ids=input_ids_BT,
+            use_cache=False,
+            output_hidden_states=layers > 0,
+            **_tree_arguments(decoder, tree),
+        )
+        last_PD: Tensor = output.last_hidden_state.flatten(0, 1)[take_P]
+        if layers == 0:
+            return last_PD[None]
+        check_depth(decoder.config, layers)
+        norm = final_norm(decoder)
+        before = output.hidden_states[-2 : -2 - layers : -1]
+        return torch.stack([last_PD, *(norm(h.flatten(0, 1)[take_P]) for h in before)])
+
+    def head(self) -> Head:
+        """The head's weights, shared with the model."""
+        return head_weights(self.model)
+
+
+def _tree_arguments(decoder: Any, tree: Tree | None) -> dict[str, Any]:
+    if tree is None:
+        return {}
+    check_layers(decoder.config)
+    check_implementation(decoder.config)
+    distance_BTT = tree.position_BT[:, :, None] - tree.position_BT[:, None, :]
+    dtype = next(decoder.parameters()).dtype
+    mask = tree_masks(decoder.config, sees(tree.end_BT), distance_BTT, dtype)
+    return {"attention_mask": mask, "position_ids": tree.position_BT}
+
+
+def check_depth(config: Any, layers: int) -> None:
+    """Refuse more intermediate layers than a model has.
+
+    Raises:
+        ArtefactError: expected fewer; the last layer and the embeddings are not among them.
+    """
+    if layers >= config.num_hidden_layers:
+        raise ArtefactError(
+            f"{layers} layers before the last are asked for: the backbone has "
+            f"{config.num_hidden_layers}, so at most {config.num_hidden_layers - 1} stand there"
+        )
+
+
+def final_norm(decoder: Any) -> nn.Module:
+    """The norm between the last layer and the head.
+
+    Raises:
+        ArtefactError: an architecture whose norm goes by another name.
+    """
+    names = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+    for name in names:
+        if isinstance(getattr(decoder, name, None), nn.Module):
+            found: nn.Module = getattr(decoder, name)
+            return found
+    raise ArtefactError(
+        f"model type {decoder.config.model_type!r}: no final norm found under {', '.join(names)}"
+    )
+
+
+def body(model: Any) -> Any:
+    """The part of a causal LM below its head, LoRA layers included.
+
+    Raises:
+        ArtefactError: the model changes its logits after the head, which nothing here would see.
+    """
+    inner = _unwrapped(model)
+    names = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    scaled = [name for name in names if getattr(inner.config, name, None) is not None]
+    if scaled:
+        raise ArtefactError(
+            f"model type {inner.config.model_type!r} changes its logits after the output head "
+            f"({', '.join(scaled)}): expected a plain head, as in Llama or Qwen"
+        )
+    return inner.get_decoder()
+
+
+def head_weights(model: Any) -> Head:
+    """The output head's weights as they act: with a LoRA delta, or trained rows of new tokens.
+
+    Raises:
+        ArtefactError: a head whose weights are no floating-point numbers (quantized).
+    """
+    layer = _unwrapped(model).get_output_embeddings()
+    weight_VD: Tensor = layer.weight
+    if hasattr(layer, "get_delta_weight") and not (layer.merged or layer.disable_adapters):
+        for adapter in layer.active_adapters:
+            weight_VD = weight_VD + layer.get_delta_weight(adapter)
+    if not weight_VD.is_floating_point():
+        raise ArtefactError(f"output head of type {weight_VD.dtype}: expected floating point")
+    return Head(weight_VD, getattr(layer, "bias", None))
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,288 @@
+"""Conventional models on the embedded sample: fitted, resumed, evaluated like language models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llmrec_cli import needs, workbench
+from llmrec_cli.baseline import baseline, load_scorer
+from llmrec_cli.engine.rows import sequence_rows
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.prepare import prepare
+from llmrec_cli.progress import Advance, Silent
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_baseline import OWN_TRAIN
+from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.report.predictions import SCHEMA
+
+MODELS = ("itemknn", "sasrec", "gru4rec", "caser")
+NEURAL = ("sasrec", "gru4rec", "caser")
+SMALL = {
+    "sasrec": ["layers=1", "heads=1", "dropout=0.2"],
+    "gru4rec": ["dropout=0.2"],
+    "caser": ["filters=4", "dropout=0.1"],
+}
+SETTINGS = [
+    "launch.threads=1",
+    "model.scratch.vocabulary=400",
+    "model.scratch.hidden=16",
+    "eval.rows=300",
+    "eval.resamples=100",
+    "train.validate_rows=100",
+    *(f"baseline.{name}.{own}" for name in NEURAL for own in SMALL[name]),
+    *(f"baseline.{name}.hidden=32" for name in NEURAL),
+    *(f"baseline.{name}.train.epochs=10" for name in NEURAL),
+    *(f"baseline.{name}.train.learning_rate=1e-2" for name in NEURAL),
+]
+
+
+def recipe_in(folder: Path, *overrides: str) -> Recipe:
+    settings = [f"out={folder / 'runs'}", *SETTINGS, *overrides]
+    return load_recipe("quickstart", settings, baselines=MODELS)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every conventional model was fitted and evaluated."""
+    folder = tmp_path_factory.mktemp("baselines")
+    recipe = recipe_in(folder)
+    prepare(recipe, Path)
+    for name in MODELS:
+        baseline(recipe, name, resume=False, progress=Silent())
+    runs = [POP, *(f"baseline-{name}" for name in MODELS)]
+    evaluate(recipe, runs, split="test", again=False, progress=Silent())
+    return folder
+
+
+def report(home: Path, name: str) -> dict[str, Any]:
+    path = recipe_in(home).run_folder(f"baseline-{name}") / "report.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_what_popularity_cannot_know(home: Path, name: str) -> None:
+    """The sample's structure is easy: the interval lies above Pop's, history kept or removed."""
+    for seen in ("keep", "remove"):
+        ours = report(home, name)[seen]["metrics"]["ndcg@10"]
+        assert ours["low"] > report(home, "pop")[seen]["metrics"]["ndcg@10"]["high"]
+
+
+@pytest.mark.parametrize("name", ["pop", *MODELS])
+def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, name: str) -> None:
+    recipe = recipe_in(home)
+    table = pq.read_table(recipe.run_folder(f"baseline-{name}") / "predictions.parquet")
+    assert table.schema.equals(SCHEMA)
+    frame = table.to_pandas()
+    assert len(frame) == 300
+    for history, ranked, scores in zip(
+        frame["history"], frame["ranked"], frame["scores"], strict=True
+    ):
+        assert len(set(ranked) - set(history)) >= 10  # deep enough once the history is removed
+        assert (np.diff(scores) <= 0).all()
+    found = report(home, name)
+    assert found["protocol"]["decoder"] == {"search": "all"}
+    assert found["protocol"]["candidates"] == "whole catalogue"
+    manifest = json.loads((recipe.run_folder(f"baseline-{name}") / "manifest.json").read_text())
+    assert (manifest["status"], manifest["opened"]) == ("done", {"test": 1})
+
+
+def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
+    """Against every entry's log-probability; they sum to 1 over the catalogue."""
+    recipe = recipe_in(home)
+    bench = workbench.open_workbench(recipe, Silent())
+    predictions = pd.read_parquet(recipe.run_folder("baseline-gru4rec") / "predictions.parquet")
+    score_RL = load_scorer(bench, "gru4rec")(predictions["history"].tolist())
+    np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
+    for row, (items, scores) in enumerate(
+        zip(predictions["ranked"], predictions["scores"], strict=True)
+    ):
+        best_first = np.sort(score_RL[row])[::-1][: len(items)]
+        np.testing.assert_allclose(scores, best_first, atol=1e-5)
+        np.testing.assert_allclose(score_RL[row, bench.leaf_of_item[items]], scores, atol=1e-5)
+
+
+def test_equal_scores_go_to_the_more_popular_entry(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows nothing ranks as Pop does."""
+    recipe = recipe_in(home, "name=ties")
+    prepare(recipe, Path)
+    baseline(recipe, "itemknn", resume=False, progress=Silent())
+    n_leaves = workbench.open_workbench(recipe, Silent()).trie.n_leaves
+    monkeypatch.setattr(
+        "llmrec_cli.evaluate.load_scorer",
+        lambda bench, name: lambda histories: np.zeros((len(histories), n_leaves), np.float32),
+    )
+    runs = [POP, "baseline-itemknn"]
+    evaluate(recipe, runs, split="valid", again=False, progress=Silent())
+    pop, ours = (
+        pd.read_parquet(recipe.run_folder(run) / "predictions-valid.parquet") for run in runs
+    )
+    assert [r.tolist() for r in ours["ranked"]] == [r.tolist() for r in pop["ranked"]]
+
+
+def test_a_leaderboard_may_be_made_anew_with_another_decoder(home: Path) -> None:
+    """A conventional model has none, so nothing about it changed; Pop is simply fitted again."""
+    recipe = recipe_in(home, "eval.decode.search=beam", "eval.cutoffs=[5]")
+    runs = [POP, "baseline-sasrec"]
+    board = evaluate(recipe, runs, split="valid", again=False, progress=Silent())
+    assert {line.name for line in board.lines} == set(runs)
+
+
+class Stopping:
+    """Progress that ends the process's work after some updates, as a crash would."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
+        def advance(n: int = 1, note: str = "") -> None:
+            self.left -= n
+            if self.left <= 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_a_resumed_model_is_bit_identical(home: Path) -> None:
+    settings = ["baseline.sasrec.train.epochs=2", "baseline.sasrec.train.save_every=5"]
+    recipe, whole = (recipe_in(home, *settings, f"name={name}") for name in ("parts", "whole"))
+    for each in (recipe, whole):
+        prepare(each, Path)
+    with pytest.raises(KeyboardInterrupt):
+        baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
+    with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
+        load_scorer(workbench.open_workbench(recipe, Silent()), "sasrec")
+    with pytest.raises(ArtefactError, match="add --resume"):
+        baseline(recipe, "sasrec", resume=False, progress=Silent())
+    folders = [
+        baseline(recipe, "sasrec", resume=True, progress=Silent()),
+        baseline(whole, "sasrec", resume=False, progress=Silent()),
+    ]
+    weights = [(folder / "model" / "weights.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> None:
+    recipe = recipe_in(home)
+    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    before = weights.stat().st_mtime_ns
+    baseline(recipe, "sasrec", resume=True, progress=Silent())
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(ArtefactError, match="never overwritten"):
+        baseline(recipe, "sasrec", resume=False, progress=Silent())
+    other = recipe_in(home, "baseline.sasrec.hidden=16")
+    with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
+        baseline(other, "sasrec", resume=True, progress=Silent())
+    with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
+        load_scorer(workbench.open_workbench(other, Silent()), "sasrec")
+
+
+def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
+    """The same weights under other leaf numbers would recommend the wrong items."""
+    bench = workbench.open_workbench(recipe_in(home), Silent())
+    bench.trie.leaf_of_item_I.copy_(bench.trie.leaf_of_item_I.flip(0))
+    with pytest.raises(ArtefactError, match="catalogue"):
+        load_scorer(bench, "itemknn")
+
+
+def test_a_damaged_model_is_named(home: Path) -> None:
+    recipe = recipe_in(home, "name=damaged")
+    prepare(recipe, Path)
+    baseline(recipe, "itemknn", resume=False, progress=Silent())
+    weights = recipe.run_folder("baseline-itemknn") / "model" / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
+        load_scorer(workbench.open_workbench(recipe, Silent()), "itemknn")
+
+
+def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> None:
+    recipe = recipe_in(home)
+    bench = workbench.open_workbench(recipe, Silent())
+    frame = bench.prepared.split("train").head(30)
+    rows = sequence_rows(frame, bench.encoder, recipe.data.history)
+    table = needs.item_scores(bench, "sasrec", "train", rows)
+    found = table.probabilities([0])
+    assert found.shape == (len(rows[0].targets), bench.trie.n_leaves)
+    for at in range(len(rows[0].targets)):
+        history = [*rows[0].history, *rows[0].targets[:at]]
+        alone = torch.from_numpy(load_scorer(bench, "sasrec")([history])).exp()[0]
+        torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
+    (stored,) = (recipe.folder / "scores").iterdir()
+    before = (stored / "vectors.safetensors").stat().st_mtime_ns
+    needs.item_scores(bench, "sasrec", "train", rows)
+    assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
+    for name in ("pop", "itemknn"):
+        with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
+            needs.item_scores(bench, name, "train", rows)
+
+
+def test_missing_item_scores_say_what_to_run(home: Path) -> None:
+    recipe = recipe_in(home, "name=unfinished")
+    prepare(recipe, Path)
+    bench = workbench.open_workbench(recipe, Silent())
+    with pytest.raises(ArtefactError, match="run first: llmrec baseline --model sasrec RECIPE"):
+        needs.item_scores(bench, "sasrec", "train", [])
+    with pytest.raises(RecipeError, match=r"add the table.*llmrec baseline --model other RECIPE"):
+        needs.item_scores(bench, "other", "train", [])
+
+
+def test_a_language_models_training_settings_do_not_leak() -> None:
+    """Its rate or number of updates would make a weak rival; how checkpoints are chosen is shared.
+
+    A model's own table wins over both.
+    """
+    overrides = ["train.max_steps=3", "train.learning_rate=1.0", "train.micro_batch=1"]
+    overrides += ["train.validate_rows=77", "train.select=loss", "train.patience=9"]
+    overrides += ["baseline.gru4rec.train.validate_rows=5", "baseline.gru4rec.train.batch=7"]
+    recipe = load_recipe("amazon2018/instruments-scratch", overrides, baselines=MODELS)
+    train = recipe.baseline["sasrec"].train
+    assert (train.max_steps, train.validate_rows, train.select) == (None, 77, "loss")
+    for key, value in OWN_TRAIN.items():
+        assert getattr(train, key) == value, key
+    own = recipe.baseline["gru4rec"].train
+    assert (own.validate_rows, own.batch, own.select) == (5, 7, "loss")
+
+
+def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
+    assert list(load_recipe("amazon2018/instruments-scratch").baseline) == ["pop"]
+    runs = load_recipe("quickstart").runs()
+    assert runs.index("baseline-sasrec") < runs.index("sft") < runs.index("align-msl")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("baseline.sasrek.hidden=3", '[baseline.sasrek] model = "sasrek": unknown model, expected'),
+        ("baseline.sasrek.hidden=3", "Did you mean sasrec?"),
+        ("baseline.mine.model=gru", "Did you mean gru4rec?"),
+        ("baseline.sasrec.hiden=3", "[baseline.sasrec] hiden = 3: unknown key. Did you mean hid"),
+        ("baseline.sasrec.hidden=65", "must be a multiple of heads"),
+        ("baseline.caser.window=0", "[baseline.caser] window = 0: expected greater than or equal"),
+        ("baseline.itemknn.decay=1.5", "expected less than or equal to 1"),
+        ("baseline.pop.hidden=3", "hidden = 3: unknown key"),
+        ("baseline.sasrec.train.epoch=3", "Did you mean epochs?"),
+        ("baseline=3", "expected tables such as [baseline.sasrec]"),
+    ],
+)
+def test_mistakes_in_a_table_are_named(override: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("quickstart", [override])
+    assert expected in str(caught.value)
