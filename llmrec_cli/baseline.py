@@ -21,6 +21,7 @@ from safetensors.torch import load_file as load_tensors
 
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.data.columns import HISTORY, TARGET, USER
+from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import WEIGHTS, write_tensors
 from llmrec_cli.engine.loop import Job, train
 from llmrec_cli.engine.rows import PromptEncoder, window_rows
@@ -32,7 +33,7 @@ from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_se
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import ItemknnOptions, PopOptions
+from llmrec_cli.recipe_baseline import UNTRAINED, ItemknnOptions, PopOptions
 from llmrec_cli.tensors.ranking import hit_at, ndcg_at
 from llmrec_cli.tensors.trie import build_trie
 
@@ -48,6 +49,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
 
     Raises:
         RecipeError: the recipe's task has no catalogue to rank.
+        DataError: nothing to train on, or to choose a checkpoint by.
+        ArtefactError: the run exists already, or ``resume`` and it was started otherwise.
     """
     if recipe.prompt.task != "generate":
         raise RecipeError(
@@ -61,10 +64,18 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         progress.say(f"{folder}: already finished")
         return folder
     bench = workbench.open_workbench(recipe, progress)
+    if recipe.baseline[name].model not in UNTRAINED:
+        _require_rows(bench.prepared)
     run_folder.open_run(recipe, run, _facts(bench), resume=resume)
     outcome = _fit(bench, name, folder, resume=resume, progress=progress)
     run_folder.finish(folder, outcome)
     return folder
+
+
+def _require_rows(prepared: Prepared) -> None:
+    for split, rows in (("train", "training"), ("valid", "validation")):
+        if len(prepared.split(split)) == 0:
+            raise DataError(f"{prepared.folder}: no {rows} rows; loosen data.k_core or the split")
 
 
 def _facts(bench: workbench.Workbench) -> dict[str, Any]:
@@ -107,24 +118,18 @@ def _items_of_users(bench: workbench.Workbench) -> list[list[int]]:
 def _train(
     bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    section = bench.recipe.baseline[name].train
-    model = _build(bench, name).to(bench.accelerator.device)
+    section, device = bench.recipe.baseline[name].train, bench.accelerator.device
+    model = _build(bench, name).to(device)
     bench = replace(bench, encoder=_encoder(bench))  # the same rows, as leaf numbers
-    rows = bench.training_rows(section.rows)
     valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
-    for split, count in (("training", len(rows)), ("validation", len(valid))):
-        if count == 0:
-            raise DataError(
-                f"{bench.prepared.folder}: no {split} rows; loosen data.k_core or the split"
-            )
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     position = train(
         Job(
             policy=model,
             method=method,
             options=method.options(),
-            trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]),
-            train_rows=rows,
+            trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
+            train_rows=bench.training_rows(section.rows),
             valid_rows=window_rows(valid, bench.encoder),
             rank_valid=lambda: _validation_metrics(bench, model, valid),
             section=section,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli.baseline import load_sequential
+from llmrec_cli.baseline import MODEL, load_sequential
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.checkpoint import WEIGHTS
@@ -259,10 +259,9 @@ def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) ->
         ArtefactError: the model is not finished; the message says what to run.
         RecipeError: no such table, or a model without a state of a history (pop, itemknn).
     """
-    recipe = bench.recipe
-    model = _scorer(bench, name)
+    recipe, (model, weights) = bench.recipe, _scorer(bench, name)
     facts = {
-        "model": sha256(recipe.run_folder(f"baseline-{name}") / "model" / WEIGHTS),
+        "model": weights,
         "prepared": sha256(recipe.prepared / "manifest.json"),
         "rows": fingerprint_of_rows(rows),
     }
@@ -273,23 +272,27 @@ def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) ->
     return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
 
 
-def check_scorer(stage: Stage) -> None:
-    """Refuse, before anything is written, item scores that cannot be had.
+def scorer_facts(stage: Stage) -> dict[str, Any]:
+    """Which model gives the item scores, as a fact of the run: its weights' SHA-256 by its name.
 
     Raises:
-        ArtefactError, RecipeError: as ``item_scores``.
+        ArtefactError, RecipeError: as ``item_scores``, before anything is written.
     """
-    if wanted := stage.needs.item_scores:
-        _scorer(stage.bench, wanted.model)
+    wanted = stage.needs.item_scores
+    if wanted is None:
+        return {}
+    return {"scores": {wanted.model: _scorer(stage.bench, wanted.model)[1]}}
 
 
-def _scorer(bench: Workbench, name: str) -> Sequential:
+def _scorer(bench: Workbench, name: str) -> tuple[Sequential, str]:
+    """The finished model, and the SHA-256 of its weights."""
     if name not in bench.recipe.baseline:
         raise RecipeError(
             f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
             f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
         )
-    return load_sequential(bench, name)
+    weights = bench.recipe.run_folder(f"baseline-{name}") / MODEL / WEIGHTS
+    return load_sequential(bench, name), sha256(weights)
 
 
 def _catalogue_rows(rows: Sequence[AnyRow]) -> list[Row]:

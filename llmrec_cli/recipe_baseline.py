@@ -21,9 +21,12 @@ class PopOptions(Options):
 class ItemknnOptions(Options):
     """ItemKNN: cosine similarity of entries by the users they share."""
 
-    neighbours: int = Field(default=100, ge=1, description="most similar entries kept of each")
+    neighbours: int = Field(default=400, ge=1, description="most similar entries kept of each")
     shrink: float = Field(
-        default=5.0, ge=0, description="added to the denominator; trusts rare entries less"
+        default=100.0,
+        ge=0,
+        description="added to the denominator; larger trusts rare entries less, in users (a "
+        "catalogue of a few hundred entries wants about 5)",
     )
     decay: float = Field(
         default=0.7,
@@ -62,7 +65,7 @@ class CaserOptions(Options):
     hidden: int = Field(default=128, ge=2, description="width")
     window: int = Field(default=5, ge=1, description="items that the filters look at")
     filters: int = Field(default=8, ge=1, description="filters of each height, and vertical ones")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and output, [0, 1)")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="of embeddings and output, [0, 1)")
 
 
 BASELINES: dict[str, type[Options]] = {
@@ -77,8 +80,9 @@ UNTRAINED = ("pop", "itemknn")  # counted, not trained
 
 OWN_TRAIN: dict[str, Any] = {
     "rows": "sequence",
-    "epochs": 60,
+    "epochs": 14,
     "batch": 128,
+    "micro_batch": 32,
     "learning_rate": 1e-3,
     "betas": (0.9, 0.999),
     "weight_decay": 0.0,
@@ -90,6 +94,12 @@ OWN_TRAIN: dict[str, Any] = {
 }
 """How a conventional model trains where its own table is silent.  Nothing of this comes from
 `[train]`: a language model's rate or ``max_steps`` would make a weak rival."""
+
+TRAIN_OF: dict[str, dict[str, Any]] = {
+    "gru4rec": {"epochs": 8, "learning_rate": 2e-3},
+    "caser": {"learning_rate": 2e-3},
+}
+"""Where the search found other values for a model than ``OWN_TRAIN``'s."""
 
 SHARED_TRAIN = ("validate_rows", "select", "keep")
 """What `[train]` sets for all: a checkpoint is chosen on the same validation rows by the same

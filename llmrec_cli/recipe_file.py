@@ -10,7 +10,7 @@ from typing import Any
 
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import OWN_TRAIN, SHARED_TRAIN
+from llmrec_cli.recipe_baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
 from llmrec_cli.recipe_problems import KINDS, Table, did_you_mean, model_problems, problems_of
 from llmrec_cli.recipe_task import task_problems
 
@@ -200,10 +200,12 @@ def _inherit_train(table: Table) -> Table:
         return {**stage, "train": _merge(shared, stage.get("train", {}))}
 
     align = {name: inherit(stage) for name, stage in table["align"].items()}
-    common = OWN_TRAIN | {key: shared[key] for key in SHARED_TRAIN if key in shared}
-    baseline = {
-        name: {**stage, "train": _merge(common, stage.get("train", {}))}
-        for name, stage in table["baseline"].items()
-    }
+    common = {key: shared[key] for key in SHARED_TRAIN if key in shared}
+
+    def conventional(stage: Table) -> Table:
+        own = OWN_TRAIN | TRAIN_OF.get(stage["model"], {}) | common
+        return {**stage, "train": _merge(own, stage.get("train", {}))}
+
+    baseline = {name: conventional(stage) for name, stage in table["baseline"].items()}
     sft = inherit(table.get("sft", {}))
     return {**table, "sft": sft, "align": align, "baseline": baseline}

@@ -56,7 +56,6 @@ def train_stage(
         )
     if stage.needs.hidden_states:
         check_depth(workbench.base_config(recipe), stage.needs.hidden_states)
-    needs.check_scorer(stage)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
@@ -66,7 +65,7 @@ def train_stage(
     for name, count in (("training", len(rows)), ("validation", len(valid_rows))):
         if count == 0:
             raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
-    facts = _facts(recipe, bench, parent_folder)
+    facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     folder = run_folder.open_run(recipe, run, facts, resume=resume)
     # A policy that is measured against its own beginning must not differ from it by noise.
     dropout = chosen.answer_log_probs is None

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SMALL = [
+TINY = [
     "data.sample.train=400",
     "data.sample.valid=40",
     "data.sample.test=60",
@@ -18,10 +18,13 @@ SMALL = [
     "train.epochs=2",
     "train.batch=32",
     "train.validate_rows=20",
+    "eval.resamples=100",
+]
+SMALL = [  # quickstart, with all its tables
+    *TINY,
     *(f"baseline.{name}.hidden=16" for name in ("sasrec", "gru4rec", "caser")),
     *(f"baseline.{name}.train.epochs=2" for name in ("sasrec", "gru4rec", "caser")),
     *(f"align.{name}.train.max_steps=2" for name in ("dmpo", "sdpo", "dpo")),
-    "eval.resamples=100",
 ]
 
 

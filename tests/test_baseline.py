@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,21 @@ import pytest
 import torch
 
 from llmrec_cli import needs, workbench
-from llmrec_cli.baseline import baseline, load_scorer
-from llmrec_cli.engine.rows import sequence_rows
-from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.align import align
+from llmrec_cli.baseline import (
+    _encoder,
+    _validation_metrics,
+    baseline,
+    load_scorer,
+    load_sequential,
+)
+from llmrec_cli.data.store import Prepared
+from llmrec_cli.engine.item_scores import fingerprint_of_rows
+from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
+from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.files import read_json, sha256
+from llmrec_cli.methods import find
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Advance, Silent
 from llmrec_cli.recipe import Recipe
@@ -202,6 +215,37 @@ def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
         load_scorer(bench, "itemknn")
 
 
+def test_ties_on_validation_count_against_the_target(home: Path) -> None:
+    """Else a model that scores all entries alike would look perfect, and be chosen."""
+    bench = workbench.open_workbench(recipe_in(home), Silent())
+    bench = replace(bench, encoder=_encoder(bench))
+    model, frame = load_sequential(bench, "caser"), bench.prepared.split("valid").head(50)
+    assert _validation_metrics(bench, model, frame)["hr@10"] > 0.1
+    torch.nn.init.zeros_(model.embedding.weight)
+    assert _validation_metrics(bench, model, frame) == {"ndcg@10": 0.0, "hr@10": 0.0}
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", "training"), ("valid", "validation")])
+def test_nothing_to_train_on_or_choose_by_is_said_before_a_folder_is_made(
+    home: Path, split: str, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, whole = recipe_in(home, "name=empty"), Prepared.split
+    prepare(recipe, Path)
+    monkeypatch.setattr(Prepared, "split", lambda p, s: whole(p, s).head(0 if s == split else 9))
+    with pytest.raises(DataError, match=f"no {rows} rows"):
+        baseline(recipe, "sasrec", resume=False, progress=Silent())
+    assert not recipe.run_folder("baseline-sasrec").exists()
+
+
+def test_two_candidates_are_no_catalogue_to_rank(home: Path) -> None:
+    prompt = recipe_in(home).prompt.model_copy(update={"task": "rank-pair"})
+    pairs = recipe_in(home, "name=pairs").model_copy(update={"prompt": prompt})
+    for name in ("pop", "sasrec"):
+        with pytest.raises(RecipeError, match=r'task = "rank-pair": .* expected task "generate"'):
+            baseline(pairs, name, resume=False, progress=Silent())
+    assert not pairs.folder.exists()
+
+
 def test_a_damaged_model_is_named(home: Path) -> None:
     recipe = recipe_in(home, "name=damaged")
     prepare(recipe, Path)
@@ -232,6 +276,98 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
     for name in ("pop", "itemknn"):
         with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
             needs.item_scores(bench, name, "train", rows)
+
+
+def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_of_rows(
+    home: Path,
+) -> None:
+    recipe = recipe_in(home)
+    bench = workbench.open_workbench(recipe, Silent())
+    rows = window_rows(bench.prepared.split("valid").head(7), bench.encoder)
+    tables = [needs.item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")]
+    needs.item_scores(bench, "gru4rec", "valid", rows[:3])
+    assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
+    folders = sorted(p.name for p in (recipe.folder / "scores").glob("*-valid-*"))
+    assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
+    (stored,) = (recipe.folder / "scores").glob("caser-valid-*")
+    weights = recipe.run_folder("baseline-caser") / "model" / "weights.safetensors"
+    assert read_json(stored / "facts.json") == {
+        "model": sha256(weights),
+        "prepared": sha256(recipe.prepared / "manifest.json"),
+        "rows": fingerprint_of_rows(rows),
+    }
+
+
+def ilrec_in(home: Path, *overrides: str) -> Recipe:
+    return recipe_in(
+        home,
+        "align.ilrec.mu=0.5",
+        "align.ilrec.train.max_steps=2",
+        "align.ilrec.train.validate_rows=20",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("history", ["keep", "zero"])
+def test_ilrec_is_rewarded_by_the_scores_of_each_targets_own_history(
+    home: Path, history: str
+) -> None:
+    """The masses of its batches, against the model asked about each history alone."""
+    recipe = ilrec_in(home, f"align.ilrec.reward_history={history}")
+    bench, section = workbench.open_workbench(recipe, Silent()), recipe.align["ilrec"]
+    stage = needs.Stage(bench, find("ilrec"), section.options, section.train)
+    rows = sequence_rows(bench.prepared.split("train").head(40), bench.encoder, 5)
+    valid_rows = window_rows(bench.prepared.split("valid").head(4), bench.encoder)
+    supply = needs.make_supply(stage, None, rows, valid_rows, home, {}, Silent())
+    assert supply.train_masses is not None
+    assert supply.valid_masses is not None
+    score, leaf_of_item = load_scorer(bench, "sasrec"), bench.leaf_of_item
+    for masses, of in ((supply.train_masses, rows[1:3]), (supply.valid_masses, valid_rows[2:])):
+        windows = [w for row in of for w in as_windows(row, bench.catalogue)]
+        mass = masses(of)
+        nodes = bench.trie.node_of_leaf_L.long()
+        for answer, window in enumerate(windows):
+            expected_L = np.exp(score([window.history])[0].astype(np.float64))
+            if history == "zero":
+                own = leaf_of_item[window.targets[0]]
+                gone = set(leaf_of_item[list(window.history)]) - {own}
+                expected_L[sorted(gone)] = 0
+            got_L = mass.of_nodes(torch.full_like(nodes, answer), nodes)
+            np.testing.assert_allclose(got_L.numpy(), expected_L, rtol=1e-3, atol=1e-7)
+        assert len(mass.cumulative_AF1) == len(windows)
+
+
+def test_ilrec_trains_to_its_end_after_its_scorer(home: Path) -> None:
+    recipe = ilrec_in(home)
+    folder = align(recipe, "ilrec", resume=False, progress=Silent())
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(logged) == 2
+    assert all(row["crr"] > 0 and math.isfinite(row["loss"]) for row in logged)
+    manifest = read_json(folder / "manifest.json")
+    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    assert manifest["status"] == "done"
+    assert manifest["facts"]["scores"] == {"sasrec": sha256(weights)}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["name=unfinished"], "does not exist; run first: llmrec baseline --model sasrec RECIPE"),
+        (["align.ilrec.scores=itemknn"], 'itemknn": has no state of a history .*expected sasrec,'),
+        (["align.ilrec.scores=pop"], "expected sasrec, gru4rec or caser"),
+        (["align.ilrec.scores=other"], r"add the table.*llmrec baseline --model other RECIPE"),
+    ],
+)
+def test_ilrec_without_scores_stops_before_it_writes_anything(
+    home: Path, words: list[str], expected: str
+) -> None:
+    words = ["name=no-scores", *words]
+    recipe = ilrec_in(home, *words)
+    prepare(recipe, Path)
+    with pytest.raises((ArtefactError, RecipeError), match=expected) as caught:
+        align(recipe, "ilrec", resume=False, progress=Silent())
+    assert "\n" not in str(caught.value)
+    assert not recipe.run_folder("align-ilrec").exists()
 
 
 def test_missing_item_scores_say_what_to_run(home: Path) -> None:
@@ -278,6 +414,8 @@ def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
         ("baseline.caser.window=0", "[baseline.caser] window = 0: expected greater than or equal"),
         ("baseline.itemknn.decay=1.5", "expected less than or equal to 1"),
         ("baseline.pop.hidden=3", "hidden = 3: unknown key"),
+        ("baseline.pop.model=sasrec", 'model = "sasrec": pop is [baseline.pop] alone'),
+        ("baseline.mine.model=pop", '[baseline.mine] model = "pop": pop is [baseline.pop] alone'),
         ("baseline.sasrec.train.epoch=3", "Did you mean epochs?"),
         ("baseline=3", "expected tables such as [baseline.sasrec]"),
     ],

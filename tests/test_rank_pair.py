@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import SMALL, llmrec, ok
+from commands import TINY, llmrec, ok
 
 from llmrec_cli import run as run_story
 from llmrec_cli.data.prompts import load_rank_template
@@ -213,7 +213,7 @@ def two_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_domain_is_evaluated_with_the_trained_model(
     two_domains: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [w for w in SMALL if "sample" not in w and "train.epochs" not in w]
+    words = [w for w in TINY if "sample" not in w and "train.epochs" not in w]
     words += [f"name={task}", "train.max_steps=3", "data.sample.test=20", "eval.batch=16"]
     words += ["prompt.template=items"]
     if task == "rank-pair":
@@ -239,7 +239,7 @@ def test_another_domain_is_evaluated_with_the_trained_model(
 
 def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alignment on drawn pairs, anew in every epoch; validation and test pairs stay."""
-    words = [w for w in SMALL if "sample" not in w and "train.epochs" not in w]
+    words = [w for w in TINY if "sample" not in w and "train.epochs" not in w]
     words += ["name=own", *OWN, "train.epochs=2", "align.dmpo.k=2"]
     (two_domains / "own.toml").write_text(
         (two_domains / "cross.toml").read_text().split("[eval.data]")[0] + "[align.dmpo]\n"

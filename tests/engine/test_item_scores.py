@@ -17,6 +17,7 @@ from llmrec_cli.engine.item_scores import (
     history_vectors,
     stored_vectors,
     target_starts,
+    without_history,
 )
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
@@ -104,11 +105,44 @@ def test_no_target_leaks_into_its_own_scores(name: str, at: int) -> None:
 @EVERY_MODEL
 def test_an_item_of_the_history_counts_for_every_target(name: str) -> None:
     before = rows()
-    history = ((before[4].history[0]), *before[4].history[1:-1], before[4].history[-1] ^ 1)
+    history = (*before[4].history[:-1], before[4].history[-1] ^ 1)
     after = [*before[:4], replace(before[4], history=history), *before[5:]]
     one, other = (history_vectors(model(name), of, LEAF_OF_ITEM) for of in (before, after))
     start = int(target_starts(before)[4])
     assert (one[start : start + 4] != other[start : start + 4]).any(1).all()
+
+
+@EVERY_MODEL
+def test_the_target_of_a_window_is_no_input_at_all(name: str) -> None:
+    before = rows()
+    after = [
+        replace(row, targets=(*row.targets[:-1], (row.targets[-1] + 1) % len(LEAF_OF_ITEM)))
+        for row in before
+    ]
+    numbers = range(len(before))
+    one, other = (table(name, of).probabilities(numbers) for of in (before, after))
+    assert torch.equal(one, other)
+
+
+def test_entries_of_the_history_are_zeroed_the_targets_own_never() -> None:
+    """Also where the target was taken before, itself or another item of its entry."""
+    of = [*rows(), Row(NO_PROMPT, (5, 5, 9), (5, 2), number=6), Row(NO_PROMPT, (0,), (18, 7))]
+    assert LEAF_OF_ITEM[0] == LEAF_OF_ITEM[10] == 11
+    of[-1] = replace(of[-1], history=(10, 7), number=7)
+    seen_and_own = []
+    for row in of:
+        for at, target in enumerate(row.targets):
+            seen = {int(LEAF_OF_ITEM[item]) for item in (*row.history, *row.targets[:at])}
+            seen_and_own.append((seen, int(LEAF_OF_ITEM[target])))
+    generator = torch.Generator().manual_seed(0)
+    probability_AF = torch.rand(len(seen_and_own), N_LEAVES, generator=generator) + 0.1
+    given = probability_AF.clone()
+    got = without_history(probability_AF, of, LEAF_OF_ITEM)
+    assert torch.equal(probability_AF, given), "changed in place"
+    for answer, (seen, own) in enumerate(seen_and_own):
+        for leaf in range(N_LEAVES):
+            kept = leaf == own or leaf not in seen
+            assert got[answer, leaf] == (given[answer, leaf] if kept else 0), (answer, leaf)
 
 
 def test_rows_out_of_place_are_refused() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
@@ -78,26 +78,43 @@ def test_padding_on_the_right_changes_nothing(name: str) -> None:
     torch.testing.assert_close(got, states(model(name), leaf_BT), atol=1e-6, rtol=1e-5)
 
 
-@EVERY_MODEL
-def test_the_loss_is_full_softmax_cross_entropy_over_the_catalogue(name: str) -> None:
-    """The training loop's own path, against float64 logits of every entry after every window."""
-    leaf_of_item = [*range(N_LEAVES), 3, 7]  # two further items share an entry
+def trained_loss(name: str, rows: list[Row], leaf_of_item: list[int]) -> tuple[float, int]:
+    """What the training loop computes: the summed loss, and what it is divided by."""
     trie = build_trie([[leaf] for leaf in leaf_of_item])
     assert trie.leaf_of_item_I.tolist() == leaf_of_item
-    rows = [Row(np.array([N_LEAVES, 4, 2], np.int32), (5, 31, 8)), Row(np.array([N_LEAVES]), (30,))]
-    windows = [([4, 2], 5), ([4, 2, 5], 7), ([4, 2, 5, 7], 8), ([], 3)]
     micro = Collator(trie, cut_forced=False)(rows)
     trained, lml = model(name), find("lml")
     hidden_PD = trained(micro.input_ids_BT, micro.take_P)[0]
     sums = lml.loss(Forward(hidden_PD, trained.head()), micro.batch, lml.options(), {})
+    return float(sums.total.detach()), sums.count
+
+
+@EVERY_MODEL
+def test_the_loss_is_full_softmax_cross_entropy_over_the_catalogue(name: str) -> None:
+    """The training loop's own path, against float64 logits of every entry after every window."""
+    leaf_of_item = [*range(N_LEAVES), 3, 7]  # two further items share an entry
+    rows = [Row(np.array([N_LEAVES, 4, 2], np.int32), (5, 31, 8)), Row(np.array([N_LEAVES]), (30,))]
+    windows = [([4, 2], 5), ([4, 2, 5], 7), ([4, 2, 5, 7], 8), ([], 3)]
+    total, count = trained_loss(name, rows, leaf_of_item)
     double = model(name).double()
     expected = 0.0
     for history, target in windows:
         state_D = states(double, torch.tensor([[N_LEAVES, *history]]))[0, -1]
         logit_F = double.embedding.weight[:N_LEAVES].detach() @ state_D
         expected -= float(logit_F[target] - logit_F.exp().sum().log())
-    assert sums.count == len(windows)
-    assert float(sums.total.detach()) == pytest.approx(expected, rel=1e-5)
+    assert count == len(windows)
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+@EVERY_MODEL
+def test_a_sequence_row_equals_its_windows_in_loss(name: str) -> None:
+    leaf_of_item = [*range(N_LEAVES), 3, 7]
+    row = Row(np.array([N_LEAVES, 4, 2], np.int32), (5, 31, 8, 5), (4, 2))
+    windows = as_windows(row, [[leaf] for leaf in leaf_of_item])
+    assert [len(window.prompt) for window in windows] == [3, 4, 5, 6]
+    whole, parts = (trained_loss(name, rows, leaf_of_item) for rows in ([row], windows))
+    assert (whole[1], parts[1]) == (4, 4)
+    assert whole[0] == pytest.approx(parts[0], rel=1e-6)
 
 
 @EVERY_MODEL
@@ -122,7 +139,8 @@ def test_weights_are_drawn_from_the_seed_alone(name: str) -> None:
     again = build_sequential(OPTIONS[name], N_LEAVES, LONGEST, seed=2)
     torch.manual_seed(5)
     assert draw == torch.rand(1), "the caller's generator was used"
-    assert torch.equal(first.embedding.weight, again.embedding.weight)
+    weights, same = first.state_dict(), again.state_dict()
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
 
 
