@@ -62,7 +62,7 @@ class Gru4recOptions(Options):
 class CaserOptions(Options):
     """Caser: convolutions over the last items, full softmax cross entropy."""
 
-    hidden: int = Field(default=128, ge=2, description="width")
+    hidden: int = Field(default=64, ge=2, description="width")
     window: int = Field(default=5, ge=1, description="items that the filters look at")
     filters: int = Field(default=8, ge=1, description="filters of each height, and vertical ones")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="of embeddings and output, [0, 1)")

@@ -35,7 +35,7 @@ from llmrec_cli.methods import find
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Advance, Silent
 from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import OWN_TRAIN
+from llmrec_cli.recipe_baseline import OWN_TRAIN, TRAIN_OF
 from llmrec_cli.recipe_file import load_recipe
 from llmrec_cli.report.predictions import SCHEMA
 
@@ -395,6 +395,7 @@ def test_a_language_models_training_settings_do_not_leak() -> None:
         assert getattr(train, key) == value, key
     own = recipe.baseline["gru4rec"].train
     assert (own.validate_rows, own.batch, own.select) == (5, 7, "loss")
+    assert own.learning_rate == TRAIN_OF["gru4rec"]["learning_rate"]
 
 
 def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
