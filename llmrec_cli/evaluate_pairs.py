@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from llmrec_cli import run_folder, workbench
-from llmrec_cli.data.columns import COUNT, NEGATIVES, PREFERENCE, ROW, TARGET, USER_ID
+from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
 from llmrec_cli.engine.pairs import UserPairs, score_pairs
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.pair_task import pair_encoder, questions
+from llmrec_cli.pair_task import candidates, pair_encoder, questions
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.report.leaderboard import Leaderboard, Run
@@ -62,7 +62,7 @@ def evaluate_pairs(
         write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
         report = build_pair_report(
             pairs,
-            _protocol(bench, frame, run, split),
+            _protocol(bench, candidates(frame, asked), run, split),
             _trained_users(bench),
             resamples=recipe.eval.resamples,
             seed=recipe.seed,
@@ -141,17 +141,14 @@ def _trained_users(bench: workbench.Workbench) -> frozenset[str]:
     return frozenset(user for name in splits for user in bench.prepared.split(name)[USER_ID])
 
 
-def _protocol(
-    bench: workbench.Workbench, frame: pd.DataFrame, run: str, split: str
-) -> PairProtocol:
+def _protocol(bench: workbench.Workbench, source: str, run: str, split: str) -> PairProtocol:
     manifest = bench.recipe.run_folder(run) / run_folder.MANIFEST_FILE
     hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
     if manifest.is_file():
         hashes["run"] = sha256(manifest)
-    given = NEGATIVES in frame.columns
     return PairProtocol(
         split=split,
-        candidates="as given" if given else "one fixed uniform negative per row",
+        candidates=source,
         template=Path(bench.recipe.prompt_for_eval.template).name,
         hashes=hashes,
     )

@@ -61,7 +61,8 @@ class Stage:
         if wanted is None or self.bench.pairs is not None:
             return None
         leaves = gather_leaves(self.bench.prepared.items, self.bench.leaf_of_item)
-        users = users_of(self.bench.prepared.split("train"), leaves, wanted.below)
+        train, valid = (self.bench.prepared.split(name) for name in ("train", "valid"))
+        users = users_of(train, leaves, wanted.below, valid)
         return NegativeSampler(wanted, leaves, users, self.bench.recipe.seed)
 
 
@@ -143,9 +144,7 @@ def _completed(
         share = slice(bench.accelerator.process_index, None, bench.accelerator.num_processes)
         return [row for at in range(step, last) for row in rows_at(at)[share]]
 
-    known_valid = _catalogue_rows(
-        [row for row in _catalogue_rows(valid_rows) if sampler.usable(row)]
-    )
+    known_valid = sampler.usable_rows(_catalogue_rows(valid_rows))
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)

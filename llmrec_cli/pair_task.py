@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import NEGATIVES, PREFERENCE, TITLE, USER_ID
+from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, TITLE, USER_ID
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.data.negatives import fixed_negatives, owned_entries
+from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.pairs import (
@@ -94,7 +94,7 @@ def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
 
 
 def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:
-    """The pairs of a validation or test split: the source's, or one fixed uniform one per row."""
+    """The pairs of a validation or test split: the source's, or one fixed one per row."""
     if NEGATIVES in frame.columns:
         return given_pairs(frame)
     entry_I = bench.leaf_of_item.astype(np.int64)
@@ -102,6 +102,16 @@ def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPai
     seed, stream = bench.recipe.seed, f"{split}-pairs"
     others = fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
     return fixed_pairs(frame, others, seed)
+
+
+def candidates(frame: pd.DataFrame, asked: Sequence[UserPairs]) -> str:
+    """Where the other candidates of ``questions`` come from, in words and counts."""
+    if NEGATIVES in frame.columns:
+        return "as given"
+    if DISLIKED not in frame.columns:
+        return "one fixed uniform negative per row"
+    disliked = count_disliked(frame, [user.others[0] for user in asked])
+    return f"one fixed negative per row: {disliked:,} disliked, {len(asked) - disliked:,} uniform"
 
 
 def auc_paired(users: Sequence[str], scores: Sequence[np.ndarray[Any, Any]]) -> float:

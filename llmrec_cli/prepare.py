@@ -17,12 +17,13 @@ import polars as pl
 
 from llmrec_cli.data.catalog import catalogue, name_items
 from llmrec_cli.data.columns import COUNT, ITEM_ID
+from llmrec_cli.data.dislikes import dislikes, training_ends, with_disliked
 from llmrec_cli.data.facts import Made, facts
-from llmrec_cli.data.filters import Trail, eligible, item_ids, settled
+from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, settled
 from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
-from llmrec_cli.data.split import encode, has_clock, rows_of, split_log, training_counts
+from llmrec_cli.data.split import encode, has_clock, rows_of, sampled, split_log, training_counts
 from llmrec_cli.data.store import (
     Prepared,
     check_fits,
@@ -99,12 +100,19 @@ def make_rows(
 
     items = catalogue(named.items.join(ordered, on=ITEM_ID, how="semi"), section)
     encoded = encode(ordered, items)
-    windows = split_log(encoded, section, seed)
+    parts = split_log(encoded, section, seed)
+    windows = sampled(parts, section, seed)
+    splits = {name: rows_of(encoded, part) for name, part in windows.items()}
+    if section.min_rating is not None:
+        bad = badly_rated(interactions, section.min_rating, section)
+        disliked = dislikes(bad, encoded, items)
+        ends = training_ends(encoded, parts, section.split)
+        splits = with_disliked(splits, windows, disliked, encoded, ends)
     counts = training_counts(encoded, windows["train"], len(items))
     return Made(
         named=named,
         items=items.with_columns(pl.Series(COUNT, counts)),
-        splits={name: rows_of(encoded, part) for name, part in windows.items()},
+        splits=splits,
         log=encoded,
         clock=has_clock(section),
         cleaning=[asdict(step) for step in trail.steps],

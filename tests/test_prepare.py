@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.data.columns import HISTORY, ITEM_ID, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.columns import DISLIKED, HISTORY, ITEM_ID, RATING, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.prepare import prepare
@@ -150,7 +150,7 @@ def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: P
 def test_bytes_depend_on_neither_run_nor_threads(
     ratings: dict[str, object], tmp_path: Path
 ) -> None:
-    data = ratings | {"few_shot_users": 2, "sample": {"train": 2}}
+    data = ratings | {"few_shot_users": 2, "sample": {"train": 2}, "min_rating": 2.0}
     written = []
     for threads in (1, 4):
         out = tmp_path / str(threads)
@@ -214,6 +214,23 @@ def test_an_error_leaves_no_folder(ratings: dict[str, object], tmp_path: Path) -
     with pytest.raises(DataError, match=r"left after: data\.k_core = 50"):
         prepare(asked, Path)
     assert list(asked.folder.iterdir()) == []
+
+
+def test_only_a_rating_threshold_leaves_dislikes(
+    ratings: dict[str, object], tmp_path: Path
+) -> None:
+    """Without one, neither rows nor manifest know of them: such folders stay as they were."""
+    plain = prepare(recipe(tmp_path, ratings), Path)
+    assert list(plain.split("train"))[-1] == RATING
+    assert "disliked" not in (plain.folder / "manifest.json").read_text()
+    some = prepare(recipe(tmp_path, ratings | {"min_rating": 3.0}, name="some"), Path)
+    assert all(list(some.split(split))[-1] == DISLIKED for split in some.splits)
+    assert some.manifest["rules"]["disliked"].startswith("catalogue items that the user rated")
+    for split in some.splits:
+        has = some.split(split)[DISLIKED].map(len) > 0
+        assert some.manifest["splits"][split]["rows with disliked items"] == has.sum()
+        users = some.split(split)[USER_ID][has].nunique()
+        assert some.manifest["splits"][split]["users with disliked items"] == users > 0
 
 
 def test_progress_is_told_every_step(ratings: dict[str, object], tmp_path: Path) -> None:

@@ -260,6 +260,51 @@ def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.Monkey
     assert first["loss"] == pytest.approx(0.6931, abs=2e-4)
 
 
+@pytest.fixture
+def rated(two_domains: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words of a few-shot recipe whose ratings below 4 are what its users disliked."""
+    domain = (two_domains / "cross.toml").read_text().split("[eval.data]")[0]
+    (two_domains / "rated.toml").write_text(domain + "[align.dmpo]\n")
+    monkeypatch.chdir(two_domains)
+    words = [w for w in TINY if "sample" not in w and "train.epochs" not in w]
+    words += ["data.min_rating=4", "data.k_core=2", "data.split=few-shot"]
+    words += ["data.few_shot_users=40", "prompt.template=items", "train.rows=window"]
+    words += ["train.max_steps=2", "eval.batch=16", "align.dmpo.k=1"]
+    return [*words, "align.dmpo.negatives=disliked", "align.dmpo.short=drop"]
+
+
+PAIRED = ["prompt.task=rank-pair", "train.select=auc"]
+
+
+def test_pairs_show_disliked_items(rated: list[str]) -> None:
+    board = run_story.run(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent())
+    home = Path("runs/p")
+    test = pd.read_parquet(home / "prepared/test.parquet")
+    pairs = pd.read_parquet(home / "align-dmpo/pairs.parquet")
+    shown = [other in own for other, own in zip(pairs["negative"], test["disliked"], strict=True)]
+    counts = f"{sum(shown)} disliked, {len(shown) - sum(shown)} uniform"
+    assert board.candidates == f"two candidates (one fixed negative per row: {counts})"
+    assert 0 < sum(shown) < len(shown)
+    report = json.loads((home / "align-dmpo/report.json").read_text())
+    assert report["protocol"]["candidates"] == f"one fixed negative per row: {counts}"
+    said = "\n".join(validate(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"])))
+    train = pd.read_parquet(home / "prepared/train.parquet")
+    assert f"align-dmpo: {(train['disliked'].map(len) > 0).sum()} window rows" in said
+
+
+def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
+    board = run_story.run(load_recipe("rated.toml", [*rated, "name=g"]), progress=Silent())
+    assert "align-dmpo" in [line.name for line in board.lines]
+    last = Path("runs/g/align-dmpo/metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["valid_loss"] > 0  # validation users do not train, but disliked too
+
+
+def test_a_user_with_too_few_dislikes_is_named(rated: list[str]) -> None:
+    recipe = load_recipe("rated.toml", [*rated, *PAIRED, "name=e", "align.dmpo.short=error"])
+    with pytest.raises(DataError, match=r"user '\w+': fewer than k = 1 .* \(disliked\)"):
+        list(validate(recipe))
+
+
 def test_conventional_models_are_skipped_in_another_domain() -> None:
     said: list[str] = []
     progress = Silent()

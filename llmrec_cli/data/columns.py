@@ -25,6 +25,7 @@ HISTORY: Final = "history"  # list<int32>: catalogue indices, oldest first
 TARGET: Final = "target"  # int32: catalogue index
 NEGATIVES: Final = "negatives"  # list<int32>, optional: the less liked item of each of its pairs
 CHOSEN_FIRST: Final = "chosen_first"  # list<bool>, beside it: the prompt shows the target first
+DISLIKED: Final = "disliked"  # list<int32>, optional: what the user rated below data.min_rating
 COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
 
 # predictions.parquet: one row per evaluated row (beside ROW, USER_ID, HISTORY, TARGET)

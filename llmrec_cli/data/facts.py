@@ -11,7 +11,7 @@ import polars as pl
 
 from llmrec_cli.data.audit import audit
 from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
-from llmrec_cli.data.columns import ITEM_ID, NEGATIVES, TARGET, TITLE, USER
+from llmrec_cli.data.columns import DISLIKED, ITEM_ID, NEGATIVES, TARGET, TITLE, USER
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -29,6 +29,11 @@ PAIR_RULES = {
     "valid": "absent: a tenth of the training users, drawn with the seed, who leave training",
     "count": "pairs are not counted: a candidate that was not liked is no interaction",
 }
+DISLIKED_RULE = (
+    "catalogue items that the user rated below data.min_rating and had not rated higher by then; "
+    "of a valid or test row: before its target; of a train row: before the user's first valid or "
+    "test target, and with global-time before everybody's first"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +55,10 @@ def facts(made: Made, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
         files: paths of the sources; where the notes name one, its base name takes its place.
     """
     names = disambiguate([Path(file).name for file in files], [None] * len(files))
+    further: Facts = {"rank-pairs": PAIR_RULES} if _have(made, NEGATIVES) else {}
+    further |= {"disliked": DISLIKED_RULE} if _have(made, DISLIKED) else {}
     return {
-        "rules": RULES | ({"rank-pairs": PAIR_RULES} if _of_pairs(made) else {}),
+        "rules": RULES | further,
         "reader": _renamed(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
@@ -84,8 +91,12 @@ def _split(rows: pl.DataFrame) -> Facts:
     counts = {"rows": len(rows), "users": users, "targets": targets}
     if NEGATIVES in rows.columns:
         counts["pairs"] = int(rows[NEGATIVES].list.len().sum())
+    if DISLIKED in rows.columns:
+        some = rows.filter(pl.col(DISLIKED).list.len() > 0)
+        counts["rows with disliked items"] = len(some)
+        counts["users with disliked items"] = some[USER].n_unique()
     return counts
 
 
-def _of_pairs(made: Made) -> bool:
-    return NEGATIVES in made.splits["test"].columns
+def _have(made: Made, column: str) -> bool:
+    return column in made.splits["test"].columns

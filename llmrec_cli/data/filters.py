@@ -88,7 +88,7 @@ def eligible(interactions: Path, section: DataSection, trail: Trail) -> Log:
     log = trail.mark("as read", scan(interactions))
     if section.start is not None or section.end is not None:
         step = f"data.start = {section.start}, data.end = {section.end}"
-        log = trail.mark(step, within(log, _midnight(section.start), _midnight(section.end)))
+        log = trail.mark(step, in_time(log, section))
     if section.min_rating is not None:
         step = f"data.min_rating = {section.min_rating:g}"
         log = trail.mark(step, rated(log, section.min_rating))
@@ -114,6 +114,16 @@ def settled(log: Log, named: pl.Series, section: DataSection, trail: Trail) -> p
         log = trail.mark(step, core(log, section.k_core, trail.scratch))
     native: pl.DataFrame = log.sort(*ORDER).collect("polars").to_native()
     return native
+
+
+def badly_rated(interactions: Path, lowest: float, section: DataSection) -> Log:
+    """What the rating threshold takes out of the time window, the unrated apart."""
+    return in_time(scan(interactions), section).filter(nw.col(RATING) < lowest)
+
+
+def in_time(log: Log, section: DataSection) -> Log:
+    """Interactions from ``section.start`` to before ``section.end``."""
+    return within(log, _midnight(section.start), _midnight(section.end))
 
 
 def within(log: Log, start: int | None, end: int | None) -> Log:

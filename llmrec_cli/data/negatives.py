@@ -1,18 +1,18 @@
-"""The other candidate of a validation or test pair, where the source has none: fixed, and uniform.
+"""The other candidate of a validation or test pair, where the source has none: a fixed one.
 
 Shape suffixes: I items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import HISTORY, ROW, TARGET, USER, USER_ID
+from llmrec_cli.data.columns import DISLIKED, HISTORY, ROW, TARGET, USER, USER_ID
 from llmrec_cli.errors import DataError
 
 Owned = Mapping[int, frozenset[int]]
@@ -32,10 +32,10 @@ def owned_entries(frames: Sequence[pd.DataFrame], entry_I: NDArray[np.int64]) ->
 def fixed_negatives(
     frame: pd.DataFrame, owned: Owned, entry_I: NDArray[np.int64], *, seed: int, stream: str
 ) -> list[int]:
-    """One item per row, uniform over the entries that the row's user does not own.
+    """One item per row that its user does not own: a disliked one (DISLIKED), else any.
 
-    A pure function of the seed, the stream's name and the row's number, whatever other rows there
-    are.
+    Uniform over the row's disliked entries where it has any, else over the catalogue's; a pure
+    function of the seed, the stream's name, the row's number and what these are.
 
     Args:
         entry_I: catalogue entry of each item: items of one title are one entry.
@@ -45,18 +45,36 @@ def fixed_negatives(
     """
     representative = np.unique(entry_I, return_index=True)[1]
     chosen = []
-    for row, user, name in zip(frame[ROW], frame[USER], frame[USER_ID], strict=True):
+    columns = zip(frame[ROW], frame[USER], frame[USER_ID], _disliked(frame), strict=True)
+    for row, user, name, disliked in columns:
         banned = owned[int(user)]
         if len(banned) == len(representative):
             raise DataError(f"user {name!r}: owns every item, so no other candidate is left")
-        chosen.append(int(representative[_draw(banned, len(representative), seed, stream, row)]))
+        numbers = _numbers(seed, stream, row)
+        pool = {int(entry_I[item]): int(item) for item in disliked}
+        pool = {entry: item for entry, item in pool.items() if entry not in banned}
+        if pool:
+            chosen.append(list(pool.values())[next(numbers) % len(pool)])
+        else:
+            entries = (number % len(representative) for number in numbers)
+            chosen.append(int(representative[next(e for e in entries if e not in banned)]))
     return chosen
 
 
-def _draw(banned: frozenset[int], n: int, seed: int, stream: str, row: int) -> int:
+def count_disliked(frame: pd.DataFrame, negatives: Sequence[int]) -> int:
+    """How many of the rows' fixed negatives their users disliked."""
+    return sum(other in mine for other, mine in zip(negatives, _disliked(frame), strict=True))
+
+
+def _disliked(frame: pd.DataFrame) -> Sequence[Sequence[int]]:
+    if DISLIKED not in frame.columns:
+        return [()] * len(frame)
+    return [items.tolist() for items in frame[DISLIKED]]
+
+
+def _numbers(seed: int, stream: str, row: int) -> Iterator[int]:
+    """Endless random 64-bit words."""
     key = np.array([seed % 2**64, crc32(stream.encode())], np.uint64)
     raw = np.random.Philox(key=key, counter=np.array([0, 0, int(row), 0], np.uint64))
     while True:
-        entry = int(raw.random_raw() % n)
-        if entry not in banned:
-            return entry
+        yield int(raw.random_raw())

@@ -74,7 +74,7 @@ def encode(ordered: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
 
 
 def split_log(log: pl.DataFrame, section: DataSection, seed: int) -> dict[str, Windows]:
-    """Windows of train, valid and test by ``section.split``, sampled by ``section.sample``.
+    """All windows of train, valid and test by ``section.split``; ``sampled`` may thin them.
 
     Raises:
         DataError: too few users or windows, or no times where the split needs them.
@@ -86,6 +86,11 @@ def split_log(log: pl.DataFrame, section: DataSection, seed: int) -> dict[str, W
                 f'data.split = "{section.split}": no {name} row is left with data.min_history ='
                 f" {section.min_history} (of {len(log):,} interactions)"
             )
+    return parts
+
+
+def sampled(parts: Mapping[str, Windows], section: DataSection, seed: int) -> dict[str, Windows]:
+    """The windows of each split that ``section.sample`` keeps."""
     return {name: part.take(sample(len(part), section, seed, name)) for name, part in parts.items()}
 
 

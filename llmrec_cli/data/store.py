@@ -24,6 +24,7 @@ from llmrec_cli.data.columns import (
     BRAND,
     CHOSEN_FIRST,
     COUNT,
+    DISLIKED,
     HISTORY,
     ITEM,
     ITEM_ID,
@@ -72,8 +73,12 @@ ROWS_SCHEMA = pa.schema(
         RATING: pa.float64(),
     }
 )
-PAIRS_SCHEMA = pa.schema(
-    [*ROWS_SCHEMA, (NEGATIVES, pa.list_(pa.int32())), (CHOSEN_FIRST, pa.list_(pa.bool_()))]
+OPTIONAL_SCHEMA = pa.schema(  # written after ROWS_SCHEMA where the rows have them
+    {
+        NEGATIVES: pa.list_(pa.int32()),
+        CHOSEN_FIRST: pa.list_(pa.bool_()),
+        DISLIKED: pa.list_(pa.int32()),
+    }
 )
 _PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, not by name
 
@@ -88,7 +93,7 @@ class Prepared:
     reused: bool = False  # it was there already and fits what was asked
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of a split; HISTORY (and NEGATIVES) hold int32 arrays, histories oldest first."""
+        """Rows of a split; HISTORY, NEGATIVES and DISLIKED hold int32 arrays, the first in time."""
         frame: pd.DataFrame = pq.read_table(self.folder / split_file(name)).to_pandas()
         return frame
 
@@ -152,14 +157,14 @@ def write_prepared(
         folder: exists; nothing else is in it.
         items: the catalogue with COUNT, ordered by ITEM.
         splits: for each of SPLITS (and PREFERENCE, where there is one) its rows without ROW, in
-            their final order; all with pairs, or none.
+            their final order; all with the same optional columns.
     """
     tables = {ITEMS_FILE: _table(items, ITEMS_SCHEMA)}
     for name in in_order(splits):
         rows = splits[name]
         numbered = rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW))
-        schema = PAIRS_SCHEMA if NEGATIVES in rows.columns else ROWS_SCHEMA
-        tables[split_file(name)] = _table(numbered, schema)
+        optional = [field for field in OPTIONAL_SCHEMA if field.name in rows.columns]
+        tables[split_file(name)] = _table(numbered, pa.schema([*ROWS_SCHEMA, *optional]))
     files = {name: _write_table(folder / name, table) for name, table in tables.items()}
     text = json.dumps(facts | {"files": files}, indent=2, ensure_ascii=False, allow_nan=False)
     with (folder / MANIFEST_FILE).open("wb") as out:

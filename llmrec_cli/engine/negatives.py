@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import HISTORY, RATING, TARGET, USER, USER_ID
+from llmrec_cli.data.columns import DISLIKED, HISTORY, RATING, TARGET, USER, USER_ID
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import DataError, RecipeError
@@ -27,33 +27,63 @@ _STREAM = crc32(b"negatives")
 
 @dataclass(frozen=True)
 class Users:
-    """What is known of each user from the training rows, as leaves."""
+    """What is known of each user, as leaves."""
 
     names: Mapping[int, str]
     owned: Mapping[int, frozenset[int]]  # every entry of the user's training rows
-    disliked: Mapping[int, tuple[int, ...]]  # targets rated below the threshold, ascending
+    disliked: Mapping[int, tuple[int, ...]]  # ascending
 
 
-def users_of(frame: pd.DataFrame, leaves: Leaves, below: float) -> Users:
-    """Gather the users of the training split; ratings may be absent (null)."""
+def users_of(
+    train: pd.DataFrame, leaves: Leaves, below: float, valid: pd.DataFrame | None = None
+) -> Users:
+    """Gather the users of the training split; ratings may be absent (null).
+
+    What a user disliked is the DISLIKED of his or her rows, less every entry that these rows show;
+    where the split has no such column (nothing was dropped for its rating), the targets rated below
+    ``below``.
+
+    Args:
+        valid: gives the disliked items of users who do not train.
+    """
     names: dict[int, str] = {}
     owned: dict[int, set[int]] = {}
-    disliked: dict[int, set[int]] = {}
-    columns = zip(
-        frame[USER], frame[USER_ID], frame[HISTORY], frame[TARGET], frame[RATING], strict=True
-    )
-    for user, name, history, target, rating in columns:
+    columns = zip(train[USER], train[USER_ID], train[HISTORY], train[TARGET], strict=True)
+    for user, name, history, target in columns:
         names[int(user)] = str(name)
         mine = owned.setdefault(int(user), set())
         mine.update(leaves.leaf_of_item_I[np.asarray(history, dtype=np.int64)].tolist())
         mine.add(int(leaves.leaf_of_item_I[target]))
-        if rating is not None and rating < below:
-            disliked.setdefault(int(user), set()).add(int(leaves.leaf_of_item_I[target]))
+    if DISLIKED in train.columns:
+        frames = [train] if valid is None else [train, valid]
+        disliked = {
+            user: entries - owned.get(user, set())
+            for user, entries in _recorded(frames, leaves).items()
+        }
+    else:
+        disliked = _badly_rated(train, leaves, below)
     return Users(
         names,
         {user: frozenset(entries) for user, entries in owned.items()},
         {user: tuple(sorted(entries)) for user, entries in disliked.items()},
     )
+
+
+def _recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[int]]:
+    """What DISLIKED says of each user, in the first of the frames that has the user."""
+    columns = pd.concat([frame[[USER, DISLIKED]] for frame in frames]).drop_duplicates(USER)
+    return {
+        int(user): set(leaves.leaf_of_item_I[np.asarray(items, dtype=np.int64)].tolist())
+        for user, items in zip(columns[USER], columns[DISLIKED], strict=True)
+    }
+
+
+def _badly_rated(frame: pd.DataFrame, leaves: Leaves, below: float) -> dict[int, set[int]]:
+    disliked: dict[int, set[int]] = {}
+    for user, target, rating in zip(frame[USER], frame[TARGET], frame[RATING], strict=True):
+        if rating is not None and rating < below:
+            disliked.setdefault(int(user), set()).add(int(leaves.leaf_of_item_I[target]))
+    return disliked
 
 
 class NegativeSampler:
@@ -93,6 +123,20 @@ class NegativeSampler:
                 'negatives, or set short = "drop"'
             )
         return [replace(row, number=number) for number, row in enumerate(usable)]
+
+    def usable_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """The validation rows that have enough negatives, as they are.
+
+        Raises:
+            DataError: none has.
+        """
+        usable = [row for row in rows if self.usable(row)]
+        if not usable:
+            raise DataError(
+                f"none of {len(rows):,} validation rows has k = {self.wanted.k} possible negatives "
+                f"({self.wanted.draw}); lower k, choose other negatives, or validate on more rows"
+            )
+        return usable
 
     def __call__(
         self,

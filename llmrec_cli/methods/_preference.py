@@ -57,7 +57,9 @@ class PreferenceOptions(Options):
         "0: the parent is asked, once",
     )
     below: float = Field(
-        default=4.0, description='negatives = "disliked": ratings under this are disliked'
+        default=4.0,
+        description='negatives = "disliked", data without min_rating: training targets rated under '
+        "this are disliked",
     )
     short: Literal["error", "drop"] = Field(
         default="error",

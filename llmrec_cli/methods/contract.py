@@ -38,7 +38,7 @@ class Negatives:
     draw: Literal["uniform", "popularity", "in-batch", "disliked", "model"]
     pool: int = 20  # model: drawn from its first ``pool`` wrong entries
     refresh: int = 0  # model: updates after which the policy itself is asked again; 0: the parent
-    below: float = 4.0  # disliked: ratings under this
+    below: float = 4.0  # disliked: targets rated under this, where the data record no dislikes
     short: Literal["error", "drop"] = "error"  # a target with fewer than k possible negatives
 
 

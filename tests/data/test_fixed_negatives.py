@@ -10,7 +10,7 @@ import pytest
 from llmrec_cli.data.audit import trained_pairs
 from llmrec_cli.data.columns import HISTORY, NEGATIVES, PREFERENCE, ROW, TARGET, USER, USER_ID
 from llmrec_cli.data.given import hold_out
-from llmrec_cli.data.negatives import fixed_negatives, owned_entries
+from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
 from llmrec_cli.errors import DataError
 
 ENTRY = np.array([0, 1, 2, 3, 3, 4, 5, 6])  # items 3 and 4 share a title
@@ -51,6 +51,27 @@ def test_a_negative_depends_on_its_row_and_the_seed_alone() -> None:
     assert drawn() == drawn()
     assert drawn(seed=1) != drawn()
     assert drawn(stream="valid-pairs") != drawn()
+
+
+def test_a_disliked_item_goes_before_a_uniform_one() -> None:
+    """Users 0, 3, 6, ... disliked 6, 7 and two of what they own; user 0 owns 6 in training."""
+    lists = [np.array([0, 3, 6, 7] if user % 3 == 0 else [], np.int32) for user in range(300)]
+    rows = TEST.assign(disliked=lists)
+    found = drawn(rows=rows)
+    assert found[0] == 7
+    assert {found[user] for user in range(0, 300, 3)} == {6, 7}
+    assert abs(found[::3].count(6) - 50) < 20
+    others = [user for user in range(300) if user % 3]
+    assert [found[user] for user in others] == [drawn()[user] for user in others]
+    assert count_disliked(rows, found) == 100
+    assert count_disliked(TEST, drawn()) == 0
+    assert drawn(rows=rows.iloc[90:99]) == found[90:99]
+
+
+def test_without_a_free_disliked_item_the_negative_is_uniform() -> None:
+    rows = TEST.assign(disliked=[np.array([0, 3], np.int32)] * 300)  # 3 has the target's title
+    assert drawn(rows=rows) == drawn()
+    assert count_disliked(rows, drawn()) == 0
 
 
 def test_a_user_who_owns_everything_is_named() -> None:

@@ -15,6 +15,7 @@ from llmrec_cli.data import store
 from llmrec_cli.data.columns import (
     BRAND,
     COUNT,
+    DISLIKED,
     HISTORY,
     ITEM,
     ITEM_ID,
@@ -95,6 +96,17 @@ def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again", "prepared"]
+
+
+def test_optional_columns_come_back(tmp_path: Path) -> None:
+    lists = pl.Series(DISLIKED, [[1], []], dtype=pl.List(pl.Int64))
+    with staging(tmp_path / "prepared") as stage:
+        splits = {name: rows.with_columns(lists[: len(rows)]) for name, rows in ROWS_OF.items()}
+        write_prepared(stage, ITEMS, splits, FACTS)
+    train = load_prepared(tmp_path / "prepared").split("train")
+    assert list(train) == [*store.ROWS_SCHEMA.names, DISLIKED]
+    assert [items.tolist() for items in train[DISLIKED]] == [[1], []]
+    assert all(items.dtype == np.int32 for items in train[DISLIKED])
 
 
 def test_parquet_schema_is_the_agreed_one(folder: Path) -> None:

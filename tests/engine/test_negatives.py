@@ -104,6 +104,43 @@ def test_disliked_come_from_the_user_and_not_from_the_shown_history() -> None:
     assert not draws.usable(row(history=(2, 4)))
 
 
+RECORDED = FRAME.assign(disliked=[[1, 4, 7, 8], [1, 4, 7, 8], []])
+VALID = pd.DataFrame(
+    {
+        "user": [1, 5, 5],
+        "user_id": ["bob", "eve", "eve"],
+        "history": [[10, 11], [20], [20, 21]],
+        "target": [12, 21, 22],
+        "rating": [5.0, 5.0, 5.0],
+        "disliked": [[9], [23, 24], [23, 24, 25]],
+    }
+)
+
+
+def test_recorded_dislikes_go_before_ratings() -> None:
+    """Of items 1, 4, 7 and 8 ann has 4 (leaf 3) as a target; its low rating counts no more."""
+    users = users_of(RECORDED, leaves(), below=4.0)
+    assert users.disliked == {0: (0, 6, 7), 1: ()}
+
+
+def test_an_edition_of_what_the_user_has_is_not_disliked() -> None:
+    owns_item_0 = RECORDED.assign(history=[[0], [0, 3], [10]])
+    assert users_of(owns_item_0, leaves(), below=4.0).disliked[0] == (6, 7)  # 1 shares its leaf
+
+
+def test_validation_tells_of_users_who_do_not_train_and_of_no_other() -> None:
+    users = users_of(RECORDED, leaves(), 4.0, VALID)
+    assert users.disliked == {0: (0, 6, 7), 1: (), 5: (22, 23)}  # eve's as of her first row
+    assert set(users.owned) == {0, 1}
+    draws = NegativeSampler(Negatives(k=2, draw="disliked"), leaves(), users, seed=0)
+    eve = Row(NO_PROMPT, (21,), (20,), user=5)
+    (found,) = draws(eve, epoch=0)
+    assert sorted(found) == [23, 24]
+    assert draws.usable_rows([row(), eve, replace(eve, user=1)]) == [row(), eve]
+    with pytest.raises(DataError, match="none of 1 validation rows has k = 2"):
+        draws.usable_rows([replace(eve, user=1)])
+
+
 def test_model_draws_from_the_first_wrong_of_its_pool() -> None:
     draws = sampler(draw="model", k=2, pool=3)
     ranked = [2, 20, 1, 21, 22, 23]  # leaves 1 and 2 are the user's own

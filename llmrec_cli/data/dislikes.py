@@ -1,0 +1,119 @@
+"""What each user disliked: catalogue items that ``data.min_rating`` drops, with nothing to come.
+
+A row may know what was rated badly before a moment of its user's time, never after it:
+
+valid, test:  before the row's own target
+train:        before the user's first valid or test target, whatever ``data.sample`` keeps; a user
+              who is not evaluated has no such moment; with ``global-time``, before the first of all
+
+An item that the log has too, up to that moment, is not disliked.  Moments are (TIMESTAMP, POSITION)
+as everywhere: ties in time break by input order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from llmrec_cli.data.columns import (
+    DISLIKED,
+    ITEM,
+    ITEM_ID,
+    POSITION,
+    ROW,
+    TIMESTAMP,
+    USER,
+    USER_ID,
+)
+from llmrec_cli.data.filters import Log
+from llmrec_cli.data.split import Windows
+
+_MOMENT = (TIMESTAMP, POSITION)
+_BAD, _GOOD = "bad_", "good_"  # whose moment a column has
+
+
+def dislikes(bad: Log, log: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """When each user first rated which catalogue item badly, and first had it in the log.
+
+    Args:
+        bad: from ``filters.badly_rated``.
+        log: the encoded log.
+        items: the catalogue.
+
+    Returns:
+        USER, ITEM, and both moments; the log's are null where it does not have the pair.
+    """
+    rated: pl.DataFrame = bad.select(USER_ID, ITEM_ID, *_MOMENT).collect("polars").to_native()
+    encoded = rated.join(items.select(ITEM_ID, ITEM), on=ITEM_ID)
+    encoded = encoded.join(log.select(USER_ID, USER).unique(), on=USER_ID)
+    return _first(encoded, _BAD).join(_first(log, _GOOD), on=(USER, ITEM), how="left")
+
+
+def with_disliked(
+    splits: Mapping[str, pl.DataFrame],
+    windows: Mapping[str, Windows],
+    known: pl.DataFrame,
+    log: pl.DataFrame,
+    ends: pl.DataFrame,
+) -> dict[str, pl.DataFrame]:
+    """The rows of each split with DISLIKED, list<int32>: catalogue indices, ascending.
+
+    Args:
+        windows: of the rows.
+        known: from ``dislikes``.
+        log: the encoded log that the windows are slices of.
+        ends: from ``training_ends``.
+    """
+    made = {}
+    for name, rows in splits.items():
+        if name == "train":
+            users = rows.select(USER).unique().join(ends, on=USER, how="left")
+            lists = users.with_columns(disliked_before(known, users)).select(USER, DISLIKED)
+            made[name] = rows.join(lists, on=USER, how="left", maintain_order="left")
+        else:
+            targets = log[windows[name].target_R]
+            made[name] = rows.with_columns(disliked_before(known, targets))
+    return made
+
+
+def training_ends(log: pl.DataFrame, parts: Mapping[str, Windows], protocol: str) -> pl.DataFrame:
+    """USER and the moment at which what training may know ends; of users without one, no row.
+
+    Args:
+        parts: all windows, before any sampling.
+        protocol: ``data.split``.
+    """
+    held_R = np.concatenate([parts["valid"].target_R, parts["test"].target_R])
+    held = log[held_R].sort(_MOMENT)
+    if protocol == "global-time":
+        return log.select(USER).unique().join(held[:1].select(_MOMENT), how="cross")
+    return held.unique(USER, keep="first", maintain_order=True).select(USER, *_MOMENT)
+
+
+def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
+    """For each user and moment (null: the end of time) what he or she disliked by then.
+
+    Args:
+        known: from ``dislikes``.
+        moments: USER, TIMESTAMP, POSITION.
+    """
+    numbered = moments.select(USER, *_MOMENT).with_row_index(ROW)
+    at = numbered.join(known, on=USER).filter(_is_before(_BAD) & ~_is_before(_GOOD))
+    lists = at.group_by(ROW).agg(pl.col(ITEM).sort().alias(DISLIKED))
+    every = numbered.join(lists, on=ROW, how="left", maintain_order="left")
+    return every[DISLIKED].fill_null(pl.Series([[]], dtype=pl.List(pl.Int32)))
+
+
+def _first(log: pl.DataFrame, whose: str) -> pl.DataFrame:
+    """USER, ITEM and the moment of the first interaction of each pair."""
+    first = log.sort(_MOMENT).unique((USER, ITEM), keep="first", maintain_order=True)
+    return first.select(USER, ITEM, *(pl.col(name).alias(whose + name) for name in _MOMENT))
+
+
+def _is_before(whose: str) -> pl.Expr:
+    time, position = (pl.col(whose + name) for name in _MOMENT)
+    until, tie = (pl.col(name) for name in _MOMENT)
+    earlier = (time < until) | ((time == until) & (position < tie))
+    return time.is_not_null() & (until.is_null() | earlier)
