@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.loss_head import catalogue
+from benchmarks.loss_head import Shape, catalogue
 from benchmarks.table import Row, alternate
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Batch, Forward, Head
@@ -26,18 +26,6 @@ ILREC = find("ilrec")
 A, LAMBDA = 0.1, 0.1
 OPTIONS = ILREC.options.model_validate({"support": "legal", "crr": False, "a": A, "lambda": LAMBDA})
 BAR = 60.0  # at the full size, against per-layer logits
-
-
-@dataclass(frozen=True)
-class Shape:
-    vocabulary: int
-    width: int
-    rows: int
-    prompt: int  # tokens
-    items: int
-    first_tokens: int  # root fan-out
-    peer_repeats: int
-    our_repeats: int
 
 
 SHAPES: dict[Size, Shape] = {

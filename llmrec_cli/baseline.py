@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
 from llmrec_cli import run_folder, workbench
-from llmrec_cli.data.columns import HISTORY, TARGET, USER
+from llmrec_cli.data.columns import HISTORY, TARGET
+from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import WEIGHTS, write_tensors
 from llmrec_cli.engine.loop import Job, train
@@ -34,7 +35,7 @@ from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_baseline import UNTRAINED, ItemknnOptions, PopOptions
-from llmrec_cli.tensors.ranking import hit_at, ndcg_at
+from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
 
 Scores = NDArray[np.float32]
@@ -95,24 +96,18 @@ def _fit(
     if isinstance(options, PopOptions):
         return {}  # training counts stand in the prepared folder
     if isinstance(options, ItemknnOptions):
-        users = _items_of_users(bench)
+        leaf_of_item = bench.leaf_of_item.astype(np.int64)
+        owned = owned_entries([bench.prepared.split("train")], leaf_of_item)
         arrays = fit_itemknn(
-            users, bench.trie.n_leaves, neighbours=options.neighbours, shrink=options.shrink
+            [sorted(leaves) for leaves in owned.values()],
+            bench.trie.n_leaves,
+            neighbours=options.neighbours,
+            shrink=options.shrink,
         )
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         write_tensors(folder / MODEL, tensors, bench.accelerator)
         return {}
     return _train(bench, name, folder, resume=resume, progress=progress)
-
-
-def _items_of_users(bench: workbench.Workbench) -> list[list[int]]:
-    """Leaves of every user's training rows, targets included."""
-    leaf_of_item = bench.leaf_of_item
-    owned: dict[int, set[int]] = {}
-    frame = bench.prepared.split("train")
-    for user, history, target in zip(frame[USER], frame[HISTORY], frame[TARGET], strict=True):
-        owned.setdefault(user, set()).update(leaf_of_item[[*history, target]].tolist())
-    return [sorted(leaves) for leaves in owned.values()]
 
 
 def _train(
@@ -229,11 +224,7 @@ def _validation_metrics(
         score_BF = _log_probs(model, bench.encoder, histories[start : start + 512]).cpu()
         target_B1 = score_BF.gather(1, leaf_B[start : start + 512, None])
         ranks.append((score_BF >= target_B1).sum(1))
-    rank_B = torch.cat(ranks)
-    return {
-        f"ndcg@{cutoff}": float(ndcg_at(rank_B, cutoff).mean()),
-        f"hr@{cutoff}": float(hit_at(rank_B, cutoff).double().mean()),
-    }
+    return means_at(torch.cat(ranks), cutoff)
 
 
 def _build(bench: workbench.Workbench, name: str) -> Sequential:

@@ -86,7 +86,7 @@ def make_supply(
     needs, device = stage.needs, stage.bench.accelerator.device
     reference = _reference(stage, policy)
     train, valid = _completed(stage, policy, reference, rows, valid_rows, folder)
-    if needs.reference == "precompute" and reference is not None:
+    if needs.reference is not None and reference is not None:
         log_probs = partial(
             log_probs_of,
             reference=reference,
@@ -94,7 +94,8 @@ def make_supply(
             micro_batch=stage.section.micro_batch,
             device=device,
         )
-        train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
+        if needs.reference == "precompute":
+            train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
         drawn_valid = valid
         valid = _once(lambda: log_probs(drawn_valid(valid_rows, 0)))
     train_masses, valid_masses = _masses(stage, rows, valid_rows)

@@ -25,6 +25,7 @@ from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import DecodeSection, Recipe
+from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
 
 SEQUENCE = "sequence"
@@ -292,15 +293,8 @@ def validation_metrics(
 ) -> dict[str, float]:
     """HR and NDCG at ``cutoff`` on validation rows, with the history kept among the candidates."""
     ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
-    target_B1 = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))[
-        :, None
-    ]
-    hits_BK = (ranked.leaf_BK.cpu()[:, :cutoff] == target_B1).double()
-    discounts_K = 1 / torch.log2(torch.arange(hits_BK.shape[1], dtype=torch.float64) + 2)
-    return {
-        f"ndcg@{cutoff}": float((hits_BK @ discounts_K).mean()),
-        f"hr@{cutoff}": float(hits_BK.sum(1).mean()),
-    }
+    target_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
+    return means_at(rank_of(target_B, ranked.leaf_BK.cpu()), cutoff)
 
 
 def subset(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:

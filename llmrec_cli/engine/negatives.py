@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import DISLIKED, HISTORY, RATING, TARGET, USER, USER_ID
+from llmrec_cli.data.columns import DISLIKED, RATING, TARGET, USER, USER_ID
 from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.methods.contract import Negatives
@@ -46,25 +47,18 @@ def users_of(
     Args:
         valid: gives the disliked items of users who do not train.
     """
-    names: dict[int, str] = {}
-    owned: dict[int, set[int]] = {}
-    columns = zip(train[USER], train[USER_ID], train[HISTORY], train[TARGET], strict=True)
-    for user, name, history, target in columns:
-        names[int(user)] = str(name)
-        mine = owned.setdefault(int(user), set())
-        mine.update(leaves.leaf_of_item_I[np.asarray(history, dtype=np.int64)].tolist())
-        mine.add(int(leaves.leaf_of_item_I[target]))
+    owned = owned_entries([train], leaves.leaf_of_item_I)
     if DISLIKED in train.columns:
         frames = [train] if valid is None else [train, valid]
         disliked = {
-            user: entries - owned.get(user, set())
+            user: entries - owned.get(user, frozenset())
             for user, entries in _recorded(frames, leaves).items()
         }
     else:
         disliked = _badly_rated(train, leaves, below)
     return Users(
-        names,
-        {user: frozenset(entries) for user, entries in owned.items()},
+        {int(user): str(name) for user, name in zip(train[USER], train[USER_ID], strict=True)},
+        owned,
         {user: tuple(sorted(entries)) for user, entries in disliked.items()},
     )
 
@@ -158,8 +152,9 @@ class NegativeSampler:
         key = np.array([self.seed % 2**64, _STREAM], np.uint64)
         counter = np.array([0, 0, row.number % 2**64, epoch % 2**64], np.uint64)
         raw = np.random.Philox(key=key, counter=counter)
+        banned = self.owned(row)
         drawn = (
-            self._draw(row, at, raw, others, mined[at] if len(mined) else ())
+            self._draw(row, at, banned, raw, others, mined[at] if len(mined) else ())
             for at in range(len(row.targets))
         )
         items = self.leaves.item_of_leaf_L
@@ -169,11 +164,11 @@ class NegativeSampler:
         self,
         row: Row,
         at: int,
+        banned: frozenset[int],
         raw: np.random.Philox,
         others: Sequence[int],
         mined: Sequence[int],
     ) -> list[int]:
-        banned = self.owned(row)
         match self.wanted.draw:
             case "uniform" | "popularity":
                 return self._from_catalogue(banned, raw)

@@ -70,9 +70,8 @@ class Reference:
 
 def with_reference(micro: MicroBatch, reference_A: Tensor) -> MicroBatch:
     """The same micro-batch with the reference's log-probabilities in it."""
-    assert micro.batch.preferences is not None  # noqa: S101 - only asked for where there are any
-    preferences = replace(micro.batch.preferences, reference_A=reference_A)
-    return replace(micro, batch=replace(micro.batch, preferences=preferences))
+    known = micro.batch.preferences and replace(micro.batch.preferences, reference_A=reference_A)
+    return replace(micro, batch=replace(micro.batch, preferences=known))
 
 
 def answers_of(row: AnyRow) -> int:

@@ -106,7 +106,7 @@ class PromptEncoder:
         """Prompt ids of each history (catalogue indices, oldest first)."""
         if self.template is None:
             return [self._bare(history) for history in histories]
-        return self._texts([list(history) for history in histories])
+        return self._texts(self.template, [list(history) for history in histories])
 
     def _bare(self, history: Sequence[int]) -> IntArray:
         room, parts = self.max_tokens - 1, []
@@ -118,11 +118,12 @@ class PromptEncoder:
         start = np.array([self.codec.start], dtype=np.int32)
         return np.concatenate([start, *reversed(parts)])
 
-    def _texts(self, histories: list[list[int]]) -> list[IntArray]:
+    def _texts(self, template: Template, histories: list[list[int]]) -> list[IntArray]:
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
         waiting = list(range(len(histories)))
         while waiting:
-            ids = self.codec.encode_prompts([self._render(histories[i]) for i in waiting])
+            shown = ([self.titles[item] for item in histories[i]] for i in waiting)
+            ids = self.codec.encode_prompts([template.render(titles) for titles in shown])
             too_long = []
             for i, tokens in zip(waiting, ids, strict=True):
                 prompts[i] = np.asarray(tokens, dtype=np.int32)
@@ -136,10 +137,6 @@ class PromptEncoder:
                     )
             waiting = too_long
         return prompts
-
-    def _render(self, history: Sequence[int]) -> str:
-        assert self.template is not None  # noqa: S101 - _texts is only called with one
-        return self.template.render([self.titles[item] for item in history])
 
 
 def window_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:

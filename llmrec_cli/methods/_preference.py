@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Needs, Negatives, Options
+from llmrec_cli.methods.contract import (
+    Batch,
+    Forward,
+    LossSums,
+    Method,
+    Needs,
+    Negatives,
+    Options,
+    State,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,6 +183,25 @@ def warning(metrics: Mapping[str, float]) -> str | None:
     return (
         f"D(chosen) = {chosen:.2f} nats: the policy forgets the chosen answers; lower "
         'train.learning_rate (10-30 times below SFT\'s), use negatives = "model", or add sft = 1.0'
+    )
+
+
+def preference_method(
+    summary: str,
+    options: type[PreferenceOptions],
+    loss: Callable[[Forward, Batch, Any, State], LossSums],
+    needs: Callable[[Any], Needs],
+) -> Method:
+    """A method of this family: all but its loss and its needs is shared."""
+    return Method(
+        summary=summary,
+        options=options,
+        loss=loss,
+        needs=needs,
+        legal_only=legal_only,
+        answer_log_probs=answer_log_probs,
+        metrics=metrics,
+        warning=warning,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from llmrec_cli.methods import _preference as shared
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, State
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, Needs, State
 
 
 class DmpoOptions(shared.SeveralNegatives):
@@ -45,13 +45,9 @@ def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> 
     return shared.preference_loss(forward, batch, options, dmpo)
 
 
-METHOD = Method(
+METHOD = shared.preference_method(
     summary="prefer the target to the mean of several negatives (arXiv:2405.16127)",
     options=DmpoOptions,
     loss=loss,
     needs=needs,
-    legal_only=shared.legal_only,
-    answer_log_probs=shared.answer_log_probs,
-    metrics=shared.metrics,
-    warning=shared.warning,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmrec_cli.methods import _preference as shared
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, State
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, State
 
 
 class DpoOptions(shared.PreferenceOptions):
@@ -17,13 +17,9 @@ def loss(forward: Forward, batch: Batch, options: DpoOptions, state: State) -> L
     return shared.preference_loss(forward, batch, options, dpo)
 
 
-METHOD = Method(
+METHOD = shared.preference_method(
     summary="prefer the target to one negative, relative to the parent (arXiv:2305.18290)",
     options=DpoOptions,
     loss=loss,
     needs=lambda options: shared.needs(options, k=1),
-    legal_only=shared.legal_only,
-    answer_log_probs=shared.answer_log_probs,
-    metrics=shared.metrics,
-    warning=shared.warning,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmrec_cli.methods import _preference as shared
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, State
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, State
 
 
 class SdpoOptions(shared.SeveralNegatives):
@@ -17,13 +17,9 @@ def loss(forward: Forward, batch: Batch, options: SdpoOptions, state: State) -> 
     return shared.preference_loss(forward, batch, options, sdpo)
 
 
-METHOD = Method(
+METHOD = shared.preference_method(
     summary="prefer the target to several negatives, softmax over them (arXiv:2406.09215)",
     options=SdpoOptions,
     loss=loss,
     needs=lambda options: shared.needs(options, options.k),
-    legal_only=shared.legal_only,
-    answer_log_probs=shared.answer_log_probs,
-    metrics=shared.metrics,
-    warning=shared.warning,
 )

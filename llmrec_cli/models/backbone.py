@@ -6,7 +6,8 @@ A *base* is a model with its tokenizer, as an ordinary Hugging Face folder.  Wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,21 +182,20 @@ def remove_dropout(model: nn.Module) -> None:
 
     A policy that is measured against its own beginning must not differ from it by noise.
     """
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - a plain number, not a module
+            module.attention_dropout = 0.0
 
 
 def _quantization(section: ModelSection) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401 - only to know whether it is there
-    except ImportError:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise MachineError(
             f'model.quantize = "{section.quantize}" needs bitsandbytes: '
             'pip install "llmrec[quantized]"'
-        ) from None
+        )
     from transformers import BitsAndBytesConfig
 
     if section.quantize == "8bit":

@@ -41,6 +41,14 @@ def ndcg_at(rank_B: Tensor, k: int) -> Tensor:
     return hit_at(rank_B, k) / torch.log2(rank_B.double().clamp_min(1) + 1)
 
 
+def means_at(rank_B: Tensor, k: int) -> dict[str, float]:
+    """Mean NDCG@k and HR@k, under the names that validation logs them by."""
+    return {
+        f"ndcg@{k}": float(ndcg_at(rank_B, k).mean()),
+        f"hr@{k}": float(hit_at(rank_B, k).mean()),
+    }
+
+
 def reciprocal_rank(rank_B: Tensor) -> Tensor:
     """``1 / rank`` per row, 0.0 where the target is not in the list; float64.  Its mean is MRR."""
     return (rank_B >= 1) / rank_B.double().clamp_min(1)

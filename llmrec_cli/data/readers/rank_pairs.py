@@ -160,13 +160,14 @@ def _ranking(
 ) -> tuple[str, str]:
     """The chosen answer's titles, after checking that the answers rank the two candidates."""
     shown_titles = {question.first, question.second}
-    parsed = [wording.parse_answer(answer) for answer in answers]
-    for answer, titles in zip(answers, parsed, strict=True):
+    parsed = []
+    for answer in answers:
+        titles = wording.parse_answer(answer)
         if titles is None or set(titles) != shown_titles or len(shown_titles) < 2:
             expected = f"expected the prompt's candidates {shown(sorted(shown_titles), 160)}"
             raise _row_fault(path, number, f'"output" is {shown(answer)}, {expected}')
+        parsed.append(titles)
     chosen = parsed[0]
-    assert chosen is not None  # noqa: S101 - checked just above
     if parsed[-1] != (chosen if len(parsed) == 1 else chosen[::-1]):
         raise _row_fault(path, number, "both answers are the same, expected [chosen, rejected]")
     return chosen
