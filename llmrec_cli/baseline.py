@@ -24,7 +24,8 @@ from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import WEIGHTS, write_tensors
-from llmrec_cli.engine.loop import Job, train
+from llmrec_cli.engine.job import Job
+from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import PromptEncoder, window_rows
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.files import check_folder, sha256

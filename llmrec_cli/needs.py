@@ -26,7 +26,7 @@ from llmrec_cli.engine.item_scores import (
     target_starts,
     without_history,
 )
-from llmrec_cli.engine.loop import updates
+from llmrec_cli.engine.job import updates
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of

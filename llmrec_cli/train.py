@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli import needs, run_folder, workbench
+from llmrec_cli.base import base_config
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.loop import Job, Position, train
+from llmrec_cli.engine.job import Job, Position
+from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import read_json, sha256
@@ -55,7 +57,7 @@ def train_stage(
             'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
     if stage.needs.hidden_states:
-        check_depth(workbench.base_config(recipe), stage.needs.hidden_states)
+        check_depth(base_config(recipe), stage.needs.hidden_states)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))

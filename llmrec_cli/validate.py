@@ -158,7 +158,7 @@ def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from llmrec_cli.workbench import base_source
+    from llmrec_cli.base import base_source
 
     config = AutoConfig.from_pretrained(base_source(recipe), revision=recipe.model.revision)
     with torch.device("meta"):

@@ -11,6 +11,7 @@ import pytest
 from commands import TINY, llmrec, ok
 
 from llmrec_cli import run as run_story
+from llmrec_cli.base import require_tokens
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import Prepared
@@ -21,7 +22,6 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe_file import load_recipe
 from llmrec_cli.sample import write_sample
 from llmrec_cli.validate import validate
-from llmrec_cli.workbench import _require_tokens
 
 GAMES = load_rank_template("games", Path)
 TITLES = [f"Game {name}" for name in "ABCDEFGHIJKLMNOPQRST"]
@@ -319,6 +319,6 @@ def test_semantic_ids_of_another_domain_must_be_known(tmp_path: Path) -> None:
     codec = make_codec(train_tokenizer([], vocabulary=300))
     codec.tokenizer.add_tokens(["<a_1>"])
     with pytest.raises(DataError, match="1 tokens of its semantic IDs, such as <b_9>, are unknown"):
-        _require_tokens(Prepared(tmp_path, {}, items), codec)
+        require_tokens(Prepared(tmp_path, {}, items), codec)
     codec.tokenizer.add_tokens(["<b_9>"])
-    _require_tokens(Prepared(tmp_path, {}, items), codec)
+    require_tokens(Prepared(tmp_path, {}, items), codec)

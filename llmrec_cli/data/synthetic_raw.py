@@ -15,7 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from llmrec_cli.data import synthetic_names as names
-from llmrec_cli.data.synthetic import Item, Purchase, Stream, World, code
+from llmrec_cli.data.synthetic import Item, Purchase, World, code
+from llmrec_cli.data.synthetic_stream import Stream
 
 SampleFormat = Literal["2014", "2018", "2023"]
 Record = dict[str, Any]

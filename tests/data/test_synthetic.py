@@ -19,7 +19,6 @@ from llmrec_cli.data import synthetic_names
 from llmrec_cli.data.synthetic import (
     Item,
     Purchase,
-    Stream,
     World,
     anchor_of,
     build_world,
@@ -29,6 +28,7 @@ from llmrec_cli.data.synthetic import (
 )
 from llmrec_cli.data.synthetic_oracle import histories, oracle_scores, popularity_scores
 from llmrec_cli.data.synthetic_raw import FORMATS, SampleFormat
+from llmrec_cli.data.synthetic_stream import Stream
 from llmrec_cli.errors import DataError, MachineError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe_file import load_recipe

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.engine import checkpoint, loop
 from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.loop import Job, train
+from llmrec_cli.engine.job import Job
+from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.optimizer import learning_rate
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import NumbersError

@@ -1,0 +1,110 @@
+"""The base of a recipe: the weights and the tokenizer below everything that is trained.
+
+They come from the hub or a folder, or are built once from the catalogue (``backbone = "scratch"``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llmrec_cli.data.columns import ITEMS_FILE, TITLE, TOKENS
+from llmrec_cli.data.prompts import Template, load_rank_template, load_template
+from llmrec_cli.data.rank_wording import Question
+from llmrec_cli.data.store import Prepared
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+from llmrec_cli.models import backbone
+from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe import Recipe
+
+SEQUENCE = "sequence"
+BASE_FILE = "base.json"
+
+
+def semantic_tokens(items: pd.DataFrame) -> list[str]:
+    """The distinct tokens of the catalogue's semantic IDs, sorted; none for titles."""
+    return sorted({token for tokens in items[TOKENS].dropna() for token in tokens})
+
+
+def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
+    """The backbone's tokenizer, with the tokens of semantic IDs in it."""
+    source = base_source(recipe)
+    tokenizer = backbone.load_tokenizer(source, recipe.model.revision)
+    tokenizer.add_tokens(semantic_tokens(prepared.items))
+    return tokenizer
+
+
+def base_source(recipe: Recipe) -> str:
+    """Hub id or folder of the weights below everything that is trained."""
+    own = recipe.model.backbone == "scratch"
+    return str(recipe.folder / "base") if own else recipe.model.backbone
+
+
+def base_config(recipe: Recipe) -> Any:
+    """The architecture of the weights below everything that is trained."""
+    return backbone.load_config(base_source(recipe), recipe.model.revision)
+
+
+def prompt_template(name_or_path: str) -> Template | None:
+    return None if name_or_path == SEQUENCE else load_template(name_or_path, Path)
+
+
+def require_tokens(prepared: Prepared, codec: Codec) -> None:
+    """Refuse semantic IDs that the trained model has no tokens for."""
+    known = codec.tokenizer.get_vocab()
+    unknown = [token for token in semantic_tokens(prepared.items) if token not in known]
+    if unknown:
+        raise DataError(
+            f"{prepared.folder}: {len(unknown)} tokens of its semantic IDs, such as {unknown[0]}, "
+            "are unknown to the trained model; evaluate on its own catalogue, or on titles"
+        )
+
+
+def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
+    """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights."""
+    template = prompt_template(recipe.prompt.template)
+    folder = recipe.folder / "base"
+    made_from = {
+        "scratch": recipe.model.scratch.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "template": recipe.prompt.template,
+        "items": prepared.manifest["files"][ITEMS_FILE]["sha256"],
+    }
+    if recipe.prompt.task != "generate":
+        made_from["task"] = recipe.prompt.task
+    if folder.is_dir():
+        _check_base(folder, made_from)
+        return
+    progress.say(f"building the embedded backbone in {folder}")
+    titles = [f'"{title}"' for title in prepared.items[TITLE].dropna()]
+    semantic = semantic_tokens(prepared.items)
+    texts = [] if semantic and template is None else titles
+    if recipe.prompt.task == "rank-pair":
+        rank = load_rank_template(recipe.prompt.template, Path)
+        names = prepared.items[TITLE].dropna()
+        texts = [rank.render(Question((name,), name, name)) for name in names]  # wording counts
+    elif template is not None:
+        texts += [template.render(titles[:1])]
+    model, tokenizer = backbone.build_scratch(recipe.model.scratch, texts, semantic, recipe.seed)
+
+    def fill(temporary: Path) -> None:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / BASE_FILE, made_from)
+
+    write_folder(folder, fill)
+
+
+def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
+    check_folder(folder)
+    recorded = read_json(folder / BASE_FILE)
+    for key, wanted in made_from.items():
+        if recorded.get(key) != wanted:
+            raise ArtefactError(
+                f"{folder}: built with {key} = {recorded.get(key)}, the recipe now has {wanted}; "
+                "choose another recipe name, or delete the folder"
+            )
