@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,20 @@ def test_what_cannot_work_is_one_line(home: Path, words: list[str], expected: st
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert not (home / "runs/fresh/align-dmpo").exists()
+
+
+def test_a_parent_that_stands_on_other_data_is_refused(home: Path) -> None:
+    share(home, "moved")
+    path = home / "runs/moved/sft"
+    path.unlink()
+    shutil.copytree(home / "runs/quickstart/sft", path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["facts"]["prepared"] = "another"
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    done = llmrec(home, "align", "--method", "lml", "quickstart", *SHORT, "name=moved")
+    assert done.returncode == 2
+    assert "runs/moved/sft: trained with prepared = 'another', the recipe now has" in done.stderr
+    assert not (home / "runs/moved/align-lml").exists()
 
 
 def test_too_many_layers_are_refused(home: Path) -> None:

@@ -78,7 +78,6 @@ class _Answers:
     leaf_A: Tensor
     prefix_A: Tensor  # tokens before the answer in its sequence
     sequence_A: Tensor  # the sequence that an answer stands in
-    last_A: Tensor  # bool: nothing follows the answer in its sequence
     tokens: list[IntArray]  # of each sequence, before its last answer
     row_S: Tensor  # input row of each sequence
 
@@ -88,7 +87,7 @@ class Collator:
 
     Args:
         trie: the catalogue, on the device where losses are computed; path look-ups use a CPU copy.
-        cut_forced: leave out what follows a row's last branching position (legal-token losses).
+        cut_forced: leave out what follows an answer's last branching position (legal-token losses).
         dense_head: passed on to the loss.
         masses: item probabilities of each target's history, for methods that need them.
         rejected: whether the rejected answers of pair rows are laid out too.
@@ -158,14 +157,11 @@ class Collator:
         )
 
     def _worth_computing(self, answers: _Answers, node_AT: Tensor) -> Tensor:
-        """All positions, or those up to the last branching one of what nothing follows."""
+        """All positions, or those up to the last branching one of each answer."""
         if not self.cut_forced:
             return torch.ones_like(node_AT, dtype=torch.bool)
         branching_AT = (answers.trie.fan_out(node_AT.clamp_min(0)) > 1) & (node_AT >= 0)
-        ahead_AT = (
-            branching_AT.flip(1).cummax(1).values.flip(1)
-        )  # a branching position is at or after
-        return ahead_AT | ~answers.last_A[:, None]
+        return branching_AT.flip(1).cummax(1).values.flip(1)  # at or after the position
 
 
 def _chained(rows: Sequence[Row], trie: Trie) -> _Answers:
@@ -175,14 +171,11 @@ def _chained(rows: Sequence[Row], trie: Trie) -> _Answers:
     row_A = torch.repeat_interleave(torch.tensor([len(row.targets) for row in rows]))
     length_A = paths(trie, leaf_A)[2]
     prompt_B = torch.tensor([len(row.prompt) for row in rows])
-    last_A = torch.ones_like(row_A, dtype=torch.bool)
-    last_A[:-1] = row_A[1:] != row_A[:-1]
     return _Answers(
         trie=trie,
         leaf_A=leaf_A,
         prefix_A=_starts_in_row(prompt_B, row_A, length_A),
         sequence_A=row_A,
-        last_A=last_A,
         tokens=[row.prompt for row in rows],
         row_S=torch.arange(len(rows)),
     )
@@ -229,7 +222,6 @@ def _apart(trie: Trie, leaf_A: Tensor, tokens: list[IntArray], row_of: Sequence[
         leaf_A=leaf_A,
         prefix_A=torch.tensor([len(prefix) for prefix in tokens]),
         sequence_A=torch.arange(len(tokens)),
-        last_A=torch.ones(len(tokens), dtype=torch.bool),
         tokens=tokens,
         row_S=torch.tensor(list(row_of)),
     )

@@ -92,8 +92,8 @@ class Batch:
     """Response positions of one micro-batch, flattened over its answers in row order.
 
     An answer is one item's tokens after one prompt.  For a method that looks at legal tokens only,
-    positions after the last branching one of a row are left out: they have one legal token, hence
-    no loss.  ``positions`` and ``length_A`` count them all the same.
+    positions after the last branching one of an answer are left out: they have one legal token,
+    hence no loss.  ``positions`` and ``length_A`` count them all the same.
     """
 
     trie: Trie

@@ -55,7 +55,7 @@ def pack(tokens_SW: Tensor, row_S: Tensor) -> Packed:
     opens_SW = differs_SW & inside_SW
     number_SW = (opens_SW.flatten().cumsum(0) - 1).view_as(opens_SW)
     node_SW = torch.where(opens_SW, number_SW, -1).cummax(0).values
-    end_M = _ends(opens_SW, sorted_row_S)
+    end_M = _ends(opens_SW)
 
     row_M = sorted_row_S[:, None].expand_as(opens_SW)[opens_SW]
     size_B = torch.bincount(row_M)
@@ -94,27 +94,20 @@ def _lexicographic(tokens_SW: Tensor, row_S: Tensor) -> Tensor:
     return torch.argsort(place_S, stable=True)
 
 
-def _ends(opens_SW: Tensor, row_S: Tensor) -> Tensor:
+def _ends(opens_SW: Tensor) -> Tensor:
     """How many tokens each new token's subtree has (itself included), in numbering order.
 
     The subtree of a token that a sequence opened at depth w ends where the next sequence that opens
-    a token at depth w or above begins, or another row.
+    a token at depth w or above begins; a row's first sequence opens one at depth 0.
     """
     n_sequences, width = opens_SW.shape
     opened_S = opens_SW.sum(1)
     before_S1 = torch.nn.functional.pad(opened_S.cumsum(0), (1, 0))  # tokens numbered before each
     depth_W = torch.arange(width)
     first_new_S = torch.where(opens_SW, depth_W, width).min(1).values
-    first_new_S = torch.where(_begins_row(row_S), 0, first_new_S)
     ends_SW = torch.where(
         first_new_S[:, None] <= depth_W, torch.arange(n_sequences)[:, None], n_sequences
     )
     next_SW = torch.full_like(ends_SW, n_sequences)
     next_SW[:-1] = ends_SW[1:].flip(0).cummin(0).values.flip(0)
     return before_S1[next_SW][opens_SW] - torch.arange(int(opened_S.sum()))
-
-
-def _begins_row(row_S: Tensor) -> Tensor:
-    begins_S = torch.ones_like(row_S, dtype=torch.bool)
-    begins_S[1:] = row_S[1:] != row_S[:-1]
-    return begins_S
