@@ -258,7 +258,9 @@ def _fail(message: str, code: int) -> int:
 def _machine_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'the machine'}: {error.strerror or error}"
-    return "out of memory; lower train.micro_batch, eval.batch or the model's size"
+    return (
+        "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
+    )
 
 
 def _bug(error: Exception) -> int:

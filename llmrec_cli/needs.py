@@ -15,7 +15,7 @@ from typing import Any
 
 from llmrec_cli.baseline import MODEL, load_sequential
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.engine.batches import rows_of_step
+from llmrec_cli.engine.batches import Limits, rows_of_step
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.collate import Collator, Masses
 from llmrec_cli.engine.item_scores import (
@@ -91,7 +91,7 @@ def make_supply(
             log_probs_of,
             reference=reference,
             collate=_collator(stage),
-            micro_batch=stage.section.micro_batch,
+            limits=Limits(stage.section.micro_batch, stage.section.micro_tokens),
             device=device,
         )
         if needs.reference == "precompute":

@@ -39,7 +39,7 @@ class ScratchModel(Section):
     heads: int = Field(default=4, ge=1, description="attention heads")
     feed_forward: int = Field(default=256, ge=8, description="width of the feed-forward block")
     dropout: float = Field(
-        default=0.2, ge=0, lt=1, description="of embeddings, attention and block outputs, [0, 1)"
+        default=0.2, ge=0, lt=1, description="of embeddings and block outputs, [0, 1)"
     )
     vocabulary: int = Field(
         default=4096, ge=300, description="size of the byte-level BPE trained on the catalogue"

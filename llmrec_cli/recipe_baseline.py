@@ -83,6 +83,7 @@ OWN_TRAIN: dict[str, Any] = {
     "epochs": 14,
     "batch": 128,
     "micro_batch": 32,
+    "micro_tokens": None,
     "learning_rate": 1e-3,
     "betas": (0.9, 0.999),
     "weight_decay": 0.0,

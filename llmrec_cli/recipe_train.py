@@ -27,7 +27,13 @@ class TrainSection(Section):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="rows per forward pass on a device; absent: its whole share of the batch",
+        description="rows per forward pass on a device, at most; absent: its share of the batch",
+    )
+    micro_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens per forward pass on a device, padding included, at most (a longer row "
+        "travels alone); absent: no limit",
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="peak of AdamW's rate")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(

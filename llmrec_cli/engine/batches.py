@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.rows import AnyRow, PairRow
+from llmrec_cli.engine.rows import AnyRow
 
 
 def epoch_order(n_rows: int, seed: int, epoch: int) -> Tensor:
@@ -28,15 +30,33 @@ def rows_of_step(n_rows: int, batch: int, seed: int, step: int) -> list[int]:
     return chosen
 
 
-def micro_batches(rows: Sequence[AnyRow], size: int | None) -> list[list[AnyRow]]:
-    """Split a global batch, rows of similar length together so that little is padding."""
-    if size is None or size >= len(rows):
+class Limits(NamedTuple):
+    """What one forward pass holds at most; None: no limit."""
+
+    rows: int | None = None
+    tokens: int | None = None  # padding included; a longer row travels alone
+
+
+def micro_batches(
+    rows: Sequence[AnyRow], lengths: Sequence[int], limits: Limits
+) -> list[list[AnyRow]]:
+    """Split a global batch into forward passes, longest rows first, like lengths together.
+
+    A pass is padded to its longest row, so a limit on tokens puts many short rows or few long ones
+    into it; memory is then alike everywhere and little is padding.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    if limits == Limits():
         return [list(rows)]
-    by_length = sorted(rows, key=_length)
-    return [by_length[i : i + size] for i in range(0, len(by_length), size)]
-
-
-def _length(row: AnyRow) -> tuple[int, int]:
-    if isinstance(row, PairRow):
-        return len(row.prompts), max(len(prompt) for prompt in row.prompts)
-    return len(row.targets), len(row.prompt)
+    most_rows, room = limits.rows or len(rows), limits.tokens or math.inf
+    parts: list[list[AnyRow]] = []
+    longest = 0  # of the last part
+    for i in sorted(range(len(rows)), key=lambda i: -lengths[i]):
+        fits = parts and len(parts[-1]) < most_rows and longest * (len(parts[-1]) + 1) <= room
+        if not fits:
+            parts.append([])
+            longest = lengths[i]
+        parts[-1].append(rows[i])
+    return parts

@@ -7,6 +7,7 @@ beginnings (``tensors.packing``).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec_cli.engine.batches import Limits, micro_batches
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.methods.contract import Batch, Preferences
 from llmrec_cli.tensors.mass import LeafMass
@@ -118,6 +120,20 @@ class Collator:
         packed = any(row.negatives for row in catalogue_rows)
         answers = (_packed if packed else _chained)(catalogue_rows, self.trie)
         return self._lay_out(answers, catalogue_rows, self.masses and self.masses(catalogue_rows))
+
+    def split(self, rows: Sequence[AnyRow], limits: Limits) -> list[list[AnyRow]]:
+        """The rows of one batch in forward passes of like lengths (``batches.micro_batches``)."""
+        return micro_batches(rows, self.lengths(rows), limits)
+
+    def lengths(self, rows: Sequence[AnyRow]) -> list[int]:
+        """Tokens of each row: its prompts and every answer; less where it can be cut or shared."""
+        items = [_items(row) for row in rows]
+        leaf_A = self.trie.leaf_of_item_I[torch.tensor([i for part in items for i in part]).long()]
+        length = iter(paths(self.trie, leaf_A)[2].tolist())
+        return [
+            _own_tokens(row) + sum(itertools.islice(length, len(part)))
+            for row, part in zip(rows, items, strict=True)
+        ]
 
     def _lay_out(
         self, answers: _Answers, rows: Sequence[AnyRow], mass: LeafMass | None
@@ -241,6 +257,21 @@ def _sequences(answers: _Answers, token_AT: Tensor, kept_AT: Tensor, inside_AT: 
     fed_AT = inside_AT & (position_AT < length_S[answers.sequence_A][:, None])
     fed_SW[sequence_AT[fed_AT], position_AT[fed_AT]] = token_AT[fed_AT]
     return fed_SW
+
+
+def _items(row: AnyRow) -> list[int]:
+    """Catalogue items that a row lays out as answers."""
+    if isinstance(row, PairRow):
+        return []
+    return [*row.targets, *(item for negatives in row.negatives for item in negatives)]
+
+
+def _own_tokens(row: AnyRow) -> int:
+    """Tokens of a row apart from catalogue items."""
+    if isinstance(row, PairRow):
+        answers = sum(len(text) for pair in row.answers for text in pair)
+        return sum(map(len, row.prompts)) + answers
+    return len(row.prompt)
 
 
 def _preferences(rows: Sequence[AnyRow]) -> Preferences:

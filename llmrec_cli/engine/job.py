@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator, Masses
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.supply import Supply
@@ -48,6 +49,11 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.train_rows) // self.section.batch)
+
+    @property
+    def limits(self) -> Limits:
+        """What one forward pass holds at most."""
+        return Limits(self.section.micro_batch, self.section.micro_tokens)
 
     def collator(self, masses: Masses | None) -> Collator:
         """Rows to micro-batches, as the method needs them."""

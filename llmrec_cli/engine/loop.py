@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.batches import micro_batches, rows_of_step
+from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.log import MetricsLog
@@ -115,7 +115,7 @@ def _backward(
     completed = job.supply.train([job.train_rows[i] for i in mine], position.step)
     sums: dict[str, torch.Tensor] = {}
     tokens = 0
-    for rows in micro_batches(completed, job.section.micro_batch):
+    for rows in collate.split(completed, job.limits):
         batch = job.supply.complete(collate(rows).to(accelerator.device))
         losses = compute_loss(job, policy, batch, position.method)
         accelerator.backward(losses.total)
@@ -175,7 +175,8 @@ def _validate(job: Job, position: Position) -> dict[str, float]:
     completed = job.supply.valid(job.valid_rows, 0)  # the same negatives every time
     sums: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        for rows in micro_batches(completed, job.section.micro_batch or job.section.batch):
+        limits = job.limits._replace(rows=job.limits.rows or job.section.batch)
+        for rows in collate.split(completed, limits):
             batch = job.supply.complete(collate(rows).to(job.accelerator.device))
             _add(sums, compute_loss(job, job.policy, batch, position.method))
         ranking = dict(job.rank_valid())

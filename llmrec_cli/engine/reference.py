@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from llmrec_cli.engine.batches import micro_batches
+from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import AnyRow, PairRow, Row
 from llmrec_cli.errors import ArtefactError
@@ -85,12 +85,12 @@ def log_probs_of(
     rows: Sequence[AnyRow],
     reference: Reference,
     collate: Collator,
-    micro_batch: int | None,
+    limits: Limits,
     device: torch.device,
 ) -> list[AnyRow]:
     """The rows with ``reference`` filled in, computed in the micro-batches of training."""
     found: dict[int, AnyRow] = {}
-    for part in micro_batches(rows, micro_batch):
+    for part in collate.split(rows, limits):
         value_A = reference.log_probs(collate(part).to(device)).double().cpu().numpy()
         ends = np.cumsum([answers_of(row) for row in part])
         for row, value in zip(part, np.split(value_A, ends[:-1]), strict=True):

@@ -43,7 +43,6 @@ def build_scratch(
         num_hidden_layers=section.layers,
         num_attention_heads=section.heads,
         tie_word_embeddings=section.tied,
-        attention_dropout=section.dropout,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

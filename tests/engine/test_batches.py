@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.batches import epoch_order, micro_batches, rows_of_step
+from llmrec_cli.engine.batches import Limits, epoch_order, micro_batches, rows_of_step
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.tensors.trie import build_trie, walk
@@ -77,8 +77,39 @@ def test_an_epoch_visits_every_row_once_and_order_depends_on_seed_and_epoch_only
     assert not torch.equal(epoch_order(n, 7, 0), epoch_order(n, 7, 1))
 
 
+LENGTHS = [5, 1, 9, 2, 8, 1]
+
+
+def parts_of(rows: int | None = None, tokens: int | None = None) -> list[list[int]]:
+    many = [Row(np.zeros(n, dtype=np.int32), (0,)) for n in LENGTHS]
+    parts = micro_batches(many, LENGTHS, Limits(rows, tokens))
+    return [[len(row.prompt) for row in part] for part in parts]
+
+
 def test_micro_batches_hold_every_row_once_with_like_lengths_together() -> None:
-    many = [Row(np.zeros(n, dtype=np.int32), (0,)) for n in [5, 1, 9, 2, 8, 1]]
-    parts = micro_batches(many, 2)
-    assert [[len(r.prompt) for r in part] for part in parts] == [[1, 1], [2, 5], [8, 9]]
-    assert micro_batches(many, None) == [many]
+    assert parts_of(rows=2) == [[9, 8], [5, 2], [1, 1]]
+    assert parts_of() == [LENGTHS]
+
+
+def test_a_limit_on_tokens_counts_the_padding_and_lets_a_longer_row_travel_alone() -> None:
+    assert parts_of(tokens=8) == [[9], [8], [5], [2, 1, 1]]
+    assert parts_of(tokens=18) == [[9, 8], [5, 2, 1], [1]]
+    assert parts_of(tokens=18, rows=2) == [[9, 8], [5, 2], [1, 1]]
+
+
+def test_the_length_of_a_row_is_what_the_model_is_fed_and_the_last_token() -> None:
+    collate = Collator(build_trie(CATALOGUE), cut_forced=False)
+    for row, length in zip(rows(), collate.lengths(rows()), strict=True):
+        assert length == collate([row]).tokens + 1
+
+
+def test_rows_split_by_tokens_carry_less_padding_than_equal_numbers_of_rows() -> None:
+    trie = build_trie(CATALOGUE)
+    prompts = [1, 1, 1, 1, 1, 1, 40, 40]
+    many = [Row(np.ones(n, dtype=np.int32), (0,)) for n in prompts]
+    collate = Collator(trie, cut_forced=False)
+    tokens = [
+        sum(collate(part).tokens for part in collate.split(many, limits))
+        for limits in (Limits(rows=4), Limits(tokens=90))
+    ]
+    assert tokens[1] < 0.7 * tokens[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
@@ -127,7 +128,7 @@ def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
     reference = reference_of(model)
     collate = Collator(TRIE, cut_forced=False, rejected=True)
     steps = [
-        log_probs_of(part, reference, collate, 2, torch.device("cpu"))
+        log_probs_of(part, reference, collate, Limits(rows=2), torch.device("cpu"))
         for part in (ROWS, list(reversed(ROWS)))
     ]
     Store(tmp_path / "reference", {"parent": "abc"}).save(steps)
@@ -148,7 +149,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         ROWS,
         reference_of(policy("full")),
         Collator(TRIE, cut_forced=False, rejected=True),
-        None,
+        Limits(),
         torch.device("cpu"),
     )
     Store(tmp_path / "reference", {"parent": "abc"}).save([rows])
