@@ -42,8 +42,8 @@ def _train_problems(table: str, train: TrainSection, pair: bool) -> Iterator[str
         expected = '"auc" or "loss"' if pair else '"ndcg" or "loss"'
         task = "rank-pair" if pair else "generate"
         yield f'[{table}] select = "{train.select}": task "{task}" needs {expected}'
-    if pair and train.rows == "sequence":
-        yield f'[{table}] rows = "sequence": task "rank-pair" needs "window"'
+    if pair and train.rows != "window":
+        yield f'[{table}] rows = "{train.rows}": task "rank-pair" needs "window"'
 
 
 def _template_problems(recipe: Recipe) -> Iterator[str]:

@@ -14,10 +14,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainSection(Section):
     """`[train]`: the training loop, for every stage; `[sft.train]` and the like override it."""
 
-    rows: Literal["window", "sequence"] = Field(
+    rows: Literal["window", "sequence", "user"] = Field(
         default="window",
-        description="a row is one (history, target), or all targets of a user in one causal pass; "
-        'the latter needs prompt.template = "sequence"',
+        description="a row is one (history, target); or all targets of a user in one causal pass "
+        '(needs prompt.template = "sequence"); or all of them with their prompts, whose common '
+        "beginnings are computed once (any template; sdpa or eager attention)",
     )
     epochs: float = Field(
         default=3, gt=0, description="passes over the training rows; max_steps may end them earlier"

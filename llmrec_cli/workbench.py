@@ -23,7 +23,14 @@ from llmrec_cli.base import (
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
-from llmrec_cli.engine.rows import PromptEncoder, Row, encode_catalogue, sequence_rows, window_rows
+from llmrec_cli.engine.rows import (
+    PromptEncoder,
+    Row,
+    encode_catalogue,
+    sequence_rows,
+    user_rows,
+    window_rows,
+)
 from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.errors import MachineError
 from llmrec_cli.models import backbone
@@ -48,10 +55,12 @@ class Workbench:
     pairs: Pairs | None = None  # of the rank-pair task
 
     def training_rows(self, kind: str) -> list[Row]:
-        """The training split as rows of one target, or of whole sequences."""
+        """The training split as rows of one target, or of many (``engine.rows``)."""
         frame = self.prepared.split("train")
         if kind == "window":
             return window_rows(frame, self.encoder)
+        if kind == "user":
+            return user_rows(frame, self.encoder)
         return sequence_rows(frame, self.encoder, self.recipe.data.history)
 
     def rank(

@@ -2,7 +2,7 @@
 
 A row is laid out in one of two ways.  *Chained*: all targets of a row stand one after the other in
 one sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their
-beginnings (``tensors.packing``).
+beginnings (``tensors.packing``): so do negatives, and the prompts of a user row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.engine.batches import Limits, micro_batches
-from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
+from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row, contexts, shared_tokens
 from llmrec_cli.methods.contract import Batch, Preferences
 from llmrec_cli.tensors.mass import LeafMass
 from llmrec_cli.tensors.packing import Tree, pack
@@ -117,7 +117,7 @@ class Collator:
         if len(catalogue_rows) < len(rows):
             pairs = [row for row in rows if isinstance(row, PairRow)]
             return self._lay_out(_pair_answers(pairs, rejected=self.rejected), pairs, None)
-        packed = any(row.negatives for row in catalogue_rows)
+        packed = any(row.negatives or row.prompts for row in catalogue_rows)
         answers = (_packed if packed else _chained)(catalogue_rows, self.trie)
         return self._lay_out(answers, catalogue_rows, self.masses and self.masses(catalogue_rows))
 
@@ -203,16 +203,20 @@ def _packed(rows: Sequence[Row], trie: Trie) -> _Answers:
     items: list[int] = []
     row_of: list[int] = []
     for number, row in enumerate(rows):
-        _, token_AT, length_A = paths(trie, trie.leaf_of_item_I[torch.tensor(row.targets)])
-        before = row.prompt
-        for at, (target, negatives) in enumerate(zip(row.targets, row.negatives, strict=True)):
-            answers = (target, *negatives)
-            items += answers
-            tokens += [before] * len(answers)
-            row_of += [number] * len(answers)
-            chosen = token_AT[at, : int(length_A[at])].numpy().astype(np.int32)
-            before = np.concatenate([before, chosen])
+        negatives = row.negatives or ((),) * len(row.targets)
+        before = _before_targets(row, trie)
+        for target, others, prefix in zip(row.targets, negatives, before, strict=True):
+            items += (target, *others)
+            tokens += [prefix] * (1 + len(others))
+            row_of += [number] * (1 + len(others))
     return _apart(trie, trie.leaf_of_item_I[torch.tensor(items)], tokens, row_of)
+
+
+def _before_targets(row: Row, trie: Trie) -> list[IntArray]:
+    _, token_AT, length_A = paths(trie, trie.leaf_of_item_I[torch.tensor(row.targets)])
+    tokens = zip(token_AT.tolist(), length_A.tolist(), strict=True)
+    of_item = {item: ids[:n] for item, (ids, n) in zip(row.targets, tokens, strict=True)}
+    return contexts(row, of_item.__getitem__)
 
 
 def _pair_answers(rows: Sequence[PairRow], *, rejected: bool) -> _Answers:
@@ -269,9 +273,14 @@ def _items(row: AnyRow) -> list[int]:
 def _own_tokens(row: AnyRow) -> int:
     """Tokens of a row apart from catalogue items."""
     if isinstance(row, PairRow):
-        answers = sum(len(text) for pair in row.answers for text in pair)
-        return sum(map(len, row.prompts)) + answers
-    return len(row.prompt)
+        return _joint(row.prompts) + sum(len(text) for pair in row.answers for text in pair)
+    return _joint(row.prompts) if row.prompts else len(row.prompt)
+
+
+def _joint(prompts: Sequence[IntArray]) -> int:
+    """Tokens of prompts of which each shares its beginning with the one before."""
+    shared = sum(shared_tokens(a, b) for a, b in itertools.pairwise(prompts))
+    return sum(map(len, prompts)) - shared
 
 
 def _preferences(rows: Sequence[AnyRow]) -> Preferences:

@@ -1,15 +1,16 @@
 """Training and decoding rows: a prompt and the catalogue items that follow it.
 
 A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the item,
-and no mask is ever stored.  A *window* has one target; a *sequence* has all targets of a stretch of
-a user's history, each of which sees everything before it in one causal pass, so it equals its
-windows (``as_windows``) in loss and gradient.  A *pair row* belongs to the rank-pair task, whose
-answers are texts rather than items.
+and no mask is ever stored.  A *window* has one target.  Two kinds of rows hold many windows of a
+user and equal them (``as_windows``) in loss and gradient: in a *sequence* each target sees
+everything before it in one causal pass; in a *user row* every target has the prompt that a template
+makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to the
+rank-pair task, whose answers are texts rather than items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +30,8 @@ FloatArray = NDArray[np.float64]
 class Row:
     """``prompt`` token ids, then the items of ``targets`` (catalogue indices) in turn.
 
-    Negatives are alternatives to a target: each follows what stands before that target.
+    With ``prompts``, each target follows its own.  Negatives are alternatives to a target: each
+    follows what stands before that target.
     """
 
     prompt: IntArray
@@ -37,6 +39,7 @@ class Row:
     history: tuple[int, ...] = ()  # items that the prompt tells of, oldest first
     user: int = -1  # dense user index
     number: int = -1  # place among the training rows
+    prompts: tuple[IntArray, ...] = ()  # of each target of a user row, the first is ``prompt``
     negatives: tuple[tuple[int, ...], ...] = ()  # of each target, equally many; empty: none
     reference: FloatArray | None = None  # log pi_ref of each answer: a target, then its negatives
 
@@ -182,21 +185,62 @@ def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> 
     return rows
 
 
+def user_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
+    """All targets of a user in as few rows as possible, each behind the prompt of its window.
+
+    A user's windows are joined while each history is the one before plus its target and at least
+    half of the prompt is the one before's.
+    """
+    rows: list[Row] = []
+    for window in window_rows(frame, encoder):
+        if rows and _continues(rows[-1], window):
+            last = rows[-1]
+            prompts = (*(last.prompts or (last.prompt,)), window.prompt)
+            rows[-1] = replace(last, targets=(*last.targets, *window.targets), prompts=prompts)
+        else:
+            rows.append(replace(window, number=len(rows)))
+    return rows
+
+
+def _continues(row: Row, window: Row) -> bool:
+    if row.user != window.user or window.history != (*row.history, *row.targets):
+        return False
+    last = row.prompts[-1] if row.prompts else row.prompt
+    return 2 * shared_tokens(last, window.prompt) >= len(window.prompt)
+
+
+def shared_tokens(a: IntArray, b: IntArray) -> int:
+    """Number of tokens that two sequences both begin with."""
+    n = min(len(a), len(b))
+    differs = np.flatnonzero(a[:n] != b[:n])
+    return int(differs[0]) if len(differs) else n
+
+
+def contexts(row: Row, tokens_of: Callable[[int], Sequence[int]]) -> list[IntArray]:
+    """What stands before each target: its own prompt, or the row's and the targets before it.
+
+    Args:
+        tokens_of: token sequence of an item.
+    """
+    if row.prompts:
+        return list(row.prompts)
+    before = [row.prompt]
+    for target in row.targets[:-1]:
+        before.append(np.concatenate([before[-1], np.asarray(tokens_of(target), dtype=np.int32)]))
+    return before
+
+
 def as_windows(row: Row, catalogue: Sequence[Sequence[int]]) -> list[Row]:
-    """The windows that a sequence row stands for (negatives included, reference left out)."""
-    windows, prompt, history = [], row.prompt, row.history
-    for at, target in enumerate(row.targets):
-        negatives = row.negatives[at : at + 1]
-        windows.append(
-            replace(
-                row,
-                prompt=prompt,
-                targets=(target,),
-                history=history,
-                negatives=negatives,
-                reference=None,
-            )
+    """The windows that a row stands for (negatives included, reference left out)."""
+    return [
+        replace(
+            row,
+            prompt=prompt,
+            prompts=(),
+            targets=row.targets[at : at + 1],
+            history=(*row.history, *row.targets[:at]),
+            negatives=row.negatives[at : at + 1],
+            reference=None,
         )
-        prompt = np.concatenate([prompt, np.asarray(catalogue[target], dtype=np.int32)])
-        history = (*history, target)
-    return windows
+        for at, prompt in enumerate(contexts(row, catalogue.__getitem__))
+    ]

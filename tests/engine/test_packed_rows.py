@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,21 @@ ROWS = [
 ]
 
 
+def text(*items: int) -> np.ndarray:
+    """A prompt with an end of its own, which is no beginning of the next one."""
+    return np.concatenate([prompt(*items), np.array([40, 41], dtype=np.int32)])
+
+
+USER_ROWS = [
+    Row(text(1), (4, 7, 2), (1,), prompts=(text(1), text(1, 4), text(1, 4, 7))),
+    Row(text(5), (6,), (5,)),
+]
+WITH_NEGATIVES = [
+    replace(USER_ROWS[0], negatives=((0, 5), (3, 11), (8, 9))),
+    replace(USER_ROWS[1], negatives=((7, 1),)),
+]
+
+
 def answer_nll(model: Policy, micro: MicroBatch, *, legal: bool) -> torch.Tensor:
     """Negative log-probability of each answer, float64."""
     hidden_PD = model(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0]
@@ -52,24 +68,25 @@ def answer_nll(model: Policy, micro: MicroBatch, *, legal: bool) -> torch.Tensor
     return total_A.index_add(0, batch.answer_P, nll_P)
 
 
-def separate_rows() -> list[Row]:
-    """Every answer of ROWS behind its own prompt, in the order of packed answers."""
+def separate_rows(rows: Sequence[Row] = ROWS) -> list[Row]:
+    """Every answer of the rows behind its own prompt, in the order of packed answers."""
     found = []
-    for row in ROWS:
+    for row in rows:
         for window in as_windows(row, CATALOGUE):
-            for item in (*window.targets, *window.negatives[0]):
+            for item in (*window.targets, *(n for part in window.negatives for n in part)):
                 found.append(replace(window, targets=(item,), negatives=()))
     return found
 
 
 @pytest.mark.parametrize("legal", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_answers_equal_separate_rows(legal: bool, attention: str) -> None:
+@pytest.mark.parametrize("packed", [ROWS, USER_ROWS, WITH_NEGATIVES])
+def test_packed_answers_equal_separate_rows(packed: list[Row], legal: bool, attention: str) -> None:
     gradients = []
     results = []
-    for rows in (ROWS, separate_rows()):
+    for rows in (packed, separate_rows(packed)):
         model = policy(attention)
-        micro = Collator(TRIE, cut_forced=legal, rejected=rows is ROWS)(rows)
+        micro = Collator(TRIE, cut_forced=legal, rejected=bool(rows[0].negatives))(rows)
         nll_A = answer_nll(model, micro, legal=legal)
         (nll_A * torch.linspace(-1, 1, len(nll_A), dtype=torch.float64)).sum().backward()
         results.append(nll_A)
@@ -90,6 +107,18 @@ def test_packing_feeds_every_distinct_beginning_once() -> None:
         row = 0 if len(window.prompt) > 1 else 1
         beginnings[row] |= {tuple(fed[: n + 1]) for n in range(len(fed))}
     assert micro.input_ids_BT.shape == (2, max(map(len, beginnings)))
+
+
+def test_windows_of_a_user_feed_their_common_history_once() -> None:
+    collate = Collator(TRIE, cut_forced=False)
+    micro = collate(USER_ROWS)
+    whole = len(text(1, 4, 7)) + 2 * len(text()[1:]) + 3 * len(CATALOGUE[0][:-1])
+    shared_answers = 2 * len(CATALOGUE[0][:-1])  # 4 and 7 are also the next windows' history
+    assert micro.input_ids_BT.shape[1] <= whole
+    assert micro.input_ids_BT.shape[1] >= whole - shared_answers
+    windows = separate_rows(USER_ROWS)
+    assert micro.tokens < collate(windows).tokens
+    assert collate.lengths(USER_ROWS)[0] >= micro.input_ids_BT.shape[1]
 
 
 def test_preferences_number_the_answers() -> None:

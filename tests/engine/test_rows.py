@@ -12,6 +12,7 @@ from llmrec_cli.engine.rows import (
     as_windows,
     encode_catalogue,
     sequence_rows,
+    user_rows,
     window_rows,
 )
 from llmrec_cli.errors import ArtefactError, DataError
@@ -139,3 +140,39 @@ def test_rows_that_do_not_continue_start_a_new_pass(items: pd.DataFrame, codec: 
     frame = split({0: [0, 1, 2, 3, 4, 5]}, longest=6).drop(index=2)  # as data.sample does
     rows = sequence_rows(frame, bare(codec, items), longest=6)
     assert [row.targets for row in rows] == [(1, 2), (4, 5)]
+
+
+def wording(codec: Codec, items: pd.DataFrame, max_tokens: int = 512) -> PromptEncoder:
+    template: Template = load_template("items", lambda name: None)  # type: ignore[arg-type,return-value]  # shipped
+    return PromptEncoder(template, codec, items, encode_catalogue(items, codec), max_tokens)
+
+
+def test_user_rows_are_exactly_their_windows(items: pd.DataFrame, codec: Codec) -> None:
+    frame = split({0: [0, 1, 2, 3, 4], 1: [5, 6], 2: [7, 7, 0]}, longest=6)
+    encoder = wording(codec, items)
+    rows = user_rows(frame, encoder)
+    assert [row.targets for row in rows] == [(1, 2, 3, 4), (6,), (7, 0)]
+    assert [row.number for row in rows] == [0, 1, 2]
+    windows = [w for row in rows for w in as_windows(row, encode_catalogue(items, codec))]
+    for ours, prepared in zip(windows, window_rows(frame, encoder), strict=True):
+        assert (ours.targets, ours.history, ours.user) == (
+            prepared.targets,
+            prepared.history,
+            prepared.user,
+        )
+        assert ours.prompt.tolist() == prepared.prompt.tolist()
+
+
+def test_windows_that_slide_start_a_new_user_row(items: pd.DataFrame, codec: Codec) -> None:
+    frame = split({0: [0, 1, 2, 3, 4, 5]}, longest=3)
+    rows = user_rows(frame, wording(codec, items))
+    assert [row.targets for row in rows] == [(1, 2, 3), (4,), (5,)]
+
+
+def test_prompts_that_lost_their_oldest_items_share_too_little(
+    items: pd.DataFrame, codec: Codec
+) -> None:
+    frame = split({0: [0, 1, 2, 3, 4]}, longest=6)
+    longest = max(len(row.prompt) for row in window_rows(frame, bare(codec, items)))
+    rows = user_rows(frame, bare(codec, items, max_tokens=longest - 1))
+    assert [row.targets for row in rows] == [(1, 2, 3), (4,)]
