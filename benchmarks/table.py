@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -29,6 +30,15 @@ def alternate(
         peer_seconds.append(_seconds(peer))
         our_seconds.append(_seconds(ours))
     return peer_seconds, our_seconds
+
+
+def median_seconds(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each of several works, run in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            seconds[name].append(_seconds(work))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -2,8 +2,9 @@
 
 *Released MSL*: one row per window, logits at every position, a dense vocabulary mask built for the
 batch, mean over response positions.  *Response only*: the same with logits at response positions.
-*Ours*: forced tails cut, legal columns at branching positions.  The last row compares a user's
-windows, one by one, with the same windows in one causal pass (``rows = "sequence"``), both ours.
+*Ours*: forced tails cut, legal columns at branching positions.  The last rows compare a user's
+windows, one by one, with the same windows in one causal pass (``rows = "sequence"``) and, behind
+prompts that end in words of their own, in one packed row (``rows = "user"``), all ours.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def draw_problem(shape: Shape, seed: int = 0) -> Problem:
 def ours(p: Problem, rows: Sequence[Row]) -> Tensor:
     """Our step's loss, divided by all response positions."""
     micro = Collator(p.trie, cut_forced=True)(rows)
-    forward = Forward(p.policy(micro.input_ids_BT, micro.take_P)[0], p.policy.head())
+    hidden_XPD = p.policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)
+    forward = Forward(hidden_XPD[0], p.policy.head())
     sums = MSL.loss(forward, micro.batch, OPTIONS, {})
     return sums.total / sums.count
 
@@ -110,7 +112,7 @@ def peer(p: Problem, *, everywhere: bool) -> Tensor:
 
 
 def rows(size: Size) -> list[Timed]:
-    """A step against both peers, and sequences against windows."""
+    """A step against both peers, and rows of many windows against windows."""
     shape = SHAPES[size]
     problem = draw_problem(shape)
     return [
@@ -122,7 +124,7 @@ def rows(size: Size) -> list[Timed]:
             False,
             BAR_RESPONSE_ONLY if size == "full" else None,
         ),
-        _sequence_row(problem, shape),
+        *_history_rows(problem, shape),
     ]
 
 
@@ -130,7 +132,7 @@ def _step_row(
     problem: Problem, shape: Shape, name: str, everywhere: bool, bar: float | None
 ) -> Timed:
     theirs = _gradient(problem, peer(problem, everywhere=everywhere))
-    agrees = torch.allclose(theirs, _gradient(problem, ours(problem, problem.rows)), rtol=1e-3)
+    agrees = _same(theirs, _gradient(problem, ours(problem, problem.rows)))
     peer_seconds, our_seconds = alternate(
         lambda: peer(problem, everywhere=everywhere).backward(),
         lambda: ours(problem, problem.rows).backward(),
@@ -139,31 +141,42 @@ def _step_row(
     return Timed("training step, frozen head", name, peer_seconds, our_seconds, agrees, bar)
 
 
-def _sequence_row(problem: Problem, shape: Shape) -> Timed:
+def _history_rows(problem: Problem, shape: Shape) -> list[Timed]:
+    """Users' windows one by one, beside the same windows in one row a user, both ours."""
     draw = random.Random(1)
+    start, tail = np.array([1], dtype=np.int32), np.array([2, 3, 4, 5], dtype=np.int32)
     items = range(len(problem.items))
-    sequence = [
-        Row(np.array([1], dtype=np.int32), tuple(draw.choices(items, k=2 * shape.history)))
-        for _ in range(shape.rows)
+    sequences, users = [], []
+    for _ in range(shape.rows):
+        targets = tuple(draw.choices(items, k=2 * shape.history))
+        sequences.append(Row(start, targets))
+        prompts = [
+            np.concatenate([window.prompt, tail])
+            for window in as_windows(sequences[-1], problem.items)
+        ]
+        users.append(Row(prompts[0], targets, prompts=tuple(prompts)))
+    return [
+        _beside_windows(problem, shape, 'rows = "sequence"', sequences),
+        _beside_windows(problem, shape, 'rows = "user"', users),
     ]
-    windows = [w for row in sequence for w in as_windows(row, problem.items)]
+
+
+def _beside_windows(problem: Problem, shape: Shape, name: str, made: list[Row]) -> Timed:
+    windows = [window for row in made for window in as_windows(row, problem.items)]
     theirs = _gradient(problem, ours(problem, windows))
-    agrees = torch.allclose(theirs, _gradient(problem, ours(problem, sequence)), rtol=1e-3)
+    agrees = _same(theirs, _gradient(problem, ours(problem, made)))
     peer_seconds, our_seconds = alternate(
         lambda: ours(problem, windows).backward(),
-        lambda: ours(problem, sequence).backward(),
+        lambda: ours(problem, made).backward(),
         shape.repeats,
     )
-    tokens = [Collator(problem.trie, cut_forced=True)(rows).tokens for rows in (windows, sequence)]
-    return Timed(
-        'rows = "sequence"',
-        "one row per window",
-        peer_seconds,
-        our_seconds,
-        agrees,
-        None,
-        f"{tokens[0] / tokens[1]:.1f} times fewer tokens",
-    )
+    tokens = [Collator(problem.trie, cut_forced=True)(rows).tokens for rows in (windows, made)]
+    detail = f"{tokens[0] / tokens[1]:.1f} times fewer tokens"
+    return Timed(name, "one row per window", peer_seconds, our_seconds, agrees, None, detail)
+
+
+def _same(theirs: Tensor, mine: Tensor) -> bool:
+    return bool((theirs - mine).norm() <= 1e-4 * theirs.norm())
 
 
 def _gradient(problem: Problem, loss: Tensor) -> Tensor:
