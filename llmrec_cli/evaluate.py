@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llmrec_cli import run_folder, workbench
-from llmrec_cli.baseline import baseline, load_scorer
+from llmrec_cli.baseline import Score, baseline, load_scorer
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.decode import Ranked
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.evaluate_pairs import evaluate_pairs
+from llmrec_cli.evaluate_candidates import ScoreTwo, by_count, by_policy, by_scorer, with_candidates
+from llmrec_cli.evaluate_pairs import PAIRS_FILE, evaluate_pairs
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
 from llmrec_cli.recipe import DecodeSection, Recipe
 from llmrec_cli.report.leaderboard import Leaderboard, Run, build_leaderboard
 from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
 from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
 
@@ -101,6 +105,14 @@ def _without_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
     return [run for run in runs if run not in skipped]
 
 
+@dataclass(frozen=True)
+class _Ranker:
+    """A run, ready to rank the catalogue and to score two candidates."""
+
+    rank: Callable[[pd.DataFrame], pd.DataFrame]  # rows to predictions
+    score_two: ScoreTwo
+
+
 def _evaluate_run(
     bench: workbench.Workbench,
     leaves: Leaves,
@@ -112,14 +124,8 @@ def _evaluate_run(
     recipe = bench.recipe
     folder = recipe.run_folder(run)
     begun = time.perf_counter()
-    if run == POP:
-        baseline(recipe, "pop", resume=folder.exists(), progress=Silent())
-        predictions = _rank_by_popularity(bench, leaves, frame)
-    elif run.startswith("baseline-"):
-        predictions = _rank_by_baseline(bench, leaves, frame, run, progress)
-    else:
-        _warn_about_mask(recipe, run, progress)
-        predictions = _rank_by_model(bench, leaves, frame, run, progress)
+    ranker = _ranker(bench, leaves, run, progress)
+    predictions = ranker.rank(frame)
     seconds = time.perf_counter() - begun
     write_predictions(
         folder / run_folder.named("predictions.parquet", split),
@@ -138,22 +144,47 @@ def _evaluate_run(
         "seconds": round(seconds, 3),
         "rows_per_second": round(len(frame) / seconds, 1),
     }
+    if recipe.eval.auc:
+        pairs = with_candidates(bench, frame, split, ranker.score_two)
+        write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
+        report["auc"] = auc_figures(pairs, recipe.eval.resamples, recipe.seed)
+        progress.say(f"{run}: {auc_line(report['auc'])}")
     write_json(folder / run_folder.named("report.json", split), report)
     run_folder.log_opening(folder, split)
 
 
+def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Progress) -> _Ranker:
+    recipe = bench.recipe
+    if run == POP:
+        exists = recipe.run_folder(run).exists()
+        baseline(recipe, "pop", resume=exists, progress=Silent())
+        return _Ranker(partial(_rank_by_popularity, bench, leaves), by_count(leaves))
+    if run.startswith("baseline-"):
+        score = load_scorer(bench, run.removeprefix("baseline-"))
+        rank = partial(_rank_by_baseline, bench, leaves, score, f"eval {run}", progress)
+        return _Ranker(rank, by_scorer(score, leaves, BASELINE_ROWS))
+    _warn_about_mask(recipe, run, progress)
+    model = workbench.load_policy(bench, recipe.run_folder(run), train=False)
+    rank = partial(_rank_by_model, bench, leaves, model, f"eval {run}", progress)
+    return _Ranker(rank, by_policy(bench, model))
+
+
 def _rank_by_model(
-    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame, run: str, progress: Progress
+    bench: workbench.Workbench,
+    leaves: Leaves,
+    model: Any,
+    label: str,
+    progress: Progress,
+    frame: pd.DataFrame,
 ) -> pd.DataFrame:
     """Decode batch by batch; rows of similar prompt length go together."""
     section = bench.recipe.eval
     depth = max(section.cutoffs)
-    model = workbench.load_policy(bench, bench.recipe.run_folder(run), train=False)
     by_length = frame.iloc[np.argsort([len(h) for h in frame["history"]], kind="stable")]
     ranked: list[np.ndarray[Any, Any]] = []
     scores: list[np.ndarray[Any, Any]] = []
     differs: list[bool] = []
-    with progress.track(f"eval {run}", len(frame), unit="rows") as advance:
+    with progress.track(label, len(frame), unit="rows") as advance:
         for start in range(0, len(frame), section.batch):
             part = by_length.iloc[start : start + section.batch]
             found = bench.rank(model, part, section.decode, depth, exclude=True)
@@ -200,16 +231,20 @@ def _rank_by_popularity(
 
 
 def _rank_by_baseline(
-    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame, run: str, progress: Progress
+    bench: workbench.Workbench,
+    leaves: Leaves,
+    score: Score,
+    label: str,
+    progress: Progress,
+    frame: pd.DataFrame,
 ) -> pd.DataFrame:
     """Every entry's score for every row, sorted; ties go to the more popular entry."""
-    score = load_scorer(bench, run.removeprefix("baseline-"))
     depth, order_L = max(bench.recipe.eval.cutoffs), leaves.by_popularity_L
     depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
     histories = frame["history"].tolist()
     ranked: list[np.ndarray[Any, Any]] = []
     scores: list[np.ndarray[Any, Any]] = []
-    with progress.track(f"eval {run}", len(frame), unit="rows") as advance:
+    with progress.track(label, len(frame), unit="rows") as advance:
         for start in range(0, len(frame), BASELINE_ROWS):
             score_BL = score(histories[start : start + BASELINE_ROWS])[:, order_L]
             place_BL = np.argsort(-score_BL, axis=1, kind="stable")

@@ -173,6 +173,11 @@ class EvalSection(Section):
     resamples: int = Field(
         default=2000, ge=100, description="bootstrap resamples of users for the 95 % intervals"
     )
+    auc: bool = Field(
+        default=False,
+        description="also score every row's target beside one item that its user does not own "
+        "(disliked where there is one, else uniform): pairs.parquet, and AUC in report.json",
+    )
     decode: DecodeSection = Field(
         default=DecodeSection(), description="how the catalogue is ranked"
     )

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.rank_wording import Question, RankTemplate
+from llmrec_cli.engine.answer_scores import log_probs
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
-from llmrec_cli.methods.contract import Batch, Head
 from llmrec_cli.models.tokenizer import Codec
-from llmrec_cli.tensors.losses import vocab_nll
-from llmrec_cli.tensors.preference import answer_log_probs
 from llmrec_cli.tensors.trie import Trie
 
 _ORDER = crc32(b"pair-order")
@@ -240,17 +238,11 @@ def score_pairs(
         for start in range(0, len(pairs), batch):
             part = by_length[start : start + batch]
             micro = collate([pairs[at] for at in part]).to(device)
-            hidden_XPD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)
-            log_prob_A = _vocab_log_probs(hidden_XPD[0], policy.head(), micro.batch)
+            log_prob_A = log_probs(policy, micro, legal=False)
             score_Q2[part] = log_prob_A.double().cpu().numpy().reshape(-1, 2)
             advance(len(part))
     ends = np.cumsum([len(row.prompts) for row in rows])
     return np.split(score_Q2, ends[:-1])
-
-
-def _vocab_log_probs(hidden_PD: torch.Tensor, head: Head, batch: Batch) -> torch.Tensor:
-    nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
-    return answer_log_probs(nll_P, batch.answer_P, batch.answers)
 
 
 def _one_by_one(row: PairRow) -> list[PairRow]:

@@ -141,6 +141,24 @@ def figures(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
+def auc_figures(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+    """``figures`` of the generate task, whose prompts show no candidates: no habit of position."""
+    found = figures(pairs, resamples, seed) | {
+        "definitions": {name: DEFINITIONS[name] for name in (PAIRED, POOLED)}
+    }
+    plain: dict[str, Any] = jsonable({k: v for k, v in found.items() if k != FIRST})
+    return plain
+
+
+def auc_line(found: Mapping[str, Any]) -> str:
+    """``auc_figures`` in words: each metric's mean and the ends of its interval."""
+    shown = [
+        f"{name} " + " ".join("unknown" if v is None else f"{v:.4f}" for v in ends.values())
+        for name, ends in found["metrics"].items()
+    ]
+    return ", ".join(shown)
+
+
 def build_pair_report(
     pairs: pd.DataFrame,
     protocol: PairProtocol,

@@ -1,0 +1,66 @@
+"""How likely a policy finds given answers: ``log pi(y | x)``, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmrec_cli.engine.collate import Collator, MicroBatch
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.tensors.losses import vocab_nll
+from llmrec_cli.tensors.masked import legal_logits
+from llmrec_cli.tensors.preference import answer_log_probs
+from llmrec_cli.tensors.trie import Trie
+
+
+def log_probs(policy: Any, micro: MicroBatch, *, legal: bool, temperature: float = 1.0) -> Tensor:
+    """``log pi(y | x)`` of each answer of a micro-batch, [A], nats, summed over its tokens.
+
+    Args:
+        policy: called like ``models.policy.Policy``, with its ``head()``.
+        legal: normalised over legal tokens, else over the vocabulary.
+        temperature: divides the logits; 1 over the vocabulary.
+    """
+    batch, head = micro.batch, policy.head()
+    hidden_PD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0]
+    if not legal:
+        nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
+        return answer_log_probs(nll_P, batch.answer_P, batch.answers)
+    found = legal_logits(hidden_PD, head, batch.trie, batch.node_P, batch.target_P)
+    return answer_log_probs(found.nll(temperature), batch.answer_P[found.active_A], batch.answers)
+
+
+def score_candidates(
+    policy: Any,
+    rows: Sequence[Row],
+    trie: Trie,
+    *,
+    legal: bool,
+    temperature: float,
+    batch: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda n: None,
+) -> NDArray[np.float64]:
+    """``log pi`` of each row's target and of its negatives, [rows, 1 + negatives], nats.
+
+    Args:
+        policy: in evaluation mode.
+        rows: windows with one target and equally many negatives.
+        batch: rows of a forward pass.
+    """
+    collate = Collator(trie, cut_forced=legal)
+    by_length = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt))
+    score_RC = np.empty((len(rows), 1 + len(rows[0].negatives[0])))
+    with torch.no_grad():
+        for start in range(0, len(rows), batch):
+            part = by_length[start : start + batch]
+            micro = collate([rows[at] for at in part]).to(device)
+            log_prob_A = log_probs(policy, micro, legal=legal, temperature=temperature)
+            score_RC[part] = log_prob_A.double().cpu().numpy().reshape(len(part), -1)
+            advance(len(part))
+    return score_RC
