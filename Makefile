@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check benchmark benchmark-full clean setup
+.PHONY: quickstart test check benchmark benchmark-full benchmark-growth benchmark-gpu clean setup
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,12 @@ benchmark: setup         ## our way beside the peers' way, CI-sized
 
 benchmark-full: setup    ## the same rows at the sizes that the bars are set for; half an hour
 	$(BIN)/python -m benchmarks --size full
+
+benchmark-growth: setup  ## how the decoder's time and memory grow: tables and pictures, 15 minutes
+	$(BIN)/python -m benchmarks.growth --size full
+
+benchmark-gpu: setup     ## the same comparisons on a CUDA device, with a model of 1B parameters
+	$(BIN)/python -m benchmarks.gpu
 
 clean:                   ## everything that the targets above made
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

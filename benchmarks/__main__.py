@@ -24,7 +24,16 @@ from rich.table import Table
 
 from benchmarks.table import Row
 
-SUITES = ("loss_head", "training_step", "preferences", "cross_layer", "decoding", "reading")
+SUITES = (
+    "loss_head",
+    "training_step",
+    "preferences",
+    "cross_layer",
+    "memory",
+    "decoding",
+    "reading",
+    "startup",
+)
 FLOORS = Path(__file__).with_name("floors.json")
 
 
@@ -59,12 +68,13 @@ def _figures(suite: str, row: Row) -> dict[str, Any]:
         "suite": suite,
         "name": row.name,
         "peer": row.peer,
-        "peer_seconds": statistics.median(row.peer_seconds),
-        "our_seconds": statistics.median(row.our_seconds),
+        "peer_figure": statistics.median(row.peer_seconds),
+        "our_figure": statistics.median(row.our_seconds),
         "ratio": statistics.median(row.peer_seconds) / statistics.median(row.our_seconds),
         "lowest": min(ratios),
         "highest": max(ratios),
         "bar": row.bar,
+        "unit": row.unit,
         "agrees": row.agrees,
         "detail": row.detail,
     }
@@ -72,14 +82,14 @@ def _figures(suite: str, row: Row) -> dict[str, Any]:
 
 def _table(measured: list[dict[str, Any]], size: str) -> Table:
     table = Table(title=f"{size} size; {_machine()}", title_justify="left")
-    for name in ("work", "peer", "peer s", "ours s", "ratio", "spread", "bar", "same", "detail"):
+    for name in ("work", "peer", "peer's", "ours", "ratio", "spread", "bar", "same", "detail"):
         table.add_column(name)
     for row in measured:
         table.add_row(
             row["name"],
             row["peer"],
-            f"{row['peer_seconds']:.4g}",
-            f"{row['our_seconds']:.4g}",
+            f"{row['peer_figure']:.4g} {row['unit']}",
+            f"{row['our_figure']:.4g} {row['unit']}",
             f"{row['ratio']:.3g}",
             f"{row['lowest']:.3g}..{row['highest']:.3g}",
             "" if row["bar"] is None else f"{row['bar']:g}",

@@ -27,6 +27,8 @@ Mask = Literal["before", "after"]
 PAD, EOS, FIRST = 0, 1, 2
 BEAMS = 10
 BAR_EXACT, BAR_BEFORE, BAR_AFTER = 12.0, 10.0, 3.0
+WIDE, BAR_WIDE = 20, 15.0
+BAR_FLOOR = 1 / 1.5  # at most 1.5 times the prefill, where the model is wide (full size)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,11 @@ class _MaskAndRenormalise(LogitsProcessor):
 
 
 def generate(
-    model: Any, catalogue: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], mask: Mask
+    model: Any,
+    catalogue: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    mask: Mask,
+    beams: int = BEAMS,
 ) -> list[list[list[int]]]:
     """The peer's lists of token sequences, EOS included."""
     legal: dict[tuple[int, ...], set[int]] = {}
@@ -132,8 +138,8 @@ def generate(
     sequences = model.generate(
         input_ids=torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts]),
         attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
-        num_beams=BEAMS,
-        num_return_sequences=BEAMS,
+        num_beams=beams,
+        num_return_sequences=beams,
         max_new_tokens=max(map(len, catalogue)),
         length_penalty=0.0,
         early_stopping=False,
@@ -141,7 +147,7 @@ def generate(
         **constraint,
     )
     lists = [row[: row.index(EOS) + 1] for row in sequences[:, width:].tolist()]
-    return [lists[at : at + BEAMS] for at in range(0, len(lists), BEAMS)]
+    return [lists[at : at + beams] for at in range(0, len(lists), beams)]
 
 
 def _token_lists(trie: Trie, ranked: Ranked) -> list[list[list[int]]]:
@@ -152,19 +158,20 @@ def _token_lists(trie: Trie, ranked: Ranked) -> list[list[list[int]]]:
     ]
 
 
-def _beam_row(name: str, shape: Shape, catalogue: list[list[int]], mask: Mask) -> Row:
+def _beam_row(
+    name: str, shape: Shape, catalogue: list[list[int]], mask: Mask, beams: int, bar: float
+) -> Row:
     model, prompts, trie = model_of(shape), prompts_of(shape), build_trie(catalogue)
-    options = DecodeOptions(k=BEAMS, search="beam", beams=BEAMS, mask=mask)
+    options = DecodeOptions(k=beams, search="beam", beams=beams, mask=mask)
     peer, ours = alternate(
-        lambda: generate(model, catalogue, prompts, mask),
+        lambda: generate(model, catalogue, prompts, mask, beams),
         lambda: rank_catalogue(model, trie, prompts, options),
         shape.repeats,
     )
-    agrees = generate(model, catalogue, prompts, mask) == _token_lists(
+    agrees = generate(model, catalogue, prompts, mask, beams) == _token_lists(
         trie, rank_catalogue(model, trie, prompts, options)
     )
-    bar = BAR_BEFORE if mask == "before" else BAR_AFTER
-    return Row(f"beam {BEAMS}, {name}, mask {mask}", "HF generate", peer, ours, agrees, bar)
+    return Row(f"beam {beams}, {name}, mask {mask}", "HF generate", peer, ours, agrees, bar)
 
 
 def _exact_row(name: str, shape: Shape, catalogue: list[list[int]]) -> Row:
@@ -193,7 +200,9 @@ def _exact_row(name: str, shape: Shape, catalogue: list[list[int]]) -> Row:
     )
 
 
-def _floor_row(name: str, shape: Shape, catalogue: list[list[int]]) -> Row:
+def _floor_row(
+    name: str, size: Size, shape: Shape, catalogue: list[list[int]], options: DecodeOptions
+) -> Row:
     model, prompts, trie = model_of(shape), prompts_of(shape), build_trie(catalogue)
 
     @torch.no_grad()
@@ -202,11 +211,13 @@ def _floor_row(name: str, shape: Shape, catalogue: list[list[int]]) -> Row:
 
     floor, ours = alternate(
         prefill,
-        lambda: rank_catalogue(model, trie, prompts, DecodeOptions(k=BEAMS)),
+        lambda: rank_catalogue(model, trie, prompts, options),
         2 * shape.repeats,
     )
+    what = f"exact top {options.k}" if options.search == "exact" else f"beam {options.k}"
+    bar = BAR_FLOOR if size == "full" else None
     return Row(
-        f"exact top {BEAMS}, {name}, beside the floor", "our prefill alone", floor, ours, True, None
+        f"{what}, {name}, beside the floor", "our prefill alone", floor, ours, agrees=True, bar=bar
     )
 
 
@@ -220,6 +231,11 @@ def rows(size: Size) -> list[Row]:
     made = []
     for name, catalogue in catalogues.items():
         made.append(_exact_row(name, shape, catalogue))
-        made += [_beam_row(name, shape, catalogue, mask) for mask in ("before", "after")]
-        made.append(_floor_row(name, shape, catalogue))
+        made.append(_beam_row(name, shape, catalogue, "before", BEAMS, BAR_BEFORE))
+        made.append(_beam_row(name, shape, catalogue, "after", BEAMS, BAR_AFTER))
+        if size == "full":
+            made.append(_beam_row(name, shape, catalogue, "before", WIDE, BAR_WIDE))
+        made.append(_floor_row(name, size, shape, catalogue, DecodeOptions(k=BEAMS)))
+        beam = DecodeOptions(k=BEAMS, search="beam", beams=BEAMS)
+        made.append(_floor_row(name, size, shape, catalogue, beam))
     return made

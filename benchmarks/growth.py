@@ -227,8 +227,9 @@ def write(folder: Path, size: Size, taken: dict[Point, Measured], facts: dict[st
 def draw(curve: Curve, rows: Sequence[Taken], path: Path) -> None:
     """One picture: medians as lines, least to greatest as bars, both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(4.6 * len(curve.panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(curve.panels), 4.2), layout="constrained")
     for panel, axes in zip(curve.panels, figure.subplots(1, len(curve.panels)), strict=True):
         for kind in curve.catalogues:
             chosen = [(p, m) for p, m in rows if p.catalogue == kind]
@@ -244,8 +245,13 @@ def draw(curve: Curve, rows: Sequence[Taken], path: Path) -> None:
                     linestyle="--" if name.startswith("prefill") else "-",
                 )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=curve.label, ylabel=panel.label)
+        axes.set_xticks(x, labels=[f"{value:,}" for value in x], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="major", alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.savefig(path.with_suffix(".png"), dpi=150)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 

@@ -5,26 +5,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import itertools
 import json
-import resource
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, fields
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from benchmarks.decoding import EOS, FIRST, Shape, model_of, prompts_of, semantic_ids
 from benchmarks.growth import Measured, Point
+from benchmarks.machine import memory_of
 from benchmarks.table import alternate
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.engine.tree_cache import TreeCache
@@ -32,13 +25,12 @@ from llmrec_cli.tensors.trie import Trie, build_trie
 
 WIDTH, LAYERS = 128, 2  # of the model
 CHECKED_ITEMS, CHECKED_USERS = 20_000, 2  # lists that are compared with the scores of all items
-T = TypeVar("T")
 
 
 def measure(point: Point) -> Measured:
     """Build the trie, prefill and decode, each for its memory and then repeatedly for its time."""
     items = catalogue_of(point)
-    trie, build_seconds, build_mb = _build(items, point.repeats)
+    trie, build_seconds, build_mb, build_peak = _build(items, point.repeats)
     del items
     shape = Shape(
         point.vocabulary, WIDTH, LAYERS, point.users, point.prompt, point.items, point.repeats
@@ -52,7 +44,7 @@ def measure(point: Point) -> Measured:
 
     rank_catalogue(model, trie, prompts, options)  # one-off costs: buffers, lazy imports
     _, prefill_mb, _ = memory_of(prefill)
-    ranked, decode_mb, process_mb = memory_of(lambda: rank_catalogue(model, trie, prompts, options))
+    ranked, decode_mb, peak = memory_of(lambda: rank_catalogue(model, trie, prompts, options))
     prefill_seconds, decode_seconds = alternate(
         prefill, lambda: rank_catalogue(model, trie, prompts, options), point.repeats
     )
@@ -68,7 +60,7 @@ def measure(point: Point) -> Measured:
         build_mb=build_mb,
         prefill_mb=prefill_mb,
         decode_mb=decode_mb,
-        process_mb=process_mb,
+        process_mb=max(peak, build_peak),
         trie_mb=megabytes(trie),
         trie_nodes=trie.n_nodes,
         right=right,
@@ -104,39 +96,15 @@ def megabytes(trie: Trie) -> float:
     return sum(a.nbytes for a in arrays if isinstance(a, Tensor)) / 2**20
 
 
-def memory_of(work: Callable[[], T]) -> tuple[T, float, float]:
-    """What ``work`` returns, by how many MB the resident set rose, and its peak.
-
-    What was freed before is given back first, so that nothing hides in it.
-    """
-    gc.collect()
-    with suppress(AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
-    before = psutil.Process().memory_info().rss / 2**20
-    with suppress(OSError):  # Linux only; elsewhere the peak since the start
-        Path("/proc/self/clear_refs").write_text("5")
-    result = work()
-    peak = _peak()
-    return result, peak - before, peak
-
-
-def _build(items: list[list[int]], repeats: int) -> tuple[Trie, list[float], float]:
-    trie, rise, _ = memory_of(lambda: build_trie(items))
+def _build(items: list[list[int]], repeats: int) -> tuple[Trie, list[float], float, float]:
+    build_trie(items[:1])  # one-off costs
+    trie, rise, peak = memory_of(lambda: build_trie(items))
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         build_trie(items)
         seconds.append(time.perf_counter() - start)
-    return trie, seconds, rise
-
-
-def _peak() -> float:
-    """Largest resident size in MB since ``clear_refs``."""
-    status = Path("/proc/self/status")  # ru_maxrss would count the parent's size before exec
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return trie, seconds, rise, peak
 
 
 if __name__ == "__main__":

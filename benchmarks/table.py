@@ -19,6 +19,7 @@ class Row:
     agrees: bool  # both gave the same answer
     bar: float | None
     detail: str = ""
+    unit: str = "s"  # of both figures; less is better
 
 
 def alternate(

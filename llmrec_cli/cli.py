@@ -72,14 +72,20 @@ def prepare_command(recipe: RecipeArgument, overrides: Overrides = None) -> None
 
 
 @app.command("validate")
-def validate_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Check everything that can be checked without training, and show what would run.
+def validate_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="also show a training row, its tokens, and memory")
+    ] = False,
+) -> None:
+    """Check a recipe and its sources without training, and show what would run.
 
-    Example: llmrec validate quickstart
+    Example: llmrec validate quickstart --rows
     """
     from llmrec_cli.validate import validate
 
-    for line in validate(load_recipe(recipe, overrides or ())):
+    for line in validate(load_recipe(recipe, overrides or ()), rows=rows):
         out.print(line, markup=False, soft_wrap=True)
 
 

@@ -14,14 +14,13 @@ import pandas as pd
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.baseline import Score, baseline, load_scorer
 from llmrec_cli.data.leaves import Leaves, gather_leaves
-from llmrec_cli.engine.decode import Ranked
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.evaluate_candidates import ScoreTwo, by_count, by_policy, by_scorer, with_candidates
 from llmrec_cli.evaluate_pairs import PAIRS_FILE, evaluate_pairs
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
-from llmrec_cli.recipe import DecodeSection, Recipe
+from llmrec_cli.recipe import Recipe
 from llmrec_cli.report.leaderboard import Leaderboard, Run, build_leaderboard
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
@@ -177,43 +176,32 @@ def _rank_by_model(
     progress: Progress,
     frame: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Decode batch by batch; rows of similar prompt length go together."""
     section = bench.recipe.eval
     depth = max(section.cutoffs)
-    by_length = frame.iloc[np.argsort([len(h) for h in frame["history"]], kind="stable")]
-    ranked: list[np.ndarray[Any, Any]] = []
-    scores: list[np.ndarray[Any, Any]] = []
-    differs: list[bool] = []
     with progress.track(label, len(frame), unit="rows") as advance:
-        for start in range(0, len(frame), section.batch):
-            part = by_length.iloc[start : start + section.batch]
-            found = bench.rank(model, part, section.decode, depth, exclude=True)
-            _collect(found, leaves, ranked, scores)
-            if section.decode.beam_error:
-                differs += _beam_differs(bench, model, part, section.decode, depth)
-            advance(len(part))
-    return build_predictions(by_length, ranked, scores, differs or None)
-
-
-def _collect(
-    found: Ranked,
-    leaves: Leaves,
-    ranked: list[np.ndarray[Any, Any]],
-    scores: list[np.ndarray[Any, Any]],
-) -> None:
-    leaf_BK, score_BK = found.leaf_BK.cpu().numpy(), found.score_BK.float().cpu().numpy()
-    for leaf_K, score_K in zip(leaf_BK, score_BK, strict=True):
-        ranked.append(leaves.item_of_leaf_L[leaf_K[leaf_K >= 0]])
-        scores.append(score_K[leaf_K >= 0])
+        found = bench.rank(
+            model, frame, section.decode, depth, exclude=True, batch=section.batch, advance=advance
+        )
+    leaf_BK, score_BK = found.leaf_BK.numpy(), found.score_BK.numpy()
+    ranked = [leaves.item_of_leaf_L[leaf_K[leaf_K >= 0]] for leaf_K in leaf_BK]
+    scores = [score_K[leaf_K >= 0] for leaf_K, score_K in zip(leaf_BK, score_BK, strict=True)]
+    differs = _beam_differs(bench, model, frame, depth) if section.decode.beam_error else None
+    return build_predictions(frame, ranked, scores, differs)
 
 
 def _beam_differs(
-    bench: workbench.Workbench, model: Any, part: pd.DataFrame, decode: DecodeSection, depth: int
+    bench: workbench.Workbench, model: Any, frame: pd.DataFrame, depth: int
 ) -> list[bool]:
     """Per row, whether the beam's first ``depth`` entries are not the exact ones, in order."""
+    section = bench.recipe.eval
     lists = {
         search: bench.rank(
-            model, part, decode.model_copy(update={"search": search}), depth, exclude=False
+            model,
+            frame,
+            section.decode.model_copy(update={"search": search}),
+            depth,
+            exclude=False,
+            batch=section.batch,
         ).leaf_BK[:, :depth]
         for search in ("exact", "beam")
     }

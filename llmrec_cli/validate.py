@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from llmrec_cli.errors import DataError
-from llmrec_cli.prepare import prepare
+from llmrec_cli.files import read_json
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_data import DataSection
@@ -20,14 +20,55 @@ from llmrec_cli.run_folder import is_done
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
 
 
-def validate(recipe: Recipe) -> Iterator[str]:
+def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     """Lines for the terminal; nothing is left behind.
+
+    Args:
+        rows: also look at the rows as a model would see them, from what is prepared, or from small
+            sources prepared in a temporary folder.  Without it nothing heavy is imported.
 
     Raises:
         LlmrecError: the first thing that would stop a run.
     """
+    sources = list(_sources(recipe))
     yield from ("resolved recipe:", *_indent(tomli_w.dumps(recipe.resolved())))
-    yield from _sources(recipe)
+    yield from sources
+    if rows:
+        yield from _trial(recipe)
+    else:
+        yield from _prepared(recipe)
+    for run in recipe.runs():
+        state = "finished" if is_done(recipe.run_folder(run)) else "would run"
+        yield f"{run}: {state}"
+    if not rows:
+        yield "add --rows to see a training row, tokens, legal tokens and memory"
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    for table, data in _data_tables(recipe):
+        missing = [path for path in data.files() if not Path(path).is_file()]
+        if missing:
+            raise DataError(f"{', '.join(missing)}: no such file (a source of [{table}])")
+        for path in data.files():
+            yield f"source {path}: {Path(path).stat().st_size:,} bytes"
+
+
+def _prepared(recipe: Recipe) -> Iterator[str]:
+    """What the prepared folders' manifests say."""
+    for folder in dict.fromkeys((recipe.prepared, recipe.prepared_for_eval)):
+        path = folder / "manifest.json"
+        if not path.is_file():
+            yield f"{folder}: would be prepared"
+            continue
+        splits = read_json(path)["splits"]
+        counts = ", ".join(f"{name} {facts['rows']:,}" for name, facts in splits.items())
+        yield f"{folder}: prepared; rows: {counts}"
+
+
+def _trial(recipe: Recipe) -> Iterator[str]:
+    """Rows and tokens through the real code, in a temporary folder."""
+    from llmrec_cli.prepare import prepare
+
     folders = {recipe.prepared, recipe.prepared_for_eval}
     missing = sorted(f for f in folders if not (f / "manifest.json").is_file())
     if missing and _source_bytes(recipe) > WHOLE:
@@ -41,18 +82,6 @@ def validate(recipe: Recipe) -> Iterator[str]:
         if missing:
             prepare(trial, Path)
         yield from _tokens(trial)
-    for run in recipe.runs():
-        state = "finished" if is_done(recipe.run_folder(run)) else "would run"
-        yield f"{run}: {state}"
-
-
-def _sources(recipe: Recipe) -> Iterator[str]:
-    for table, data in _data_tables(recipe):
-        missing = [path for path in data.files() if not Path(path).is_file()]
-        if missing:
-            raise DataError(f"{', '.join(missing)}: no such file (a source of [{table}])")
-        for path in data.files():
-            yield f"source {path}: {Path(path).stat().st_size:,} bytes"
 
 
 def _source_bytes(recipe: Recipe) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,30 @@ class Workbench:
         return sequence_rows(frame, self.encoder, self.recipe.data.history)
 
     def rank(
-        self, model: Any, frame: pd.DataFrame, decode: DecodeSection, k: int, *, exclude: bool
+        self,
+        model: Any,
+        frame: pd.DataFrame,
+        decode: DecodeSection,
+        k: int,
+        *,
+        exclude: bool,
+        batch: int | None = None,
+        advance: Callable[[int], object] = lambda n: None,
     ) -> Ranked:
         """Rank the catalogue for every row of ``frame``.
 
         With ``exclude``, lists go on until ``k`` leaves outside the row's history are found; the
         target's own leaf always counts.
+
+        Args:
+            batch: rows decoded together; None: the decoder's own.
+            advance: called after each batch with its number of rows.
         """
         options = decode_options(decode, k)
+        options = replace(options, batch=batch or options.batch)
         seen = self.seen_leaves(frame) if exclude else ()
         prompts = [ids.tolist() for ids in self.encoder.encode(frame[HISTORY].tolist())]
-        return rank_catalogue(model, self.trie, prompts, options, seen)
+        return rank_catalogue(model, self.trie, prompts, options, seen, advance)
 
     def rank_windows(
         self, model: Any, rows: Sequence[Row], exclude: Sequence[Sequence[int]], k: int

@@ -162,7 +162,12 @@ def test_out_of_memory_is_a_result() -> None:
 
 def test_agreement_is_of_loss_and_gradients() -> None:
     leaf = torch.tensor([1.0, 2.0], requires_grad=True)
+
+    def too_large() -> Tensor:
+        raise torch.OutOfMemoryError
+
     ways: dict[str, device.Loss] = {
+        "too large": too_large,
         "peer": lambda: (leaf**2).sum(),
         "same": lambda: leaf @ leaf,
         "other loss": lambda: (leaf**2).sum() + 1,

@@ -95,7 +95,7 @@ def test_decoding_unlike_training_is_warned_about(finished: Path) -> None:
 
 
 def test_validate_shows_what_would_run_and_leaves_nothing(tmp_path: Path) -> None:
-    shown = ok(llmrec(tmp_path, "validate", "quickstart", *SMALL))
+    shown = ok(llmrec(tmp_path, "validate", "quickstart", "--rows", *SMALL))
     for expected in ("[data]", "catalogue: ", "train: 400 rows", "prompt: ", "target: ", "memory"):
         assert expected in shown
     assert list(tmp_path.iterdir()) == []

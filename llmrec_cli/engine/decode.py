@@ -37,6 +37,7 @@ from llmrec_cli.tensors.trie import Trie, paths
 
 _SCORES_AT_ONCE = 1 << 25  # trie nodes x users of one batch when every item is scored: 128 MB
 _TREE_TOKENS = 128  # tree tokens per user and call when every item is scored
+_NO_LEAF = -2  # unlike the padding of a list
 _EXTRA_WIDTH = 6  # prefixes expanded in a round beyond k; 16 at k = 10
 
 
@@ -91,7 +92,7 @@ def rank_catalogue(
     prompts: Sequence[Sequence[int]],
     options: DecodeOptions,
     exclude: Sequence[Sequence[int]] = (),
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Ranked:
     """The best ``options.k`` leaves of each user.
 
@@ -100,7 +101,7 @@ def rank_catalogue(
         prompts: token ids, one non-empty list per user.
         exclude: for each user the leaves (the seen history) that do not count towards k.  They
             stay in the list, in their place, so that one search serves both protocols.
-        progress: called after each batch with the number of users done so far.
+        advance: called after each batch with its number of users.
 
     Returns:
         lists of up to k + the number of excluded leaves, cut after the k-th that counts.  Equal
@@ -116,19 +117,16 @@ def rank_catalogue(
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
-    n_done = 0
     with _inference(model):
         for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
-            excluded = excluded_BQ[rows_B].to(tree.hidden_BD.device)
+            excluded = _trimmed(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
             found, proven = _search(tree, scorer, chains, options, excluded)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
             score_BK[rows_B, :n_found] = found.score_BK[:, :n_found].cpu()
             proven_B[rows_B] = proven.cpu()
-            n_done += len(rows_B)
-            if progress is not None:
-                progress(n_done)
+            advance(len(rows_B))
     return Ranked(leaf_BK, score_BK, proven_B)
 
 
@@ -234,8 +232,13 @@ def _inference(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _trimmed(excluded_BQ: Tensor) -> Tensor:
+    """The same exclusions, as wide as these users need."""
+    return excluded_BQ[:, : int((excluded_BQ != _NO_LEAF).sum(1).amax())]
+
+
 def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
-    """Excluded leaves, each once, as excluded_BQ; -2 (no leaf, no padding of a list) elsewhere."""
+    """Excluded leaves, each once, as excluded_BQ; _NO_LEAF elsewhere."""
     if len(exclude) not in (0, n_users):
         raise DataError(f"exclude has {len(exclude)} rows: expected one for each of {n_users}")
     distinct = [sorted(set(leaves)) for leaves in exclude] or [[] for _ in range(n_users)]
@@ -244,5 +247,5 @@ def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves:
             wrong = leaves[0] if leaves[0] < 0 else leaves[-1]
             raise DataError(f"exclude row {row}: leaf {wrong}, expected 0 .. {n_leaves - 1}")
     width = max(map(len, distinct), default=0)
-    padded = [leaves + [-2] * (width - len(leaves)) for leaves in distinct]
+    padded = [leaves + [_NO_LEAF] * (width - len(leaves)) for leaves in distinct]
     return torch.tensor(padded, dtype=torch.int64).view(n_users, width)

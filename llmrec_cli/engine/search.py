@@ -152,7 +152,7 @@ def _settle(finished: Finished, new: Open, scorer: Scorer, chains: Chains) -> tu
     """
     landing_BC = new.node_BM
     if not scorer.over_vocab:
-        landing_BC = chains.end_N[new.node_BM.clamp_min(0)].where(new.node_BM != NONE, NONE)
+        landing_BC = chains.end(new.node_BM)
     leaf_BC = _leaf(scorer, landing_BC)
     ends_BC = leaf_BC != NONE
     finished = add_finished(finished, new.score_BM.masked_fill(~ends_BC, -torch.inf), leaf_BC)
@@ -166,8 +166,8 @@ def _read(
 
     With mask "after" forced tokens are paid for here, and an item at a chain's end is finished.
     """
-    first_BX, real_BX = picked.node_BM, picked.node_BM != NONE
-    end_BX = chains.end_N[first_BX.clamp_min(0)].where(real_BX, NONE)
+    first_BX = picked.node_BM
+    end_BX = chains.end(first_BX)
     leaf_BX = _leaf(scorer, end_BX)
     before_end_BX = scorer.trie.parent_N[end_BX.clamp_min(0)].long()
     last_BX = torch.where(leaf_BX != NONE, before_end_BX, end_BX)
@@ -190,7 +190,7 @@ def _read_choices(tree: TreeCache, scorer: Scorer, chains: Chains, running: Open
     if not bool(faces_BX.any()):
         hidden_BXD = tree.hidden_BD[:, None].expand(-1, node_BX.shape[1], -1)
         return Reached(hidden_BXD, node_BX, running.slot_BM, running.score_BM)
-    first_BX = node_BX if scorer.over_vocab else chains.head_N[node_BX.clamp_min(0)]
+    first_BX = node_BX if scorer.over_vocab else chains.head(node_BX)
     fed = _feed(
         tree, scorer, first_BX.where(faces_BX, NONE), node_BX.where(faces_BX, NONE), running.slot_BM
     )

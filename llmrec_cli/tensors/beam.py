@@ -12,6 +12,7 @@ N trie nodes.  Scores are fp32; a score of -inf is padding.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +27,27 @@ NONE = -1  # no node, no leaf, no cache slot
 class Chains:
     """Forced chains of a trie: runs of nodes with one legal token."""
 
-    end_N: Tensor  # int64, first node at or below with two or more children, else the leaf
-    head_N: Tensor  # int64, last node at or above whose parent is the root or has a choice
+    end_N: Tensor  # int32, first node at or below with two or more children, else the leaf
+    head_N: Tensor  # int32, last node at or above whose parent is the root or has a choice
+
+    def end(self, node: Tensor) -> Tensor:
+        """End of the chain that a node lies on; any shape, int64, NONE at NONE."""
+        return self.end_N[node.clamp_min(0)].long().where(node != NONE, NONE)
+
+    def head(self, node: Tensor) -> Tensor:
+        """Head of the chain that a node lies on; any shape, int64, NONE at NONE."""
+        return self.head_N[node.clamp_min(0)].long().where(node != NONE, NONE)
 
 
+@functools.lru_cache(maxsize=1)
 def forced_chains(trie: Trie) -> Chains:
-    """Both ends of the forced chain that each node lies on, by pointer doubling."""
-    node_N = torch.arange(trie.n_nodes, device=trie.parent_N.device)
-    only_child_N = trie.edge_start_N1[:-1].long() + 1
-    parent_N = trie.parent_N.long().clamp_min(ROOT)
+    """Both ends of the forced chain that each node lies on, by pointer doubling.
+
+    The last trie's are remembered: a run decodes one catalogue again and again.
+    """
+    node_N = torch.arange(trie.n_nodes, dtype=torch.int32, device=trie.parent_N.device)
+    only_child_N = trie.edge_start_N1[:-1] + 1
+    parent_N = trie.parent_N.clamp_min(ROOT)
     follows_N = (trie.fan_out(parent_N) == 1) & (parent_N != ROOT)
     return Chains(
         end_N=_follow(torch.where(trie.fan_out(node_N) == 1, only_child_N, node_N)),

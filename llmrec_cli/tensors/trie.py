@@ -11,6 +11,8 @@ T positions of a response.
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -20,7 +22,7 @@ from torch import Tensor
 ROOT = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trie:
     """Item token sequences in compressed sparse rows; all arrays int32, about 16 bytes a node.
 
@@ -60,7 +62,9 @@ class Trie:
         return self.edge_start_N1[at + 1] - self.edge_start_N1[at]
 
     def to(self, device: torch.device | str) -> Trie:
-        """The same trie with its arrays on ``device``."""
+        """The same trie with its arrays on ``device``; itself where they are there already."""
+        if torch.device(device) == self.device:
+            return self
         arrays = (f.name for f in fields(self) if f.name != "max_length")
         return replace(self, **{name: getattr(self, name).to(device) for name in arrays})
 
@@ -187,7 +191,8 @@ def _pad(items: Sequence[Sequence[int]]) -> Tensor:
     length_I = torch.tensor([len(tokens) for tokens in items])
     padded_IT = torch.full((len(items), int(length_I.max())), -1, dtype=torch.int64)
     inside_IT = torch.arange(padded_IT.shape[1]) < length_I[:, None]
-    padded_IT[inside_IT] = torch.tensor([token for tokens in items for token in tokens])
+    tokens = array("q", itertools.chain.from_iterable(items))
+    padded_IT[inside_IT] = torch.frombuffer(tokens, dtype=torch.int64)
     return padded_IT
 
 
