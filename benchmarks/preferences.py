@@ -8,6 +8,7 @@ position.  The reference's log-probabilities are handed in, as after a precomput
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass, replace
@@ -29,9 +30,12 @@ from llmrec_cli.tensors.trie import edges_of
 Size = Literal["ci", "full"]
 Support = Literal["vocab", "legal"]
 DMPO = find("dmpo")
-SHAPES: dict[Size, Shape] = {
-    "ci": Shape(8_192, 128, 2, 4, 8, 3),
-    "full": Shape(128_256, 512, 8, 4, 10, 2),
+SHAPES: dict[Size, dict[str, Shape]] = {
+    "ci": {"": Shape(8_192, 128, 2, 4, 8, 3)},
+    "full": {
+        "": Shape(32_000, 512, 8, 4, 40, 2),  # vocabulary and prompts as long as for book titles
+        ", V = 128,256, short prompts": Shape(128_256, 512, 8, 4, 10, 2),
+    },
 }
 BARS: dict[tuple[Support, int, bool], float] = {  # support, k, logits everywhere
     ("vocab", 3, True): 4.5,
@@ -120,8 +124,8 @@ def _legal(case: Case, micro: MicroBatch) -> Tensor:
 
 def rows(size: Size) -> list[Timed]:
     """Both supports, k = 3 and 7, against both peers."""
-    shape, timed = SHAPES[size], []
-    for support, k, everywhere in BARS:
+    timed = []
+    for (name, shape), (support, k, everywhere) in itertools.product(SHAPES[size].items(), BARS):
         if size == "ci" and k == 7 and everywhere:
             continue  # as for k = 3, only longer
         case = draw_case(shape, support, k)
@@ -133,12 +137,12 @@ def rows(size: Size) -> list[Timed]:
         )
         timed.append(
             Timed(
-                f"DMPO k = {k}, {support} log-probs",
+                f"DMPO k = {k}, {support} log-probs{name}",
                 "concatenated rows" if everywhere else "response positions only",
                 peer_seconds,
                 our_seconds,
                 torch.allclose(theirs, mine, rtol=1e-3, atol=1e-5),
-                BARS[support, k, everywhere] if size == "full" else None,
+                BARS[support, k, everywhere] if size == "full" and not name else None,
                 _tokens(case),
             )
         )

@@ -147,7 +147,7 @@ def _history_rows(problem: Problem, shape: Shape) -> list[Timed]:
     start, tail = np.array([1], dtype=np.int32), np.array([2, 3, 4, 5], dtype=np.int32)
     items = range(len(problem.items))
     sequences, users = [], []
-    for _ in range(shape.rows):
+    for _ in range(shape.rows // 4):  # every user has 2 x history windows
         targets = tuple(draw.choices(items, k=2 * shape.history))
         sequences.append(Row(start, targets))
         prompts = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,10 @@ def vocab_nll(
 ) -> Tensor:
     """``-log softmax_V(z)(y)`` per position, over the whole vocabulary; LML, arXiv:2308.08434.
 
-    Positions are taken in chunks of at most ``chunk`` logits (but one row at least), computed
-    again in the backward pass; what fits into one chunk is kept instead.
+    Positions are taken in chunks of at most ``chunk`` logits (but one row at least).  With a frozen
+    head the gradient of the hidden states is computed along with the loss, while a chunk's logits
+    are there; with a trained one they are computed again in the backward pass, or kept where they
+    fit into one chunk.
 
     Args:
         hidden_PD: after the final norm; cast to the dtype of the weight for the product.
@@ -42,6 +45,10 @@ def vocab_nll(
         nll_P: nats, fp32 (fp64 stays), with gradient to hidden states, weight and bias.
     """
     rows = max(1, chunk // len(weight_VD))
+    trained = weight_VD.requires_grad or (bias_V is not None and bias_V.requires_grad)
+    if torch.is_grad_enabled() and hidden_PD.requires_grad and not trained:
+        nll_P: Tensor = _FrozenNll.apply(hidden_PD, weight_VD, target_P, bias_V, rows)  # type: ignore[no-untyped-call]  # torch's
+        return nll_P
     if len(target_P) <= rows:
         return _nll_of_chunk(hidden_PD, weight_VD, target_P, bias_V)
     parts: list[Tensor] = [
@@ -59,6 +66,42 @@ def _nll_of_chunk(
     logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD, bias_V)
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     return F.cross_entropy(logits_CV, target_C, reduction="none")
+
+
+class _FrozenNll(torch.autograd.Function):
+    """``vocab_nll`` of a frozen head: two products per chunk where recomputing takes three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        target_P: Tensor,
+        bias_V: Tensor | None,
+        rows: int,
+    ) -> Tensor:
+        nll, gradients = [], []
+        for hidden_CD, target_C in zip(
+            torch.split(hidden_PD, rows), torch.split(target_P, rows), strict=True
+        ):
+            logits_CV = F.linear(hidden_CD.to(weight_VD.dtype), weight_VD, bias_V)
+            log_prob_CV = torch.log_softmax(
+                logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)), dim=-1
+            )
+            nll.append(-log_prob_CV.gather(1, target_C[:, None]).squeeze(1))
+            error_CV = log_prob_CV.exp_()  # d nll / d z = softmax(z) - onehot(y)
+            error_CV.scatter_add_(1, target_C[:, None], -torch.ones_like(nll[-1])[:, None])
+            gradients.append(error_CV.to(weight_VD.dtype) @ weight_VD)
+        ctx.save_for_backward(torch.cat(gradients))
+        ctx.dtype = hidden_PD.dtype
+        return torch.cat(nll)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_PD,) = ctx.saved_tensors
+        hidden_grad_PD = gradient_PD * grad_P.to(gradient_PD.dtype)[:, None]
+        return hidden_grad_PD.to(ctx.dtype), None, None, None, None
 
 
 def first_token_stats(legal: LegalLogits, is_first_A: Tensor) -> dict[str, Tensor]:

@@ -50,6 +50,13 @@ def test_vocab_nll_equals_the_reference_at_any_chunk(rows: int, with_bias: bool)
     assert relative(nll.detach(), expected.detach()) < 1e-6
     for leaf, gradient in zip(leaves, wanted, strict=True):
         assert relative(leaf.grad, gradient) < 1e-5
+    hidden.grad = None
+    frozen = vocab_nll(
+        hidden, weight.detach(), target, b.detach() if with_bias else None, chunk=rows * V
+    )
+    (frozen * scale).sum().backward()
+    assert relative(frozen.detach(), expected.detach()) < 1e-6
+    assert relative(hidden.grad, wanted[0]) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100])
@@ -61,6 +68,8 @@ def test_vocab_nll_gradcheck(rows: int) -> None:
     def nll(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return vocab_nll(h, w, target, b, chunk=rows * 6)
 
+    hidden, *head = inputs
+    assert torch.autograd.gradcheck(lambda h: nll(h, *head), [hidden.requires_grad_()])  # frozen
     assert torch.autograd.gradcheck(nll, [x.requires_grad_() for x in inputs])
 
 
@@ -78,6 +87,9 @@ def test_vocab_nll_never_keeps_more_than_a_chunk() -> None:
         kept.clear()
         vocab_nll(hidden, weight, target, chunk=P * V)
         assert max(kept) == P * V  # the control: one chunk is kept, not computed again
+        kept.clear()
+        vocab_nll(hidden, weight.detach(), target, chunk=P * V)
+        assert max(kept) == hidden.numel()  # a frozen head keeps no logits at all
 
 
 def test_vocab_nll_of_a_frozen_head_and_of_nothing() -> None:
@@ -87,10 +99,12 @@ def test_vocab_nll_of_a_frozen_head_and_of_nothing() -> None:
     (wanted,) = torch.autograd.grad(reference(hidden, frozen, target, None).sum(), hidden)
     assert relative(hidden.grad, wanted) < 1e-5
     empty = torch.randn(0, D, requires_grad=True)
-    total = vocab_nll(empty, nn.Parameter(frozen), target[:0]).sum()
-    total.backward()
-    assert float(total.detach()) == 0
-    assert empty.grad is not None
+    for head in (nn.Parameter(frozen), frozen):
+        empty.grad = None
+        total = vocab_nll(empty, head, target[:0]).sum()
+        total.backward()
+        assert float(total.detach()) == 0
+        assert empty.grad is not None
 
 
 def test_vocab_nll_is_finite_at_extreme_logits_and_in_bf16() -> None:
