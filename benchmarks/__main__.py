@@ -50,6 +50,7 @@ def main() -> int:
         console.print(f"{suite} ...")
         for row in importlib.import_module(f"benchmarks.{suite}").rows(arguments.size):
             measured.append(_figures(suite, row))
+            console.print(f"  {row.name}, beside {row.peer}: {measured[-1]['ratio']:.3g}")
     console.print(_table(measured, arguments.size))
     if arguments.json:
         document = {"size": arguments.size, "machine": _machine(), "rows": measured}

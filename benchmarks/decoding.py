@@ -9,7 +9,7 @@ Models are random with a sharpened head: a weak one gives all users the same lis
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -222,21 +222,19 @@ def _floor_row(
     )
 
 
-def rows(size: Size) -> list[Row]:
+def rows(size: Size) -> Iterator[Row]:
     """All comparisons at one size."""
     shape = SHAPES[size]
     catalogues = {
         "semantic IDs": semantic_ids(shape.items),
         "titles": titles(shape.items, shape.vocabulary),
     }
-    made = []
     for name, catalogue in catalogues.items():
-        made.append(_exact_row(name, shape, catalogue))
-        made.append(_beam_row(name, shape, catalogue, "before", BEAMS, BAR_BEFORE))
-        made.append(_beam_row(name, shape, catalogue, "after", BEAMS, BAR_AFTER))
+        yield _exact_row(name, shape, catalogue)
+        yield _beam_row(name, shape, catalogue, "before", BEAMS, BAR_BEFORE)
+        yield _beam_row(name, shape, catalogue, "after", BEAMS, BAR_AFTER)
         if size == "full":
-            made.append(_beam_row(name, shape, catalogue, "before", WIDE, BAR_WIDE))
-        made.append(_floor_row(name, size, shape, catalogue, DecodeOptions(k=BEAMS)))
+            yield _beam_row(name, shape, catalogue, "before", WIDE, BAR_WIDE)
+        yield _floor_row(name, size, shape, catalogue, DecodeOptions(k=BEAMS))
         beam = DecodeOptions(k=BEAMS, search="beam", beams=BEAMS)
-        made.append(_floor_row(name, size, shape, catalogue, beam))
-    return made
+        yield _floor_row(name, size, shape, catalogue, beam)

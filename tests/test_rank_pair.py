@@ -169,7 +169,7 @@ def test_a_method_that_expects_another_k_is_stopped(
     monkeypatch.chdir(finished)
     recipe = load_recipe("pairs.toml", ["align.dmpo.k=3"], aligns=[])
     with pytest.raises(DataError, match="has 2 pairs in the source, but the method takes k = 3"):
-        list(validate(recipe))
+        list(validate(recipe, rows=True))
 
 
 def test_validate_shows_a_pair_and_leaves_nothing(
@@ -177,7 +177,7 @@ def test_validate_shows_a_pair_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(finished)
     before = sorted(finished.rglob("*"))
-    shown = "\n".join(validate(load_recipe("pairs.toml", ["name=fresh"])))
+    shown = "\n".join(validate(load_recipe("pairs.toml", ["name=fresh"]), rows=True))
     for expected in ("preference: 18 rows", "  chosen: ", "  rejected: ", "align-dmpo: 18 window"):
         assert expected in shown
     assert sorted(finished.rglob("*")) == before
@@ -234,7 +234,7 @@ def test_another_domain_is_evaluated_with_the_trained_model(
     scored = pd.read_parquet(home / "sft" / name)
     users = pd.read_parquet(home / "prepared-eval" / "test.parquet")["user_id"]
     assert scored["user_id"].tolist() == users.tolist()
-    assert any(line.startswith("to evaluate on: catalogue") for line in validate(recipe))
+    assert any(line.startswith("to evaluate on: catalogue") for line in validate(recipe, rows=True))
 
 
 def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_pairs_show_disliked_items(rated: list[str]) -> None:
     assert 0 < sum(shown) < len(shown)
     report = json.loads((home / "align-dmpo/report.json").read_text())
     assert report["protocol"]["candidates"] == f"one fixed negative per row: {counts}"
-    said = "\n".join(validate(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"])))
+    said = "\n".join(validate(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), rows=True))
     train = pd.read_parquet(home / "prepared/train.parquet")
     assert f"align-dmpo: {(train['disliked'].map(len) > 0).sum()} window rows" in said
 
@@ -302,7 +302,7 @@ def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
 def test_a_user_with_too_few_dislikes_is_named(rated: list[str]) -> None:
     recipe = load_recipe("rated.toml", [*rated, *PAIRED, "name=e", "align.dmpo.short=error"])
     with pytest.raises(DataError, match=r"user '\w+': fewer than k = 1 .* \(disliked\)"):
-        list(validate(recipe))
+        list(validate(recipe, rows=True))
 
 
 def test_conventional_models_are_skipped_in_another_domain() -> None:
