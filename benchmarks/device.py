@@ -134,7 +134,7 @@ def agreement(ways: Mapping[str, Loss], leaves: Sequence[Tensor]) -> dict[str, b
             leaf.grad = None
         try:
             total = loss()
-            total.backward()  # type: ignore[no-untyped-call] # torch's
+            torch.autograd.backward(total)
         except torch.OutOfMemoryError:
             continue
         answer = [total.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
@@ -154,7 +154,7 @@ def backward_of(ways: Mapping[str, Loss]) -> dict[str, Callable[[], object]]:
 
 
 def _backward(loss: Loss) -> None:
-    loss().backward()  # type: ignore[no-untyped-call] # torch's
+    torch.autograd.backward(loss())
 
 
 def device_facts(device: torch.device) -> dict[str, str]:

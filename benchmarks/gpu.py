@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import cross_layer, decoding, loss_head, preferences, training_step
 from benchmarks.device import Bench, Loss, Report, agreement, backward_of, device_facts, write
 from benchmarks.machine import machine
+from benchmarks.training_step import dense_log_probs
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.engine.reference import with_reference
@@ -32,7 +33,7 @@ from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.methods.contract import Forward, Head
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.tensors.masked import catalogue_columns, legal_logits
-from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, walk
+from llmrec_cli.tensors.trie import Trie, build_trie, walk
 
 Size = Literal["tiny", "full"]
 
@@ -291,30 +292,6 @@ SUITES: dict[str, Suite] = {
     "cross_layer": layer_losses,
     "decoding": decoders,
 }
-
-
-def dense_log_probs(policy: Policy, micro: MicroBatch, *, legal: bool, everywhere: bool) -> Tensor:
-    """The peers' log-probabilities of the targets, [P]: logits of the whole vocabulary.
-
-    Args:
-        legal: over legal tokens, by a dense mask, or over the vocabulary.
-        everywhere: logits at every position, or at response positions only.
-    """
-    model, take_P = policy.model, micro.take_P
-    hidden_BTD = model.model(input_ids=micro.input_ids_BT, use_cache=False).last_hidden_state
-    hidden_XD = hidden_BTD.flatten(0, 1)
-    logits_XV = model.lm_head(hidden_XD if everywhere else hidden_XD[take_P])
-    at_P = take_P if everywhere else torch.arange(len(take_P), device=take_P.device)
-    if legal:
-        trie = micro.batch.trie
-        legal_XV = torch.ones_like(logits_XV, dtype=torch.bool)
-        legal_XV[at_P] = False
-        edge_C, owner_C = edges_of(trie, micro.batch.node_P)
-        legal_XV[at_P[owner_C], trie.edge_token_E[edge_C].long()] = True
-        logits_XV = logits_XV.masked_fill(~legal_XV, -torch.inf)
-    log_prob_XV = logits_XV.log_softmax(-1)
-    log_prob_P: Tensor = log_prob_XV[at_P].gather(1, micro.batch.target_P[:, None]).squeeze(1)
-    return log_prob_P
 
 
 def _first_query(policy: Policy) -> Tensor:

@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def in_a_process(point: Point) -> Measured:
     """Measure one point in a fresh process, so that no other point has grown its memory."""
     command = [sys.executable, "-m", "benchmarks.growth_point", json.dumps(asdict(point))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - ourselves
     return Measured(**json.loads(done.stdout))
 
 

@@ -55,7 +55,7 @@ def _head(size: Size) -> Measured:
 def _extra_of_head(size: Size, whose: str) -> float:
     problem = loss_head.draw_problem(loss_head.SHAPES[size], trained=False)
     loss = loss_head.ours if whose == "ours" else loss_head.released
-    return memory_of(lambda: loss(problem).backward())[1]  # type: ignore[no-untyped-call]  # torch's
+    return memory_of(lambda: torch.autograd.backward(loss(problem)))[1]
 
 
 def _in_fresh_process(work: Callable[[Size, str], float], size: Size, whose: str) -> float:

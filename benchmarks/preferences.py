@@ -9,7 +9,6 @@ position.  The reference's log-probabilities are handed in, as after a precomput
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
-from benchmarks.training_step import Problem, Shape, draw_problem
-from llmrec_cli.engine.collate import Collator, MicroBatch
+from benchmarks.training_step import Problem, Shape, dense_log_probs, draw_problem
+from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.reference import with_reference
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.tensors.trie import edges_of
 
 Size = Literal["ci", "full"]
 Support = Literal["vocab", "legal"]
@@ -92,34 +90,12 @@ def ours(case: Case) -> Tensor:
 def peer(case: Case, *, everywhere: bool) -> Tensor:
     """k + 1 rows per prompt; DMPO's equation on summed log-probabilities."""
     micro = Collator(case.problem.trie, cut_forced=False)(case.apart)
-    log_prob_P = _log_probs(case, micro, everywhere=everywhere)
+    legal = case.support == "legal"
+    log_prob_P = dense_log_probs(case.problem.policy, micro, legal=legal, everywhere=everywhere)
     log_prob_A = torch.zeros(micro.batch.answers).index_add(0, micro.batch.answer_P, log_prob_P)
     d_GA = (log_prob_A - case.reference_A).view(-1, case.k + 1)
     margin_G = 0.1 * (d_GA[:, 0] - d_GA[:, 1:].mean(1))
     return -torch.nn.functional.logsigmoid(margin_G).mean()
-
-
-def _log_probs(case: Case, micro: MicroBatch, *, everywhere: bool) -> Tensor:
-    model = case.problem.policy.model
-    hidden_BTD = model.model(input_ids=micro.input_ids_BT, use_cache=False).last_hidden_state
-    hidden_XD = hidden_BTD.flatten(0, 1)
-    hidden_XD = hidden_XD if everywhere else hidden_XD[micro.take_P]
-    logits_XV = model.lm_head(hidden_XD)
-    at_P = micro.take_P if everywhere else torch.arange(len(micro.take_P))
-    if case.support == "legal":
-        legal_XV = torch.ones_like(logits_XV, dtype=torch.bool)
-        legal_XV[at_P] = _legal(case, micro)
-        logits_XV = logits_XV.masked_fill(~legal_XV, -math.inf)
-    log_probs_XV = logits_XV.log_softmax(-1)
-    return log_probs_XV[at_P].gather(1, micro.batch.target_P[:, None]).squeeze(1)
-
-
-def _legal(case: Case, micro: MicroBatch) -> Tensor:
-    trie, vocabulary = case.problem.trie, len(case.problem.policy.model.lm_head.weight)
-    legal_PV = torch.zeros(len(micro.take_P), vocabulary, dtype=torch.bool)
-    edge_C, owner_C = edges_of(trie, micro.batch.node_P)
-    legal_PV[owner_C, trie.edge_token_E[edge_C].long()] = True
-    return legal_PV
 
 
 def rows(size: Size) -> list[Timed]:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.table import median_seconds
-from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.job import limits_of
 from llmrec_cli.engine.rows import Row, sequence_rows, user_rows, window_rows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
@@ -35,9 +35,8 @@ class Pass:
     """Forward and backward over all rows of one kind."""
 
     def __init__(self, bench: Workbench, policy: Policy, rows: Sequence[Row]) -> None:
-        train = bench.recipe.sft.train
         collate = Collator(bench.trie, cut_forced=True)
-        limits = Limits(train.micro_batch, train.micro_tokens)
+        limits = limits_of(bench.recipe.sft.train)
         self.policy = policy
         self.targets = sum(len(row.targets) for row in rows)
         self.rows = len(rows)
@@ -52,7 +51,7 @@ class Pass:
             hidden_XPD = self.policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)
             forward = Forward(hidden_XPD[0], self.policy.head())
             loss = MSL.loss(forward, micro.batch, MSL.options(), {}).total
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            torch.autograd.backward(loss)
             total += loss.detach()
         weight = self.policy.model.model.layers[0].self_attn.q_proj.weight
         return torch.cat([total[None], weight.grad.flatten()])

@@ -137,7 +137,7 @@ def prepare_rows(folder: Path, size: Size) -> list[Row]:
 
     def peer() -> None:
         command = [sys.executable, "-c", PANDAS, str(folder)]
-        subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603
+        subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603 - ourselves
 
     peer_seconds, our_seconds = alternate(peer, prepare, REPEATS[size])
     same, counts = same_result(folder)
@@ -151,4 +151,4 @@ def prepare_rows(folder: Path, size: Size) -> list[Row]:
 
 def _llmrec(folder: Path, *words: str) -> None:
     command = [sys.executable, "-m", "llmrec_cli", *words]
-    subprocess.run(command, check=True, cwd=folder, capture_output=True)  # noqa: S603
+    subprocess.run(command, check=True, cwd=folder, capture_output=True)  # noqa: S603 - ourselves

@@ -9,11 +9,10 @@ prompts that end in words of their own, in one packed row (``rows = "user"``), a
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.loss_head import catalogue
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
-from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
@@ -90,25 +89,34 @@ def ours(p: Problem, rows: Sequence[Row]) -> Tensor:
     return sums.total / sums.count
 
 
+def dense_log_probs(policy: Policy, micro: MicroBatch, *, legal: bool, everywhere: bool) -> Tensor:
+    """The peers' log-probabilities of the targets, [P]: logits of the whole vocabulary.
+
+    Args:
+        legal: over legal tokens, by a dense mask, or over the vocabulary.
+        everywhere: logits at every position, or at response positions only.
+    """
+    model, take_P = policy.model, micro.take_P
+    hidden_BTD = model.model(input_ids=micro.input_ids_BT, use_cache=False).last_hidden_state
+    hidden_XD = hidden_BTD.flatten(0, 1)
+    logits_XV = model.lm_head(hidden_XD if everywhere else hidden_XD[take_P])
+    at_P = take_P if everywhere else torch.arange(len(take_P), device=take_P.device)
+    if legal:
+        trie = micro.batch.trie
+        legal_XV = torch.ones_like(logits_XV, dtype=torch.bool)
+        legal_XV[at_P] = False
+        edge_C, owner_C = edges_of(trie, micro.batch.node_P)
+        legal_XV[at_P[owner_C], trie.edge_token_E[edge_C].long()] = True
+        logits_XV = logits_XV.masked_fill(~legal_XV, -torch.inf)
+    log_prob_XV = logits_XV.log_softmax(-1)
+    log_prob_P: Tensor = log_prob_XV[at_P].gather(1, micro.batch.target_P[:, None]).squeeze(1)
+    return log_prob_P
+
+
 def peer(p: Problem, *, everywhere: bool) -> Tensor:
     """Dense masks: at every position, or at response positions only."""
     micro = Collator(p.trie, cut_forced=False)(p.rows)
-    model: Any = p.policy.model
-    hidden_BTD = model.model(input_ids=micro.input_ids_BT, use_cache=False).last_hidden_state
-    legal_PV = torch.zeros(len(micro.take_P), len(model.lm_head.weight), dtype=torch.bool)
-    edge_C, owner_C = edges_of(p.trie, micro.batch.node_P)
-    legal_PV[owner_C, p.trie.edge_token_E[edge_C].long()] = True
-    hidden_XD = hidden_BTD.flatten(0, 1)
-    if everywhere:
-        logits_XV = model.lm_head(hidden_XD)
-        legal_XV = torch.ones_like(logits_XV, dtype=torch.bool)
-        legal_XV[micro.take_P] = legal_PV
-        log_probs_XV = logits_XV.masked_fill(~legal_XV, -math.inf).log_softmax(-1)
-        chosen_PV = log_probs_XV[micro.take_P]
-    else:
-        logits_PV = model.lm_head(hidden_XD[micro.take_P])
-        chosen_PV = logits_PV.masked_fill(~legal_PV, -math.inf).log_softmax(-1)
-    return -chosen_PV.gather(-1, micro.batch.target_P[:, None]).mean()
+    return -dense_log_probs(p.policy, micro, legal=True, everywhere=everywhere).mean()
 
 
 def rows(size: Size) -> list[Timed]:

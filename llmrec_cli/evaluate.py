@@ -15,7 +15,14 @@ from llmrec_cli import run_folder, workbench
 from llmrec_cli.baseline import Score, baseline, load_scorer
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.evaluate_candidates import ScoreTwo, by_count, by_policy, by_scorer, with_candidates
+from llmrec_cli.evaluate_candidates import (
+    ScoreTwo,
+    by_count,
+    by_policy,
+    by_scorer,
+    candidates_of,
+    scored_pairs,
+)
 from llmrec_cli.evaluate_pairs import PAIRS_FILE, evaluate_pairs
 from llmrec_cli.files import read_json, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
@@ -58,8 +65,9 @@ def evaluate(
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
+    others = candidates_of(bench, frame, split) if recipe.eval.auc else None
     for run in runs:
-        _evaluate_run(bench, leaves, frame, run, split, progress)
+        _evaluate_run(bench, leaves, frame, others, run, split, progress)
     return leaderboard(recipe, leaves, split)
 
 
@@ -116,6 +124,7 @@ def _evaluate_run(
     bench: workbench.Workbench,
     leaves: Leaves,
     frame: pd.DataFrame,
+    others: list[int] | None,  # of each row, to score beside its target
     run: str,
     split: str,
     progress: Progress,
@@ -143,8 +152,8 @@ def _evaluate_run(
         "seconds": round(seconds, 3),
         "rows_per_second": round(len(frame) / seconds, 1),
     }
-    if recipe.eval.auc:
-        pairs = with_candidates(bench, frame, split, ranker.score_two)
+    if others is not None:
+        pairs = scored_pairs(frame, others, ranker.score_two)
         write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
         report["auc"] = auc_figures(pairs, recipe.eval.resamples, recipe.seed)
         progress.say(f"{run}: {auc_line(report['auc'])}")

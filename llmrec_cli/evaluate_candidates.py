@@ -24,21 +24,20 @@ ScoreTwo = Callable[[pd.DataFrame, list[int]], Floats]
 """(rows, the other item of each) -> score of the target and of the other item, [rows, 2]."""
 
 
-def with_candidates(
-    bench: workbench.Workbench, frame: pd.DataFrame, split: str, score: ScoreTwo
-) -> pd.DataFrame:
-    """The rows of ``frame`` as scored pairs, ``report.pairs.SCHEMA``.
-
-    The other item is disliked where the user disliked one, else uniform, and always the same.
+def candidates_of(bench: workbench.Workbench, frame: pd.DataFrame, split: str) -> list[int]:
+    """The other item of every row, always the same: a disliked one where there is one, else any.
 
     Raises:
         DataError: a user owns the whole catalogue.
     """
     prepared, entry_I = bench.prepared, bench.leaf_of_item.astype(np.int64)
     owned = owned_entries([prepared.split(name) for name in prepared.splits], entry_I)
-    others = fixed_negatives(
-        frame, owned, entry_I, seed=bench.recipe.seed, stream=f"{split}-candidates"
-    )
+    seed, stream = bench.recipe.seed, f"{split}-candidates"
+    return fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
+
+
+def scored_pairs(frame: pd.DataFrame, others: list[int], score: ScoreTwo) -> pd.DataFrame:
+    """The rows of ``frame`` as scored pairs, ``report.pairs.SCHEMA``."""
     score_R2 = score(frame, others)
     columns: dict[str, Any] = {
         OTHER: others,

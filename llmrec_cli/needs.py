@@ -15,7 +15,7 @@ from typing import Any
 
 from llmrec_cli.baseline import MODEL, load_sequential
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.engine.batches import Limits, rows_of_step
+from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.collate import Collator, Masses
 from llmrec_cli.engine.item_scores import (
@@ -26,7 +26,7 @@ from llmrec_cli.engine.item_scores import (
     target_starts,
     without_history,
 )
-from llmrec_cli.engine.job import updates
+from llmrec_cli.engine.job import limits_of, updates
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
@@ -91,7 +91,7 @@ def make_supply(
             log_probs_of,
             reference=reference,
             collate=_collator(stage),
-            limits=Limits(stage.section.micro_batch, stage.section.micro_tokens),
+            limits=limits_of(stage.section),
             device=device,
         )
         if needs.reference == "precompute":

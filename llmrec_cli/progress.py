@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -111,7 +111,7 @@ class Rich:
                 nonlocal count
                 count += n
                 rate = f"{count / max(time.monotonic() - begun, 1e-9):.3g} {unit}/s"
-                fields = {"rate": rate, **({"note": note} if note else {})}
-                bars.update(task, advance=n, **fields)  # type: ignore[arg-type]  # rich: Any fields
+                fields: dict[str, Any] = {"rate": rate, **({"note": note} if note else {})}
+                bars.update(task, advance=n, **fields)
 
             yield advance

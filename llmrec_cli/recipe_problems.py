@@ -161,15 +161,16 @@ def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def _section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:
     """The model in which the last key of ``loc`` stands; None if that is not a table."""
-    found: Any = model
+    found: type[BaseModel] = model
     for key in loc[:-1]:
         field = found.model_fields.get(key)
         annotation = field.annotation if field else None
         models = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type)]
-        found = next((t for t in models if issubclass(t, BaseModel)), None)
-        if found is None:
+        inner = next((t for t in models if issubclass(t, BaseModel)), None)
+        if inner is None:
             return None
-    return found  # type: ignore[no-any-return] # walked through Any on purpose
+        found = inner
+    return found
 
 
 def _expected(problem: Mapping[str, Any]) -> str:

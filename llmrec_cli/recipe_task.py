@@ -1,11 +1,11 @@
-"""What a recipe's task (`[prompt] task`) rules out: problems that no single table can see."""
+"""What a recipe's task and its packed rows rule out: problems that no single table can see."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from llmrec_cli.methods import find
-from llmrec_cli.recipe import AlignSection, Recipe
+from llmrec_cli.recipe import TREE_ATTENTION, AlignSection, Recipe
 from llmrec_cli.recipe_train import TrainSection
 
 DRAWS = ("uniform", "popularity", "disliked")  # what a pair's other candidate can be drawn by
@@ -28,6 +28,7 @@ def task_problems(recipe: Recipe) -> Iterator[str]:
     stages |= {f"align.{name}.train": section.train for name, section in recipe.align.items()}
     for table, train in stages.items():
         yield from _train_problems(table, train, pair)
+    yield from _packing_problems(recipe)
     if pair:
         yield from _template_problems(recipe)
         for name, baseline in recipe.baseline.items():
@@ -44,6 +45,21 @@ def _train_problems(table: str, train: TrainSection, pair: bool) -> Iterator[str
         yield f'[{table}] select = "{train.select}": task "{task}" needs {expected}'
     if pair and train.rows != "window":
         yield f'[{table}] rows = "{train.rows}": task "rank-pair" needs "window"'
+
+
+def _packing_problems(recipe: Recipe) -> Iterator[str]:
+    """Stages whose rows are packed, with attention that would ignore the mask."""
+    if recipe.model.attention in TREE_ATTENTION:
+        return
+    packed = {"sft.train": recipe.sft.train.rows == "user"}
+    for name, section in recipe.align.items():
+        negatives = find(section.method).needs(section.options).negatives
+        packed[f"align.{name}"] = section.train.rows == "user" or negatives is not None
+    for table in (table for table, packs in packed.items() if packs):
+        yield (
+            f"[{table}] packs several answers into a row: model.attention = "
+            f'"{recipe.model.attention}" cannot mask them, expected {" or ".join(TREE_ATTENTION)}'
+        )
 
 
 def _template_problems(recipe: Recipe) -> Iterator[str]:

@@ -131,12 +131,13 @@ def _catalogue(bench: Any) -> str:
 
 def _rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
     """Number of a stage's training rows, the first one in words, and tokens of the longest."""
-    from llmrec_cli.engine.collate import Collator
 
     if bench.recipe.prompt.task == "rank-pair":
         return _pair_rows(bench, name, section)
+    from llmrec_cli.engine.answers import lengths
+
     rows = bench.training_rows(section.rows)
-    longest = max(Collator(bench.trie, cut_forced=False).lengths(rows))
+    longest = max(lengths(rows, bench.trie.to("cpu")))
     return len(rows), list(_show_row(bench, rows[0])), longest
 
 

@@ -36,7 +36,8 @@ from llmrec_cli.errors import MachineError
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import DecodeSection, Recipe
+from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe_eval import DecodeSection
 from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
 

@@ -37,15 +37,19 @@ def test_scores_are_those_of_the_decoder(mask: str, temperature: float) -> None:
         Row(prompt, (target,), negatives=(others,))
         for prompt, target, others in zip(prompts, (1, 2, 6), negatives, strict=True)
     ]
-    found = score_candidates(
-        Policy(model).eval(),
-        rows,
-        trie,
-        legal=mask == "before",
-        temperature=temperature,
-        batch=2,
-        device=torch.device("cpu"),
-    )
+
+    def scores(asked: list[Row], batch: int) -> np.ndarray:
+        return score_candidates(
+            Policy(model).eval(),
+            asked,
+            trie,
+            legal=mask == "before",
+            temperature=temperature,
+            batch=batch,
+            device=torch.device("cpu"),
+        )
+
+    found = scores(rows, batch=2)
     options = DecodeOptions(k=1, search="all", mask=mask, temperature=temperature)  # type: ignore[arg-type]  # two of its values
     score_BL = score_all(model, trie, [p.tolist() for p in prompts], options).numpy()
     leaf_I = trie.leaf_of_item_I.numpy()
@@ -53,16 +57,7 @@ def test_scores_are_those_of_the_decoder(mask: str, temperature: float) -> None:
         asked = leaf_I[[row.targets[0], *row.negatives[0]]]
         np.testing.assert_allclose(score_C, score_L[asked], rtol=1e-4)
     swapped = [replace(rows[0], targets=(3,), negatives=((1, 7),)), *rows[1:]]
-    again = score_candidates(
-        Policy(model).eval(),
-        swapped,
-        trie,
-        legal=mask == "before",
-        temperature=temperature,
-        batch=3,
-        device=torch.device("cpu"),
-    )
-    np.testing.assert_allclose(again[0, :2], found[0, 1::-1], rtol=1e-4)
+    np.testing.assert_allclose(scores(swapped, batch=3)[0, :2], found[0, 1::-1], rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -120,10 +120,11 @@ def test_no_class_inherits_from_a_class_of_the_package_exceptions_and_settings_a
             assert not bases & ours - settings, f"{path}: {node.name}"
 
 
-def test_help_imports_no_torch() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["validate", "quickstart"]])
+def test_what_should_start_at_once_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys, llmrec_cli.cli as cli\n"
-        "sys.argv = ['llmrec', '--help']\n"
+        f"sys.argv = ['llmrec', *{words!r}]\n"
         "assert cli.guarded(cli.app) == 0\n"
         "heavy = {'torch', 'pandas', 'transformers', 'polars', 'numpy'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"

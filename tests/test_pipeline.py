@@ -101,6 +101,19 @@ def test_validate_shows_what_would_run_and_leaves_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_validate_names_a_missing_source_before_it_prints_anything(tmp_path: Path) -> None:
+    done = llmrec(tmp_path, "validate", "quickstart", "data.reviews=nowhere.json")
+    assert done.returncode == 2
+    assert "nowhere.json: no such file" in done.stderr
+    assert done.stdout == ""
+
+
+def test_validate_tells_what_is_prepared(finished: Path) -> None:
+    shown = ok(llmrec(finished, "validate", "quickstart", *SMALL))
+    assert "prepared; rows: train " in shown
+    assert "sft: finished" in shown
+
+
 def test_a_changed_recipe_cannot_resume(finished: Path) -> None:
     folder = finished / "runs/quickstart/sft/manifest.json"
     manifest = json.loads(folder.read_text())

@@ -132,3 +132,25 @@ def test_paths_of_other_data_are_anchored_too(tmp_path: Path) -> None:
     plain = load_recipe(str(path), ["eval.data.reviews=x.json"])
     assert plain.eval.data is not None
     assert plain.eval.data.reviews == ("x.json",)
+
+
+GENERATE = """
+[data]
+format = "amazon2018"
+reviews = "a.json"
+[prompt]
+template = "books"
+[model]
+attention = "flash_attention_2"
+[align.msl]
+[align.dmpo]
+"""
+
+
+def test_packed_rows_need_an_attention_that_takes_their_mask(tmp_path: Path) -> None:
+    ignored = 'model.attention = "flash_attention_2" cannot mask them, expected sdpa or eager'
+    packs = "packs several answers into a row: "
+    assert load(tmp_path, GENERATE).strip() == f"[align.dmpo] {packs}{ignored}"
+    assert load(tmp_path, GENERATE, "model.attention=sdpa") == ""
+    users = load(tmp_path, GENERATE, "sft.train.rows=user").splitlines()
+    assert [line.split("]")[0].strip() for line in users] == ["[sft.train", "[align.dmpo"]

@@ -48,8 +48,6 @@ def micro_batches(
     Args:
         lengths: tokens of each row.
     """
-    if limits == Limits():
-        return [list(rows)]
     most_rows, room = limits.rows or len(rows), limits.tokens or math.inf
     parts: list[list[AnyRow]] = []
     longest = 0  # of the last part

@@ -1,13 +1,7 @@
-"""Collating: rows become padded tensors, and what is to be predicted from them.
-
-A row is laid out in one of two ways.  *Chained*: all targets of a row stand one after the other in
-one sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their
-beginnings (``tensors.packing``): so do negatives, and the prompts of a user row.
-"""
+"""Collating: rows become padded tensors, and what is to be predicted from them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrec_cli.engine.answers import (
+    Answers,
+    chained,
+    fed_sequences,
+    lengths,
+    packed,
+    pair_answers,
+)
 from llmrec_cli.engine.batches import Limits, micro_batches
-from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row, contexts, shared_tokens
+from llmrec_cli.engine.rows import AnyRow, PairRow, Row
 from llmrec_cli.methods.contract import Batch, Preferences
 from llmrec_cli.tensors.mass import LeafMass
 from llmrec_cli.tensors.packing import Tree, pack
-from llmrec_cli.tensors.trie import Trie, build_trie, paths
+from llmrec_cli.tensors.trie import Trie, paths
 
 Masses = Callable[[Sequence[Row]], LeafMass]
 
@@ -68,22 +70,6 @@ def _moved(preferences: Preferences, device: torch.device) -> Preferences:
     )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The answers of a micro-batch, in row order; each follows ``prefix`` tokens of its row.
-
-    A row of the model's input is fed one or more sequences, ``tokens``: in a chained row all
-    answers stand in one, in a packed row each has its own.
-    """
-
-    trie: Trie
-    leaf_A: Tensor
-    prefix_A: Tensor  # tokens before the answer in its sequence
-    sequence_A: Tensor  # the sequence that an answer stands in
-    tokens: list[IntArray]  # of each sequence, before its last answer
-    row_S: Tensor  # input row of each sequence
-
-
 class Collator:
     """Rows to micro-batches.
 
@@ -116,34 +102,26 @@ class Collator:
         catalogue_rows = [row for row in rows if isinstance(row, Row)]
         if len(catalogue_rows) < len(rows):
             pairs = [row for row in rows if isinstance(row, PairRow)]
-            return self._lay_out(_pair_answers(pairs, rejected=self.rejected), pairs, None)
-        packed = any(row.negatives or row.prompts for row in catalogue_rows)
-        answers = (_packed if packed else _chained)(catalogue_rows, self.trie)
+            return self._lay_out(pair_answers(pairs, rejected=self.rejected), pairs, None)
+        apart = any(row.negatives or row.prompts for row in catalogue_rows)
+        answers = (packed if apart else chained)(catalogue_rows, self.trie)
         return self._lay_out(answers, catalogue_rows, self.masses and self.masses(catalogue_rows))
 
     def split(self, rows: Sequence[AnyRow], limits: Limits) -> list[list[AnyRow]]:
         """The rows of one batch in forward passes of like lengths (``batches.micro_batches``)."""
-        return micro_batches(rows, self.lengths(rows), limits)
-
-    def lengths(self, rows: Sequence[AnyRow]) -> list[int]:
-        """Tokens of each row: its prompts and every answer; less where it can be cut or shared."""
-        items = [_items(row) for row in rows]
-        leaf_A = self.trie.leaf_of_item_I[torch.tensor([i for part in items for i in part]).long()]
-        length = iter(paths(self.trie, leaf_A)[2].tolist())
-        return [
-            _own_tokens(row) + sum(itertools.islice(length, len(part)))
-            for row, part in zip(rows, items, strict=True)
-        ]
+        if limits == Limits():
+            return [list(rows)]
+        return micro_batches(rows, lengths(rows, self.trie), limits)
 
     def _lay_out(
-        self, answers: _Answers, rows: Sequence[AnyRow], mass: LeafMass | None
+        self, answers: Answers, rows: Sequence[AnyRow], mass: LeafMass | None
     ) -> MicroBatch:
         node_AT, token_AT, length_A = paths(answers.trie, answers.leaf_A)
         step_T = torch.arange(node_AT.shape[1])
         inside_AT = step_T < length_A[:, None]
         kept_AT = inside_AT & self._worth_computing(answers, node_AT)
         position_AT = answers.prefix_A[:, None] + step_T
-        fed_SW = _sequences(answers, token_AT, kept_AT, inside_AT)
+        fed_SW = fed_sequences(answers, token_AT, kept_AT, inside_AT)
         alone = len(answers.row_S) == int(answers.row_S[-1]) + 1  # one sequence in every row
         if alone:
             input_ids_BT, tree = fed_SW.clamp_min(0), None
@@ -172,115 +150,12 @@ class Collator:
             tree=tree,
         )
 
-    def _worth_computing(self, answers: _Answers, node_AT: Tensor) -> Tensor:
+    def _worth_computing(self, answers: Answers, node_AT: Tensor) -> Tensor:
         """All positions, or those up to the last branching one of each answer."""
         if not self.cut_forced:
             return torch.ones_like(node_AT, dtype=torch.bool)
         branching_AT = (answers.trie.fan_out(node_AT.clamp_min(0)) > 1) & (node_AT >= 0)
         return branching_AT.flip(1).cummax(1).values.flip(1)  # at or after the position
-
-
-def _chained(rows: Sequence[Row], trie: Trie) -> _Answers:
-    """All targets of a row in one sequence, one after the other."""
-    items = torch.tensor([item for row in rows for item in row.targets])
-    leaf_A = trie.leaf_of_item_I[items]
-    row_A = torch.repeat_interleave(torch.tensor([len(row.targets) for row in rows]))
-    length_A = paths(trie, leaf_A)[2]
-    prompt_B = torch.tensor([len(row.prompt) for row in rows])
-    return _Answers(
-        trie=trie,
-        leaf_A=leaf_A,
-        prefix_A=_starts_in_row(prompt_B, row_A, length_A),
-        sequence_A=row_A,
-        tokens=[row.prompt for row in rows],
-        row_S=torch.arange(len(rows)),
-    )
-
-
-def _packed(rows: Sequence[Row], trie: Trie) -> _Answers:
-    """Every target and every negative in a sequence of its own, behind what stands before them."""
-    tokens: list[IntArray] = []
-    items: list[int] = []
-    row_of: list[int] = []
-    for number, row in enumerate(rows):
-        negatives = row.negatives or ((),) * len(row.targets)
-        before = _before_targets(row, trie)
-        for target, others, prefix in zip(row.targets, negatives, before, strict=True):
-            items += (target, *others)
-            tokens += [prefix] * (1 + len(others))
-            row_of += [number] * (1 + len(others))
-    return _apart(trie, trie.leaf_of_item_I[torch.tensor(items)], tokens, row_of)
-
-
-def _before_targets(row: Row, trie: Trie) -> list[IntArray]:
-    _, token_AT, length_A = paths(trie, trie.leaf_of_item_I[torch.tensor(row.targets)])
-    tokens = zip(token_AT.tolist(), length_A.tolist(), strict=True)
-    of_item = {item: ids[:n] for item, (ids, n) in zip(row.targets, tokens, strict=True)}
-    return contexts(row, of_item.__getitem__)
-
-
-def _pair_answers(rows: Sequence[PairRow], *, rejected: bool) -> _Answers:
-    """The answers of pair rows: texts, so they get a trie of their own, of this micro-batch only.
-
-    Chosen answers alone need no packing; with the rejected ones, all prompts of a row share the
-    history that they begin with.
-    """
-    sides = (0, 1) if rejected else (0,)
-    texts, tokens, row_of = [], [], []
-    for number, row in enumerate(rows):
-        for prompt, answers in zip(row.prompts, row.answers, strict=True):
-            texts += [answers[side].tolist() for side in sides]
-            tokens += [prompt] * len(sides)
-            row_of += [number] * len(sides)
-    trie = build_trie(texts)
-    return _apart(trie, trie.leaf_of_item_I, tokens, row_of if rejected else range(len(texts)))
-
-
-def _apart(trie: Trie, leaf_A: Tensor, tokens: list[IntArray], row_of: Sequence[int]) -> _Answers:
-    return _Answers(
-        trie=trie,
-        leaf_A=leaf_A,
-        prefix_A=torch.tensor([len(prefix) for prefix in tokens]),
-        sequence_A=torch.arange(len(tokens)),
-        tokens=tokens,
-        row_S=torch.tensor(list(row_of)),
-    )
-
-
-def _sequences(answers: _Answers, token_AT: Tensor, kept_AT: Tensor, inside_AT: Tensor) -> Tensor:
-    """Token ids to feed, one sequence a row, -1 behind: all that a kept position comes after."""
-    position_AT = answers.prefix_A[:, None] + torch.arange(token_AT.shape[1])
-    needed_A = torch.where(kept_AT, position_AT, answers.prefix_A[:, None]).max(1).values
-    n_sequences = len(answers.tokens)
-    length_S = torch.zeros(n_sequences, dtype=torch.int64)
-    length_S.scatter_reduce_(0, answers.sequence_A, needed_A, "amax")
-    fed_SW = torch.full((n_sequences, int(length_S.max())), -1)
-    for s, prefix in enumerate(answers.tokens):
-        fed_SW[s, : len(prefix)] = torch.from_numpy(prefix.astype(np.int64))
-    sequence_AT = answers.sequence_A[:, None].expand_as(position_AT)
-    fed_AT = inside_AT & (position_AT < length_S[answers.sequence_A][:, None])
-    fed_SW[sequence_AT[fed_AT], position_AT[fed_AT]] = token_AT[fed_AT]
-    return fed_SW
-
-
-def _items(row: AnyRow) -> list[int]:
-    """Catalogue items that a row lays out as answers."""
-    if isinstance(row, PairRow):
-        return []
-    return [*row.targets, *(item for negatives in row.negatives for item in negatives)]
-
-
-def _own_tokens(row: AnyRow) -> int:
-    """Tokens of a row apart from catalogue items."""
-    if isinstance(row, PairRow):
-        return _joint(row.prompts) + sum(len(text) for pair in row.answers for text in pair)
-    return _joint(row.prompts) if row.prompts else len(row.prompt)
-
-
-def _joint(prompts: Sequence[IntArray]) -> int:
-    """Tokens of prompts of which each shares its beginning with the one before."""
-    shared = sum(shared_tokens(a, b) for a, b in itertools.pairwise(prompts))
-    return sum(map(len, prompts)) - shared
 
 
 def _preferences(rows: Sequence[AnyRow]) -> Preferences:
@@ -302,12 +177,3 @@ def _preferences(rows: Sequence[AnyRow]) -> Preferences:
     known = [row.reference for row in rows if row.reference is not None]
     reference_A = torch.from_numpy(np.concatenate(known)) if len(known) == len(rows) else None
     return Preferences(torch.tensor(chosen), torch.tensor(rejected), reference_A)
-
-
-def _starts_in_row(prompt_B: Tensor, row_A: Tensor, length_A: Tensor) -> Tensor:
-    """Position at which each target begins: its row's prompt, then the targets before it."""
-    before_A = length_A.cumsum(0) - length_A
-    first_of_row = torch.ones_like(row_A, dtype=torch.bool)
-    first_of_row[1:] = row_A[1:] != row_A[:-1]
-    row_offset_B = before_A[first_of_row]
-    return prompt_B[row_A] + before_A - row_offset_B[row_A]

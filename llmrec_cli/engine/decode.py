@@ -22,7 +22,7 @@ from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.models.policy import body, head_weights
-from llmrec_cli.models.tree_attention import TREE_ATTENTION
+from llmrec_cli.recipe import TREE_ATTENTION
 from llmrec_cli.tensors.beam import (
     NONE,
     Chains,

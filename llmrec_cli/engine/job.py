@@ -53,7 +53,7 @@ class Job:
     @property
     def limits(self) -> Limits:
         """What one forward pass holds at most."""
-        return Limits(self.section.micro_batch, self.section.micro_tokens)
+        return limits_of(self.section)
 
     def collator(self, masses: Masses | None) -> Collator:
         """Rows to micro-batches, as the method needs them."""
@@ -70,6 +70,11 @@ def updates(n_rows: int, section: TrainSection) -> int:
     """Number of updates of a whole run over ``n_rows`` training rows."""
     wanted = math.ceil(section.epochs * -(-n_rows // section.batch))
     return min(wanted, section.max_steps or wanted)
+
+
+def limits_of(section: TrainSection) -> Limits:
+    """What one forward pass of a stage holds at most."""
+    return Limits(section.micro_batch, section.micro_tokens)
 
 
 @dataclass

@@ -23,5 +23,6 @@ def find(name: str) -> Method:
     if name not in names():
         raise KeyError(name)
     method = importlib.import_module(f"{__name__}.{name}").METHOD
-    assert isinstance(method, Method)  # noqa: S101 - a broken plug-in is a bug of ours
+    if not isinstance(method, Method):
+        raise TypeError(f"methods/{name}.py: METHOD is {type(method).__name__}, expected a Method")
     return method

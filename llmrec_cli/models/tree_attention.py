@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.errors import ArtefactError
-
-TREE_ATTENTION = ("sdpa", "eager")  # implementations that take a 4D mask
+from llmrec_cli.recipe import TREE_ATTENTION
 
 
 def tree_masks(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec_cli.engine.answers import lengths
 from llmrec_cli.engine.batches import Limits, epoch_order, micro_batches, rows_of_step
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
@@ -88,7 +89,9 @@ def parts_of(rows: int | None = None, tokens: int | None = None) -> list[list[in
 
 def test_micro_batches_hold_every_row_once_with_like_lengths_together() -> None:
     assert parts_of(rows=2) == [[9, 8], [5, 2], [1, 1]]
-    assert parts_of() == [LENGTHS]
+    assert parts_of() == [sorted(LENGTHS, reverse=True)]
+    unlimited = Collator(build_trie(CATALOGUE), cut_forced=False).split(rows(), Limits())
+    assert [[row.targets for row in part] for part in unlimited] == [[(0,), (3, 1), (2, 4, 1)]]
 
 
 def test_a_limit_on_tokens_counts_the_padding_and_lets_a_longer_row_travel_alone() -> None:
@@ -99,7 +102,7 @@ def test_a_limit_on_tokens_counts_the_padding_and_lets_a_longer_row_travel_alone
 
 def test_the_length_of_a_row_is_what_the_model_is_fed_and_the_last_token() -> None:
     collate = Collator(build_trie(CATALOGUE), cut_forced=False)
-    for row, length in zip(rows(), collate.lengths(rows()), strict=True):
+    for row, length in zip(rows(), lengths(rows(), collate.trie), strict=True):
         assert length == collate([row]).tokens + 1
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec_cli.engine.answers import lengths
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import PairRow, Row, as_windows
 from llmrec_cli.methods.contract import Forward
@@ -118,7 +119,7 @@ def test_windows_of_a_user_feed_their_common_history_once() -> None:
     assert micro.input_ids_BT.shape[1] >= whole - shared_answers
     windows = separate_rows(USER_ROWS)
     assert micro.tokens < collate(windows).tokens
-    assert collate.lengths(USER_ROWS)[0] >= micro.input_ids_BT.shape[1]
+    assert lengths(USER_ROWS, TRIE)[0] >= micro.input_ids_BT.shape[1]
 
 
 def test_preferences_number_the_answers() -> None:

@@ -33,6 +33,12 @@ def trie() -> Trie:
     return build_trie([[2, 3, 4, 1], [2, 3, 5, 6, 1]])
 
 
+def test_chains_are_made_once_per_catalogue() -> None:
+    trie, other = (build_trie([[5, 6, 2], [5, 7, 2]]) for _ in range(2))
+    assert forced_chains(trie) is forced_chains(trie.to("cpu"))
+    assert forced_chains(other) is not forced_chains(trie)
+
+
 def test_forced_chains_end_at_a_choice_or_a_leaf_and_start_below_one(trie: Trie) -> None:
     chains = forced_chains(trie)
     at = {path: walk(trie, path) for path in [(), (2,), (2, 3), (2, 3, 4), (2, 3, 5), (2, 3, 5, 6)]}
