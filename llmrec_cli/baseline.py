@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
     bench = workbench.open_workbench(recipe, progress)
     if recipe.baseline[name].model not in UNTRAINED:
         _require_rows(bench.prepared)
-    run_folder.open_run(recipe, run, _facts(bench), resume=resume)
-    outcome = _fit(bench, name, folder, resume=resume, progress=progress)
-    run_folder.finish(folder, outcome)
+    with run_folder.opened(recipe, run, _facts(bench), bench.ranks, resume=resume) as opened:
+        opened.outcome = _fit(bench, name, folder, resume=resume, progress=progress)
     return folder
 
 
@@ -97,24 +97,27 @@ def _fit(
     if isinstance(options, PopOptions):
         return {}  # training counts stand in the prepared folder
     if isinstance(options, ItemknnOptions):
-        leaf_of_item = bench.leaf_of_item.astype(np.int64)
-        owned = owned_entries([bench.prepared.split("train")], leaf_of_item)
-        arrays = fit_itemknn(
-            [sorted(leaves) for leaves in owned.values()],
-            bench.trie.n_leaves,
-            neighbours=options.neighbours,
-            shrink=options.shrink,
-        )
-        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-        write_tensors(folder / MODEL, tensors, bench.accelerator)
+        bench.ranks.first(partial(_fit_itemknn, bench, options, folder), folder / ".model.lock")
         return {}
     return _train(bench, name, folder, resume=resume, progress=progress)
+
+
+def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Path) -> None:
+    owned = owned_entries([bench.prepared.split("train")], bench.leaf_of_item.astype(np.int64))
+    arrays = fit_itemknn(
+        [sorted(leaves) for leaves in owned.values()],
+        bench.trie.n_leaves,
+        neighbours=options.neighbours,
+        shrink=options.shrink,
+    )
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    write_tensors(folder / MODEL, tensors)
 
 
 def _train(
     bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    section, device = bench.recipe.baseline[name].train, bench.accelerator.device
+    section, device = bench.recipe.baseline[name].train, bench.ranks.device
     model = _build(bench, name).to(device)
     bench = replace(bench, encoder=_encoder(bench))  # the same rows, as leaf numbers
     valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
@@ -131,13 +134,14 @@ def _train(
             section=section,
             seed=bench.recipe.seed,
             folder=folder,
-            accelerator=bench.accelerator,
+            ranks=bench.ranks,
             progress=progress,
             label=f"baseline-{name}",
         ),
         resume=resume,
     )
-    write_tensors(folder / MODEL, model.state_dict(), bench.accelerator)
+    if bench.ranks.is_first:
+        write_tensors(folder / MODEL, model.state_dict())
     return {
         "steps": position.step,
         "best_step": position.best_step,
@@ -157,7 +161,7 @@ def load_sequential(bench: workbench.Workbench, name: str) -> Sequential:
     """
     model = _build(bench, name)
     model.load_state_dict(load_tensors(_finished(bench, name) / WEIGHTS))
-    return model.to(bench.accelerator.device).eval()
+    return model.to(bench.ranks.device).eval()
 
 
 def _finished(bench: workbench.Workbench, name: str) -> Path:

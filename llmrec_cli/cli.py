@@ -19,13 +19,31 @@ import typer
 from rich.console import Console
 
 from llmrec_cli import __version__
+from llmrec_cli.engine.launch import (
+    end_with_launcher,
+    is_first_rank,
+    is_rank,
+    launched,
+    note_failure,
+    restarted,
+)
+from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import LlmrecError, MachineError
 from llmrec_cli.recipe_file import load_recipe
 from llmrec_cli.report.text import plain
 
 if TYPE_CHECKING:
     from llmrec_cli.progress import Progress
+    from llmrec_cli.recipe import Recipe
     from llmrec_cli.report.leaderboard import Leaderboard
+
+_MEMORY = (
+    "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
+)
+_ALONE = (
+    "another process of the group ended, or gave no answer within launch.timeout seconds; go on "
+    "with --resume"
+)
 
 app = typer.Typer(
     name="llmrec",
@@ -47,6 +65,14 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-4"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="FILE",
+        help="Accelerate's config file: FSDP, DeepSpeed, several machines.",
+    ),
+]
 Split = Annotated[Literal["test", "valid"], typer.Option(help="Which rows to rank.")]
 
 
@@ -91,7 +117,10 @@ def validate_command(
 
 @app.command("sft")
 def sft_command(
-    recipe: RecipeArgument, overrides: Overrides = None, resume: Resume = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    config: Config = None,
 ) -> None:
     """Fine-tune the backbone on the next item (plain SFT).
 
@@ -99,8 +128,9 @@ def sft_command(
     """
     from llmrec_cli.sft import sft
 
-    folder = sft(load_recipe(recipe, overrides or ()), resume=resume, progress=_progress())
-    out.print(f"{folder}: done", markup=False)
+    loaded = load_recipe(recipe, overrides or ())
+    if not _launched(loaded, config):
+        _done(sft(loaded, resume=resume or restarted(), progress=_progress()))
 
 
 @app.command("align")
@@ -116,6 +146,7 @@ def align_command(
         ),
     ] = "msl",
     resume: Resume = False,
+    config: Config = None,
 ) -> None:
     """Align the model with a method, from SFT's result or from the base.
 
@@ -124,8 +155,8 @@ def align_command(
     from llmrec_cli.align import align
 
     loaded = load_recipe(recipe, overrides or (), aligns=[method])
-    folder = align(loaded, method, resume=resume, progress=_progress())
-    out.print(f"{folder}: done", markup=False)
+    if not _launched(loaded, config):
+        _done(align(loaded, method, resume=resume or restarted(), progress=_progress()))
 
 
 @app.command("baseline")
@@ -141,6 +172,7 @@ def baseline_command(
         ),
     ] = "sasrec",
     resume: Resume = False,
+    config: Config = None,
 ) -> None:
     """Fit a conventional model on the same data, rows and rules as the language models.
 
@@ -149,8 +181,8 @@ def baseline_command(
     from llmrec_cli.baseline import baseline
 
     loaded = load_recipe(recipe, overrides or (), baselines=[model])
-    folder = baseline(loaded, model, resume=resume, progress=_progress())
-    out.print(f"{folder}: done", markup=False)
+    if not _launched(loaded, config):
+        _done(baseline(loaded, model, resume=resume or restarted(), progress=_progress()))
 
 
 @app.command("eval")
@@ -163,6 +195,7 @@ def eval_command(
     ] = None,
     split: Split = "test",
     again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
+    config: Config = None,
 ) -> None:
     """Rank the whole catalogue for every test row, and show the leaderboard.
 
@@ -176,18 +209,21 @@ def eval_command(
     )
     loaded = load_recipe(recipe, overrides or (), aligns, baselines)
     runs = run or loaded.runs()
-    _show(evaluate(loaded, runs, split=split, again=again, progress=_progress()))
+    if not _launched(loaded, config):
+        _show(evaluate(loaded, runs, split=split, again=again, progress=_progress()))
 
 
 @app.command("run")
-def run_command(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def run_command(recipe: RecipeArgument, overrides: Overrides = None, config: Config = None) -> None:
     """Run every stage of a recipe: prepare, each baseline, sft, each alignment, eval.
 
     Example: llmrec run quickstart
     """
     from llmrec_cli.run import run
 
-    _show(run(load_recipe(recipe, overrides or ()), progress=_progress()))
+    loaded = load_recipe(recipe, overrides or ())
+    if not _launched(loaded, config):
+        _show(run(loaded, progress=_progress()))
 
 
 @app.command("sample")
@@ -220,8 +256,10 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # libraries' advice to developers, not to users
         warnings.simplefilter("ignore")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, _on_signal)
+    if is_rank():
+        end_with_launcher()
     sys.exit(guarded(app))
 
 
@@ -233,12 +271,16 @@ def guarded(command: Callable[[], object]) -> int:
         return _fail(str(error), error.exit_code)
     except _Stopped as stop:
         name = "interrupted" if stop.number == signal.SIGINT else "terminated"
-        return _fail(f"{name}; go on with --resume", 128 + stop.number)
+        return _fail(f"{name}; go on with --resume", 128 + stop.number, secondary=True)
     except (MemoryError, OSError) as error:
         return _fail(_machine_line(error), MachineError.exit_code)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except Exception as error:
+        if _out_of_memory(error):
+            return _fail(_MEMORY, MachineError.exit_code)
+        if is_rank() and _left_alone(error):
+            return _fail(_ALONE, MachineError.exit_code, secondary=True)
         return _bug(error)
     return 0
 
@@ -247,14 +289,16 @@ class _Stopped(BaseException):
     """SIGINT or SIGTERM arrived; not a KeyboardInterrupt, which typer would swallow."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
 
 def _on_signal(number: int, frame: object) -> NoReturn:
     raise _Stopped(number)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, *, secondary: bool = False) -> int:
+    if note_failure(message, code, secondary=secondary):
+        return code  # whoever started this rank prints it
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
     lines = f"{' '.join(['llmrec', *words])}: error: {message}".split("\n")
     err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
@@ -264,9 +308,21 @@ def _fail(message: str, code: int) -> int:
 def _machine_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'the machine'}: {error.strerror or error}"
-    return (
-        "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
-    )
+    return _MEMORY
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch's own ways to say so, on a GPU and on the CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
+def _left_alone(error: Exception) -> bool:
+    """Whether a collective failed because another process of the group is gone or silent."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    signs = ("gloo", "NCCL", "closed by peer", "reset by peer", "Timed out")
+    is_runtime = isinstance(error, RuntimeError)
+    return "DistError" in names or (is_runtime and any(sign in str(error) for sign in signs))
 
 
 def _bug(error: Exception) -> int:
@@ -280,12 +336,26 @@ def _bug(error: Exception) -> int:
 
 
 def _progress() -> Progress:
-    from llmrec_cli.progress import Lines, Rich
+    from llmrec_cli.progress import Lines, Rich, Silent
 
+    if not is_first_rank():
+        return Silent()
     return Rich(err) if err.is_terminal else Lines()
 
 
+def _launched(recipe: Recipe, config: Path | None) -> bool:
+    """Whether the command ran on many processes, started from here; else it runs in this one."""
+    return launched(recipe.launch, config)
+
+
+def _done(folder: Path) -> None:
+    if is_first_rank():
+        out.print(f"{folder}: done", markup=False)
+
+
 def _show(board: Leaderboard) -> None:
+    if not is_first_rank():
+        return
     from llmrec_cli.report.leaderboard import to_table, to_text
 
     if out.is_terminal:

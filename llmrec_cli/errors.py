@@ -6,7 +6,8 @@
     │   ├── DataError            a raw file, a prepared folder, a title
     │   └── ArtefactError        a run folder, checkpoint, model or tokenizer that does not fit
     ├── MachineError         3   disk, permission, memory, a missing device or package
-    └── NumbersError         4   NaN or infinity in a loss or gradient
+    ├── NumbersError         4   NaN or infinity in a loss or gradient
+    └── GroupError               what ended one of many processes, with its exit code
 
 Messages are one line (a RecipeError may list several problems): they name the file, line or key,
 the value, and what was expected.  Only ``cli.py`` catches these; everything else raises.
@@ -49,3 +50,11 @@ class NumbersError(LlmrecError):
     """A loss or gradient is NaN or infinite."""
 
     exit_code = 4
+
+
+class GroupError(LlmrecError):
+    """One process of a group failed; message and exit code are its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.baseline import Score, baseline, load_scorer
 from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.engine.ranks import Column
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.evaluate_candidates import (
     ScoreTwo,
@@ -129,36 +131,36 @@ def _evaluate_run(
     split: str,
     progress: Progress,
 ) -> None:
-    recipe = bench.recipe
-    folder = recipe.run_folder(run)
-    begun = time.perf_counter()
+    recipe, begun = bench.recipe, time.perf_counter()
     ranker = _ranker(bench, leaves, run, progress)
     predictions = ranker.rank(frame)
     seconds = time.perf_counter() - begun
-    write_predictions(
-        folder / run_folder.named("predictions.parquet", split),
-        predictions,
-        frame["row"].to_numpy(),
-    )
-    report = build_report(
-        {"keep": predictions, "remove": predictions},
-        leaves,
-        _protocol(bench, run, split),
-        resamples=recipe.eval.resamples,
-        seed=recipe.seed,
-        short="miss",
-    )
-    report["cost"] = {
-        "seconds": round(seconds, 3),
-        "rows_per_second": round(len(frame) / seconds, 1),
-    }
-    if others is not None:
-        pairs = scored_pairs(frame, others, ranker.score_two)
-        write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
-        report["auc"] = auc_figures(pairs, recipe.eval.resamples, recipe.seed)
-        progress.say(f"{run}: {auc_line(report['auc'])}")
-    write_json(folder / run_folder.named("report.json", split), report)
-    run_folder.log_opening(folder, split)
+    pairs = scored_pairs(frame, others, ranker.score_two) if others is not None else None
+
+    def write() -> None:
+        folder, seed, resamples = recipe.run_folder(run), recipe.seed, recipe.eval.resamples
+        file = folder / run_folder.named("predictions.parquet", split)
+        write_predictions(file, predictions, frame["row"].to_numpy())
+        report = build_report(
+            {"keep": predictions, "remove": predictions},
+            leaves,
+            _protocol(bench, run, split),
+            resamples=resamples,
+            seed=seed,
+            short="miss",
+        )
+        report["cost"] = {
+            "seconds": round(seconds, 3),
+            "rows_per_second": round(len(frame) / seconds, 1),
+        }
+        if pairs is not None:
+            write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
+            report["auc"] = auc_figures(pairs, resamples, seed)
+            progress.say(f"{run}: {auc_line(report['auc'])}")
+        write_json(folder / run_folder.named("report.json", split), report)
+        run_folder.log_opening(folder, split)
+
+    bench.ranks.first(write)
 
 
 def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Progress) -> _Ranker:
@@ -238,18 +240,24 @@ def _rank_by_baseline(
     """Every entry's score for every row, sorted; ties go to the more popular entry."""
     depth, order_L = max(bench.recipe.eval.cutoffs), leaves.by_popularity_L
     depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
-    histories = frame["history"].tolist()
-    ranked: list[np.ndarray[Any, Any]] = []
-    scores: list[np.ndarray[Any, Any]] = []
+    width, histories = min(max(depths), len(order_L)), frame["history"].tolist()
+
+    def work(numbers: Sequence[int]) -> list[Column]:
+        place_RK = np.empty((len(numbers), width), np.int64)
+        score_RK = np.empty((len(numbers), width), np.float32)
+        for start in range(0, len(numbers), BASELINE_ROWS):
+            part = slice(start, start + BASELINE_ROWS)
+            score_BL = score([histories[i] for i in numbers[part]])[:, order_L]
+            place_RK[part] = np.argsort(-score_BL, axis=1, kind="stable")[:, :width]
+            score_RK[part] = np.take_along_axis(score_BL, place_RK[part], axis=1)
+            advance(len(score_BL) * len(frame) // len(numbers))
+        return [(torch.from_numpy(place_RK), 0), (torch.from_numpy(score_RK), 0)]
+
     with progress.track(label, len(frame), unit="rows") as advance:
-        for start in range(0, len(frame), BASELINE_ROWS):
-            score_BL = score(histories[start : start + BASELINE_ROWS])[:, order_L]
-            place_BL = np.argsort(-score_BL, axis=1, kind="stable")
-            for row, (place_L, score_L) in enumerate(zip(place_BL, score_BL, strict=True), start):
-                first = place_L[: depths[row]]
-                ranked.append(leaves.item_of_leaf_L[order_L[first]])
-                scores.append(score_L[first])
-            advance(len(score_BL))
+        place_RK, score_RK = bench.ranks.shared_out(len(frame), work)
+    entries = [place_K[:n].numpy() for place_K, n in zip(place_RK, depths, strict=True)]
+    ranked = [leaves.item_of_leaf_L[order_L[place_K]] for place_K in entries]
+    scores = [score_K[:n].numpy() for score_K, n in zip(score_RK, depths, strict=True)]
     return build_predictions(frame, ranked, scores)
 
 

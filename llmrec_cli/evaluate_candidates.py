@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from llmrec_cli import workbench
 from llmrec_cli.baseline import Score
@@ -15,6 +16,7 @@ from llmrec_cli.data.columns import HISTORY, ROW, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
 from llmrec_cli.engine.answer_scores import score_candidates
+from llmrec_cli.engine.ranks import Column
 from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.report.pairs import CHOSEN_SCORE, OTHER, REJECTED_SCORE, SHOWN_FIRST
@@ -50,20 +52,27 @@ def scored_pairs(frame: pd.DataFrame, others: list[int], score: ScoreTwo) -> pd.
 
 def by_policy(bench: workbench.Workbench, model: Any) -> ScoreTwo:
     """Log-probabilities, normalised as ``[eval.decode]`` has it."""
-    recipe = bench.recipe
+    section = bench.recipe.eval
+    policy = Policy(model).eval()
 
     def score(frame: pd.DataFrame, others: list[int]) -> Floats:
         windows = window_rows(frame, bench.encoder)
-        pairs = zip(windows, others, strict=True)
-        return score_candidates(
-            Policy(model).eval(),
-            [replace(window, negatives=((other,),)) for window, other in pairs],
-            bench.trie,
-            legal=recipe.eval.decode.mask == "before",
-            temperature=recipe.eval.decode.temperature,
-            batch=recipe.eval.batch,
-            device=bench.accelerator.device,
-        )
+
+        def work(numbers: Sequence[int]) -> list[Column]:
+            rows = [replace(windows[i], negatives=((others[i],),)) for i in numbers]
+            score_R2 = score_candidates(
+                policy,
+                rows,
+                bench.trie,
+                legal=section.decode.mask == "before",
+                temperature=section.decode.temperature,
+                batch=section.batch,
+                device=bench.ranks.device,
+            )
+            return [(torch.from_numpy(score_R2), 0)]
+
+        found: Floats = bench.ranks.shared_out(len(windows), work)[0].numpy()
+        return found
 
     return score
 

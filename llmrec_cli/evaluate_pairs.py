@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,38 @@ def evaluate_pairs(
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     asked = questions(bench, frame, split)
+    source = candidates(frame, asked)
     for run in runs:
         begun = time.perf_counter()
         scores = (
             _by_popularity(bench, asked) if run == pop else _by_model(bench, asked, run, progress)
         )
-        pairs = _table(frame, asked, scores)
-        folder = recipe.run_folder(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
-        report = build_pair_report(
-            pairs,
-            _protocol(bench, candidates(frame, asked), run, split),
-            _trained_users(bench),
-            resamples=recipe.eval.resamples,
-            seed=recipe.seed,
-        )
-        report["cost"] = {"seconds": round(time.perf_counter() - begun, 3)}
-        write_json(folder / run_folder.named(run_folder.REPORT_FILE, split), report)
-        run_folder.log_opening(folder, split)
+        seconds, pairs = time.perf_counter() - begun, _table(frame, asked, scores)
+        protocol = _protocol(bench, source, run, split)
+        bench.ranks.first(partial(_write, bench, pairs, protocol, seconds, run))
     return pair_leaderboard(recipe, split)
+
+
+def _write(
+    bench: workbench.Workbench,
+    pairs: pd.DataFrame,
+    protocol: PairProtocol,
+    seconds: float,
+    run: str,
+) -> None:
+    recipe, folder = bench.recipe, bench.recipe.run_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pairs(folder / run_folder.named(PAIRS_FILE, protocol.split), pairs)
+    report = build_pair_report(
+        pairs,
+        protocol,
+        _trained_users(bench),
+        resamples=recipe.eval.resamples,
+        seed=recipe.seed,
+    )
+    report["cost"] = {"seconds": round(seconds, 3)}
+    write_json(folder / run_folder.named(run_folder.REPORT_FILE, protocol.split), report)
+    run_folder.log_opening(folder, protocol.split)
 
 
 def pair_leaderboard(recipe: Recipe, split: str) -> Leaderboard:
@@ -107,7 +120,7 @@ def _by_model(
             rows,
             bench.trie,
             batch=recipe.eval.batch,
-            device=bench.accelerator.device,
+            ranks=bench.ranks,
             advance=advance,
         )
     return np.concatenate(scores)

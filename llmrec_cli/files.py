@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +60,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, _json_bytes(value))
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write torch tensors into a file of a folder that ``write_folder`` fills.
+
+    Raises:
+        MachineError: disk full, no permission; the library has its own exception for these.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        raise MachineError(f"{path}: cannot be written: {error}") from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
@@ -88,7 +103,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             hashes = {name: sha256(temporary / name) for name in _names(temporary)}
             write_json(temporary / HASHES, hashes)
             for name in _names(temporary):
-                _sync_file(temporary / name)
+                sync_file(temporary / name)
             sync_folder(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
@@ -132,7 +147,8 @@ def _names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 

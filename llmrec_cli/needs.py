@@ -83,7 +83,7 @@ def make_supply(
         folder: of the run; what is precomputed or mined is kept there.
         facts: what a stored reference depends on.
     """
-    needs, device = stage.needs, stage.bench.accelerator.device
+    needs, device = stage.needs, stage.bench.ranks.device
     reference = _reference(stage, policy)
     train, valid = _completed(stage, policy, reference, rows, valid_rows, folder)
     if needs.reference is not None and reference is not None:
@@ -97,7 +97,7 @@ def make_supply(
         if needs.reference == "precompute":
             train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
         drawn_valid = valid
-        valid = _once(lambda: log_probs(drawn_valid(valid_rows, 0)))
+        valid = _once(lambda rows: log_probs(drawn_valid(rows, 0)))
     train_masses, valid_masses = _masses(stage, rows, valid_rows)
     return Supply(
         train=train,
@@ -142,19 +142,18 @@ def _completed(
 
     def upcoming(step: int, count: int) -> list[Row]:
         last = min(step + count, updates(len(rows), stage.section))
-        share = slice(bench.accelerator.process_index, None, bench.accelerator.num_processes)
-        return [row for at in range(step, last) for row in rows_at(at)[share]]
+        return [row for at in range(step, last) for row in rows_at(at)]
 
     known_valid = sampler.usable_rows(_catalogue_rows(valid_rows))
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)
-        mined_in = folder / "negatives" / f"rank-{bench.accelerator.process_index}"
-        miner = Miner(ask, upcoming, refresh=wanted.refresh, folder=mined_in)
+        mined_in, writes = folder / "negatives", bench.ranks.is_first
+        miner = Miner(ask, upcoming, refresh=wanted.refresh, folder=mined_in, writes=writes)
         valid_miner = Miner(ask, lambda step, count: known_valid, refresh=0, folder=mined_in)
     train = DrawnNegatives(sampler, miner, rows_at, steps)
     valid = DrawnNegatives(sampler, valid_miner, lambda step: known_valid, 1)
-    return train, lambda rows, step: valid(known_valid, 0)
+    return train, lambda rows, step: valid(sampler.usable_rows(_catalogue_rows(rows)), 0)
 
 
 def _ask(
@@ -188,12 +187,13 @@ def _stored(
 ) -> Serve:
     """Compute the reference for every update of the run, or read what was computed before."""
     bench = stage.bench
-    rank, ranks = bench.accelerator.process_index, bench.accelerator.num_processes
-    store = Store(folder.with_name(f"{folder.name}-{rank}"), facts)
+    ranks = bench.ranks
+    own = f"{folder.name}-{ranks.index}-of-{ranks.count}"
+    store = Store(folder.with_name(own), facts)
 
     def served(at: int) -> list[AnyRow]:
-        numbers = rows_of_step(len(rows), stage.section.batch, bench.recipe.seed, at)[rank::ranks]
-        return complete([rows[number] for number in numbers], at)
+        numbers = rows_of_step(len(rows), stage.section.batch, bench.recipe.seed, at)
+        return complete([rows[number] for number in ranks.fed(numbers)], at)
 
     if not store.load():
         steps = updates(len(rows), stage.section)
@@ -214,13 +214,13 @@ def _collator(stage: Stage) -> Collator:
     )
 
 
-def _once(compute: Callable[[], list[AnyRow]]) -> Serve:
+def _once(compute: Callable[[Sequence[AnyRow]], list[AnyRow]]) -> Serve:
     """Validation rows, completed at the first validation."""
     done: list[AnyRow] = []
 
     def serve(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
         if not done:
-            done.extend(compute())
+            done.extend(compute(rows))
         return done
 
     return serve
@@ -242,7 +242,7 @@ def _masses(
             probability_AF = table.probabilities([row.number for row in part])
             if wanted.history == "zero":
                 probability_AF = without_history(probability_AF, part, bench.leaf_of_item)
-            return leaf_mass(probability_AF.to(bench.accelerator.device), ranges)
+            return leaf_mass(probability_AF.to(bench.ranks.device), ranges)
 
         return of
 

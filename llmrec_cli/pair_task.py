@@ -67,8 +67,8 @@ def pair_stage(
     valid_rows = _equally_many(encoder.encode(questions(bench, valid, "valid")))
 
     def rank_valid(policy: Any) -> Mapping[str, float]:
-        device = bench.accelerator.device
-        scores = score_pairs(policy, valid_rows, bench.trie, batch=section.batch, device=device)
+        ranks = bench.ranks
+        scores = score_pairs(policy, valid_rows, bench.trie, batch=section.batch, ranks=ranks)
         return {"auc_paired": auc_paired(valid[USER_ID].tolist(), scores)}
 
     if NEGATIVES in frame.columns:

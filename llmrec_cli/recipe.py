@@ -8,7 +8,7 @@ reported at once (``recipe_problems.py``).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -116,7 +116,19 @@ class LaunchSection(Section):
     """`[launch]`: processes and devices."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; absent: all cores")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description='on this machine; "auto": one per visible GPU, else one',
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a process; absent: its share of the cores"
+    )
+    timeout: int = Field(
+        default=1800,
+        ge=10,
+        description="seconds that a process waits for another one before the run ends; and what a "
+        "signal leaves it to write its checkpoint",
+    )
 
 
 class Recipe(Section):

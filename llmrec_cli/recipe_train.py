@@ -65,3 +65,11 @@ class TrainSection(Section):
         default=None, ge=1, description="updates between checkpoints; absent: at each validation"
     )
     keep: int = Field(default=2, ge=1, description="newest checkpoints kept; the best always is")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="an update with a NaN or infinite loss or gradient: stop before it (exit code "
+        "4), or leave it out and go on",
+    )
+    skip_limit: int = Field(
+        default=10, ge=1, description='on_nonfinite = "skip": updates left out before it stops'
+    )

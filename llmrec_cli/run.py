@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from filelock import FileLock
+
 from llmrec_cli import run_folder
 from llmrec_cli.align import align
 from llmrec_cli.baseline import baseline
@@ -17,7 +19,9 @@ from llmrec_cli.sft import sft
 
 def run(recipe: Recipe, *, progress: Progress) -> Leaderboard:
     """Prepare, train, fine-tune, align and evaluate; returns the test split's leaderboard."""
-    prepare(recipe, Path, progress=progress.say)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(recipe.folder / ".prepare.lock"):  # processes of a group start together
+        prepare(recipe, Path, progress=progress.say)
     for name in recipe.runs():
         kind, _, table = name.partition("-")
         resume = recipe.run_folder(name).exists()

@@ -6,17 +6,23 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
+from filelock import FileLock, Timeout
 
 from llmrec_cli import __version__
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import machine_errors, read_json, write_atomically, write_json
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_baseline import UNTRAINED
+
+if TYPE_CHECKING:
+    from llmrec_cli.engine.ranks import Ranks
 
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
 PREDICTIONS_FILE, REPORT_FILE = "predictions.parquet", "report.json"
@@ -61,6 +67,52 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
     write_atomically(folder / RECIPE_FILE, tomli_w.dumps(recipe.resolved()).encode())
     write_json(folder / MANIFEST_FILE, {**described, **circumstances(), "status": "running"})
     return folder
+
+
+@dataclass
+class Opened:
+    """A run folder that this run has for itself."""
+
+    folder: Path
+    outcome: Mapping[str, Any] = field(default_factory=dict)  # for the manifest, set at the end
+
+
+@contextmanager
+def opened(
+    recipe: Recipe, run: str, facts: Mapping[str, Any], ranks: Ranks, *, resume: bool
+) -> Iterator[Opened]:
+    """``open_run`` by the first process; without an exception, the run is done at the end.
+
+    Raises:
+        ArtefactError: as ``open_run``; or another run of llmrec works in the folder.
+    """
+    made = Opened(recipe.run_folder(run))
+    with claimed(made.folder) if ranks.is_first else nullcontext():
+        ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
+        yield made
+        ranks.first(lambda: finish(made.folder, made.outcome))
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a folder; a dead one's claim is void.
+
+    Raises:
+        ArtefactError: another one has it, and kept it for ten seconds.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=10)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ArtefactError(
+            f"{folder}: another llmrec is working in it; wait for it, or choose another name "
+            "(name=...)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def settings(recipe: Recipe, run: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmrec_cli import needs, run_folder, workbench
 from llmrec_cli.base import base_config
-from llmrec_cli.engine import checkpoint
+from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import window_rows
@@ -63,40 +63,40 @@ def train_stage(
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
     else:
         ground = _catalogue_stage(stage)
-    rows, valid_rows = ground.rows, ground.valid_rows
-    for name, count in (("training", len(rows)), ("validation", len(valid_rows))):
+    sizes = {"training": len(ground.rows), "validation": len(ground.valid_rows)}
+    for name, count in sizes.items():
         if count == 0:
             raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
-    folder = run_folder.open_run(recipe, run, facts, resume=resume)
-    # A policy that is measured against its own beginning must not differ from it by noise.
-    dropout = chosen.answer_log_probs is None
-    policy = Policy(workbench.load_policy(bench, parent_folder, train=True, dropout=dropout))
-    supply = needs.make_supply(stage, policy, rows, valid_rows, folder, facts, progress)
-    progress.say(f"{run}: {len(rows)} {section.rows} rows, {_parameters(policy)}")
-    position = train(
-        Job(
+    with run_folder.opened(recipe, run, facts, bench.ranks, resume=resume) as opened:
+        # A policy that is measured against its own beginning must not differ from it by noise.
+        dropout = chosen.answer_log_probs is None
+        policy = Policy(workbench.load_policy(bench, parent_folder, train=True, dropout=dropout))
+        supply = needs.make_supply(
+            stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
+        )
+        progress.say(f"{run}: {len(ground.rows)} {section.rows} rows, {_parameters(policy)}")
+        job = Job(
             policy=policy,
             method=chosen,
             options=options,
             trie=bench.trie,
-            train_rows=rows,
-            valid_rows=valid_rows,
+            train_rows=ground.rows,
+            valid_rows=ground.valid_rows,
             rank_valid=lambda: ground.rank_valid(policy),
             section=section,
             seed=recipe.seed,
-            folder=folder,
-            accelerator=bench.accelerator,
+            folder=opened.folder,
+            ranks=bench.ranks,
             progress=progress,
             label=run,
             supply=supply,
-        ),
-        resume=resume,
-    )
-    name = "model" if recipe.model.tuning == "full" else "adapter"
-    checkpoint.write_result(folder / name, policy.model, bench.codec.tokenizer, bench.accelerator)
-    run_folder.finish(folder, _outcome(position))
-    return folder
+        )
+        opened.outcome = _outcome(train(job, resume=resume))
+        if bench.ranks.is_first:
+            name = "model" if recipe.model.tuning == "full" else "adapter"
+            write_result(opened.folder / name, policy.model, bench.codec.tokenizer)
+    return opened.folder
 
 
 def _catalogue_stage(stage: needs.Stage) -> StageRows:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from llmrec_cli.base import (
     base_source,
@@ -23,7 +27,9 @@ from llmrec_cli.base import (
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
+from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import (
+    IntArray,
     PromptEncoder,
     Row,
     encode_catalogue,
@@ -38,6 +44,7 @@ from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_eval import DecodeSection
+from llmrec_cli.tensors.beam import NONE
 from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
 
@@ -50,9 +57,9 @@ class Workbench:
     prepared: Prepared
     codec: Codec
     catalogue: list[list[int]]  # token sequence of every item, EOS included
-    trie: Trie  # on the accelerator's device
+    trie: Trie  # on the device of the ranks
     encoder: PromptEncoder
-    accelerator: Accelerator
+    ranks: Ranks
     pairs: Pairs | None = None  # of the rank-pair task
 
     def training_rows(self, kind: str) -> list[Row]:
@@ -75,7 +82,7 @@ class Workbench:
         batch: int | None = None,
         advance: Callable[[int], object] = lambda n: None,
     ) -> Ranked:
-        """Rank the catalogue for every row of ``frame``.
+        """Rank the catalogue for every row of ``frame``; each process ranks its share.
 
         With ``exclude``, lists go on until ``k`` leaves outside the row's history are found; the
         target's own leaf always counts.
@@ -87,8 +94,32 @@ class Workbench:
         options = decode_options(decode, k)
         options = replace(options, batch=batch or options.batch)
         seen = self.seen_leaves(frame) if exclude else ()
-        prompts = [ids.tolist() for ids in self.encoder.encode(frame[HISTORY].tolist())]
-        return rank_catalogue(model, self.trie, prompts, options, seen, advance)
+        prompts = self.encoder.encode(frame[HISTORY].tolist())
+        return self._ranked(model, prompts, seen, options, advance)
+
+    def _ranked(
+        self,
+        model: Any,
+        prompts: Sequence[IntArray],
+        exclude: Sequence[Sequence[int]],
+        options: DecodeOptions,
+        advance: Callable[[int], object] = lambda n: None,
+    ) -> Ranked:
+        """The lists of all prompts, by all processes together."""
+
+        def work(numbers: Sequence[int]) -> list[Column]:
+            found = rank_catalogue(
+                model,
+                self.trie,
+                [prompts[i].tolist() for i in numbers],
+                options,
+                [exclude[i] for i in numbers] if exclude else (),
+                lambda n: advance(n * len(prompts) // max(len(numbers), 1)),
+            )
+            return [(found.leaf_BK, NONE), (found.score_BK, -math.inf), (found.proven_B.int(), 0)]
+
+        leaf_BK, score_BK, proven_B = self.ranks.shared_out(len(prompts), work)
+        return Ranked(leaf_BK, score_BK, proven_B.bool())
 
     def rank_windows(
         self, model: Any, rows: Sequence[Row], exclude: Sequence[Sequence[int]], k: int
@@ -100,8 +131,9 @@ class Workbench:
         decode = self.recipe.eval.decode
         options = decode_options(decode, k)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        prompts = [rows[i].prompt.tolist() for i in order]
-        ranked = rank_catalogue(model, self.trie, prompts, options, [exclude[i] for i in order])
+        ranked = self._ranked(
+            model, [rows[i].prompt for i in order], [exclude[i] for i in order], options
+        )
         lists: list[list[int]] = [[]] * len(rows)
         for i, leaf_K in zip(order, ranked.leaf_BK.tolist(), strict=True):
             banned = set(exclude[i])
@@ -145,10 +177,11 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
-    accelerator = make_accelerator(recipe)
+    ranks = Ranks(make_accelerator(recipe))
     trained_on = load_prepared(recipe.prepared)
     if recipe.model.backbone == "scratch":
-        ensure_scratch(recipe, trained_on, progress)
+        build = partial(ensure_scratch, recipe, trained_on, progress)
+        ranks.first(build, recipe.folder / ".base.lock")
     codec = make_codec(load_tokenizer(recipe, trained_on))
     prepared, prompt = trained_on, recipe.prompt
     if evaluation:
@@ -161,9 +194,9 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
         prepared=prepared,
         codec=codec,
         catalogue=catalogue,
-        trie=build_trie(catalogue).to(accelerator.device),
+        trie=build_trie(catalogue).to(ranks.device),
         encoder=PromptEncoder(template, codec, prepared.items, catalogue, prompt.max_tokens),
-        accelerator=accelerator,
+        ranks=ranks,
     )
 
 
@@ -179,7 +212,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         torch.set_num_threads(recipe.launch.threads)
     mixed = recipe.model.dtype if recipe.model.tuning == "full" else "float32"
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    return Accelerator(cpu=recipe.launch.device == "cpu", mixed_precision=names[mixed])
+    return Accelerator(
+        cpu=recipe.launch.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision=names[mixed],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.launch.timeout)),
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # constants, alike everywhere
+        ],
+    )
 
 
 def load_policy(bench: Workbench, parent: Path | None, *, train: bool, dropout: bool = True) -> Any:
@@ -207,7 +247,7 @@ def load_policy(bench: Workbench, parent: Path | None, *, train: bool, dropout: 
         backbone.add_dropout(model, section.scratch.dropout)
     elif not train:
         model.eval()
-    return model.to(bench.accelerator.device) if section.quantize == "none" else model
+    return model.to(bench.ranks.device) if section.quantize == "none" else model
 
 
 def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:

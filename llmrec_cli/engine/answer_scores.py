@@ -55,7 +55,7 @@ def score_candidates(
     """
     collate = Collator(trie, cut_forced=legal)
     by_length = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt))
-    score_RC = np.empty((len(rows), 1 + len(rows[0].negatives[0])))
+    score_RC = np.empty((len(rows), 1 + (len(rows[0].negatives[0]) if rows else 0)))
     with torch.no_grad():
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]

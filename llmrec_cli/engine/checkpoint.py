@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from llmrec_cli.engine.sharding import like, put, whole
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import check_folder, machine_errors, read_json, write_folder, write_json
+from llmrec_cli.files import (
+    check_folder,
+    read_json,
+    write_folder,
+    write_json,
+    write_safetensors,
+)
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -28,10 +34,106 @@ class Found:
     skipped: tuple[str, ...]
 
 
+class Checkpoints:
+    """The checkpoints of a run, ``root/step-N``: written whole, checked before use.
+
+    Args:
+        root: their folder, which may not exist yet.
+        writes: whether this process writes and deletes; all call the same methods.
+    """
+
+    def __init__(self, root: Path, *, writes: bool = True) -> None:
+        self.root = root
+        self.writes = writes
+        self._checked: dict[Path, tuple[Any, ...]] = {}  # intact when they looked like this
+        if writes:
+            for leftover in root.glob(".step-*.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> Path:
+        """Write ``step-N`` with N = ``state["step"]``; returns its folder.
+
+        Raises:
+            MachineError: the disk refuses; what was there before is still there.
+        """
+        folder = self.root / f"step-{state['step']}"
+        weights, moments = trained_weights(model), _optimizer_tensors(optimizer)
+        if self.writes:
+
+            def fill(temporary: Path) -> None:
+                write_safetensors(temporary / WEIGHTS, weights)
+                write_safetensors(temporary / OPTIMIZER, moments)
+                write_json(temporary / STATE, state)
+
+            write_folder(folder, fill)
+            self._checked[folder] = _looks(folder)
+        return folder
+
+    def prune(self, *, keep: int, best_step: int | None) -> None:
+        """Delete all but the newest ``max(keep, 2)`` intact checkpoints and the best one."""
+        if not self.writes:
+            return
+        intact = 0
+        for folder in reversed(all_of(self.root)):
+            if intact >= max(keep, 2) and folder.name != f"step-{best_step}":
+                doomed = folder.with_name(f".{folder.name}.tmp")
+                folder.rename(doomed)  # half of a checkpoint never bears the name of one
+                shutil.rmtree(doomed, ignore_errors=True)
+            elif self.damage(folder) is None:
+                intact += 1
+
+    def newest(self) -> Found | None:
+        """The newest checkpoint whose files are all intact; None where there is none.
+
+        Raises:
+            ArtefactError: there are checkpoints, and every one is damaged.
+        """
+        skipped: list[str] = []
+        for folder in reversed(all_of(self.root)):
+            problem = self.damage(folder)
+            if problem is None:
+                return Found(folder, read_json(folder / STATE), tuple(skipped))
+            skipped.append(problem)
+        if skipped:
+            raise ArtefactError(f"{self.root}: no valid checkpoint is left: {'; '.join(skipped)}")
+        return None
+
+    def intact(self, step: int) -> Path:
+        """The folder of one checkpoint.
+
+        Raises:
+            ArtefactError: it is damaged, or not there.
+        """
+        folder = self.root / f"step-{step}"
+        problem = self.damage(folder)
+        if problem is not None:
+            raise ArtefactError(problem)
+        return folder
+
+    def damage(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint; one that was found intact is hashed again if it looks
+        different (size, times) from then."""
+        try:
+            looks = _looks(folder)
+            if self._checked.get(folder) != looks:
+                check_folder(folder)
+                self._checked[folder] = looks
+        except ArtefactError as error:
+            return str(error)
+        return None
+
+
+def _looks(folder: Path) -> tuple[Any, ...]:
+    stats = ((path.name, path.stat()) for path in sorted(folder.rglob("*")))
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
+
+
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that training changes, by name; contiguous CPU copies."""
     named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return {name: p.detach().cpu().contiguous().clone() for name, p in named}
+    return {name: _stored(p) for name, p in named}
 
 
 def restore_weights(model: nn.Module, folder: Path) -> None:
@@ -51,24 +153,7 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
                 f"{folder / WEIGHTS}: {name} has shape {tuple(loaded[name].shape)}, "
                 f"the model expects {tuple(parameter.shape)}"
             )
-        with torch.no_grad():
-            parameter.copy_(loaded[name])
-
-
-def save(
-    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> Path:
-    """Write ``root/step-N`` with N = ``state["step"]``; returns its folder."""
-    folder = root / f"step-{state['step']}"
-
-    def fill(temporary: Path) -> None:
-        save_file(trained_weights(model), temporary / WEIGHTS)
-        save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
-        write_json(temporary / STATE, state)
-
-    with machine_errors(folder):
-        write_folder(folder, fill)
-    return folder
+        put(parameter, loaded[name])
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -80,27 +165,9 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         entries = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if entries:
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device)
+                key: value if key == "step" else like(parameter, value)
                 for key, value in entries.items()
             }
-
-
-def newest(root: Path) -> Found | None:
-    """The newest checkpoint whose files are all intact; None where there is none.
-
-    Raises:
-        ArtefactError: there are checkpoints, and every one is damaged.
-    """
-    skipped: list[str] = []
-    for folder in reversed(all_of(root)):
-        try:
-            check_folder(folder)
-            return Found(folder, read_json(folder / STATE), tuple(skipped))
-        except ArtefactError as error:
-            skipped.append(str(error))
-    if skipped:
-        raise ArtefactError(f"{root}: no valid checkpoint is left: {'; '.join(skipped)}")
-    return None
 
 
 def all_of(root: Path) -> list[Path]:
@@ -109,17 +176,8 @@ def all_of(root: Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def prune(root: Path, *, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest ``max(keep, 2)`` checkpoints and the best one."""
-    for folder in all_of(root)[: -max(keep, 2)]:
-        if folder.name != f"step-{best_step}":
-            shutil.rmtree(folder)
-
-
-def write_result(folder: Path, model: Any, tokenizer: Any, accelerator: Accelerator) -> None:
-    """Write a finished model or adapter as an ordinary Hugging Face folder, on the first rank."""
-    if not accelerator.is_main_process:
-        return
+def write_result(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write a finished model or adapter as an ordinary Hugging Face folder."""
 
     def fill(temporary: Path) -> None:
         model.save_pretrained(temporary)
@@ -128,11 +186,10 @@ def write_result(folder: Path, model: Any, tokenizer: Any, accelerator: Accelera
     write_folder(folder, fill)
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    """Write a finished model of our own as ``weights.safetensors``, on the first rank."""
-    if accelerator.is_main_process:
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_folder(folder, lambda temporary: save_file(stored, temporary / WEIGHTS))
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a finished model of our own as ``weights.safetensors``."""
+    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
+    write_folder(folder, lambda temporary: write_safetensors(temporary / WEIGHTS, stored))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -141,7 +198,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}/{key}": value.detach().cpu().contiguous().clone()
+        f"{index}/{key}": _stored(value)
         for index, parameter in enumerate(_parameters(optimizer))
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """A whole, contiguous copy on the CPU."""
+    return whole(tensor).cpu().contiguous().clone()

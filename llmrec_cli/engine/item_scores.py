@@ -17,12 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llmrec_cli.engine.rows import Row
-from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+from llmrec_cli.files import (
+    check_folder,
+    read_json,
+    write_folder,
+    write_json,
+    write_safetensors,
+)
 
 VECTORS, FACTS = "vectors.safetensors", "facts.json"
 
@@ -125,15 +132,17 @@ def stored_vectors(folder: Path, facts: Mapping[str, str], compute: Callable[[],
     Raises:
         ArtefactError: what is stored is damaged.
     """
-    if folder.is_dir():
-        check_folder(folder)
-        if read_json(folder / FACTS) == dict(facts):
-            return load_file(folder / VECTORS)["vectors"]
-    vector_QD = compute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent.with_name(".scores.lock")):  # one process computes for all
+        if folder.is_dir():
+            check_folder(folder)
+            if read_json(folder / FACTS) == dict(facts):
+                return load_file(folder / VECTORS)["vectors"]
+        vector_QD = compute()
 
-    def fill(temporary: Path) -> None:
-        save_file({"vectors": vector_QD}, temporary / VECTORS)
-        write_json(temporary / FACTS, dict(facts))
+        def fill(temporary: Path) -> None:
+            write_safetensors(temporary / VECTORS, {"vectors": vector_QD})
+            write_json(temporary / FACTS, dict(facts))
 
-    write_folder(folder, fill)
+        write_folder(folder, fill)
     return vector_QD

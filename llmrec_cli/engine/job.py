@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator, Masses
+from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.supply import Supply
 from llmrec_cli.methods.contract import Method
@@ -36,7 +35,7 @@ class Job:
     section: TrainSection
     seed: int
     folder: Path
-    accelerator: Accelerator
+    ranks: Ranks
     progress: Progress
     label: str = "train"
     supply: Supply = field(default_factory=Supply)  # what the method needs besides rows
@@ -60,7 +59,7 @@ class Job:
         return Collator(
             self.trie,
             cut_forced=self.method.legal_only(self.options),
-            dense_head=self.accelerator.num_processes > 1,
+            dense_head=self.ranks.count > 1,
             masses=masses,
             rejected=self.supply.preferences,
         )
@@ -88,6 +87,7 @@ class Position:
     worse: int = 0  # validations since the best one
     stopped: bool = False  # by patience
     warned_at: int | None = None  # first update whose metrics the method warned about
+    skipped: int = 0  # updates whose loss or gradient was not finite
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))

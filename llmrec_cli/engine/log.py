@@ -7,25 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli.files import machine_errors, write_atomically
+from llmrec_cli.files import machine_errors, sync_file, write_atomically
 
 
 class MetricsLog:
     """Append-only JSON lines, each with its ``step``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes  # one process does
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row."""
-        with machine_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
+        if self.writes:
+            with machine_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(dict(row), allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        """Make the rows so far durable, before a checkpoint that stands on them is."""
+        if self.writes and self.path.exists():
+            with machine_errors(self.path):
+                sync_file(self.path)
 
     def keep_until(self, step: int) -> None:
         """Drop rows after ``step``: a resumed run writes them again."""
-        rows = [row for row in self.rows() if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self.path, text.encode())
+        if self.writes:
+            rows = [row for row in self.rows() if row["step"] <= step]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            write_atomically(self.path, text.encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """All complete rows; a line torn by a crash is ignored."""

@@ -8,23 +8,27 @@ continues as if it had never stopped.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from torch import Tensor
 
-from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.batches import rows_of_step
-from llmrec_cli.engine.collate import Collator, MicroBatch
+from llmrec_cli.engine.checkpoint import Checkpoints, restore, restore_weights
+from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.engine.optimizer import learning_rate, make_optimizer
-from llmrec_cli.engine.stop import deferred_signals
+from llmrec_cli.engine.passes import PolicyLoss, Sums, add_sums, equally_many
+from llmrec_cli.engine.rows import AnyRow
+from llmrec_cli.engine.sharding import whole
+from llmrec_cli.engine.stop import SIGNALS, Stop, deferred_signals
 from llmrec_cli.errors import NumbersError
-from llmrec_cli.methods.contract import Forward, LossSums
 
 
 def train(job: Job, *, resume: bool) -> Position:
@@ -34,32 +38,36 @@ def train(job: Job, *, resume: bool) -> Position:
         NumbersError: a loss or gradient norm is NaN or infinite; nothing was updated with it.
         ArtefactError: ``resume``, and the checkpoints do not fit or are damaged.
     """
-    policy, optimizer = job.accelerator.prepare(job.policy, make_optimizer(job.policy, job.section))
+    optimizer = make_optimizer(job.policy, job.section)
+    module, optimizer = job.ranks.accelerator.prepare(PolicyLoss(job), optimizer)
     position = Position(method=dict(job.method.init_state(job.options, job.trie)))
-    log = MetricsLog(job.folder / "metrics.jsonl")
+    checkpoints = Checkpoints(job.folder / "checkpoints", writes=job.ranks.is_first)
+    log = MetricsLog(job.folder / "metrics.jsonl", writes=job.ranks.is_first)
     if resume:
-        position = _resume(job, optimizer, position)
+        position = _resume(job, optimizer, checkpoints, position)
     log.keep_until(position.step)
     _start_gradients(job.policy)
     collate = job.collator(job.supply.train_masses)
     with (
-        deferred_signals() as asked_to_stop,
+        deferred_signals() as stop,
         job.progress.track(job.label, job.steps, position.step, unit="updates") as advance,
     ):
-        while position.step < job.steps and not position.stopped and not asked_to_stop():
-            row = _update(job, policy, optimizer, collate, position)
+        while position.step < job.steps and not position.stopped and not stop.agreed:
+            row = _update(job, module, optimizer, collate, position, stop)
             if _due(job, position.step, every=job.section.validate_every * job.steps_per_epoch):
-                row |= _validate(job, position)
+                row |= _validate(job, module, position)
                 checkpoint_now = True
             else:
                 checkpoint_now = position.step % (job.section.save_every or job.steps) == 0
             log.append(row)
-            if checkpoint_now or asked_to_stop():
-                _save(job, optimizer, position)
+            if checkpoint_now or stop.agreed:
+                log.sync()
+                checkpoints.save(job.policy, optimizer, position.as_json())
+                checkpoints.prune(keep=job.section.keep, best_step=position.best_step)
             advance(1, _note(row))
+        job.ranks.wait()  # for the checkpoints that the first one writes
     if position.best_step is not None:
-        best = job.folder / "checkpoints" / f"step-{position.best_step}"
-        checkpoint.restore_weights(job.policy, best)
+        restore_weights(job.policy, checkpoints.intact(position.best_step))
     return position
 
 
@@ -70,117 +78,132 @@ def _start_gradients(policy: Any) -> None:
         weight_VD.grad = torch.zeros_like(weight_VD)
 
 
+@dataclass
+class _Gradients:
+    """What the forward and backward passes of one update left on this rank."""
+
+    sums: Sums = field(default_factory=dict)
+    losses: list[tuple[list[int], Tensor]] = field(default_factory=list)  # row numbers, loss
+
+
 def _update(
-    job: Job, policy: Any, optimizer: Any, collate: Collator, position: Position
+    job: Job, module: Any, optimizer: Any, collate: Collator, position: Position, stop: Stop
 ) -> dict[str, Any]:
     """One optimizer step over one global batch; returns its metrics row."""
     begun = time.perf_counter()
-    totals, tokens = _backward(job, policy, collate, position)
+    found = _backward(job, module, collate, position)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    totals = job.ranks.add(found.sums | _flags(norm, stop))
+    arrived = [n for n in SIGNALS if totals.pop(f"signal_{n}")]
+    stop.agreed = arrived[0] if arrived else None
     count = max(totals.pop("count"), 1.0)
-    loss = totals.pop("total") / count
+    scale = job.ranks.count / count  # data parallelism averages over ranks
+    loss, size = totals.pop("total") / count, float(norm) * scale
+    bad_ranks, tokens = totals.pop("not_finite"), int(totals.pop("tokens"))
     rate = learning_rate(job.section, position.step, job.steps)
-    norm = _step(job, optimizer, position, loss=loss, count=count, rate=rate)
-    logged = {**job.method.metrics(totals, count), **position.method}
-    position.method = dict(job.method.update_state(position.method, totals, job.options, job.trie))
+    row: dict[str, Any] = {"learning_rate": rate, "tokens": tokens}
+    if bad_ranks or not math.isfinite(loss):
+        _not_finite(job, position, found, loss, size)
+        row |= {"loss": None, "gradient_norm": None, "skipped": True}
+    else:
+        torch._foreach_mul_(gradients, scale)
+        _step(job, optimizer, parameters, size, rate)
+        logged = {**job.method.metrics(totals, count), **position.method}
+        state = job.method.update_state(position.method, totals, job.options, job.trie)
+        position.method = dict(state)
+        row |= {"loss": loss, "gradient_norm": size, **logged}
+        _warn(job, position, logged)
+    optimizer.zero_grad(set_to_none=False)  # the head's gradient adds rows to what is there
     position.step += 1
-    _warn(job, position, logged)
-    return {
-        "step": position.step,
-        "epoch": round(position.step / job.steps_per_epoch, 4),
-        "loss": loss,
-        "learning_rate": rate,
-        "gradient_norm": norm,
-        **logged,
-        "tokens": tokens,
-        "seconds": round(time.perf_counter() - begun, 4),
-    }
+    epoch = round(position.step / job.steps_per_epoch, 4)
+    seconds = round(time.perf_counter() - begun, 4)
+    return {"step": position.step, "epoch": epoch, **row, "seconds": seconds}
+
+
+def _flags(norm: Tensor, stop: Stop) -> Sums:
+    """What each rank has to say besides its sums: that its gradient is bad, or a signal came."""
+    flags = {"not_finite": (~torch.isfinite(norm)).double()}
+    return flags | {f"signal_{n}": torch.tensor(float(stop.asked == n)) for n in SIGNALS}
 
 
 def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:
     """Say once per run what the method finds worrying in its metrics."""
     warning = job.method.warning(logged)
     if warning and position.warned_at is None:
-        position.warned_at = position.step
-        job.progress.say(f"{job.label}: warning at update {position.step}: {warning}")
+        position.warned_at = position.step + 1
+        job.progress.say(f"{job.label}: warning at update {position.step + 1}: {warning}")
 
 
-def _backward(
-    job: Job, policy: Any, collate: Collator, position: Position
-) -> tuple[dict[str, float], int]:
-    """Gradients of the global batch's summed loss; returns the sums of all ranks, and tokens."""
-    accelerator, rank = job.accelerator, job.accelerator.process_index
-    torch.manual_seed(_step_seed(job.seed, position.step, rank))
+def _backward(job: Job, module: Any, collate: Collator, position: Position) -> _Gradients:
+    """Gradients of the global batch's summed loss, averaged over ranks."""
+    ranks = job.ranks
+    torch.manual_seed(_step_seed(job.seed, position.step, ranks.index))
     job.policy.train()
-    mine = _chosen(job, position.step)[rank :: accelerator.num_processes]
-    completed = job.supply.train([job.train_rows[i] for i in mine], position.step)
-    sums: dict[str, torch.Tensor] = {}
-    tokens = 0
-    for rows in collate.split(completed, job.limits):
-        batch = job.supply.complete(collate(rows).to(accelerator.device))
-        losses = compute_loss(job, policy, batch, position.method)
-        accelerator.backward(losses.total)
-        _add(sums, losses)
-        tokens += batch.tokens
-    return reduce_sums(accelerator, sums), tokens
+    chosen = [job.train_rows[i] for i in _chosen(job, position.step)]
+    completed = job.supply.train(ranks.fed(chosen), position.step)
+    passes = collate.split(completed, job.limits) if ranks.share(chosen) else []
+    found = _Gradients({name: torch.zeros(()) for name in ("total", "count", "tokens")})
+    for rows, counts, last in equally_many(job, passes, completed):
+        micro = job.supply.complete(collate(rows).to(ranks.device))
+        with ranks.apart(module, last=last):
+            total, further = module(micro, position.method)
+            ranks.accelerator.backward(total if counts else total * 0)
+        if counts:
+            add_sums(found.sums, total, {**further, "tokens": micro.tokens})
+            found.losses.append(([row.number for row in rows], total.detach()))
+    return found
 
 
-def _step(
-    job: Job, optimizer: Any, position: Position, *, loss: float, count: float, rate: float
-) -> float:
-    """Normalise, clip, check and apply the gradients; returns their norm before clipping."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, job.accelerator.num_processes / count)  # DDP averages ranks
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise NumbersError(
-            f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}; "
-            "nothing was updated; "
-            f"training rows of this batch: {_chosen(job, position.step)[:8]}, ..."
-        )
+def _step(job: Job, optimizer: Any, parameters: list[Any], norm: float, rate: float) -> None:
+    """Clip and apply the normalised gradients."""
     torch.nn.utils.clip_grads_with_norm_(
         parameters, job.section.clip or math.inf, torch.tensor(norm)
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    optimizer.zero_grad(set_to_none=False)  # the head's gradient adds rows to what is there
-    return norm
+
+
+def _not_finite(job: Job, position: Position, found: _Gradients, loss: float, norm: float) -> None:
+    """Write down what was seen; every rank comes here together, before anything is updated.
+
+    Raises:
+        NumbersError: ``on_nonfinite = "stop"``, or more updates than ``skip_limit`` were left out.
+    """
+    seen = [rows for rows, own in found.losses if not bool(torch.isfinite(own))]
+    numbers = job.ranks.gathered([number for rows in seen for number in rows])
+    rows = numbers or _chosen(job, position.step)
+    what = f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}"
+    if job.ranks.is_first:
+        note = {"step": position.step + 1, "loss": str(loss), "gradient_norm": str(norm)}
+        with (job.folder / "nonfinite.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(note | {"rows": rows}) + "\n")
+    position.skipped += 1
+    if job.section.on_nonfinite == "skip" and position.skipped <= job.section.skip_limit:
+        job.progress.say(f"{job.label}: {what}; this update was left out")
+        return
+    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    raise NumbersError(
+        f"{what}; nothing was updated; training rows concerned: {shown} (all of them in "
+        f"{job.folder / 'nonfinite.jsonl'}); lower the learning rate, look at these rows, or set "
+        'train.on_nonfinite = "skip"'
+    )
 
 
 def _chosen(job: Job, step: int) -> list[int]:
     return rows_of_step(len(job.train_rows), job.section.batch, job.seed, step)
 
 
-def compute_loss(job: Job, policy: Any, batch: MicroBatch, state: Mapping[str, float]) -> LossSums:
-    """Forward pass of one micro-batch and the method's loss on it."""
-    layers = job.supply.layers
-    hidden_XPD = policy(batch.input_ids_BT, batch.take_P, tree=batch.tree, layers=layers)
-    forward = Forward(hidden_XPD[0], job.policy.head(), hidden_XPD[1:] if layers else None)
-    return job.method.loss(forward, batch.batch, job.options, state)
-
-
-def reduce_sums(accelerator: Accelerator, sums: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Add the sums of all ranks; one collective."""
-    names = sorted(sums)
-    packed = torch.stack([sums[name].double() for name in names]).to(accelerator.device)
-    reduced = accelerator.reduce(packed, reduction="sum")
-    return dict(zip(names, reduced.tolist(), strict=True))
-
-
-def _validate(job: Job, position: Position) -> dict[str, float]:
+def _validate(job: Job, module: Any, position: Position) -> dict[str, float]:
     """Validation loss and ranking; remembers the best and counts towards patience."""
     job.policy.eval()
-    collate = job.collator(job.supply.valid_masses)
-    completed = job.supply.valid(job.valid_rows, 0)  # the same negatives every time
-    sums: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        limits = job.limits._replace(rows=job.limits.rows or job.section.batch)
-        for rows in collate.split(completed, limits):
-            batch = job.supply.complete(collate(rows).to(job.accelerator.device))
-            _add(sums, compute_loss(job, job.policy, batch, position.method))
+        loss = _validation_loss(job, module, position)
         ranking = dict(job.rank_valid())
-    loss = float(sums["total"]) / max(float(sums["count"]), 1.0)
+    if not math.isfinite(loss):
+        raise NumbersError(f"step {position.step}: validation loss = {loss}")
     wanted = (v for k, v in ranking.items() if k.startswith(job.section.select))
     score = next(wanted, -loss)
     if position.best_score is None or score > position.best_score:
@@ -191,35 +214,36 @@ def _validate(job: Job, position: Position) -> dict[str, float]:
     return {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}}
 
 
+def _validation_loss(job: Job, module: Any, position: Position) -> float:
+    """Mean loss of the validation rows; where weights are spread, every rank sees all of them."""
+    ranks, collate = job.ranks, job.collator(job.supply.valid_masses)
+    rows: list[AnyRow] = list(job.valid_rows) if ranks.sharded else ranks.share(job.valid_rows)
+    completed = job.supply.valid(rows, 0)  # the same negatives every time
+    sums: Sums = {"total": torch.zeros(()), "count": torch.zeros(())}
+    limits = job.limits._replace(rows=job.limits.rows or job.section.batch)
+    run = module if ranks.sharded else ranks.accelerator.unwrap_model(module)
+    for part in collate.split(completed, limits) if completed else []:
+        micro = job.supply.complete(collate(part).to(ranks.device))
+        add_sums(sums, *run(micro, position.method))
+    totals = ranks.add(sums)  # where every rank saw all rows, the ratio is the same
+    return totals["total"] / max(totals["count"], 1.0)
+
+
 def _due(job: Job, step: int, every: float) -> bool:
     """Whether a multiple of ``every`` updates (may be fractional) lies at this step, or the end."""
     return step == job.steps or math.floor(step / every) > math.floor((step - 1) / every)
 
 
-def _resume(job: Job, optimizer: Any, fresh: Position) -> Position:
-    found = checkpoint.newest(job.folder / "checkpoints")
+def _resume(job: Job, optimizer: Any, checkpoints: Checkpoints, fresh: Position) -> Position:
+    found = checkpoints.newest()
     if found is None:
         job.progress.say(f"{job.folder}: no checkpoint yet, starting from the beginning")
         return fresh
     for reason in found.skipped:
         job.progress.say(f"skipped a damaged checkpoint: {reason}")
-    checkpoint.restore(found.folder, job.policy, optimizer)
+    restore(found.folder, job.policy, optimizer)
     job.progress.say(f"resumed from {found.folder}")
     return Position(**found.state)
-
-
-def _save(job: Job, optimizer: Any, position: Position) -> None:
-    if job.accelerator.is_main_process:
-        root = job.folder / "checkpoints"
-        checkpoint.save(root, job.policy, optimizer, position.as_json())
-        checkpoint.prune(root, keep=job.section.keep, best_step=position.best_step)
-
-
-def _add(sums: dict[str, torch.Tensor], losses: LossSums) -> None:
-    new = {"total": losses.total.detach(), "count": losses.count, **losses.stats}
-    for name, value in new.items():
-        tensor = torch.as_tensor(value, dtype=torch.float64).cpu()
-        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + tensor
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -227,7 +251,7 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    shown = [f"loss {row['loss']:.4f}"]
+    shown = ["skipped" if row["loss"] is None else f"loss {row['loss']:.4f}"]
     ranking = ((k, v) for k, v in row.items() if k.startswith(("valid_ndcg", "valid_auc")))
     shown += [f"{k.removeprefix('valid_')} {v:.4f}" for k, v in ranking]
     return " ".join(shown)

@@ -26,6 +26,7 @@ class Miner:
         upcoming: the rows of ``updates`` updates from a step on.
         refresh: updates between two questions; 0: a row's answer stays for the whole run.
         folder: where refreshed lists are kept.
+        writes: whether this process keeps them; all processes ask together.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Miner:
         refresh: int,
         folder: Path,
         ahead: int = 16,
+        writes: bool = True,
     ) -> None:
         self.ask = ask
         self.upcoming = upcoming
         self.refresh = refresh
         self.folder = folder
         self.ahead = refresh or ahead
+        self.writes = writes
         self._known: Lists = {}
         self._from: int | None = None
 
@@ -64,6 +67,6 @@ class Miner:
         self._known = known | {
             row.number: lists for row, lists in zip(fresh, self.ask(fresh), strict=True)
         }
-        if self.refresh:
+        if self.refresh and self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(self._known).encode())

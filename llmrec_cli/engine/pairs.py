@@ -20,6 +20,7 @@ from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGE
 from llmrec_cli.data.rank_wording import Question, RankTemplate
 from llmrec_cli.engine.answer_scores import log_probs
 from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
@@ -217,7 +218,7 @@ def score_pairs(
     trie: Trie,
     *,
     batch: int,
-    device: torch.device,
+    ranks: Ranks,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[NDArray[np.float64]]:
     """``log pi`` of the chosen and the rejected answer of each pair, over the vocabulary.
@@ -226,23 +227,28 @@ def score_pairs(
         policy: in evaluation mode; called like ``models.policy.Policy``, with its ``head()``.
         trie: any; answers are texts.
         batch: pairs of a forward pass.
+        ranks: the processes that share the pairs.
 
     Returns:
         For each row [pairs, 2], nats, summed over an answer's tokens.
     """
     collate = Collator(trie, cut_forced=False, rejected=True)
     pairs = [pair for row in rows for pair in _one_by_one(row)]
-    by_length = sorted(range(len(pairs)), key=lambda at: len(pairs[at].prompts[0]))
-    score_Q2 = np.empty((len(pairs), 2))
-    with torch.no_grad():
-        for start in range(0, len(pairs), batch):
+
+    def work(numbers: Sequence[int]) -> list[Column]:
+        by_length = sorted(range(len(numbers)), key=lambda at: len(pairs[numbers[at]].prompts[0]))
+        score_Q2 = torch.empty((len(numbers), 2), dtype=torch.float64)
+        for start in range(0, len(numbers), batch):
             part = by_length[start : start + batch]
-            micro = collate([pairs[at] for at in part]).to(device)
-            log_prob_A = log_probs(policy, micro, legal=False)
-            score_Q2[part] = log_prob_A.double().cpu().numpy().reshape(-1, 2)
-            advance(len(part))
+            micro = collate([pairs[numbers[at]] for at in part]).to(ranks.device)
+            score_Q2[part] = log_probs(policy, micro, legal=False).double().cpu().view(-1, 2)
+            advance(len(part) * len(pairs) // len(numbers))
+        return [(score_Q2, 0)]
+
+    with torch.no_grad():
+        found: NDArray[np.float64] = ranks.shared_out(len(pairs), work)[0].numpy()
     ends = np.cumsum([len(row.prompts) for row in rows])
-    return np.split(score_Q2, ends[:-1])
+    return np.split(found, ends[:-1])
 
 
 def _one_by_one(row: PairRow) -> list[PairRow]:

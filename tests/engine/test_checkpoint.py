@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llmrec_cli.engine import checkpoint
+from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.errors import ArtefactError, MachineError
 
 
@@ -26,7 +27,7 @@ def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def test_weights_and_optimizer_come_back_bit_by_bit(tmp_path: Path) -> None:
     model, optimizer = trained()
-    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+    folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 2})
     other, other_optimizer = trained(steps=0)
     checkpoint.restore(folder, other, other_optimizer)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
@@ -57,32 +58,32 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     tmp_path: Path, damage: str, name: str
 ) -> None:
     model, optimizer = trained()
-    checkpoint.save(tmp_path, model, optimizer, {"step": 1})
-    newest = checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+    Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
+    newest = Checkpoints(tmp_path).save(model, optimizer, {"step": 2})
     DAMAGES[damage](newest / name)
-    found = checkpoint.newest(tmp_path)
+    found = Checkpoints(tmp_path).newest()
     assert found is not None
     assert found.state["step"] == 1
     assert len(found.skipped) == 1
     assert name in found.skipped[0] or name == "files.json"
     DAMAGES[damage](tmp_path / "step-1" / name)
     with pytest.raises(ArtefactError, match="no valid checkpoint is left"):
-        checkpoint.newest(tmp_path)
+        Checkpoints(tmp_path).newest()
 
 
 def test_a_file_that_llmrec_did_not_write_is_refused(tmp_path: Path) -> None:
     model, optimizer = trained()
-    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
     (folder / "extra.bin").write_bytes(b"x")
     with pytest.raises(ArtefactError, match=r"extra\.bin: not written by llmrec"):
-        checkpoint.newest(tmp_path)
+        Checkpoints(tmp_path).newest()
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     model, optimizer = trained()
     for step in (1, 2, 3, 10, 11):
-        checkpoint.save(tmp_path, model, optimizer, {"step": step})
-    checkpoint.prune(tmp_path, keep=1, best_step=2)
+        Checkpoints(tmp_path).save(model, optimizer, {"step": step})
+    Checkpoints(tmp_path).prune(keep=1, best_step=2)
     assert [p.name for p in checkpoint.all_of(tmp_path)] == ["step-2", "step-10", "step-11"]
 
 
@@ -90,23 +91,23 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_rubbish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = trained()
-    checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("llmrec_cli.files.os.fsync", full)
     with pytest.raises(MachineError, match="No space left on device"):
-        checkpoint.save(tmp_path, model, optimizer, {"step": 2})
+        Checkpoints(tmp_path).save(model, optimizer, {"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
-    found = checkpoint.newest(tmp_path)
+    found = Checkpoints(tmp_path).newest()
     assert found is not None
     assert found.state == {"step": 1}
 
 
 def test_weights_of_another_model_are_refused_with_both_shapes(tmp_path: Path) -> None:
     model, optimizer = trained()
-    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
     other = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
     with pytest.raises(ArtefactError, match=r"shape \(4, 3\), the model expects \(5, 3\)"):
         checkpoint.restore_weights(other, folder)
@@ -115,11 +116,11 @@ def test_weights_of_another_model_are_refused_with_both_shapes(tmp_path: Path) -
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert Checkpoints(tmp_path).newest() is None
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     model, optimizer = trained()
-    folder = checkpoint.save(tmp_path, model, optimizer, {"step": 1})
+    folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
     json.loads((folder / checkpoint.STATE).read_text())

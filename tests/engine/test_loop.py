@@ -18,6 +18,8 @@ from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.optimizer import learning_rate
+from llmrec_cli.engine.passes import PolicyLoss
+from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.methods import find
@@ -43,7 +45,11 @@ def rows(n: int = 22) -> list[Row]:
         history = rng.integers(0, len(CATALOGUE), rng.integers(0, 5))
         prompt = np.array([1, *(t for i in history for t in CATALOGUE[i])], dtype=np.int32)
         made.append(
-            Row(prompt, tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist()))
+            Row(
+                prompt,
+                tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist()),
+                number=len(made),
+            )
         )
     return made
 
@@ -74,7 +80,7 @@ def job(folder: Path, method: str = "lml", dropout: float = 0.2, **section: Any)
         section=TrainSection(**{**settings, **section}),
         seed=3,
         folder=folder,
-        accelerator=Accelerator(cpu=True),
+        ranks=Ranks(Accelerator(cpu=True)),
         progress=Silent(),
     )
 
@@ -86,7 +92,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def final_state(folder: Path) -> dict[str, bytes]:
-    newest = checkpoint.newest(folder / "checkpoints")
+    newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
     assert newest is not None
     return {p.name: p.read_bytes() for p in newest.folder.iterdir()}
 
@@ -116,13 +122,13 @@ def test_a_sequence_equals_its_windows_in_loss_and_gradient(tmp_path: Path, meth
     for some in (sequences, windows):
         running.policy.zero_grad()
         state = running.method.init_state(running.options, running.trie)
-        losses = loop.compute_loss(running, running.policy, collate(some), state)
-        losses.total.backward()
+        total, further = PolicyLoss(running)(collate(some), state)
+        total.backward()
         gradients = [p.grad.clone() for p in running.policy.parameters() if p.grad is not None]
-        found.append((losses, gradients))
-    (one, gradients), (other, others) = found
-    assert one.count == other.count
-    assert float(one.total.detach()) == pytest.approx(float(other.total.detach()), rel=1e-6)
+        found.append((float(total.detach()), further["count"], gradients))
+    (one, count, gradients), (other, other_count, others) = found
+    assert count == other_count
+    assert one == pytest.approx(other, rel=1e-6)
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -133,16 +139,16 @@ def test_a_mean_of_means_would_be_told_apart(
     """The control of the test above: averaging each micro-batch on its own is not the same loss."""
     whole, parts = job(tmp_path / "a", dropout=0), job(tmp_path / "b", dropout=0, micro_batch=3)
     train(whole, resume=False)
-    summed = loop._add
+    summed = loop.add_sums
 
-    def averaged(sums: dict[str, torch.Tensor], losses: Any) -> None:
-        summed(sums, losses)
-        mean = float(losses.total.detach()) / losses.count
+    def averaged(sums: dict[str, torch.Tensor], total: Any, further: dict[str, Any]) -> None:
+        summed(sums, total, further)
+        mean = float(total.detach()) / further["count"]
         sums["means"] = sums.get("means", torch.zeros(())) + mean
         sums["parts"] = sums.get("parts", torch.zeros(())) + 1
         sums["total"] = sums["means"] / sums["parts"] * sums["count"]
 
-    monkeypatch.setattr(loop, "_add", averaged)
+    monkeypatch.setattr(loop, "add_sums", averaged)
     train(parts, resume=False)
     pairs = zip(metrics(whole.folder), metrics(parts.folder), strict=True)
     assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
@@ -199,24 +205,56 @@ def test_selection_by_loss_takes_the_lowest(tmp_path: Path) -> None:
     assert position.best_step == min(losses, key=lambda step: losses[step])
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, bad: float, passes: set[int]) -> None:
+    """Make the total loss of some forward passes (counted from 1) ``bad``."""
+    forward, calls = PolicyLoss.forward, []
+
+    def poisoned(self: Any, *args: Any) -> Any:
+        total, further = forward(self, *args)
+        calls.extend([1] * torch.is_grad_enabled())  # not in validation
+        return (total * bad if len(calls) in passes else total), further
+
+    monkeypatch.setattr(PolicyLoss, "forward", poisoned)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_or_inf_stops_before_the_update_and_names_step_and_rows(
     tmp_path: Path, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = job(tmp_path)
-    compute, calls = loop.compute_loss, []
-
-    def poisoned(*args: Any) -> Any:
-        losses = compute(*args)
-        calls.append(1)
-        if len(calls) < 3:
-            return losses
-        return type(losses)(losses.total * bad, losses.count)
-
-    monkeypatch.setattr(loop, "compute_loss", poisoned)
-    with pytest.raises(NumbersError, match=r"step 3: loss = .*rows of this batch: \["):
+    running = job(tmp_path, micro_batch=4)  # two passes an update: the fifth is of step 3
+    poison(monkeypatch, bad, {5})
+    with pytest.raises(NumbersError, match=r"step 3: loss = .*training rows concerned: \d"):
         train(running, resume=False)
     assert all(torch.isfinite(p).all() for p in running.policy.parameters())
+    (noted,) = [json.loads(x) for x in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert noted["step"] == 3
+    assert len(noted["rows"]) == 4  # of the pass, not of the whole batch
+    assert set(noted["rows"]) <= set(loop._chosen(running, 2))
+
+
+def test_a_bad_gradient_alone_stops_too(tmp_path: Path) -> None:
+    running = job(tmp_path)
+    weight = running.policy.head().weight_VD
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    before = checkpoint.trained_weights(running.policy)
+    with pytest.raises(NumbersError, match=r"step 1: loss = \d.*gradient norm = nan"):
+        train(running, resume=False)
+    for name, value in checkpoint.trained_weights(running.policy).items():
+        assert torch.equal(value, before[name])
+
+
+def test_bad_updates_can_be_left_out_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = job(tmp_path, on_nonfinite="skip", skip_limit=2)
+    poison(monkeypatch, math.nan, {2, 4})
+    position = train(running, resume=False)
+    assert (position.step, position.skipped) == (9, 2)
+    assert [row["step"] for row in metrics(tmp_path) if row.get("skipped")] == [2, 4]
+    assert all(torch.isfinite(p).all() for p in running.policy.parameters())
+    poison(monkeypatch, math.nan, {1, 2, 3})
+    with pytest.raises(NumbersError, match="step 3"):
+        train(job(tmp_path / "b", on_nonfinite="skip", skip_limit=2), resume=False)
 
 
 def test_schedules_warm_up_and_end_at_zero() -> None:

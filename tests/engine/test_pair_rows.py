@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.prompts import load_rank_template
@@ -24,6 +25,7 @@ from llmrec_cli.engine.pairs import (
     require_k,
     score_pairs,
 )
+from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import PairRow, Row, encode_catalogue
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.backbone import build_scratch
@@ -136,7 +138,7 @@ def test_scores_equal_a_plain_forward_pass(scratch: tuple[Policy, Codec, Trie]) 
     policy, codec, trie = scratch
     single = UserPairs((4,), 0, (3,), (False,))
     rows = encoder(codec).encode([USER_7, single])
-    scores = score_pairs(policy, rows, trie, batch=3, device=torch.device("cpu"))
+    scores = score_pairs(policy, rows, trie, batch=3, ranks=Ranks(Accelerator(cpu=True)))
     assert [s.shape for s in scores] == [(3, 2), (1, 2)]
     for row, score in zip(rows, scores, strict=True):
         for at, (prompt, answers) in enumerate(zip(row.prompts, row.answers, strict=True)):

@@ -1,0 +1,214 @@
+"""Starting a command on many processes, through Accelerate's launcher; joining a group that exists.
+
+The process that the user started becomes the launcher: it starts the same command once per rank,
+passes signals on, and in the end tells what the rank that failed first had to say.  Under
+``accelerate launch`` or ``torchrun`` the command is a rank itself and starts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmrec_cli.engine.stop import SIGNALS
+from llmrec_cli.errors import GroupError, MachineError, RecipeError
+from llmrec_cli.recipe import LaunchSection
+
+FAILURES = "LLMREC_FAILURES"
+"""Environment variable: the folder in which ranks leave what ended them."""
+
+_JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
+_WORDLESS = "process {} ended with exit code {} and said nothing"
+_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of a group."""
+    return any(name in os.environ for name in _JOINED)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def restarted() -> bool:
+    """Whether torchrun or SLURM started this command again after a failure."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
+
+
+def processes(section: LaunchSection) -> int:
+    """How many processes this machine is to run."""
+    import torch
+
+    gpus = 0 if section.device == "cpu" else torch.cuda.device_count()
+    if section.processes == "auto":
+        return max(gpus, 1)
+    if gpus and section.processes > gpus:
+        raise RecipeError(
+            f"[launch] processes = {section.processes}: {gpus} GPUs are visible; lower it, or set "
+            'launch.device = "cpu"'
+        )
+    return section.processes
+
+
+def launched(section: LaunchSection, config: Path | None) -> bool:
+    """Run the command that is running on many processes, where the recipe wants that.
+
+    Args:
+        config: an ``accelerate config`` file, for FSDP, DeepSpeed, or several machines.
+
+    Returns:
+        False where this very process has to do the work: alone, or as a rank of a group.
+
+    Raises:
+        RecipeError: more processes than GPUs, or a config file that Accelerate refuses.
+        GroupError: a rank failed; with its message and exit code.
+        MachineError: a rank was killed, or ended without a word.
+    """
+    if is_rank():
+        return False
+    count = processes(section)
+    if config is None and count == 1:
+        return False
+    if config is not None and not config.is_file():
+        raise RecipeError(
+            f"--accelerate-config {config}: no such file (accelerate config makes one)"
+        )
+    arguments = ["--config_file", str(config)] if config else _arguments(section, count)
+    with tempfile.TemporaryDirectory(prefix="llmrec-") as folder:
+        _launch([*arguments, "-m", "llmrec_cli", *_own_arguments()], section, Path(folder))
+    return True
+
+
+def _arguments(section: LaunchSection, count: int) -> list[str]:
+    threads = section.threads or max(1, (os.cpu_count() or 1) // count)
+    return [
+        "--multi_gpu",  # torchrun underneath; the ranks themselves choose gloo where there is none
+        "--gpu_ids=all",
+        f"--num_processes={count}",
+        "--num_machines=1",
+        "--main_process_port=0",
+        "--mixed_precision=no",  # the recipe's own stands in the ranks
+        "--dynamo_backend=no",
+        f"--num_cpu_threads_per_process={threads}",
+    ]
+
+
+def _own_arguments() -> list[str]:
+    """This command's arguments without ``--accelerate-config``."""
+    given, kept = iter(sys.argv[1:]), []
+    for argument in given:
+        if argument == "--accelerate-config":
+            next(given, None)
+        elif not argument.startswith("--accelerate-config="):
+            kept.append(argument)
+    return kept
+
+
+def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) -> None:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    parsed = launch_command_parser().parse_args(list(arguments))
+    logging.disable(logging.CRITICAL)  # the launcher's own account of failures
+    os.environ[FAILURES] = str(failures)
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"  # not those below
+    with _passed_on(SignalException):
+        try:
+            launch_command(parsed)
+        except ChildFailedError as error:
+            raise _group_error(error, failures) from None
+        except subprocess.CalledProcessError as error:
+            raise _said(failures) or MachineError(_WORDLESS.format(0, error.returncode)) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"--accelerate-config: refused by Accelerate: {error}") from error
+        except SignalException as error:
+            number = int(error.sigval)
+            name = "interrupted" if number == signal.SIGINT else "terminated"
+            message = f"{name}; go on with --resume"
+            raise _said(failures) or GroupError(message, 128 + number) from None
+
+
+@contextmanager
+def _passed_on(exception: Any) -> Iterator[None]:
+    """Turn the first signal into the launcher's exception, which it passes on; ignore others."""
+
+    def first(number: int, frame: object) -> NoReturn:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
+        passed = signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
+        raise exception(f"signal {number}", passed)
+
+    before = {number: signal.signal(number, first) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _group_error(error: Any, failures: Path) -> GroupError | MachineError:
+    said = _said(failures)
+    if said:
+        return said
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = " (out of memory?)" if -failure.exitcode == signal.SIGKILL else ""
+        return MachineError(
+            f"process {rank} was ended by {name}{hint}; lower train.micro_batch, "
+            "train.micro_tokens or eval.batch if memory was short, and go on with --resume"
+        )
+    return MachineError(_WORDLESS.format(rank, failure.exitcode))
+
+
+def _said(failures: Path) -> GroupError | None:
+    """The first message among the ranks', those apart that were only told to stop, or left alone
+    by the others."""
+    notes = [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]
+    if not notes:
+        return None
+    first = min(notes, key=lambda note: (note["secondary"], note["time"]))
+    return GroupError(first["message"], first["code"])
+
+
+def note_failure(message: str, code: int, *, secondary: bool) -> bool:
+    """Leave this rank's message to the launcher; False where there is none that would read it.
+
+    Args:
+        secondary: it is a consequence of what happened elsewhere.
+    """
+    folder = os.environ.get(FAILURES)
+    if folder is None or not is_rank() or not Path(folder).is_dir():
+        return False
+    note = {"message": message, "code": code, "secondary": secondary, "time": time.time()}
+    path = Path(folder) / f"rank-{os.environ.get('RANK', '0')}.json"
+    path.with_suffix(".tmp").write_text(json.dumps(note))
+    path.with_suffix(".tmp").replace(path)
+    return True
+
+
+def end_with_launcher(every: float = 0.25) -> None:
+    """End this rank when the process that started it is gone: no orphan goes on writing."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        os._exit(128 + signal.SIGKILL)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()

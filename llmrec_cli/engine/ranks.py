@@ -1,0 +1,145 @@
+"""The processes (ranks) of a run and what they tell one another; every collective stands here.
+
+A rank works on its share of the rows, by index.  What all need to know is added up, or put together
+again by row number, each row exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather, pad_across_processes
+from filelock import FileLock
+from torch import Tensor
+
+T = TypeVar("T")
+Column = tuple[Tensor, float]
+Work = Callable[[Sequence[int]], Sequence[Column]]
+_NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that work on the same run; alone, everything is the identity."""
+
+    accelerator: Accelerator
+
+    @property
+    def index(self) -> int:
+        """0-based number of this process."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes."""
+        return self.index == 0
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def sharded(self) -> bool:
+        """Weights are spread over the processes: all must run the same forward passes."""
+        spread = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        return self.accelerator.distributed_type in spread
+
+    def share(self, rows: Sequence[T]) -> list[T]:
+        """The rows that this process works on: every count-th, from its own number on."""
+        return list(rows[self.index :: self.count])
+
+    def fed(self, rows: Sequence[T]) -> list[T]:
+        """The share of an update; the first row where it is empty, to have something to compute."""
+        return self.share(rows) or list(rows[:1])
+
+    def add(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Sums over all processes, in fp64; one collective."""
+        names = sorted(sums)
+        packed = torch.stack([sums[name].detach().double().to(self.device) for name in names])
+        reduced = self.accelerator.reduce(packed, reduction="sum")
+        return dict(zip(names, reduced.tolist(), strict=True))
+
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self.count == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def gathered(self, numbers: Sequence[int]) -> list[int]:
+        """All processes' numbers (>= 0), ascending, each once."""
+        padded = self._from_all(torch.tensor(list(numbers), dtype=torch.int64))
+        return sorted({number for number in padded.tolist() if number != _NOBODY})
+
+    def shared_out(self, n_rows: int, work: Work) -> list[Tensor]:
+        """Let each process work on its share of the rows; all get the result of all rows.
+
+        Where weights are spread over the processes, all of them work on all rows.
+
+        Args:
+            work: gets row numbers, and returns columns (values, padding): first dimension the rows
+                asked for, in order; a second one may differ in width and is padded.
+
+        Returns:
+            The values of each column for rows 0 .. n_rows - 1, on the CPU.
+
+        Raises:
+            RuntimeError: a row came back more than once, or not at all (a bug).
+        """
+        if self.count == 1 or self.sharded:
+            return [values.cpu() for values, _ in work(range(n_rows))]
+        mine = self.share(range(n_rows))
+        columns = work(mine)
+        number_R = self._from_all(torch.tensor(mine, dtype=torch.int64))
+        order_R = torch.argsort(number_R)[int((number_R == _NOBODY).sum()) :]
+        if not torch.equal(number_R[order_R], torch.arange(n_rows)):
+            raise RuntimeError(f"{n_rows} rows were shared out, {len(order_R)} came back")
+        return [self._from_all(values, padding)[order_R] for values, padding in columns]
+
+    def _from_all(self, values: Tensor, padding: float = _NOBODY) -> Tensor:
+        """Every process's values one after the other, padded to the largest."""
+        found = values.to(self.device)
+        for dimension in range(found.ndim):
+            found = pad_across_processes(found, dim=dimension, pad_index=padding)
+        everything: Tensor = gather(found).cpu()
+        return everything
+
+    def wait(self) -> None:
+        """Come back when every process has come here."""
+        self.accelerator.wait_for_everyone()
+
+    def first(self, work: Callable[[], object], lock: Path | None = None) -> None:
+        """Let the first process do ``work``; the others go on when it is done.
+
+        Args:
+            lock: for long work, a file that the others wait for instead of on a collective, so that
+                no time limit of the network is run into.
+        """
+        with FileLock(lock) if lock and self.is_first and self.count > 1 else nullcontext():
+            self.wait()  # what the others looked at before is as it was; and the lock is held
+            if self.is_first:
+                work()
+        if lock and self.count > 1:
+            with FileLock(lock):
+                pass
+        self.wait()
+
+    def apart(self, module: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a backward pass: gradients stay with this process unless it is the last one."""
+        if last or self.count == 1:
+            return nullcontext()
+        silent: AbstractContextManager[Any] = self.accelerator.no_sync(module)
+        return silent
