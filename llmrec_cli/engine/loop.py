@@ -144,14 +144,14 @@ def _backward(job: Job, module: Any, collate: Collator, position: Position) -> _
     chosen = [job.train_rows[i] for i in _chosen(job, position.step)]
     completed = job.supply.train(ranks.fed(chosen), position.step)
     passes = collate.split(completed, job.limits) if ranks.share(chosen) else []
-    found = _Gradients({name: torch.zeros(()) for name in ("total", "count", "tokens")})
+    found = _Gradients()
     for rows, counts, last in equally_many(job, passes, completed):
         micro = job.supply.complete(collate(rows).to(ranks.device))
         with ranks.apart(module, last=last):
             total, further = module(micro, position.method)
             ranks.accelerator.backward(total if counts else total * 0)
+        add_sums(found.sums, total, {**further, "tokens": micro.tokens}, counts=counts)
         if counts:
-            add_sums(found.sums, total, {**further, "tokens": micro.tokens})
             found.losses.append(([row.number for row in rows], total.detach()))
     return found
 
@@ -224,7 +224,8 @@ def _validation_loss(job: Job, module: Any, position: Position) -> float:
     run = module if ranks.sharded else ranks.accelerator.unwrap_model(module)
     for part in collate.split(completed, limits) if completed else []:
         micro = job.supply.complete(collate(part).to(ranks.device))
-        add_sums(sums, *run(micro, position.method))
+        total, further = run(micro, position.method)
+        add_sums(sums, total, {"count": further["count"]})
     totals = ranks.add(sums)  # where every rank saw all rows, the ratio is the same
     return totals["total"] / max(totals["count"], 1.0)
 

@@ -62,8 +62,12 @@ def equally_many(
         yield (passes[at] if counts else [*passes, spare][-1]), counts, at == number - 1
 
 
-def add_sums(sums: Sums, total: Tensor, further: Mapping[str, Any]) -> None:
-    """Add one pass's figures to those of the passes before it."""
+def add_sums(sums: Sums, total: Tensor, further: Mapping[str, Any], *, counts: bool = True) -> None:
+    """Add one pass's figures to those of the passes before it.
+
+    Args:
+        counts: without, their names alone: every rank must have the same ones.
+    """
     for name, value in {"total": total.detach(), **further}.items():
-        added = torch.as_tensor(value, dtype=torch.float64, device=total.device)
+        added = torch.as_tensor(value if counts else 0.0, dtype=torch.float64, device=total.device)
         sums[name] = sums[name] + added if name in sums else added
