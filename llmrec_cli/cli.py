@@ -260,7 +260,10 @@ def main() -> NoReturn:
         signal.signal(number, _on_signal)
     if is_rank():
         end_with_launcher()
-    sys.exit(guarded(app))
+    code = guarded(app)
+    for number in SIGNALS:  # what is left to do is to go
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def guarded(command: Callable[[], object]) -> int:

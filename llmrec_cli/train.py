@@ -92,7 +92,7 @@ def train_stage(
             label=run,
             supply=supply,
         )
-        opened.outcome = _outcome(train(job, resume=resume))
+        opened.outcome = _outcome(train(job, resume=resume), bench.ranks.count)
         if bench.ranks.is_first:
             name = "model" if recipe.model.tuning == "full" else "adapter"
             write_result(opened.folder / name, policy.model, bench.codec.tokenizer)
@@ -150,13 +150,15 @@ def _require_same_ground(parent: Path, before: dict[str, Any], now: dict[str, An
             )
 
 
-def _outcome(position: Position) -> dict[str, Any]:
+def _outcome(position: Position, processes: int) -> dict[str, Any]:
     return {
+        "processes": processes,
         "steps": position.step,
         "best_step": position.best_step,
         "best_score": position.best_score,
         "stopped_early": position.stopped,
         "warned_at": position.warned_at,
+        "skipped": position.skipped,
         "method": position.method,
     }
 

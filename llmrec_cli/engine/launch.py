@@ -16,10 +16,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
@@ -131,27 +131,30 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
         try:
             launch_command(parsed)
         except ChildFailedError as error:
-            raise _group_error(error, failures) from None
+            raise _group_error(error.failures, failures) from None
         except subprocess.CalledProcessError as error:
-            raise _said(failures) or MachineError(_WORDLESS.format(0, error.returncode)) from None
+            wordless = MachineError(_WORDLESS.format(0, error.returncode))
+            raise _said(failures, secondary=False) or wordless from None
         except (ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"--accelerate-config: refused by Accelerate: {error}") from error
         except SignalException as error:
             number = int(error.sigval)
             name = "interrupted" if number == signal.SIGINT else "terminated"
             message = f"{name}; go on with --resume"
-            raise _said(failures) or GroupError(message, 128 + number) from None
+            ended = GroupError(message, 128 + number)
+            raise _said(failures, secondary=False) or ended from None
 
 
 @contextmanager
 def _passed_on(exception: Any) -> Iterator[None]:
     """Turn the first signal into the launcher's exception, which it passes on; ignore others."""
+    arrived: list[int] = []
 
-    def first(number: int, frame: object) -> NoReturn:
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_IGN)
-        passed = signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
-        raise exception(f"signal {number}", passed)
+    def first(number: int, frame: object) -> None:
+        arrived.append(number)
+        if len(arrived) == 1:
+            passed = signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
+            raise exception(f"signal {number}", passed)
 
     before = {number: signal.signal(number, first) for number in SIGNALS}
     try:
@@ -161,28 +164,34 @@ def _passed_on(exception: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _group_error(error: Any, failures: Path) -> GroupError | MachineError:
-    said = _said(failures)
+def _group_error(failed: Mapping[int, Any], failures: Path) -> GroupError | MachineError:
+    """What ended the group: a rank's own message, a rank that was killed, or what followed."""
+    said = _said(failures, secondary=False)
     if said:
         return said
-    rank, failure = error.get_first_failure()
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (out of memory?)" if -failure.exitcode == signal.SIGKILL else ""
-        return MachineError(
-            f"process {rank} was ended by {name}{hint}; lower train.micro_batch, "
-            "train.micro_tokens or eval.batch if memory was short, and go on with --resume"
-        )
-    return MachineError(_WORDLESS.format(rank, failure.exitcode))
+    for rank, failure in failed.items():
+        if failure.exitcode < 0 and not (failures / f"rank-{rank}.json").exists():
+            return _killed(rank, signal.Signals(-failure.exitcode))
+    rank, failure = next(iter(failed.items()))
+    return _said(failures, secondary=True) or MachineError(_WORDLESS.format(rank, failure.exitcode))
 
 
-def _said(failures: Path) -> GroupError | None:
-    """The first message among the ranks', those apart that were only told to stop, or left alone
-    by the others."""
+def _killed(rank: int, number: signal.Signals) -> MachineError:
+    hint = " (out of memory?)" if number == signal.SIGKILL else ""
+    return MachineError(
+        f"process {rank} was ended by {number.name}{hint}; lower train.micro_batch, "
+        "train.micro_tokens or eval.batch if memory was short, and go on with --resume"
+    )
+
+
+def _said(failures: Path, *, secondary: bool) -> GroupError | None:
+    """The earliest message of a rank; ``secondary`` are those of ranks that were only told to stop,
+    or left alone by the others."""
     notes = [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]
-    if not notes:
+    wanted = [note for note in notes if note["secondary"] == secondary]
+    if not wanted:
         return None
-    first = min(notes, key=lambda note: (note["secondary"], note["time"]))
+    first = min(wanted, key=lambda note: note["time"])
     return GroupError(first["message"], first["code"])
 
 

@@ -48,6 +48,8 @@ def train(job: Job, *, resume: bool) -> Position:
     log.keep_until(position.step)
     _start_gradients(job.policy)
     collate = job.collator(job.supply.train_masses)
+    if job.ranks.count > 1 and position.step < job.steps:
+        _settle(job, module, optimizer, collate, position)
     with (
         deferred_signals() as stop,
         job.progress.track(job.label, job.steps, position.step, unit="updates") as advance,
@@ -76,6 +78,16 @@ def _start_gradients(policy: Any) -> None:
     weight_VD = policy.head().weight_VD
     if weight_VD.is_leaf and weight_VD.requires_grad:
         weight_VD.grad = torch.zeros_like(weight_VD)
+
+
+def _settle(job: Job, module: Any, optimizer: Any, collate: Collator, position: Position) -> None:
+    """Exchange gradients of nothing once, before the first update.
+
+    Data parallelism lays out its buckets anew after its first exchange, and among three ranks or
+    more the last bits of a sum depend on the layout: a resumed run must not differ in that.
+    """
+    _backward(job, module, collate, position, counts=False)
+    optimizer.zero_grad(set_to_none=False)
 
 
 @dataclass
@@ -136,16 +148,18 @@ def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:
         job.progress.say(f"{job.label}: warning at update {position.step + 1}: {warning}")
 
 
-def _backward(job: Job, module: Any, collate: Collator, position: Position) -> _Gradients:
-    """Gradients of the global batch's summed loss, averaged over ranks."""
+def _backward(
+    job: Job, module: Any, collate: Collator, position: Position, *, counts: bool = True
+) -> _Gradients:
+    """Gradients of the global batch's summed loss (``counts``), averaged over ranks."""
     ranks = job.ranks
     torch.manual_seed(_step_seed(job.seed, position.step, ranks.index))
     job.policy.train()
     chosen = [job.train_rows[i] for i in _chosen(job, position.step)]
     completed = job.supply.train(ranks.fed(chosen), position.step)
-    passes = collate.split(completed, job.limits) if ranks.share(chosen) else []
+    passes = collate.split(completed, job.limits) if counts and ranks.share(chosen) else []
     found = _Gradients()
-    for rows, counts, last in equally_many(job, passes, completed):
+    for rows, counts, last in equally_many(job, passes, completed[:1]):
         micro = job.supply.complete(collate(rows).to(ranks.device))
         with ranks.apart(module, last=last):
             total, further = module(micro, position.method)

@@ -102,11 +102,11 @@ def bad_numbers(folder: Path) -> dict[str, Any]:
         running = job(folder / kind, dropout=0, save_every=1)
         last = running.ranks.index == running.ranks.count - 1
         if kind == "gradient" and last:
-            hook = NanAfter(2)
+            hook = NanAfter(3)  # the first pass settles the buckets
             running.policy.head().weight_VD.register_post_accumulate_grad_hook(hook)
         forward = PolicyLoss.forward
         if kind == "loss" and last:
-            PolicyLoss.forward = poisoned(forward, 3)  # type: ignore[method-assign]  # on purpose
+            PolicyLoss.forward = poisoned(forward, 4)  # type: ignore[method-assign]  # on purpose
         try:
             train(running, resume=False)
             message = "no error"

@@ -1,0 +1,252 @@
+"""Commands on many processes, started through the real launchers, as users and clusters do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import TINY, llmrec, ok
+
+from llmrec_cli.engine.launch import processes, restarted
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe import LaunchSection
+
+WORDS = ["quickstart", *TINY, "train.save_every=1", "launch.timeout=60"]
+TWO = "launch.processes=2"
+
+FAILING = '''
+"""Loaded by every Python process of a test: makes the second rank fail at its third update."""
+import os, sys
+
+if os.environ.get("RANK") == "1":
+    from llmrec_cli.engine import loop
+
+    def broken(job, module, optimizer, collate, position, stop, update=loop._update):
+        if position.step == 2:
+            {what}
+        return update(job, module, optimizer, collate, position, stop)
+
+    loop._update = broken
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with prepared data and a finished run of two processes."""
+    folder = tmp_path_factory.mktemp("launch")
+    ok(llmrec(folder, "prepare", *WORDS))
+    ok(llmrec(folder, "sft", *WORDS, TWO))
+    return folder
+
+
+def fresh(home: Path, name: str) -> list[str]:
+    """Arguments of another experiment on the same data and base."""
+    (home / "runs" / name).mkdir()
+    for part in ("prepared", "base"):
+        shutil.copytree(home / "runs/quickstart" / part, home / "runs" / name / part)
+    return [*WORDS, f"name={name}"]
+
+
+def start(home: Path, *words: str, hook: str = "") -> subprocess.Popen[str]:
+    """Start a command in its own process group; ``hook`` is what the second rank does."""
+    environment = dict(os.environ)
+    if hook:
+        (home / "sitecustomize.py").write_text(FAILING.format(what=hook))
+        environment["PYTHONPATH"] = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
+    command = words if words[0] == sys.executable else (sys.executable, "-m", "llmrec_cli", *words)
+    return subprocess.Popen(
+        command,
+        cwd=home,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ranks_of(name: str) -> list[int]:
+    """Process ids of running ranks of an experiment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"name={name}".encode() in words and b"LOCAL_RANK=" in environment:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    assert callable(condition)
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def no_orphans(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for an experiment, of which no rank may be left at the end."""
+    name = request.node.name.replace("test_", "").replace("[", "-").replace("]", "")
+    yield name
+    wait_for(lambda: not ranks_of(name), 3)
+
+
+def losses(home: Path, name: str) -> list[float]:
+    lines = (home / "runs" / name / "sft/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def outcome(home: Path, name: str, run: str = "sft") -> dict[str, object]:
+    manifest = json.loads((home / "runs" / name / run / "manifest.json").read_text())
+    found: dict[str, object] = manifest["outcome"]
+    return found
+
+
+def test_a_group_says_things_once_and_does_the_work_together(home: Path) -> None:
+    done = llmrec(home, "eval", *WORDS, "--run", "sft", TWO)
+    assert ok(done).count("whole catalogue") == 1
+    assert outcome(home, "quickstart")["processes"] == 2
+    together = json.loads((home / "runs/quickstart/sft/report.json").read_text())
+    ok(llmrec(home, "eval", *WORDS, "--run", "sft", "--again"))
+    alone = json.loads((home / "runs/quickstart/sft/report.json").read_text())
+    assert together["keep"] == alone["keep"]
+    assert together["remove"] == alone["remove"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "code", "message"),
+    [
+        ("from llmrec_cli.errors import DataError; raise DataError('row 7 is odd')", 2, "row 7"),
+        ("os.kill(os.getpid(), 9)", 3, "process 1 was ended by SIGKILL (out of memory?)"),
+        ("raise ZeroDivisionError('oops')", 1, "a bug of llmrec (ZeroDivisionError: oops)"),
+    ],
+    ids=["data", "killed", "bug"],
+)
+def test_a_failing_rank_ends_all_with_its_one_line(
+    home: Path, no_orphans: str, hook: str, code: int, message: str
+) -> None:
+    done = start(home, "sft", *fresh(home, no_orphans), TWO, hook=hook)
+    _, said = done.communicate(timeout=120)
+    assert done.returncode == code, said
+    errors = [line for line in said.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1, said
+    assert errors[0].startswith("llmrec sft: error: ")
+    assert message in errors[0]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
+    home: Path, no_orphans: str, number: signal.Signals
+) -> None:
+    words = fresh(home, no_orphans)
+    group = start(home, "sft", *words, TWO)
+    metrics = home / "runs" / no_orphans / "sft/metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2)
+    if number == signal.SIGINT:
+        os.killpg(group.pid, number)  # as a terminal does
+    else:
+        os.kill(group.pid, number)
+    time.sleep(0.3)
+    os.kill(group.pid, signal.SIGTERM)  # a second one does no harm
+    _, said = group.communicate(timeout=60)
+    assert group.returncode == (130 if number == signal.SIGINT else 143), said
+    assert said.strip().splitlines()[-1].endswith("go on with --resume")
+    assert "Traceback" not in said
+    ok(llmrec(home, "sft", *words, TWO, "--resume"))
+    assert losses(home, no_orphans) == losses(home, "quickstart")
+
+
+def test_a_signal_to_one_rank_only_ends_all(home: Path, no_orphans: str) -> None:
+    group = start(home, "sft", *fresh(home, no_orphans), TWO)
+    metrics = home / "runs" / no_orphans / "sft/metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2)
+    os.kill(ranks_of(no_orphans)[-1], signal.SIGTERM)
+    _, said = group.communicate(timeout=60)
+    assert group.returncode == 143, said
+    assert (home / "runs" / no_orphans / "sft/checkpoints").is_dir()
+
+
+def test_ranks_end_with_their_launcher(home: Path, no_orphans: str) -> None:
+    group = start(home, "sft", *fresh(home, no_orphans), TWO)
+    wait_for(lambda: len(ranks_of(no_orphans)) == 2)
+    time.sleep(1)
+    os.killpg(group.pid, signal.SIGKILL)
+    group.communicate(timeout=20)
+
+
+def test_torchrun_is_joined_and_its_restart_goes_on(home: Path, no_orphans: str) -> None:
+    """The second rank dies once; torchrun starts both again, without --resume."""
+    words = fresh(home, no_orphans)
+    once = home / "died"
+    hook = f"import pathlib; p = pathlib.Path({str(once)!r})\n            p.exists() or "
+    hook += "(p.touch(), os.kill(os.getpid(), 9))"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    torchrun += ["--max_restarts=1", "--master_port=0", "--monitor_interval=0.2", "-m"]
+    group = start(home, *torchrun, "llmrec_cli", "sft", *words, "launch.processes=5", hook=hook)
+    _, said = group.communicate(timeout=150)
+    assert group.returncode == 0, said
+    assert once.exists()
+    assert "resumed from" in said
+    assert outcome(home, no_orphans)["processes"] == 2
+    assert losses(home, no_orphans) == losses(home, "quickstart")
+
+
+def test_accelerate_launch_is_joined(home: Path, no_orphans: str) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    group = start(home, *launcher, "-m", "llmrec_cli", "sft", *fresh(home, no_orphans), TWO)
+    _, said = group.communicate(timeout=120)
+    assert group.returncode == 0, said
+    assert outcome(home, no_orphans)["processes"] == 1
+
+
+def test_a_config_file_that_is_not_there(home: Path) -> None:
+    done = llmrec(home, "sft", *WORDS, "name=config", "--accelerate-config", "none.yaml")
+    assert done.returncode == 2
+    assert "--accelerate-config none.yaml: no such file" in done.stderr
+
+
+def test_only_one_llmrec_works_in_a_run(home: Path, no_orphans: str) -> None:
+    words = fresh(home, no_orphans)
+    first = start(home, "sft", *words, "train.epochs=200")
+    wait_for(lambda: (home / "runs" / no_orphans / "sft/metrics.jsonl").is_file())
+    second = llmrec(home, "sft", *words, "train.epochs=200", "--resume")
+    first.kill()
+    first.communicate(timeout=20)
+    assert second.returncode == 2
+    assert "another llmrec is working in it" in second.stderr
+
+
+def test_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = "torch.cuda.device_count"
+    monkeypatch.setattr(count, lambda: 0)
+    assert processes(LaunchSection()) == 1
+    assert processes(LaunchSection(processes=3)) == 3
+    monkeypatch.setattr(count, lambda: 4)
+    assert processes(LaunchSection()) == 4
+    assert processes(LaunchSection(device="cpu")) == 1
+    with pytest.raises(RecipeError, match="processes = 5: 4 GPUs are visible"):
+        processes(LaunchSection(processes=5))
+
+
+def test_a_restart_by_the_cluster_means_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        assert not restarted()
+        monkeypatch.setenv(name, "0")
+        assert not restarted()
+        monkeypatch.setenv(name, "1")
+        assert restarted()
+        monkeypatch.delenv(name)
