@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli import cli
+from llmrec_cli import exits
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 
 COMMANDS = ("prepare", "validate", "baseline", "sft", "align", "eval", "run", "sample")
@@ -43,8 +43,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (OSError(28, "No space left on device", "out"), 3),
         (MemoryError(), 3),
         (NumbersError("step 3"), 4),
-        (cli._Stopped(signal.SIGINT), 130),
-        (cli._Stopped(signal.SIGTERM), 143),
+        (exits._Stopped(signal.SIGINT), 130),
+        (exits._Stopped(signal.SIGTERM), 143),
         (RuntimeError("surprise"), 1),
     ],
 )
@@ -60,7 +60,7 @@ def test_every_exception_is_one_line_and_its_documented_code(
     def command() -> None:
         raise error
 
-    assert cli.guarded(command) == code
+    assert exits.guarded(command) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
@@ -74,7 +74,7 @@ def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
     def command() -> None:
         raise DataError("title '[/] [bold]x[/bold] \x1b[31mred' is odd")
 
-    assert cli.guarded(command) == 2
+    assert exits.guarded(command) == 2
     shown = capsys.readouterr().err
     assert "[/] [bold]x[/bold]" in shown
     assert "\x1b" not in shown

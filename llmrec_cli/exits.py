@@ -1,0 +1,113 @@
+"""How a command ends: every exception and signal becomes one line on stderr and an exit code.
+
+The codes are those of the README ("Exit codes") and ``errors.py``.  A rank of a group leaves its
+line to the process that launched it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from llmrec_cli.engine.launch import is_rank, note_failure
+from llmrec_cli.engine.stop import SIGNALS
+from llmrec_cli.errors import LlmrecError, MachineError
+from llmrec_cli.report.text import plain
+
+err = Console(stderr=True, highlight=False)
+
+_MEMORY = (
+    "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
+)
+_ALONE = (
+    "another process of the group ended, or gave no answer within launch.timeout seconds; go on "
+    "with --resume"
+)
+
+
+def ended(command: Callable[[], object]) -> int:
+    """Run ``command`` with signals turned into exit codes too; afterwards they are ignored."""
+    for number in SIGNALS:
+        signal.signal(number, _on_signal)
+    code = guarded(command)
+    for number in SIGNALS:  # what is left to do is to go
+        signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run ``command``; turn every exception into one line on stderr and an exit code."""
+    try:
+        command()
+    except LlmrecError as error:
+        return _fail(str(error), error.exit_code)
+    except _Stopped as stop:
+        name = "interrupted" if stop.number == signal.SIGINT else "terminated"
+        return _fail(f"{name}; go on with --resume", 128 + stop.number, secondary=True)
+    except (MemoryError, OSError) as error:
+        return _fail(_machine_line(error), MachineError.exit_code)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except Exception as error:
+        if _out_of_memory(error):
+            return _fail(_MEMORY, MachineError.exit_code)
+        if is_rank() and _left_alone(error):
+            return _fail(_ALONE, MachineError.exit_code, secondary=True)
+        return _bug(error)
+    return 0
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; not a KeyboardInterrupt, which typer would swallow."""
+
+    def __init__(self, number: int) -> None:
+        self.number = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+
+
+def _on_signal(number: int, frame: object) -> NoReturn:
+    raise _Stopped(number)
+
+
+def _fail(message: str, code: int, *, secondary: bool = False) -> int:
+    if note_failure(message, code, secondary=secondary):
+        return code  # whoever started this rank prints it
+    words = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    lines = f"{' '.join(['llmrec', *words])}: error: {message}".split("\n")
+    err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
+    return code
+
+
+def _machine_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the machine'}: {error.strerror or error}"
+    return _MEMORY
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch's own ways to say so, on a GPU and on the CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
+def _left_alone(error: Exception) -> bool:
+    """Whether a collective failed because another process of the group is gone or silent."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    signs = ("gloo", "NCCL", "closed by peer", "reset by peer", "Timed out")
+    is_runtime = isinstance(error, RuntimeError)
+    return "DistError" in names or (is_runtime and any(sign in str(error) for sign in signs))
+
+
+def _bug(error: Exception) -> int:
+    log = Path("debug.log")
+    try:
+        log.write_text("".join(traceback.format_exception(error)))
+        where = f"the traceback is in {log.resolve()}; please report it"
+    except OSError:
+        where = "please report it"
+    return _fail(f"a bug of llmrec ({type(error).__name__}: {error}); {where}", 1)
