@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from commands import TINY, llmrec, ok
 
+from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.engine.launch import processes, restarted
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe import LaunchSection
@@ -23,18 +24,35 @@ WORDS = ["quickstart", *TINY, "train.save_every=1", "launch.timeout=60"]
 TWO = "launch.processes=2"
 
 FAILING = '''
-"""Loaded by every Python process of a test: makes the second rank fail at its third update."""
+"""Loaded by every Python process of a test: the second rank does something at its third update."""
 import os, sys
 
 if os.environ.get("RANK") == "1":
     from llmrec_cli.engine import loop
 
-    def broken(job, module, optimizer, collate, position, stop, update=loop._update):
+    def broken(job, module, optimizer, collate, position, update=loop._update):
         if position.step == 2:
             {what}
-        return update(job, module, optimizer, collate, position, stop)
+        return update(job, module, optimizer, collate, position)
 
     loop._update = broken
+'''
+SLOW = '''
+"""Loaded by every Python process of a test: a checkpoint takes three seconds to be written."""
+import os, time
+
+if os.environ.get("RANK") == "0":
+    from llmrec_cli.engine import checkpoint
+
+    def slow(folder, fill, write=checkpoint.write_folder):
+        def slowly(temporary):
+            fill(temporary)
+            (temporary.parent / "saving").touch()
+            time.sleep(3)
+
+        write(folder, slowly)
+
+    checkpoint.write_folder = slow
 '''
 
 
@@ -56,10 +74,10 @@ def fresh(home: Path, name: str) -> list[str]:
 
 
 def start(home: Path, *words: str, hook: str = "") -> subprocess.Popen[str]:
-    """Start a command in its own process group; ``hook`` is what the second rank does."""
+    """Start a command in its own process group, ``hook`` loaded by each of its processes."""
     environment = dict(os.environ)
     if hook:
-        (home / "sitecustomize.py").write_text(FAILING.format(what=hook))
+        (home / "sitecustomize.py").write_text(hook)
         environment["PYTHONPATH"] = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
     command = words if words[0] == sys.executable else (sys.executable, "-m", "llmrec_cli", *words)
     return subprocess.Popen(
@@ -138,7 +156,7 @@ def test_a_group_says_things_once_and_does_the_work_together(home: Path) -> None
 def test_a_failing_rank_ends_all_with_its_one_line(
     home: Path, no_orphans: str, hook: str, code: int, message: str
 ) -> None:
-    done = start(home, "sft", *fresh(home, no_orphans), TWO, hook=hook)
+    done = start(home, "sft", *fresh(home, no_orphans), TWO, hook=FAILING.format(what=hook))
     _, said = done.communicate(timeout=120)
     assert done.returncode == code, said
     errors = [line for line in said.splitlines() if "error" in line.lower()]
@@ -161,7 +179,7 @@ def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
     else:
         os.kill(group.pid, number)
     time.sleep(0.3)
-    os.kill(group.pid, number)  # a second one does no harm
+    os.kill(group.pid, signal.SIGTERM)  # a second one does no harm, and the first one counts
     _, said = group.communicate(timeout=60)
     assert group.returncode == (130 if number == signal.SIGINT else 143), said
     assert said.strip().splitlines()[-1].endswith("go on with --resume")
@@ -169,6 +187,24 @@ def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
     if number == signal.SIGTERM:
         ok(llmrec(home, "sft", *words, TWO, "--resume"))
         assert losses(home, no_orphans) == losses(home, "quickstart")
+
+
+def test_a_second_signal_during_the_save_leaves_the_checkpoint_whole(
+    home: Path, no_orphans: str
+) -> None:
+    words = [*fresh(home, no_orphans), "train.save_every=1000"]
+    group = start(home, "sft", *words, TWO, hook=SLOW)
+    folder = home / "runs" / no_orphans / "sft"
+    metrics = folder / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text())
+    os.kill(group.pid, signal.SIGTERM)
+    wait_for(lambda: (folder / "checkpoints/saving").exists())
+    os.kill(group.pid, signal.SIGTERM)
+    assert group.wait(timeout=60) == 143  # the launcher waits for the save
+    found = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    assert found.state["step"] == len(losses(home, no_orphans))
+    group.communicate(timeout=60)
 
 
 def test_a_signal_to_one_rank_only_ends_all(home: Path, no_orphans: str) -> None:
@@ -203,7 +239,15 @@ def test_torchrun_is_joined_and_its_restart_goes_on(
     hook += "(p.touch(), os.kill(os.getpid(), 9))"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc_per_node=2", "--max_restarts=1", "-m"]
-    group = start(home, *torchrun, "llmrec_cli", "sft", *words, "launch.processes=5", hook=hook)
+    group = start(
+        home,
+        *torchrun,
+        "llmrec_cli",
+        "sft",
+        *words,
+        "launch.processes=5",
+        hook=FAILING.format(what=hook),
+    )
     _, said = group.communicate(timeout=150)
     assert group.returncode == 0, said
     assert once.exists()

@@ -123,10 +123,10 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = launch_command_parser().parse_args(list(arguments))
+    parsed.signals_to_handle = "SIGHUP"  # torchrun would put its own handlers over those below
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"  # not those below
     with _passed_on(SignalException):
         try:
             launch_command(parsed)

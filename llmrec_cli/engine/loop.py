@@ -27,7 +27,7 @@ from llmrec_cli.engine.optimizer import learning_rate, make_optimizer
 from llmrec_cli.engine.passes import PolicyLoss, Sums, add_sums, equally_many
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.sharding import whole
-from llmrec_cli.engine.stop import SIGNALS, Stop, deferred_signals
+from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.errors import NumbersError
 
 
@@ -55,13 +55,14 @@ def train(job: Job, *, resume: bool) -> Position:
         job.progress.track(job.label, job.steps, position.step, unit="updates") as advance,
     ):
         while position.step < job.steps and not position.stopped and not stop.agreed:
-            row = _update(job, module, optimizer, collate, position, stop)
+            row = _update(job, module, optimizer, collate, position)
             if _due(job, position.step, every=job.section.validate_every * job.steps_per_epoch):
                 row |= _validate(job, module, position)
                 checkpoint_now = True
             else:
                 checkpoint_now = position.step % (job.section.save_every or job.steps) == 0
             log.append(row)
+            stop.agreed = job.ranks.most(stop.asked)
             if checkpoint_now or stop.agreed:
                 log.sync()
                 checkpoints.save(job.policy, optimizer, position.as_json())
@@ -99,7 +100,7 @@ class _Gradients:
 
 
 def _update(
-    job: Job, module: Any, optimizer: Any, collate: Collator, position: Position, stop: Stop
+    job: Job, module: Any, optimizer: Any, collate: Collator, position: Position
 ) -> dict[str, Any]:
     """One optimizer step over one global batch; returns its metrics row."""
     begun = time.perf_counter()
@@ -107,9 +108,8 @@ def _update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    totals = job.ranks.add(found.sums | _flags(norm, stop))
-    arrived = [n for n in SIGNALS if totals.pop(f"signal_{n}")]
-    stop.agreed = arrived[0] if arrived else None
+    bad = (~torch.isfinite(norm)).double()
+    totals = job.ranks.add({**found.sums, "not_finite": bad})
     count = max(totals.pop("count"), 1.0)
     scale = job.ranks.count / count  # data parallelism averages over ranks
     loss, size = totals.pop("total") / count, float(norm) * scale
@@ -132,12 +132,6 @@ def _update(
     epoch = round(position.step / job.steps_per_epoch, 4)
     seconds = round(time.perf_counter() - begun, 4)
     return {"step": position.step, "epoch": epoch, **row, "seconds": seconds}
-
-
-def _flags(norm: Tensor, stop: Stop) -> Sums:
-    """What each rank has to say besides its sums: that its gradient is bad, or a signal came."""
-    flags = {"not_finite": (~torch.isfinite(norm)).double()}
-    return flags | {f"signal_{n}": torch.tensor(float(stop.asked == n)) for n in SIGNALS}
 
 
 def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:

@@ -17,7 +17,7 @@ class Stop:
     """What has arrived, and what all processes agreed on."""
 
     arrived: list[int] = field(default_factory=list)
-    agreed: int | None = None  # the signal that ends the run on every process
+    agreed: int = 0  # the signal that ends the run on every process; 0: none
 
     @property
     def asked(self) -> int:
