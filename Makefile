@@ -25,10 +25,10 @@ check: setup             ## lint, format and types
 	$(BIN)/mypy
 
 benchmark: setup         ## our way beside the peers' way, CI-sized
-	$(BIN)/python -m benchmarks --size ci
+	$(BIN)/python -m benchmarks --size ci --json benchmark-ci.json
 
 benchmark-full: setup    ## the same rows at the sizes that the bars are set for; half an hour
-	$(BIN)/python -m benchmarks --size full
+	$(BIN)/python -m benchmarks --size full --json benchmark-full.json
 
 benchmark-growth: setup  ## how the decoder's time and memory grow: tables and pictures, 15 minutes
 	$(BIN)/python -m benchmarks.growth --size full
@@ -37,5 +37,5 @@ benchmark-gpu: setup     ## the same comparisons on a CUDA device, with a model 
 	$(BIN)/python -m benchmarks.gpu
 
 clean:                   ## everything that the targets above made
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) benchmark-*.json runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find llmrec_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

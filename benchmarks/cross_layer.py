@@ -29,8 +29,8 @@ BAR = 60.0  # at the full size, against per-layer logits
 
 
 SHAPES: dict[Size, Shape] = {
-    "ci": Shape(8_192, 128, 4, 60, 1_500, 500, 2, 10),
-    "full": Shape(128_256, 1_024, 4, 150, 6_000, 2_000, 2, 10),
+    "ci": Shape(8_192, 128, 4, 60, 1_500, 500, repeats=7),
+    "full": Shape(128_256, 1_024, 4, 150, 6_000, 2_000, repeats=3),
 }
 LAYERS = 4
 
@@ -114,10 +114,8 @@ def rows(size: Size) -> list[Row]:
         peer_seconds, our_seconds = alternate(
             lambda e=everywhere: peer(problem, everywhere=e).backward(),
             lambda: ours(problem).backward(),
-            shape.peer_repeats,
+            shape.repeats,
         )
-        spare = shape.our_repeats - shape.peer_repeats  # ours is short: more samples
-        our_seconds += alternate(lambda: None, lambda: ours(problem).backward(), spare)[1]
         found.append(
             Row(
                 f"ILRec head, {LAYERS} layers, legal columns",

@@ -62,7 +62,7 @@ SCALES: dict[Size, Scale] = {
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
         },
-        head=loss_head.Shape(4_096, 32, 2, 10, 300, 100, peer_repeats=2, our_repeats=2),
+        head=loss_head.Shape(4_096, 32, 2, 10, 300, 100, repeats=2),
         rows=2,
         history=2,
         users=(1, 2),
@@ -79,9 +79,7 @@ SCALES: dict[Size, Scale] = {
             "num_attention_heads": 32,
             "num_key_value_heads": 8,
         },
-        head=loss_head.Shape(
-            128_256, 2_048, 16, 200, 6_000, 2_000, peer_repeats=20, our_repeats=20
-        ),
+        head=loss_head.Shape(128_256, 2_048, 16, 200, 6_000, 2_000, repeats=20),
         rows=8,
         history=10,
         users=(1, 8, 32, 128),

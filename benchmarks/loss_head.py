@@ -34,13 +34,12 @@ class Shape:
     prompt: int  # tokens
     items: int
     first_tokens: int  # root fan-out
-    peer_repeats: int
-    our_repeats: int
+    repeats: int
 
 
 SHAPES: dict[Size, Shape] = {
-    "ci": Shape(16_384, 256, 4, 100, 1_500, 500, peer_repeats=3, our_repeats=30),
-    "full": Shape(128_256, 2_048, 16, 200, 6_000, 2_000, peer_repeats=2, our_repeats=20),
+    "ci": Shape(16_384, 256, 4, 100, 1_500, 500, repeats=7),
+    "full": Shape(128_256, 2_048, 16, 200, 6_000, 2_000, repeats=3),
 }
 BAR_RELEASED, BAR_RESPONSE_ONLY = 500.0, 40.0  # at the full size
 
@@ -135,10 +134,8 @@ def _compare(
     del expected
     _clear(problem, to_none=False)  # an optimiser that zeroes gradients in place, for both
     peer_seconds, our_seconds = alternate(
-        lambda: peer(problem).backward(), lambda: ours(problem).backward(), shape.peer_repeats
+        lambda: peer(problem).backward(), lambda: ours(problem).backward(), shape.repeats
     )
-    spare = shape.our_repeats - shape.peer_repeats  # ours is short: more samples for its median
-    our_seconds += alternate(lambda: None, lambda: ours(problem).backward(), spare)[1]
     _clear(problem, to_none=True)
     trained = "trained" if problem.weight_VD.requires_grad else "frozen"
     return Row(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  The ratio of medians is held against ``bar``; ``None``: no bar."""
+    """One comparison.  The median of paired ratios is held against ``bar``; ``None``: no bar."""
 
     name: str
     peer: str  # whose way it is timed against
@@ -20,6 +20,11 @@ class Row:
     bar: float | None
     detail: str = ""
     unit: str = "s"  # of both figures; less is better
+
+    @property
+    def ratios(self) -> list[float]:
+        """The peer's figure over ours, for each time that they were taken in turn."""
+        return [p / o for p, o in zip(self.peer_seconds, self.our_seconds, strict=True)]
 
 
 def alternate(

@@ -33,6 +33,21 @@ def test_a_suite_fails_by_its_answers(
     assert json.loads(file.read_text())["rows"][0]["ratio"] == 3
 
 
+def test_the_ratio_is_that_of_figures_taken_in_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine that drifts does so for both: 2, 2 and 8 times, where medians would say 4."""
+    row = Row("work", "peer", [2.0, 8.0, 8.0], [1.0, 4.0, 1.0], True, bar=None)
+    monkeypatch.setattr(startup, "rows", lambda size: [row])
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "startup", "--json", str(file)])
+    suites.main()
+    (found,) = json.loads(file.read_text())["rows"]
+    assert (found["lowest"], found["ratio"], found["highest"]) == (2, 2, 8)
+    with pytest.raises(ValueError, match="argument 2"):
+        _ = Row("work", "peer", [2.0], [1.0, 1.0], True, bar=None).ratios
+
+
 def test_a_suite_fails_under_its_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     floors = tmp_path / "floors.json"
     floors.write_text('{"work | peer": 2.5}')
