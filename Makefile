@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check benchmark benchmark-full benchmark-growth benchmark-gpu clean setup
+.PHONY: quickstart test check torture benchmark benchmark-full benchmark-growth benchmark-gpu clean setup
 
 setup: $(VENV)/.ready
 
@@ -18,6 +18,10 @@ quickstart: setup        ## the whole pipeline on the embedded sample, on a lapt
 
 test: setup              ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+torture: setup           ## 300 kills and every refused file operation; half an hour, Linux
+	$(BIN)/python -m benchmarks.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture --size full --out benchmarks/results
 
 check: setup             ## lint, format and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,15 +15,24 @@ from typing import Any, BinaryIO
 from llmrec_cli.errors import ArtefactError, MachineError
 
 HASHES = "files.json"
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)$")
 
 
 @contextlib.contextmanager
 def machine_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system error into a MachineError that names the path."""
+    """Turn an operating-system error into a MachineError that names the path.
+
+    Libraries written in Rust (safetensors, tokenizers) raise exceptions of their own for these.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        raise MachineError(f"{path}: cannot be written: {reason}") from error
+    except Exception as error:
+        if (number := _RUST_OS_ERROR.search(str(error))) is None:
+            raise
+        reason = os.strerror(int(number[1]))
         raise MachineError(f"{path}: cannot be written: {reason}") from error
 
 
@@ -64,15 +74,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write torch tensors into a file of a folder that ``write_folder`` fills.
 
     Raises:
-        MachineError: disk full, no permission; the library has its own exception for these.
+        MachineError: disk full, no permission.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with machine_errors(path):
         save_file(dict(tensors), path)
-    except SafetensorError as error:
-        raise MachineError(f"{path}: cannot be written: {error}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -94,9 +101,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
     ``fill(temporary)`` writes the files.  An older folder of that name is replaced.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, retired = (folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old.tmp"))
     with machine_errors(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, retired):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             fill(temporary)
@@ -105,9 +113,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             for name in _names(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(retired)  # half of a folder never bears its name
             temporary.replace(folder)
             sync_folder(folder.parent)
+            shutil.rmtree(retired, ignore_errors=True)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

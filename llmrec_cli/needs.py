@@ -148,9 +148,9 @@ def _completed(
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)
-        mined_in, writes = folder / "negatives", bench.ranks.is_first
-        miner = Miner(ask, upcoming, refresh=wanted.refresh, folder=mined_in, writes=writes)
-        valid_miner = Miner(ask, lambda step, count: known_valid, refresh=0, folder=mined_in)
+        mined_in, mine = folder / "negatives", partial(Miner, ask, writes=bench.ranks.is_first)
+        miner = mine(upcoming, refresh=wanted.refresh, folder=mined_in)
+        valid_miner = mine(lambda *_: known_valid, refresh=0, folder=mined_in / "valid")
     train = DrawnNegatives(sampler, miner, rows_at, steps)
     valid = DrawnNegatives(sampler, valid_miner, lambda step: known_valid, 1)
     return train, lambda rows, step: valid(sampler.usable_rows(_catalogue_rows(rows)), 0)
@@ -195,7 +195,7 @@ def _stored(
         numbers = rows_of_step(len(rows), stage.section.batch, bench.recipe.seed, at)
         return complete([rows[number] for number in ranks.fed(numbers)], at)
 
-    if not store.load():
+    if ranks.most(not store.load()):  # mining is work of all: where one lacks it, all do it again
         steps = updates(len(rows), stage.section)
         with progress.track("reference", steps, unit="updates") as advance:
             computed = []

@@ -17,7 +17,13 @@ from filelock import FileLock, Timeout
 
 from llmrec_cli import __version__
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import machine_errors, read_json, write_atomically, write_json
+from llmrec_cli.files import (
+    check_folder,
+    machine_errors,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_baseline import UNTRAINED
 
@@ -191,15 +197,17 @@ def require_fit(recipe: Recipe, run: str, facts: Mapping[str, Any]) -> None:
 
 
 def require_done(recipe: Recipe, run: str) -> Path:
-    """Folder of a finished run.
+    """Folder of a finished run; a language model's result is intact.
 
     Raises:
-        ArtefactError: it is not there or not finished; the message says what to run.
+        ArtefactError: it is not there or not finished, the message says what to run; or damaged.
     """
     folder = recipe.run_folder(run)
-    if is_done(folder):
-        return folder
     kind, _, name = run.partition("-")
+    if is_done(folder):
+        if kind != "baseline":
+            check_folder(folder / ("model" if recipe.model.tuning == "full" else "adapter"))
+        return folder
     flag = {"sft": "", "align": f" --method {name}", "baseline": f" --model {name}"}[kind]
     state = "is not finished" if folder.exists() else "does not exist"
     hint = " --resume" if folder.exists() else ""

@@ -16,6 +16,7 @@ from llmrec_cli.engine.sharding import like, put, whole
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
+    machine_errors,
     read_json,
     write_folder,
     write_json,
@@ -47,8 +48,7 @@ class Checkpoints:
         self.writes = writes
         self._checked: dict[Path, tuple[Any, ...]] = {}  # intact when they looked like this
         if writes:
-            for leftover in root.glob(".step-*.tmp"):  # of a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._remove_leftovers()  # of a process that was killed
 
     def save(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -72,17 +72,25 @@ class Checkpoints:
         return folder
 
     def prune(self, *, keep: int, best_step: int | None) -> None:
-        """Delete all but the newest ``max(keep, 2)`` intact checkpoints and the best one."""
+        """Delete all but the newest ``max(keep, 2)`` intact checkpoints and the best one.
+
+        Raises:
+            MachineError: the disk refuses.
+        """
         if not self.writes:
             return
         intact = 0
         for folder in reversed(all_of(self.root)):
             if intact >= max(keep, 2) and folder.name != f"step-{best_step}":
-                doomed = folder.with_name(f".{folder.name}.tmp")
-                folder.rename(doomed)  # half of a checkpoint never bears the name of one
-                shutil.rmtree(doomed, ignore_errors=True)
+                with machine_errors(folder):  # half of a checkpoint never bears the name of one
+                    folder.rename(folder.with_name(f".{folder.name}.tmp"))
             elif self.damage(folder) is None:
                 intact += 1
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.root.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def newest(self) -> Found | None:
         """The newest checkpoint whose files are all intact; None where there is none.

@@ -31,7 +31,7 @@ class MetricsLog:
 
     def keep_until(self, step: int) -> None:
         """Drop rows after ``step``: a resumed run writes them again."""
-        if self.writes:
+        if self.writes and self.path.exists():
             rows = [row for row in self.rows() if row["step"] <= step]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(self.path, text.encode())

@@ -8,7 +8,6 @@ continues as if it had never stopped.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -45,7 +44,9 @@ def train(job: Job, *, resume: bool) -> Position:
     log = MetricsLog(job.folder / "metrics.jsonl", writes=job.ranks.is_first)
     if resume:
         position = _resume(job, optimizer, checkpoints, position)
-    log.keep_until(position.step)
+        checkpoints.prune(keep=job.section.keep, best_step=position.best_step)
+    for rows in (log, _bad_updates(job)):
+        rows.keep_until(position.step)
     _start_gradients(job.policy)
     collate = job.collator(job.supply.train_masses)
     if job.ranks.count > 1 and position.step < job.steps:
@@ -184,10 +185,8 @@ def _not_finite(job: Job, position: Position, found: _Gradients, loss: float, no
     numbers = job.ranks.gathered([number for rows in seen for number in rows])
     rows = numbers or _chosen(job, position.step)
     what = f"step {position.step + 1}: loss = {loss}, gradient norm = {norm}"
-    if job.ranks.is_first:
-        note = {"step": position.step + 1, "loss": str(loss), "gradient_norm": str(norm)}
-        with (job.folder / "nonfinite.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(note | {"rows": rows}) + "\n")
+    note = {"step": position.step + 1, "loss": str(loss), "gradient_norm": str(norm)}
+    _bad_updates(job).append(note | {"rows": rows})
     position.skipped += 1
     if job.section.on_nonfinite == "skip" and position.skipped <= job.section.skip_limit:
         job.progress.say(f"{job.label}: {what}; this update was left out")
@@ -195,9 +194,14 @@ def _not_finite(job: Job, position: Position, found: _Gradients, loss: float, no
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     raise NumbersError(
         f"{what}; nothing was updated; training rows concerned: {shown} (all of them in "
-        f"{job.folder / 'nonfinite.jsonl'}); lower the learning rate, look at these rows, or set "
+        f"{_bad_updates(job).path}); lower the learning rate, look at these rows, or set "
         'train.on_nonfinite = "skip"'
     )
+
+
+def _bad_updates(job: Job) -> MetricsLog:
+    """Updates whose loss or gradient was not finite, and their rows."""
+    return MetricsLog(job.folder / "nonfinite.jsonl", writes=job.ranks.is_first)
 
 
 def _chosen(job: Job, step: int) -> list[int]:

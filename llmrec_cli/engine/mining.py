@@ -1,19 +1,20 @@
 """Mining negatives: the first wrong entries that a model itself recommends.
 
 ``refresh = 0`` asks the parent, once for every row that comes up; ``refresh = n`` asks the policy
-every n updates.  What the policy said is written down, so that a resumed run draws from the same.
+every n updates.  What was said is written down: a resumed run draws from the same, to the last bit
+(a score depends, in its last bits, on the rows that are ranked together).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmrec_cli.engine.rows import Row
-from llmrec_cli.files import read_json, write_atomically
+from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 
 Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first
+LISTS = "lists.json"
 Ask = Callable[[Sequence[Row]], list[list[list[int]]]]
 
 
@@ -25,7 +26,7 @@ class Miner:
             the parent, or where ``refresh`` > 0 by the policy as it is then.
         upcoming: the rows of ``updates`` updates from a step on.
         refresh: updates between two questions; 0: a row's answer stays for the whole run.
-        folder: where refreshed lists are kept.
+        folder: where the lists are kept.
         writes: whether this process keeps them; all processes ask together.
     """
 
@@ -52,21 +53,30 @@ class Miner:
         """The lists of these rows, which belong to update ``step``."""
         begun = step - step % self.ahead
         if begun != self._from:
-            self._open(begun)
+            all_count = self._from is None and not self.refresh  # a resumed run's earlier ones too
+            for at in range(0 if all_count else begun, begun + 1, self.ahead):
+                self._open(at)
         return {row.number: self._known[row.number] for row in rows}
 
     def _open(self, begun: int) -> None:
-        self._from = begun
-        path = self.folder / f"step-{begun}.json"
-        if self.refresh and path.is_file():
-            self._known = {int(number): lists for number, lists in read_json(path).items()}
-            return
+        """Know the lists of the updates from ``begun`` on.
+
+        Raises:
+            ArtefactError: what was written down is damaged.
+        """
         known = {} if self.refresh else self._known
+        path = self.folder / f"step-{begun}"
+        if path.is_dir():
+            check_folder(path)
+            said = {int(number): lists for number, lists in read_json(path / LISTS).items()}
+        else:
+            said = self._asked(begun, known)
+            if said and self.writes:
+                write_folder(path, lambda temporary: write_json(temporary / LISTS, said))
+        self._from, self._known = begun, known | said
+
+    def _asked(self, begun: int, known: Lists) -> Lists:
         asked = {row.number: row for row in self.upcoming(begun, self.ahead)}
         fresh = [row for number, row in asked.items() if number not in known]
-        self._known = known | {
-            row.number: lists for row, lists in zip(fresh, self.ask(fresh), strict=True)
-        }
-        if self.refresh and self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(self._known).encode())
+        answers = self.ask(fresh) if fresh else []
+        return {row.number: lists for row, lists in zip(fresh, answers, strict=True)}

@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import AnyRow, PairRow, Row
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+from llmrec_cli.files import (
+    check_folder,
+    read_json,
+    write_folder,
+    write_json,
+    write_safetensors,
+)
 from llmrec_cli.methods.contract import Batch, Forward, Head
 
 LogProbs = Callable[[Forward, Batch], Tensor]
@@ -133,7 +139,8 @@ class Store:
             self._arrays[f"negatives-{step}"] = np.asarray(negatives, dtype=np.int32)
 
         def fill(temporary: Path) -> None:
-            save_file(self._arrays, temporary / STORED)
+            tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+            write_safetensors(temporary / STORED, tensors)
             write_json(temporary / "facts.json", self.facts)
 
         write_folder(self.folder, fill)

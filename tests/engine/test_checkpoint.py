@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import job
 from torch import nn
 
+from benchmarks.operations import announced
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.checkpoint import Checkpoints
+from llmrec_cli.engine.loop import train
 from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.files import check_folder
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -85,6 +90,60 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         Checkpoints(tmp_path).save(model, optimizer, {"step": step})
     Checkpoints(tmp_path).prune(keep=1, best_step=2)
     assert [p.name for p in checkpoint.all_of(tmp_path)] == ["step-2", "step-10", "step-11"]
+
+
+def test_a_damaged_one_does_not_count_and_the_best_is_kept_even_so(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    for step in (1, 2, 3, 4, 5):
+        Checkpoints(tmp_path).save(model, optimizer, {"step": step})
+    for step in (1, 4):
+        damage_flip(tmp_path / f"step-{step}" / checkpoint.WEIGHTS)
+    Checkpoints(tmp_path).prune(keep=2, best_step=1)
+    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["step-1", "step-3", "step-4", "step-5"]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_at_no_instant_are_there_fewer_than_two_or_is_the_best_gone(
+    tmp_path: Path, keep: int
+) -> None:
+    """Looked at before every single file operation of a whole run."""
+    root, seen = tmp_path / "checkpoints", [0]
+
+    def look(name: str, path: str) -> None:
+        valid = {}
+        for folder in checkpoint.all_of(root):
+            check_folder(folder)  # what bears the name of a checkpoint is one
+            valid[int(folder.name[5:])] = json.loads((folder / checkpoint.STATE).read_text())
+        assert len(valid) >= min(max(seen), 2)
+        seen.append(len(valid))
+        best = valid[max(valid)]["best_step"] if valid else None
+        assert best is None or best in valid
+
+    scores = iter([0.1, 0.9, 0.4, 0.3, 0.2, 0.1])
+    running = job(tmp_path, epochs=6, save_every=1, keep=keep)
+    object.__setattr__(running, "rank_valid", lambda: {"ndcg@2": next(scores)})
+    with announced(look):
+        train(running, resume=False)
+    assert len(seen) > 18 * 20
+    assert max(seen) == max(keep, 2) + 2  # the best, and the newest before the oldest goes
+
+
+def test_everything_is_durable_before_it_has_its_name(tmp_path: Path) -> None:
+    done: list[tuple[str, str]] = []
+
+    def note(name: str, path: str) -> None:
+        if path.startswith("descriptor"):
+            path = os.readlink(f"/proc/self/fd/{path.split()[1]}")
+        done.append((name, os.path.relpath(path, tmp_path)))
+
+    model, optimizer = trained()
+    with announced(note):
+        Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
+    committed = done.index(("rename", ".step-1.tmp"))
+    synced = {path for name, path in done[:committed] if name == "fsync"}
+    files = [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, "files.json"]
+    assert synced >= {".step-1.tmp", *(f".step-1.tmp/{file}" for file in files)}
+    assert ("fsync", ".") in done[committed:]
 
 
 def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_rubbish(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +16,15 @@ from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import add_lora, build_scratch
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.recipe import Lora, ModelSection, ScratchModel
+from llmrec_cli.needs import _stored
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe import Lora, ModelSection, ScratchModel, TrainSection
 from llmrec_cli.tensors.trie import build_trie
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
@@ -178,8 +183,11 @@ def test_the_parent_is_asked_once_for_every_row(tmp_path: Path) -> None:
     mined = miner(tmp_path / "negatives", asked, refresh=0)
     for step in range(6):
         mined.lists([ROWS[step % 3]], step)
-    assert sorted(number for part in asked for number in part) == [0, 1, 2]
-    assert not (tmp_path / "negatives").exists()
+    assert asked == [[0, 1], [2]]
+    resumed = miner(tmp_path / "negatives", asked, refresh=0)
+    for step in (5, 1):
+        assert resumed.lists([ROWS[step % 3]], step) == mined.lists([ROWS[step % 3]], step)
+    assert len(asked) == 2  # read, not asked again in other company
 
 
 def test_the_policy_is_asked_every_refresh_and_its_answer_is_kept(tmp_path: Path) -> None:
@@ -190,3 +198,22 @@ def test_the_policy_is_asked_every_refresh_and_its_answer_is_kept(tmp_path: Path
     resumed = miner(tmp_path / "negatives", asked, refresh=2)
     assert resumed.lists([ROWS[0]], 3) == first[3]
     assert len(asked) == 2  # read, not asked again
+
+
+@pytest.mark.parametrize("others_lack", [False, True])
+def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
+    tmp_path: Path, others_lack: bool
+) -> None:
+    """Killed between two ranks' writing: mining is the work of all, so all come to it again."""
+    Store(tmp_path / "reference-0-of-2", {}).save([[replace(ROWS[0], reference=np.zeros(3))]])
+    ranks = SimpleNamespace(index=0, count=2, fed=list, most=lambda lacks: lacks or others_lack)
+    bench = SimpleNamespace(ranks=ranks, recipe=SimpleNamespace(seed=0), pairs=None)
+    stage: Any = SimpleNamespace(bench=bench, section=TrainSection(batch=1, epochs=1))
+    asked: list[int] = []
+
+    def complete(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        asked.append(step)
+        return [replace(row, reference=np.zeros(3)) for row in rows]
+
+    _stored(stage, complete, ROWS[:1], tmp_path / "reference", {}, list, Silent())
+    assert asked == ([0] if others_lack else [])

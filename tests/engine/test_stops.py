@@ -1,0 +1,185 @@
+"""Stopping anywhere: a resumed run has the same state, and feeds the same batches ever after."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import CATALOGUE, final_state, job, metrics, rows
+
+from llmrec_cli.data.leaves import gather_leaves
+from llmrec_cli.engine import loop
+from llmrec_cli.engine.batches import rows_of_step
+from llmrec_cli.engine.checkpoint import Checkpoints
+from llmrec_cli.engine.job import Job
+from llmrec_cli.engine.loop import train
+from llmrec_cli.engine.mining import Miner
+from llmrec_cli.engine.negatives import NegativeSampler, Users
+from llmrec_cli.engine.passes import PolicyLoss
+from llmrec_cli.engine.rows import AnyRow, Row
+from llmrec_cli.engine.supply import DrawnNegatives, Supply
+from llmrec_cli.methods.contract import Negatives
+
+EPOCHS, PER_EPOCH, REFRESH = 19, 3, 2
+LAST = EPOCHS * PER_EPOCH - 1
+STOPS = {  # (update, forward pass of it) in which the run dies; one start after the other
+    "at the first step": [(0, 0)],
+    "after the first step": [(1, 0)],
+    "in the middle of an accumulation": [(3, 1)],
+    "in the middle of an epoch": [(4, 0)],
+    "at the end of an epoch": [(6, 0)],
+    "in the last step": [(LAST, 1)],
+    "twice in one epoch": [(4, 1), (5, 0)],
+}
+Fed = dict[int, list[tuple[int, tuple[tuple[int, ...], ...]]]]
+"""Of each update, the rows' numbers and their negatives."""
+
+
+class Killed(Exception):
+    pass
+
+
+def mined_job(folder: Path, fed: Fed) -> Job:
+    """A job with the state of adaptive tau, dropout, and negatives that the policy itself finds."""
+    running = job(folder, "ats", epochs=EPOCHS, micro_batch=3, save_every=2, validate_every=2)
+    leaves = gather_leaves(pd.DataFrame({"count": range(7)}), np.arange(len(CATALOGUE)))
+    wanted = Negatives(k=2, draw="model", pool=4, refresh=REFRESH)
+    users = Users({0: "ann"}, {0: frozenset()}, {})
+
+    def ask(asked: Sequence[Row]) -> list[list[list[int]]]:
+        """Lists that change with the last bit of the policy's weights."""
+        bits = running.policy.head().weight_VD.detach().numpy().tobytes()
+        draw = np.random.default_rng(list(bits))
+        return [[draw.permutation(7).tolist() for _ in row.targets] for row in asked]
+
+    def rows_at(step: int) -> list[Row]:
+        return [rows()[n] for n in rows_of_step(22, 8, running.seed, step)]
+
+    miner = Miner(
+        ask,
+        lambda step, count: [row for at in range(step, step + count) for row in rows_at(at)],
+        refresh=REFRESH,
+        folder=folder / "negatives",
+    )
+    drawn = DrawnNegatives(NegativeSampler(wanted, leaves, users, 3), miner, rows_at, PER_EPOCH)
+
+    def served(part: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        completed = drawn(part, step)
+        fed[step] = [(row.number, row.negatives) for row in completed if isinstance(row, Row)]
+        return completed
+
+    return replace(running, supply=Supply(train=served))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fed]:
+    folder, fed = tmp_path_factory.mktemp("straight"), Fed()
+    train(mined_job(folder, fed), resume=False)
+    return folder, fed
+
+
+def dies_in(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process of the next run die in a forward pass of an update."""
+    forward, update = PolicyLoss.forward, loop._update
+    at = {"step": -1, "pass": 0}
+
+    def watched(*args: Any) -> Any:
+        at.update({"step": args[4].step, "pass": 0})
+        return update(*args)
+
+    def dying(self: PolicyLoss, *args: Any) -> Any:
+        if (at["step"], at["pass"]) == (step, number) and torch.is_grad_enabled():
+            raise Killed
+        at["pass"] += torch.is_grad_enabled()
+        return forward(self, *args)
+
+    monkeypatch.setattr(loop, "_update", watched)
+    monkeypatch.setattr(PolicyLoss, "forward", dying)
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_state_and_batches_are_those_of_a_run_that_never_stopped(
+    straight: tuple[Path, Fed], tmp_path: Path, name: str
+) -> None:
+    for start, (step, number) in enumerate(STOPS[name]):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            dies_in(step, number, monkeypatch)
+            with pytest.raises(Killed):
+                train(mined_job(tmp_path, {}), resume=start > 0)
+    fed: Fed = {}
+    train(mined_job(tmp_path, fed), resume=True)
+    folder, expected = straight
+    assert metrics(tmp_path) == metrics(folder)
+    assert final_state(tmp_path) == final_state(folder)
+    assert list(fed) == [step for step in expected if step >= min(fed)]
+    assert fed == {step: expected[step] for step in fed}
+    assert len(fed) >= 50 or name == "in the last step"
+
+
+def test_what_the_last_pruning_did_not_delete_goes_after_a_resume(
+    straight: tuple[Path, Fed], tmp_path: Path
+) -> None:
+    prune = Checkpoints.prune
+
+    def dying(self: Checkpoints, *, keep: int, best_step: int | None) -> None:
+        if (self.root / f"step-{LAST + 1}").exists():
+            raise Killed
+        prune(self, keep=keep, best_step=best_step)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Checkpoints, "prune", dying)
+        with pytest.raises(Killed):
+            train(mined_job(tmp_path, {}), resume=False)
+    train(mined_job(tmp_path, {}), resume=True)
+    kept = [{p.name for p in (f / "checkpoints").iterdir()} for f in (tmp_path, straight[0])]
+    assert kept[0] == kept[1]
+
+
+def test_an_update_that_was_left_out_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between such an update and the checkpoint behind it, the run comes to it again."""
+    backward = loop._backward
+
+    def poisoned(*args: Any) -> Any:
+        found = backward(*args)
+        if args[3].step == 2:
+            found.sums["total"] = found.sums["total"] * math.nan
+        return found
+
+    def running() -> Job:
+        return job(tmp_path, save_every=2, on_nonfinite="skip")
+
+    monkeypatch.setattr(loop, "_backward", poisoned)
+    with pytest.MonkeyPatch.context() as patched:
+        dies_in(3, 0, patched)
+        with pytest.raises(Killed):
+            train(running(), resume=False)
+    train(running(), resume=True)
+    noted = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in noted] == [3]
+    assert [row["step"] for row in metrics(tmp_path) if row.get("skipped")] == [3]
+
+
+def test_a_position_hidden_in_a_generator_would_be_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: without a seed of its own for every step, dropout differs after a resume."""
+    monkeypatch.setattr(loop, "_step_seed", lambda *_: 0)  # and then, where it was used:
+    reseed = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: reseed(seed) if seed else None)
+    train(mined_job(tmp_path / "straight", {}), resume=False)
+    with pytest.MonkeyPatch.context() as patched:
+        dies_in(4, 0, patched)
+        with pytest.raises(Killed):
+            train(mined_job(tmp_path / "stopped", {}), resume=False)
+    train(mined_job(tmp_path / "stopped", {}), resume=True)
+    assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")
