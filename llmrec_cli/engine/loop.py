@@ -88,7 +88,7 @@ def _settle(job: Job, module: Any, optimizer: Any, collate: Collator, position: 
     Data parallelism lays out its buckets anew after its first exchange, and among three ranks or
     more the last bits of a sum depend on the layout: a resumed run must not differ in that.
     """
-    _backward(job, module, collate, position, counts=False)
+    _backward(job, module, collate, position, idle=True)
     optimizer.zero_grad(set_to_none=False)
 
 
@@ -144,15 +144,15 @@ def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:
 
 
 def _backward(
-    job: Job, module: Any, collate: Collator, position: Position, *, counts: bool = True
+    job: Job, module: Any, collate: Collator, position: Position, *, idle: bool = False
 ) -> _Gradients:
-    """Gradients of the global batch's summed loss (``counts``), averaged over ranks."""
+    """Gradients of the global batch's summed loss, averaged over ranks; ``idle``: of nothing."""
     ranks = job.ranks
     torch.manual_seed(_step_seed(job.seed, position.step, ranks.index))
     job.policy.train()
     chosen = [job.train_rows[i] for i in _chosen(job, position.step)]
     completed = job.supply.train(ranks.fed(chosen), position.step)
-    passes = collate.split(completed, job.limits) if counts and ranks.share(chosen) else []
+    passes = [] if idle or not ranks.share(chosen) else collate.split(completed, job.limits)
     found = _Gradients()
     for rows, counts, last in equally_many(job, passes, completed[:1]):
         micro = job.supply.complete(collate(rows).to(ranks.device))
