@@ -1,16 +1,19 @@
 # Every target sets up what it needs: a machine with Python 3.11+ and make is enough.
+# EXTRAS=dev,spark also installs pyspark (half a gigabyte); with it and Java, Spark is tested too.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+EXTRAS ?= dev
+READY  := $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: quickstart test check torture benchmark benchmark-full benchmark-growth benchmark-gpu clean setup
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("llmrec needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 quickstart: setup        ## the whole pipeline on the embedded sample, on a laptop CPU

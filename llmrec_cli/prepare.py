@@ -16,29 +16,33 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from llmrec_cli.data.catalog import catalogue, name_items
-from llmrec_cli.data.columns import COUNT, ITEM_ID
-from llmrec_cli.data.dislikes import dislikes, training_ends, with_disliked
+from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
+from llmrec_cli.data.engines import engine_of
 from llmrec_cli.data.facts import Made, facts
 from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, settled
 from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
+from llmrec_cli.data.order import ordered
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
-from llmrec_cli.data.split import encode, has_clock, rows_of, sampled, split_log, training_counts
+from llmrec_cli.data.rows import write_rows
+from llmrec_cli.data.split import cut_of, has_clock, require_clock
 from llmrec_cli.data.store import (
     Prepared,
     check_fits,
     fingerprint,
     load_prepared,
     staging,
-    write_prepared,
+    write_items,
+    write_manifest,
+    write_split,
 )
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_data import DataSection
 
+Progress = Callable[[str], None]
 
-def prepare(
-    recipe: Recipe, locate: Locate, progress: Callable[[str], None] = lambda _: None
-) -> Prepared:
+
+def prepare(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None) -> Prepared:
     """Prepare the data of a recipe, or reuse the folders where that was done before.
 
     Another domain's data to evaluate on (``[eval.data]``) get a folder of their own.
@@ -52,7 +56,7 @@ def prepare(
         RecipeError: a file or column that the format needs is not named.
         DataError: the sources, or a folder that was prepared from something else.
         ArtefactError: a folder that was prepared before and has changed since.
-        MachineError: the disk refuses.
+        MachineError: the disk refuses, or the engine that is asked for fails or is missing.
     """
     prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
     if recipe.eval.data is not None:
@@ -62,67 +66,83 @@ def prepare(
 
 
 def _prepare(
-    section: DataSection,
-    seed: int,
-    folder: Path,
-    locate: Locate,
-    progress: Callable[[str], None],
+    section: DataSection, seed: int, folder: Path, locate: Locate, progress: Progress
 ) -> Prepared:
     progress("checking the sources")
+    require_clock(section)
     asked = fingerprint(section, seed, locate)
     if folder.exists():
         check_fits(folder, asked)
         return load_prepared(folder, reused=True)
 
+    messages = folder.with_name(f"{folder.name}.spark.log")
     with staging(folder) as stage, TemporaryDirectory(dir=stage) as temporary:
         scratch = Path(temporary)
-        progress("reading")
-        source = read(section, locate, scratch)
-        if source.interactions is None:
-            made = take_rows(source.rows or {}, source.items, section, seed)
-        else:
-            trail = Trail(scratch, progress)
-            made = make_rows(source.interactions, source.items, section, seed, trail)
-        progress("writing")
-        write_prepared(
-            stage, made.items, made.splits, asked | facts(made, source.notes, section.files())
-        )
+        with engine_of(section, messages) as engine:
+            progress("reading")
+            source = read(section, locate, scratch)
+            if source.interactions is None:
+                progress("writing")
+                made = take_rows(source.rows or {}, source.items, section, seed, stage)
+            else:
+                trail = Trail(engine, scratch, progress)
+                made = make_rows(source.interactions, source.items, section, seed, trail, stage)
+        write_items(stage, made.items)
+        told = facts(made, stage, source.notes, section.files())
+        write_manifest(stage, made.splits, asked | told)
     return load_prepared(folder)
 
 
 def make_rows(
-    interactions: Path, known: pl.DataFrame, section: DataSection, seed: int, trail: Trail
+    interactions: Path,
+    known: pl.DataFrame,
+    section: DataSection,
+    seed: int,
+    trail: Trail,
+    folder: Path,
 ) -> Made:
-    """Clean a log of interactions, name its items, and cut it into rows."""
-    log = eligible(interactions, section, trail)
-    named = name_items(item_ids(log), known, section)
-    ordered = settled(log, named.items[ITEM_ID], section, trail)
+    """Clean a log of interactions, name its items, and cut it into rows, written to ``folder``.
 
-    items = catalogue(named.items.join(ordered, on=ITEM_ID, how="semi"), section)
-    encoded = encode(ordered, items)
-    parts = split_log(encoded, section, seed)
-    windows = sampled(parts, section, seed)
-    splits = {name: rows_of(encoded, part) for name, part in windows.items()}
-    if section.min_rating is not None:
-        bad = badly_rated(interactions, section.min_rating, section)
-        disliked = dislikes(bad, encoded, items)
-        ends = training_ends(encoded, parts, section.split)
-        splits = with_disliked(splits, windows, disliked, encoded, ends)
-    counts = training_counts(encoded, windows["train"], len(items))
+    The log stays in files of the engine until its rows are cut, in one pass.  In memory here are
+    the catalogue (items that occur, with their titles) and a batch of users.
+    """
+    engine, scratch, lowest = trail.engine, trail.scratch, section.min_rating
+    everything = engine.scan(interactions)
+    log = eligible(everything, section, trail)
+    named = name_items(item_ids(log, engine, scratch / "ids"), known, section)
+    log = settled(log, named, section, trail)
+
+    left = item_ids(log, engine, scratch / "ids").to_frame()
+    items = catalogue(named.items.join(left, on=ITEM_ID, how="semi"), section)
+    trail.progress("ordering")
+    cut = cut_of(log, trail.steps[-1].interactions, section, seed, engine, scratch / "moments")
+    by_user = ordered(log, items, engine, scratch / "by-user")
+    bad = None
+    if lowest is not None:
+        bad = ordered(badly_rated(everything, lowest, section), items, engine, scratch / "bad")
+    trail.progress("writing")
+    tally = write_rows(by_user, bad, cut, section.history, len(items), engine, folder)
     return Made(
         named=named,
-        items=items.with_columns(pl.Series(COUNT, counts)),
-        splits=splits,
-        log=encoded,
+        items=items.with_columns(pl.Series(COUNT, tally.count_I)),
+        splits=SPLITS,
+        tied=tally.ties(),
         clock=has_clock(section),
         cleaning=[asdict(step) for step in trail.steps],
     )
 
 
 def take_rows(
-    rows: Mapping[str, pl.DataFrame], known: pl.DataFrame, section: DataSection, seed: int
+    rows: Mapping[str, pl.DataFrame],
+    known: pl.DataFrame,
+    section: DataSection,
+    seed: int,
+    folder: Path,
 ) -> Made:
-    """Name the items of rows that come split, and encode the rows as they are."""
+    """Name the items of rows that come split, and write the rows as they are to ``folder``.
+
+    Such sources are held in memory, whatever the engine: nothing about them is relational.
+    """
     if section.format == "rank-pairs" and "valid" not in rows:
         rows = hold_out(rows, seed)
     # MSL's title list is the catalogue; other metadata lists a whole shop.
@@ -130,12 +150,13 @@ def take_rows(
     named = name_items(occurring(rows, listed), known, section)
     items = catalogue(named.items, section)
     splits, cleaning = given_rows(rows, items, section, seed)
-    counts = pair_counts(splits["train"], len(items))
+    for name, part in splits.items():
+        write_split(folder, name, part)
     return Made(
         named=named,
-        items=items.with_columns(pl.Series(COUNT, counts)),
-        splits=splits,
-        log=None,
+        items=items.with_columns(pl.Series(COUNT, pair_counts(splits["train"], len(items)))),
+        splits=tuple(in_order(splits)),
+        tied=None,
         clock=has_clock(section),
         cleaning=cleaning,
     )

@@ -72,6 +72,20 @@ class Sample(Section):
     test: int | None = Field(default=None, ge=1, description="test rows")
 
 
+class SparkSection(Section):
+    """`[data.spark]`: where Spark runs; absent: as ``spark-submit`` or Spark's own files say."""
+
+    master: str | None = Field(
+        default=None, description='Spark master: "local[8]", "yarn", "spark://host:7077", ...'
+    )
+    options: dict[str, str] = Field(
+        default={},
+        description='Spark settings, e.g. { "spark.driver.memory" = "4g" }; all values are strings',
+    )
+
+
+CIRCUMSTANCES = ("engine", "memory", "spark")  # keys of [data] that no prepared byte depends on
+
 DataFormat = Literal[
     "amazon2014",
     "amazon2018",
@@ -139,6 +153,15 @@ class DataSection(Section):
     )
     few_shot_users: int = Field(default=100, ge=1, description="training users of split few-shot")
     sample: Sample = Field(default=Sample(), description="rows to keep of each split")
+    engine: Literal["polars", "spark"] = Field(
+        default="polars",
+        description="who cleans and orders interactions: this process, or Apache Spark for what "
+        "outgrows a machine; the prepared folder is the same, byte for byte",
+    )
+    memory: int = Field(
+        default=1024, ge=64, description="MiB that polars fills before it spills to disk"
+    )
+    spark: SparkSection = Field(default=SparkSection(), description="where Spark runs")
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> DataSection:
@@ -154,6 +177,8 @@ class DataSection(Section):
         if given != (self.split == "given"):
             expected = '"given"' if given else '"leave-one-out", "global-time" or "few-shot"'
             raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
+        if self.spark != SparkSection() and self.engine != "spark":
+            raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
         if self.min_history > self.history:
             raise ValueError(
                 f"min_history = {self.min_history} must be <= history = {self.history}"

@@ -1,4 +1,8 @@
-"""Leakage and identity checks of a prepared data set: counts and a few examples, no verdicts."""
+"""Leakage and identity checks of a prepared data set: counts and a few examples, no verdicts.
+
+Rows are lazy frames over the split files, read in batches; what is held grows with users and items
+(4 bytes per user of a split), not with rows.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +33,15 @@ Finding: TypeAlias = dict[str, Any]
 
 
 def audit(
-    items: pl.DataFrame, splits: Mapping[str, pl.DataFrame], log: pl.DataFrame | None, clock: bool
+    items: pl.DataFrame, splits: Mapping[str, pl.LazyFrame], tied: Finding | None, clock: bool
 ) -> Finding:
     """All checks; None stands for one that cannot be made.
 
     Args:
         items: the catalogue with COUNT.
         splits: the final rows of train, valid and test; of pairs, perhaps those to align on too.
-        log: the cleaned interactions, None for sources that come split.
+        tied: users with interactions at the same time as another one of theirs, where input order
+            decides; None for sources that come split.
         clock: whether times compare across users.
     """
     return {
@@ -45,7 +50,7 @@ def audit(
         "targets in their own history": {name: repeats(rows) for name, rows in splits.items()},
         "test targets never seen in training": unseen_targets(items, splits["test"]),
         "users in several splits": users_in_common(splits),
-        "interactions that tie in time": None if log is None else ties(log),
+        "interactions that tie in time": tied,
         "training rows later than the earliest test row": overlap_in_time(splits)
         if clock
         else None,
@@ -53,66 +58,58 @@ def audit(
     } | ({"test pairs that are trained on": trained_pairs(splits)} if _of_pairs(splits) else {})
 
 
-def trained_pairs(splits: Mapping[str, pl.DataFrame]) -> Finding:
+def trained_pairs(splits: Mapping[str, pl.LazyFrame]) -> Finding:
     """Test pairs (same history, same candidates) that training or alignment shows too."""
     key = [USER_ID, TARGET, NEGATIVES]
     parts = [splits[name] for name in ("train", PREFERENCE) if name in splits]
     shown = pl.concat([part.select(key).explode(NEGATIVES) for part in parts]).unique()
     test = splits["test"].select(key).explode(NEGATIVES)
-    return _finding(test.join(shown, on=key, how="semi", maintain_order="left")[USER_ID], len(test))
+    hits = test.join(shown, on=key, how="semi", maintain_order="left")
+    return _found(hits.select(USER_ID), _count(test))
 
 
-def _of_pairs(splits: Mapping[str, pl.DataFrame]) -> bool:
-    return NEGATIVES in splits["test"].columns
+def _of_pairs(splits: Mapping[str, pl.LazyFrame]) -> bool:
+    return NEGATIVES in splits["test"].collect_schema()
 
 
 def shared_items(items: pl.DataFrame) -> Finding:
     """Items whose title (or tokens) another item has too."""
     shared = items.filter(shares_identity(items))
     name = TOKENS if has_tokens(items) else TITLE
-    return _finding(shared[name], len(items)) | {"groups": shared[name].n_unique()}
+    found = _found(shared.lazy().select(name), len(items))
+    return found | {"groups": shared[name].n_unique()}
 
 
-def shared_targets(items: pl.DataFrame, test: pl.DataFrame) -> Finding:
+def shared_targets(items: pl.DataFrame, test: pl.LazyFrame) -> Finding:
     """Test rows whose target another item cannot be told from."""
-    shared = items.filter(shares_identity(items))
-    hit = test.join(shared, left_on=TARGET, right_on=ITEM, maintain_order="left")
-    return _finding(hit[ITEM_ID], len(test))
+    return _targets_among(items.filter(shares_identity(items)), test)
 
 
-def repeats(rows: pl.DataFrame) -> Finding:
+def repeats(rows: pl.LazyFrame) -> Finding:
     """Rows whose target also stands in their history."""
-    return _finding(rows.filter(pl.col(HISTORY).list.contains(pl.col(TARGET)))[USER_ID], len(rows))
+    hits = rows.filter(pl.col(HISTORY).list.contains(pl.col(TARGET)))
+    return _found(hits.select(USER_ID), _count(rows))
 
 
-def unseen_targets(items: pl.DataFrame, test: pl.DataFrame) -> Finding:
+def unseen_targets(items: pl.DataFrame, test: pl.LazyFrame) -> Finding:
     """Test rows whose target is in no training row."""
-    unseen = items.filter(pl.col(COUNT) == 0)
-    hit = test.join(unseen, left_on=TARGET, right_on=ITEM, maintain_order="left")
-    return _finding(hit[ITEM_ID], len(test))
+    return _targets_among(items.filter(pl.col(COUNT) == 0), test)
 
 
-def users_in_common(splits: Mapping[str, pl.DataFrame]) -> Finding:
+def users_in_common(splits: Mapping[str, pl.LazyFrame]) -> Finding:
     """Users with rows in more than one split, by pair of splits."""
-    users = {name: set(rows[USER].unique()) for name, rows in splits.items()}
+    users = {name: rows.select(USER).unique().collect() for name, rows in splits.items()}
     pairs = [("train", "valid"), ("train", "test"), ("valid", "test")]
     if PREFERENCE in users:
         pairs += [("train", PREFERENCE), (PREFERENCE, "valid"), (PREFERENCE, "test")]
-    return {f"{a} and {b}": len(users[a] & users[b]) for a, b in pairs}
+    return {f"{a} and {b}": len(users[a].join(users[b], on=USER, how="semi")) for a, b in pairs}
 
 
-def ties(log: pl.DataFrame) -> Finding:
-    """Interactions at the same time as another one of the same user; input order decides there."""
-    tied = log.filter(pl.struct(USER, TIMESTAMP).is_duplicated())
-    users = tied[USER_ID].unique(maintain_order=True)
-    return _finding(users, log[USER].n_unique()) | {"interactions": len(tied)}
-
-
-def overlap_in_time(splits: Mapping[str, pl.DataFrame]) -> Finding:
+def overlap_in_time(splits: Mapping[str, pl.LazyFrame]) -> Finding:
     """Training targets later than the earliest test target: what a global cut would not allow."""
-    train = splits["train"][TIMESTAMP]
-    later = int((train > splits["test"][TIMESTAMP].min()).sum())
-    return {"count": later, "of": len(train)}
+    earliest = splits["test"].select(pl.col(TIMESTAMP).min()).collect().item()
+    train = splits["train"]
+    return {"count": _count(train.filter(pl.col(TIMESTAMP) > earliest)), "of": _count(train)}
 
 
 def concentration(counts: NDArray[np.int32]) -> Finding:
@@ -125,6 +122,17 @@ def concentration(counts: NDArray[np.int32]) -> Finding:
     return {"gini": round(float(gini), 4), "share of the top 1 % of items": round(float(top), 4)}
 
 
-def _finding(hits: pl.Series, n: int) -> Finding:
-    examples = hits.unique(maintain_order=True).head(EXAMPLES).to_list()
-    return {"count": len(hits), "of": n, "examples": examples}
+def _targets_among(items: pl.DataFrame, test: pl.LazyFrame) -> Finding:
+    among = items.lazy().select(pl.col(ITEM).alias(TARGET), ITEM_ID)
+    hits = test.select(TARGET).join(among, on=TARGET, maintain_order="left")
+    return _found(hits.select(ITEM_ID), _count(test))
+
+
+def _found(hits: pl.LazyFrame, n: int) -> Finding:
+    """How many hits, and the first few different ones; ``hits`` has one column."""
+    examples = hits.unique(maintain_order=True).head(EXAMPLES).collect().to_series()
+    return {"count": _count(hits), "of": n, "examples": examples.to_list()}
+
+
+def _count(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.len()).collect().item())

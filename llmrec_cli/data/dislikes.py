@@ -1,5 +1,7 @@
 """What each user disliked: catalogue items that ``data.min_rating`` drops, with nothing to come.
 
+Everything is asked of a few whole users at a time; the engine has ordered what they rated badly.
+
 A row may know what was rated badly before a moment of its user's time, never after it:
 
 valid, test:  before the row's own target
@@ -14,41 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import polars as pl
 
-from llmrec_cli.data.columns import (
-    DISLIKED,
-    ITEM,
-    ITEM_ID,
-    POSITION,
-    ROW,
-    TIMESTAMP,
-    USER,
-    USER_ID,
-)
-from llmrec_cli.data.filters import Log
-from llmrec_cli.data.split import Windows
+from llmrec_cli.data.columns import DISLIKED, ITEM, ROW, USER, USER_ID
+from llmrec_cli.data.filters import MOMENT
+from llmrec_cli.data.order import Ints
+from llmrec_cli.data.split import Moment
+from llmrec_cli.data.windows import Windows
 
-_MOMENT = (TIMESTAMP, POSITION)
 _BAD, _GOOD = "bad_", "good_"  # whose moment a column has
 
 
-def dislikes(bad: Log, log: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+def dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
     """When each user first rated which catalogue item badly, and first had it in the log.
 
     Args:
-        bad: from ``filters.badly_rated``.
-        log: the encoded log.
-        items: the catalogue.
+        bad: USER_ID, ITEM and moments of what was rated badly; other users may be among them.
+        log: the encoded log of some users.
 
     Returns:
         USER, ITEM, and both moments; the log's are null where it does not have the pair.
     """
-    rated: pl.DataFrame = bad.select(USER_ID, ITEM_ID, *_MOMENT).collect("polars").to_native()
-    encoded = rated.join(items.select(ITEM_ID, ITEM), on=ITEM_ID)
-    encoded = encoded.join(log.select(USER_ID, USER).unique(), on=USER_ID)
-    return _first(encoded, _BAD).join(_first(log, _GOOD), on=(USER, ITEM), how="left")
+    theirs = bad.join(log.select(USER_ID, USER).unique(), on=USER_ID)
+    return _first(theirs, _BAD).join(_first(log, _GOOD), on=(USER, ITEM), how="left")
 
 
 def with_disliked(
@@ -78,18 +68,19 @@ def with_disliked(
     return made
 
 
-def training_ends(log: pl.DataFrame, parts: Mapping[str, Windows], protocol: str) -> pl.DataFrame:
+def training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> pl.DataFrame:
     """USER and the moment at which what training may know ends; of users without one, no row.
 
     Args:
-        parts: all windows, before any sampling.
-        protocol: ``data.split``.
+        log: the encoded log of some users.
+        held_R: their valid and test targets, before any sampling.
+        end: of everybody's training, where there is one.
     """
-    held_R = np.concatenate([parts["valid"].target_R, parts["test"].target_R])
-    held = log[held_R].sort(_MOMENT)
-    if protocol == "global-time":
-        return log.select(USER).unique().join(held[:1].select(_MOMENT), how="cross")
-    return held.unique(USER, keep="first", maintain_order=True).select(USER, *_MOMENT)
+    if end is not None:
+        time, position = (pl.lit(at, pl.Int64).alias(n) for n, at in zip(MOMENT, end, strict=True))
+        return log.select(USER).unique().with_columns(time, position)
+    held = log[held_R].sort(MOMENT)
+    return held.unique(USER, keep="first", maintain_order=True).select(USER, *MOMENT)
 
 
 def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
@@ -99,7 +90,7 @@ def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
         known: from ``dislikes``.
         moments: USER, TIMESTAMP, POSITION.
     """
-    numbered = moments.select(USER, *_MOMENT).with_row_index(ROW)
+    numbered = moments.select(USER, *MOMENT).with_row_index(ROW)
     at = numbered.join(known, on=USER).filter(_is_before(_BAD) & ~_is_before(_GOOD))
     lists = at.group_by(ROW).agg(pl.col(ITEM).sort().alias(DISLIKED))
     every = numbered.join(lists, on=ROW, how="left", maintain_order="left")
@@ -108,12 +99,12 @@ def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
 
 def _first(log: pl.DataFrame, whose: str) -> pl.DataFrame:
     """USER, ITEM and the moment of the first interaction of each pair."""
-    first = log.sort(_MOMENT).unique((USER, ITEM), keep="first", maintain_order=True)
-    return first.select(USER, ITEM, *(pl.col(name).alias(whose + name) for name in _MOMENT))
+    first = log.sort(MOMENT).unique((USER, ITEM), keep="first", maintain_order=True)
+    return first.select(USER, ITEM, *(pl.col(name).alias(whose + name) for name in MOMENT))
 
 
 def _is_before(whose: str) -> pl.Expr:
-    time, position = (pl.col(whose + name) for name in _MOMENT)
-    until, tie = (pl.col(name) for name in _MOMENT)
+    time, position = (pl.col(whose + name) for name in MOMENT)
+    until, tie = (pl.col(name) for name in MOMENT)
     earlier = (time < until) | ((time == until) & (position < tie))
     return time.is_not_null() & (until.is_null() | earlier)

@@ -1,4 +1,4 @@
-"""What a prepared folder's manifest tells about how it came to be."""
+"""What a prepared folder's manifest tells about how it came to be; nothing about the engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from llmrec_cli.data.audit import audit
+from llmrec_cli.data.audit import Finding, audit
 from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
-from llmrec_cli.data.columns import DISLIKED, ITEM_ID, NEGATIVES, TARGET, TITLE, USER
+from llmrec_cli.data.columns import (
+    DISLIKED,
+    ITEM_ID,
+    NEGATIVES,
+    TARGET,
+    TITLE,
+    USER,
+    split_file,
+)
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -38,32 +46,35 @@ DISLIKED_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Everything that goes into a prepared folder."""
+    """What stands in a prepared folder beside the rows, which are written by now."""
 
     named: Named
     items: pl.DataFrame  # the catalogue with COUNT
-    splits: Mapping[str, pl.DataFrame]
-    log: pl.DataFrame | None  # the cleaned interactions; None for a source that comes split
+    splits: tuple[str, ...]  # in the order in which they are written
+    tied: Finding | None  # see ``audit``; None for a source that comes split
     clock: bool  # times compare across users
     cleaning: Any  # JSON-able: what each step left, or for given rows what went
 
 
-def facts(made: Made, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
+def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
     """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
 
     Args:
+        folder: where the split files of ``made`` are.
         files: paths of the sources; where the notes name one, its base name takes its place.
     """
     names = disambiguate([Path(file).name for file in files], [None] * len(files))
-    further: Facts = {"rank-pairs": PAIR_RULES} if _have(made, NEGATIVES) else {}
-    further |= {"disliked": DISLIKED_RULE} if _have(made, DISLIKED) else {}
+    splits = {name: pl.scan_parquet(folder / split_file(name), glob=False) for name in made.splits}
+    columns = splits["test"].collect_schema()
+    further: Facts = {"rank-pairs": PAIR_RULES} if NEGATIVES in columns else {}
+    further |= {"disliked": DISLIKED_RULE} if DISLIKED in columns else {}
     return {
         "rules": RULES | further,
         "reader": _renamed(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
-        "splits": {name: _split(rows) for name, rows in made.splits.items()},
-        "audit": audit(made.items, made.splits, made.log, made.clock),
+        "splits": {name: _split(rows) for name, rows in splits.items()},
+        "audit": audit(made.items, splits, made.tied, made.clock),
     }
 
 
@@ -86,17 +97,18 @@ def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
     return notes
 
 
-def _split(rows: pl.DataFrame) -> Facts:
-    users, targets = rows[USER].n_unique(), rows[TARGET].n_unique()
-    counts = {"rows": len(rows), "users": users, "targets": targets}
-    if NEGATIVES in rows.columns:
-        counts["pairs"] = int(rows[NEGATIVES].list.len().sum())
-    if DISLIKED in rows.columns:
-        some = rows.filter(pl.col(DISLIKED).list.len() > 0)
-        counts["rows with disliked items"] = len(some)
-        counts["users with disliked items"] = some[USER].n_unique()
-    return counts
-
-
-def _have(made: Made, column: str) -> bool:
-    return column in made.splits["test"].columns
+def _split(rows: pl.LazyFrame) -> Facts:
+    columns = rows.collect_schema()
+    counts = {
+        "rows": pl.len(),
+        "users": pl.col(USER).n_unique(),
+        "targets": pl.col(TARGET).n_unique(),
+    }
+    if NEGATIVES in columns:
+        counts["pairs"] = pl.col(NEGATIVES).list.len().sum()
+    if DISLIKED in columns:
+        some = pl.col(DISLIKED).list.len() > 0
+        counts["rows with disliked items"] = some.sum()
+        counts["users with disliked items"] = pl.col(USER).filter(some).n_unique()
+    found: Facts = rows.select(**counts).collect().row(0, named=True)
+    return found

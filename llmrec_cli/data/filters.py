@@ -1,9 +1,8 @@
 """Cleaning: which interactions count.
 
-Everything here is relational and written once over narwhals lazy frames, so that polars serves by
-default and Spark can when data outgrow a machine; :func:`scan` is the one place that names the
-engine.  Used of narwhals: ``scan_parquet``, ``sink_parquet``, ``filter``, ``select``, ``unique``,
-semi ``join``, ``sort``, ``n_unique``, ``len``, and ``len``, ``min`` and ``max`` with ``over``.
+Everything here is relational and written once over narwhals lazy frames; which engine carries it
+out (``engines/``) changes no row.  Nothing is held in memory that grows with the interactions,
+beyond what the engine is allowed before it spills; the distinct item ids alone come back here.
 
 The steps run in this order, each counted: time window, rating threshold, repeated pairs, items
 without a usable title, k-core.  What does not count (outside the window, badly rated) cannot stand
@@ -13,22 +12,23 @@ in for a repeated pair, and an untitled item cannot hold up a k-core that it wil
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from shutil import rmtree
 
 import narwhals as nw
 import polars as pl
 
+from llmrec_cli.data.catalog import Named
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
+from llmrec_cli.data.engines.engine import Engine, Log, parts
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 
-Log: TypeAlias = nw.LazyFrame[Any]  # one row per interaction
-
-ORDER = (USER_ID, TIMESTAMP, POSITION)  # ties in time break by input order
+MOMENT = (TIMESTAMP, POSITION)  # ties in time break by input order
 PAIR = (USER_ID, ITEM_ID)
+_FIRST = "first"  # 1 at one interaction of each pair, 0 at the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +43,57 @@ class Step:
 
 @dataclass(slots=True)
 class Trail:
-    """Runs steps one after the other, each into a scratch file, and counts what each leaves.
+    """Runs steps one after the other, each into a scratch file, and counts what each leaves."""
 
-    Writing a step out bounds memory and keeps lazy plans short, on any engine.
-    """
-
+    engine: Engine
     scratch: Path
     progress: Callable[[str], None] = lambda _: None
     steps: list[Step] = field(default_factory=list)
 
     def mark(self, step: str, log: Log) -> Log:
-        """Carry out ``log`` and record it as ``step``.
+        """Carry out ``log`` and record it as ``step``; the file of the step before goes.
 
         Raises:
             DataError: nothing is left; the message names the step and what was there before.
         """
-        file = self.scratch / f"step-{len(self.steps)}.parquet"
-        log.sink_parquet(file)
-        left = count(step, scan(file))
+        number = len(self.steps)
+        log = self.engine.written(log, self.scratch / f"step-{number}.parquet")
+        remove(self.scratch / f"step-{number - 1}.parquet")
+        return self.stand(step, log)
+
+    def stand(self, step: str, log: Log) -> Log:
+        """Record what ``step`` has left in a relation that is written already.
+
+        Raises:
+            DataError: as ``mark``.
+        """
+        self._record(count(step, log))
+        return log
+
+    def skip(self, step: str) -> None:
+        """Record a step that takes nothing away."""
+        self._record(replace(self.steps[-1], step=step))
+
+    def _record(self, left: Step) -> None:
         if not left.interactions:
             before = f" of {self.steps[-1].interactions:,}" if self.steps else ""
-            raise DataError(f"no interaction{before} is left after: {step}")
+            raise DataError(f"no interaction{before} is left after: {left.step}")
         self.steps.append(left)
         n, users, items = left.interactions, left.users, left.items
-        self.progress(f"{step}: {n:,} interactions, {users:,} users, {items:,} items")
-        return scan(file)
+        self.progress(f"{left.step}: {n:,} interactions, {users:,} users, {items:,} items")
 
 
-def scan(file: Path) -> Log:
-    """A parquet file as a lazy frame of the engine in use."""
-    return nw.scan_parquet(file, backend="polars")
-
-
-def eligible(interactions: Path, section: DataSection, trail: Trail) -> Log:
+def eligible(log: Log, section: DataSection, trail: Trail) -> Log:
     """The interactions that count in themselves: time window, rating threshold, repeated pairs.
 
     Args:
-        interactions: parquet file with USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION.
+        log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION.
         trail: collects the counts.
 
     Raises:
         DataError: a step leaves nothing.
     """
-    log = trail.mark("as read", scan(interactions))
+    log = trail.stand("as read", log)
     if section.start is not None or section.end is not None:
         step = f"data.start = {section.start}, data.end = {section.end}"
         log = trail.mark(step, in_time(log, section))
@@ -98,27 +106,28 @@ def eligible(interactions: Path, section: DataSection, trail: Trail) -> Log:
     return log
 
 
-def settled(log: Log, named: pl.Series, section: DataSection, trail: Trail) -> pl.DataFrame:
+def settled(log: Log, named: Named, section: DataSection, trail: Trail) -> Log:
     """The interactions that count among the others: with ``named`` items, inside the k-core.
-
-    Returns:
-        Them in memory, ordered by user id, time and input position.
 
     Raises:
         DataError: a step leaves nothing.
     """
     step = f"data.untitled = {section.untitled}"
-    log = trail.mark(step, of_items(log, named, trail.scratch / "named.parquet"))
+    if named.dropped:
+        kept = local(named.items.select(ITEM_ID), trail.scratch / "named.parquet", trail.engine)
+        log = trail.mark(step, log.join(kept, on=ITEM_ID, how="semi"))
+    else:
+        trail.skip(step)
     if section.k_core > 1:
-        step = f"data.k_core = {section.k_core}"
-        log = trail.mark(step, core(log, section.k_core, trail.scratch))
-    native: pl.DataFrame = log.sort(*ORDER).collect("polars").to_native()
-    return native
+        repeated = section.duplicates == "keep"
+        inside = core(log, section.k_core, repeated, trail.engine, trail.scratch)
+        log = trail.stand(f"data.k_core = {section.k_core}", inside)
+    return log
 
 
-def badly_rated(interactions: Path, lowest: float, section: DataSection) -> Log:
+def badly_rated(log: Log, lowest: float, section: DataSection) -> Log:
     """What the rating threshold takes out of the time window, the unrated apart."""
-    return in_time(scan(interactions), section).filter(nw.col(RATING) < lowest)
+    return in_time(log, section).filter(nw.col(RATING) < lowest)
 
 
 def in_time(log: Log, section: DataSection) -> Log:
@@ -142,39 +151,41 @@ def rated(log: Log, lowest: float) -> Log:
 
 def unrepeated(log: Log, keep: str) -> Log:
     """One interaction per (user, item): the ``"first"`` or ``"last"`` by time, then position."""
-    for column in (TIMESTAMP, POSITION):
-        wanted = nw.col(column).min() if keep == "first" else nw.col(column).max()
-        log = log.filter(nw.col(column) == wanted.over(*PAIR))
-    return log
+    return log.filter(_places(PAIR, reverse=keep == "last") == 1)
 
 
-def item_ids(log: Log) -> pl.Series:
-    """The distinct item ids, sorted."""
-    found = log.select(ITEM_ID).unique().sort(ITEM_ID).collect("polars")
-    native: pl.DataFrame = found.to_native()
-    return native[ITEM_ID]
+def item_ids(log: Log, engine: Engine, scratch: Path) -> pl.Series:
+    """The distinct item ids, sorted; through the file ``scratch``, in memory here.
+
+    A group, not ``unique``: Spark shortens one side of it before the shuffle.
+    """
+    engine.written(log.group_by(ITEM_ID).agg(nw.len()).select(ITEM_ID), scratch)
+    found = pl.concat([pl.read_parquet(part, glob=False) for part in parts(scratch)])
+    remove(scratch)
+    return found[ITEM_ID].sort()
 
 
-def of_items(log: Log, kept: pl.Series, scratch: Path) -> Log:
-    """Interactions with the items in ``kept``, which goes through the file ``scratch``."""
-    pl.DataFrame({ITEM_ID: kept}).write_parquet(scratch)
-    return log.join(scan(scratch), on=ITEM_ID, how="semi")
-
-
-def core(log: Log, k: int, scratch: Path) -> Log:
+def core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -> Log:
     """The k-core: every user with >= k items and every item with >= k users, until stable.
 
     Unique (user, item) pairs are what is counted; repeated interactions of a pair stay together.
     The result is the largest such set and does not depend on the order of removal.
+
+    Args:
+        repeated: whether pairs may repeat.
     """
-    pairs = _written(log.select(*PAIR).unique(), scratch / "core-0.parquet")
-    size, smaller, turn = -1, _size(pairs), 0
+    columns = log.collect_schema().names()
+    if repeated:
+        log = log.with_columns((_places(PAIR) == 1).cast(nw.Int64).alias(_FIRST))
+    weight = nw.col(_FIRST).sum() if repeated else nw.len()
+    size, smaller, turn = -1, _size(log), 0
     while smaller != size:
         turn += 1
-        pairs = pairs.filter(nw.len().over(USER_ID) >= k, nw.len().over(ITEM_ID) >= k)
-        pairs = _written(pairs, scratch / f"core-{turn % 2}.parquet")
-        size, smaller = smaller, _size(pairs)
-    return log.join(pairs, on=list(PAIR), how="semi")
+        file = scratch / f"core-{turn}.parquet"
+        log = engine.written(log.filter(*(weight.over(key) >= k for key in PAIR)), file)
+        remove(scratch / f"core-{turn - 1}.parquet")
+        size, smaller = smaller, _size(log)
+    return log.select(columns)
 
 
 def count(step: str, log: Log) -> Step:
@@ -184,9 +195,23 @@ def count(step: str, log: Log) -> Step:
     return Step(step, int(users), int(items), int(interactions))
 
 
-def _written(log: Log, file: Path) -> Log:
-    log.sink_parquet(file)
-    return scan(file)
+def local(frame: pl.DataFrame, file: Path, engine: Engine) -> Log:
+    """A frame of this process as a relation of the engine, through ``file``."""
+    frame.write_parquet(file)
+    return engine.scan(file)
+
+
+def remove(relation: Path) -> None:
+    """Delete a written relation, if there is one."""
+    if relation.is_dir():
+        rmtree(relation)
+    else:
+        relation.unlink(missing_ok=True)
+
+
+def _places(within: tuple[str, ...], reverse: bool = False) -> nw.Expr:
+    """Place of each interaction among those that share ``within``, from 1, by its moment."""
+    return nw.col(POSITION).cum_count(reverse=reverse).over(*within, order_by=MOMENT)
 
 
 def _size(log: Log) -> int:

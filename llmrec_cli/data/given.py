@@ -21,7 +21,8 @@ from llmrec_cli.data.columns import (
     USER_ID,
     in_order,
 )
-from llmrec_cli.data.split import ROW_COLUMNS, sample, shuffled
+from llmrec_cli.data.split import sample, shuffled
+from llmrec_cli.data.windows import ROW_COLUMNS
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 

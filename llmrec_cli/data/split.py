@@ -1,175 +1,188 @@
 """Splits: which interactions are targets of training, validation and test rows.
 
 A row is a window of one user's time-ordered interactions: a target and up to ``section.history``
-interactions before it.  Windows are kept as slices of the ordered log, so a million of them costs
-16 MB; histories are written out once, at the end.
+interactions before it.  A protocol first settles, from what is known of the whole log (how many
+users have how many interactions; moments in order of time), a ``Cut``; then any batch of whole
+users can be cut on its own.  What a cut holds in memory: nothing that grows for a plain
+``leave-one-out`` or ``global-time``; 8 bytes per user for ``few-shot``; 8 bytes per kept row where
+``section.sample`` thins a split.
 
-Shape suffixes: N interactions, R rows, U users.
+Shape suffixes: N interactions of a batch, R rows, S as in ``Sizes``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 from zlib import crc32
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import (
-    HISTORY,
-    ITEM,
-    ITEM_ID,
-    POSITION,
-    RATING,
-    SPLITS,
-    TARGET,
-    TIMESTAMP,
-    USER,
-    USER_ID,
-)
+from llmrec_cli.data.columns import POSITION, SPLITS, TIMESTAMP
+from llmrec_cli.data.engines.engine import Engine, Log, parts
+from llmrec_cli.data.order import Ints, Sizes, moments, rows_at, sizes_of
+from llmrec_cli.data.users import Users
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 
-Ints: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
+Moment: TypeAlias = tuple[int, int]  # time in ms, input position
+Candidates: TypeAlias = Callable[[Users], Mapping[str, Bools]]
 
-ROW_COLUMNS = (USER, USER_ID, HISTORY, TARGET, TIMESTAMP, RATING)
+_DRAWN = 1 << 20  # random keys that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """Rows as slices of the log: history ``start .. target - 1``, then the target."""
+class Cut:
+    """Which interactions are the targets of which split.
 
-    start_R: Ints
-    target_R: Ints
+    Attributes:
+        candidates: of a batch of users, the mask of each split.
+        part: ordinals of a split's rows among its candidates, counted over all users in order and
+            ascending; a split that is not named has them all.
+        kept: those of them that ``section.sample`` keeps; likewise.
+        end: where training ends for everybody; None where it ends with each user's first valid or
+            test target.
+    """
 
-    def take(self, chosen: Ints) -> Windows:
-        """The rows at these indices, in this order."""
-        return Windows(self.start_R[chosen], self.target_R[chosen])
-
-    def __len__(self) -> int:
-        return len(self.target_R)
+    candidates: Candidates
+    part: Mapping[str, Ints] = field(default_factory=dict)
+    kept: Mapping[str, Ints] = field(default_factory=dict)
+    end: Moment | None = None
 
 
-def encode(ordered: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """The ordered log with dense USER and ITEM indices in place of item ids.
+def cut_of(
+    log: Log, interactions: int, section: DataSection, seed: int, engine: Engine, scratch: Path
+) -> Cut:
+    """The cut of a log by ``section.split``.
 
     Args:
-        ordered: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION, ordered by user, time and position.
-        items: the catalogue; every item of the log is in it.
-    """
-    index = items.select(ITEM_ID, ITEM)
-    return ordered.join(index, on=ITEM_ID, how="left", maintain_order="left").select(
-        pl.col(USER_ID).rle_id().cast(pl.Int32).alias(USER),
-        USER_ID,
-        ITEM,
-        RATING,
-        TIMESTAMP,
-        POSITION,
-    )
-
-
-def split_log(log: pl.DataFrame, section: DataSection, seed: int) -> dict[str, Windows]:
-    """All windows of train, valid and test by ``section.split``; ``sampled`` may thin them.
+        interactions: how many ``log`` has.
+        scratch: a path where nothing is yet.
 
     Raises:
-        DataError: too few users or windows, or no times where the split needs them.
+        DataError: a split would have no row, or few-shot too few users.
     """
-    parts = _PROTOCOLS[section.split](log, section, seed)
-    for name, part in parts.items():
-        if not len(part):
-            raise DataError(
-                f'data.split = "{section.split}": no {name} row is left with data.min_history ='
-                f" {section.min_history} (of {len(log):,} interactions)"
-            )
-    return parts
+    if section.split == "global-time":
+        targets = moments(log, section.min_history, engine, scratch)
+        return global_time(targets, interactions, section, seed)
+    protocol = {"leave-one-out": leave_one_out, "few-shot": few_shot}[section.split]
+    return protocol(sizes_of(log), section, seed)
 
 
-def sampled(parts: Mapping[str, Windows], section: DataSection, seed: int) -> dict[str, Windows]:
-    """The windows of each split that ``section.sample`` keeps."""
-    return {name: part.take(sample(len(part), section, seed, name)) for name, part in parts.items()}
-
-
-def leave_one_out(log: pl.DataFrame, section: DataSection, _seed: int) -> dict[str, Windows]:
+def leave_one_out(sizes: Sizes, section: DataSection, seed: int) -> Cut:
     """A user's last interaction is test, the one before valid, the earlier ones train.
 
     Every earlier interaction is the target of one training row (sliding prefixes).  Users with
     fewer than 3 interactions are training only.  Rows are ordered by user, then time.
+
+    Raises:
+        DataError: a split has no row.
     """
-    place_N, size_N = _places(log)
-    held_N = size_N >= 3
-    test_N = held_N & (place_N == size_N - 1)
-    valid_N = held_N & (place_N == size_N - 2)
-    long_N = place_N >= section.min_history
-    parts = {"train": ~(test_N | valid_N), "valid": valid_N, "test": test_N}
-    return {
-        name: _windows(np.flatnonzero(part_N & long_N), place_N, section.history)
-        for name, part_N in parts.items()
+    shortest = section.min_history
+
+    def candidates(users: Users) -> Mapping[str, Bools]:
+        from_end_N = users.size_N - users.place_N
+        held_N, long_N = users.size_N >= 3, users.place_N >= shortest
+        test_N, valid_N = held_N & (from_end_N == 1), held_N & (from_end_N == 2)
+        return {
+            "train": long_N & ~(test_N | valid_N),
+            "valid": long_N & valid_N,
+            "test": long_N & test_N,
+        }
+
+    size_S, held_S = sizes.size_S, sizes.size_S >= 3
+    each = {
+        "train": np.maximum(0, size_S - 2 * held_S - shortest),
+        "valid": held_S & (size_S - 2 >= shortest),
+        "test": held_S & (size_S - 1 >= shortest),
     }
+    n_rows = {name: sizes.total(each_S.astype(np.int64)) for name, each_S in each.items()}
+    _require_rows(n_rows, sizes.total(size_S), section)
+    return Cut(candidates, kept=sampled(n_rows, section, seed))
 
 
-def global_time(log: pl.DataFrame, section: DataSection, _seed: int) -> dict[str, Windows]:
-    """All windows of all users ordered by the target's time, cut 8:1:1 by count.
-
-    MSL's protocol (arXiv:2504.04178; METHODS section 8): windows of 5..11 items are
-    ``min_history = 4, history = 10``.  Ties in time break by input order.
-    """
-    if not has_clock(section):
-        raise DataError(
-            'data.split = "global-time": format "semantic-ids" has no times that compare across'
-            ' users; use "leave-one-out" or "few-shot"'
-        )
-    place_N, _ = _places(log)
-    target_R = np.flatnonzero(place_N >= section.min_history)
-    time_N, position_N = log[TIMESTAMP].to_numpy(), log[POSITION].to_numpy()
-    target_R = target_R[np.lexsort((position_N[target_R], time_N[target_R]))]
-    cuts = [len(target_R) * 8 // 10, len(target_R) * 9 // 10]
-    return {
-        name: _windows(part_R, place_N, section.history)
-        for name, part_R in zip(SPLITS, np.split(target_R, cuts), strict=True)
-    }
-
-
-def few_shot(log: pl.DataFrame, section: DataSection, seed: int) -> dict[str, Windows]:
+def few_shot(sizes: Sizes, section: DataSection, seed: int) -> Cut:
     """One row per user (the last interaction); few users train, as many validate, the rest test.
 
     DMPO's protocol (arXiv:2405.16127): the split is by user.  Which users is drawn with the seed;
     rows are ordered by user.
+
+    Raises:
+        DataError: too few users.
     """
-    place_N, size_N = _places(log)
-    target_U = np.flatnonzero((place_N == size_N - 1) & (place_N >= section.min_history))
+
+    def candidates(users: Users) -> Mapping[str, Bools]:
+        last_N = users.place_N == users.size_N - 1
+        return dict.fromkeys(SPLITS, last_N & (users.place_N >= section.min_history))
+
+    n_users = sizes.total((sizes.size_S > section.min_history).astype(np.int64))
     few = section.few_shot_users
-    if len(target_U) <= 2 * few:
+    if n_users <= 2 * few:
         raise DataError(
             f"data.few_shot_users = {few}: training and validation take {few} users each, and"
-            f" only {len(target_U):,} have {section.min_history + 1} or more interactions"
+            f" only {n_users:,} have {section.min_history + 1} or more interactions"
         )
-    parts = np.split(target_U[shuffled(len(target_U), seed, "few-shot")], [few, 2 * few])
-    return {
-        name: _windows(np.sort(part_R), place_N, section.history)
-        for name, part_R in zip(SPLITS, parts, strict=True)
+    drawn = smallest(n_users, 2 * few, seed, "few-shot")
+    train, valid = np.sort(drawn[:few]), np.sort(drawn[few:])
+    test = np.delete(np.arange(n_users), drawn)
+    part = dict(zip(SPLITS, (train, valid, test), strict=True))
+    thinned = sampled({name: len(users) for name, users in part.items()}, section, seed)
+    return Cut(candidates, part, part | {name: part[name][at] for name, at in thinned.items()})
+
+
+def global_time(targets: Path, interactions: int, section: DataSection, seed: int) -> Cut:
+    """All windows of all users ordered by the target's time, cut 8:1:1 by count.
+
+    MSL's protocol (arXiv:2504.04178; METHODS section 8): windows of 5..11 items are
+    ``min_history = 4, history = 10``.  Ties in time break by input order.
+
+    Args:
+        targets: their moments, from ``order.moments``.
+        interactions: how many the log has, for the message.
+
+    Raises:
+        DataError: a split has no row.
+    """
+    n = sum(pq.read_metadata(part).num_rows for part in parts(targets))
+    edges = [0, n * 8 // 10, n * 9 // 10, n]
+    n_rows = {name: edges[at + 1] - edges[at] for at, name in enumerate(SPLITS)}
+    _require_rows(n_rows, interactions, section)
+    valid, test = ((int(t), int(p)) for t, p in rows_at(targets, np.array(edges[1:3])).rows())
+    drawn = {
+        name: np.sort(rows_at(targets, edges[SPLITS.index(name)] + at)[POSITION].to_numpy())
+        for name, at in sampled(n_rows, section, seed).items()
     }
 
+    def candidates(users: Users) -> Mapping[str, Bools]:
+        long_N = users.place_N >= section.min_history
+        held_N, test_N = _from(valid, users), _from(test, users)
+        masks = {"train": long_N & ~held_N, "valid": long_N & held_N & ~test_N}
+        masks["test"] = long_N & test_N
+        position_N = users.log[POSITION].to_numpy()
+        return {
+            name: mask_N & np.isin(position_N, drawn[name]) if name in drawn else mask_N
+            for name, mask_N in masks.items()
+        }
 
-_PROTOCOLS: Mapping[str, Callable[[pl.DataFrame, DataSection, int], dict[str, Windows]]] = {
-    "leave-one-out": leave_one_out,
-    "global-time": global_time,
-    "few-shot": few_shot,
-}
+    return Cut(candidates, end=valid)
 
 
-def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
-    """Write windows out: ROW_COLUMNS, HISTORY as list<int32> of catalogue indices, oldest first."""
-    length_R = windows.target_R - windows.start_R
-    offset_R1 = np.concatenate([[0], np.cumsum(length_R)])
-    inside = np.repeat(windows.start_R - offset_R1[:-1], length_R) + np.arange(offset_R1[-1])
-    history = pa.LargeListArray.from_arrays(offset_R1, log[ITEM].to_numpy()[inside])
-    rows = log[windows.target_R].rename({ITEM: TARGET})
-    return rows.with_columns(pl.Series(HISTORY, history)).select(ROW_COLUMNS)
+def require_clock(section: DataSection) -> None:
+    """Refuse ``global-time`` of a source without times.
+
+    Raises:
+        DataError: the source has none.
+    """
+    if section.split == "global-time" and not has_clock(section):
+        raise DataError(
+            'data.split = "global-time": format "semantic-ids" has no times that compare across'
+            ' users; use "leave-one-out" or "few-shot"'
+        )
 
 
 def has_clock(section: DataSection) -> bool:
@@ -177,39 +190,54 @@ def has_clock(section: DataSection) -> bool:
     return section.format not in ("semantic-ids", "rank-pairs")
 
 
-def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int32]:
-    """Interactions of each item inside training rows, each interaction once, not once per row."""
-    edges_N1 = np.zeros(len(log) + 1, np.int64)
-    np.add.at(edges_N1, train.start_R, 1)
-    np.add.at(edges_N1, train.target_R + 1, -1)
-    covered_N = np.cumsum(edges_N1[:-1]) > 0
-    items = log[ITEM].to_numpy()[covered_N]
-    return np.bincount(items, minlength=n_items).astype(np.int32)
+def sampled(n_rows: Mapping[str, int], section: DataSection, seed: int) -> dict[str, Ints]:
+    """For each split that ``section.sample`` thins, the ascending indices of the rows it keeps."""
+    return {
+        name: np.sort(smallest(n, size, seed, name))
+        for name, n in n_rows.items()
+        if (size := getattr(section.sample, name, None)) is not None and size < n
+    }
 
 
 def sample(n_rows: int, section: DataSection, seed: int, split: str) -> Ints:
     """Ascending indices of the rows that ``section.sample`` keeps, drawn with the seed."""
-    size: int | None = getattr(section.sample, split, None)
-    if size is None or size >= n_rows:
-        return np.arange(n_rows)
-    return np.sort(shuffled(n_rows, seed, split)[:size])
+    return sampled({split: n_rows}, section, seed).get(split, np.arange(n_rows))
 
 
 def shuffled(n: int, seed: int, stream: str) -> Ints:
     """0..n-1 in an order that the seed and the stream's name decide."""
+    return smallest(n, n, seed, stream)
+
+
+def smallest(n: int, size: int, seed: int, stream: str) -> Ints:
+    """The first ``size`` of ``shuffled(n, ...)``, with no more than that many in memory."""
     # Raw counter-based output is the one random stream that numpy promises never to change.
-    key = np.array([seed % 2**64, crc32(stream.encode())], np.uint64)
-    keys = np.random.Philox(key=key).random_raw(n)
-    return np.argsort(keys, kind="stable")
+    bits = np.random.Philox(key=np.array([seed % 2**64, crc32(stream.encode())], np.uint64))
+    keys, kept = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    step = max(size, _DRAWN)
+    for first in range(0, n, step):
+        more = min(step, n - first)
+        keys = np.concatenate([keys, bits.random_raw(more)])
+        kept = np.concatenate([kept, np.arange(first, first + more)])
+        best = np.argsort(keys, kind="stable")[
+            :size
+        ]  # of equal keys the earlier, as if all at once
+        keys, kept = keys[best], kept[best]
+    return kept
 
 
-def _places(log: pl.DataFrame) -> tuple[Ints, Ints]:
-    """For each interaction its 0-based place in its user's sequence, and that one's length."""
-    user_N = log[USER].to_numpy()
-    size_U = np.bincount(user_N)
-    start_U = np.cumsum(size_U) - size_U
-    return np.arange(len(user_N)) - start_U[user_N], size_U[user_N]
+def _require_rows(n_rows: Mapping[str, int], interactions: int, section: DataSection) -> None:
+    for name, n in n_rows.items():
+        if not n:
+            raise DataError(
+                f'data.split = "{section.split}": no {name} row is left with data.min_history ='
+                f" {section.min_history} (of {interactions:,} interactions)"
+            )
 
 
-def _windows(target_R: Ints, place_N: Ints, history: int) -> Windows:
-    return Windows(target_R - np.minimum(place_N[target_R], history), target_R)
+def _from(moment: Moment, users: Users) -> Bools:
+    """Interactions at ``moment`` or later."""
+    time, position = moment
+    time_N, position_N = users.log[TIMESTAMP].to_numpy(), users.log[POSITION].to_numpy()
+    later_N: Bools = (time_N > time) | ((time_N == time) & (position_N >= position))
+    return later_N

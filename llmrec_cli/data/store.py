@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,69 +17,26 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import (
-    BRAND,
-    CHOSEN_FIRST,
-    COUNT,
-    DISLIKED,
-    HISTORY,
-    ITEM,
-    ITEM_ID,
     ITEMS_FILE,
     MANIFEST_FILE,
-    NEGATIVES,
     PREFERENCE,
-    RATING,
-    ROW,
     SPLITS,
-    TARGET,
-    TIMESTAMP,
-    TITLE,
     TOKENS,
-    USER,
-    USER_ID,
     in_order,
     split_file,
 )
+from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import sha256, sync_folder
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe_data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
 
 LAYOUT = 1  # goes up when a folder written before can no longer be read
 
-ITEMS_SCHEMA = pa.schema(
-    {
-        ITEM: pa.int32(),
-        ITEM_ID: pa.string(),
-        TITLE: pa.string(),
-        BRAND: pa.string(),
-        TOKENS: pa.list_(pa.string()),
-        COUNT: pa.int32(),
-    }
-)
-ROWS_SCHEMA = pa.schema(
-    {
-        ROW: pa.int32(),
-        USER: pa.int32(),
-        USER_ID: pa.string(),
-        HISTORY: pa.list_(pa.int32()),
-        TARGET: pa.int32(),
-        TIMESTAMP: pa.int64(),
-        RATING: pa.float64(),
-    }
-)
-OPTIONAL_SCHEMA = pa.schema(  # written after ROWS_SCHEMA where the rows have them
-    {
-        NEGATIVES: pa.list_(pa.int32()),
-        CHOSEN_FIRST: pa.list_(pa.bool_()),
-        DISLIKED: pa.list_(pa.int32()),
-    }
-)
 _PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, not by name
 
 
@@ -107,13 +64,14 @@ class Prepared:
 def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
     """What a prepared folder depends on: the data section, the seed, the content of the sources.
 
-    Paths are left out: sources count by their base name, size and SHA-256.
+    Paths are left out: sources count by their base name, size and SHA-256.  So is the engine: it
+    changes nothing.
 
     Raises:
         DataError: a source does not exist or is a folder.
         MachineError: a source cannot be read.
     """
-    data = section.model_dump(mode="json")
+    data = section.model_dump(mode="json", exclude=set(CIRCUMSTANCES))
     named = {key: data.pop(key) for key in _PATH_KEYS}
     splits = named.pop("splits")
     named |= {f"splits.{split}": paths for split, paths in splits.items()}
@@ -148,24 +106,22 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def write_prepared(
-    folder: Path, items: pl.DataFrame, splits: Mapping[str, pl.DataFrame], facts: Manifest
-) -> None:
-    """Write items, splits and, last, the manifest: ``facts`` plus sizes and hashes of the files.
+def write_split(folder: Path, name: str, rows: pl.DataFrame) -> None:
+    """Write the rows of a split that are in memory, without ROW and in their final order."""
+    with TableFile(folder / split_file(name), rows_schema(rows.columns)) as file:
+        file.append(rows)
 
-    Args:
-        folder: exists; nothing else is in it.
-        items: the catalogue with COUNT, ordered by ITEM.
-        splits: for each of SPLITS (and PREFERENCE, where there is one) its rows without ROW, in
-            their final order; all with the same optional columns.
-    """
-    tables = {ITEMS_FILE: _table(items, ITEMS_SCHEMA)}
-    for name in in_order(splits):
-        rows = splits[name]
-        numbered = rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ROW))
-        optional = [field for field in OPTIONAL_SCHEMA if field.name in rows.columns]
-        tables[split_file(name)] = _table(numbered, pa.schema([*ROWS_SCHEMA, *optional]))
-    files = {name: _write_table(folder / name, table) for name, table in tables.items()}
+
+def write_items(folder: Path, items: pl.DataFrame) -> None:
+    """Write the catalogue with COUNT, ordered by ITEM."""
+    with TableFile(folder / ITEMS_FILE, ITEMS_SCHEMA) as file:
+        file.append(items)
+
+
+def write_manifest(folder: Path, splits: Iterable[str], facts: Manifest) -> None:
+    """Write the manifest, last: ``facts``, and sizes and hashes of the files that are there."""
+    names = [ITEMS_FILE, *map(split_file, in_order(splits))]
+    files = {name: _written(folder / name) for name in names}
     text = json.dumps(facts | {"files": files}, indent=2, ensure_ascii=False, allow_nan=False)
     with (folder / MANIFEST_FILE).open("wb") as out:
         out.write(text.encode() + b"\n")
@@ -270,24 +226,9 @@ def _source(key: str, name: str, file: Path) -> Manifest:
         raise MachineError(f"{key} = {name}: {error.strerror}") from None
 
 
-def _table(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
-    return frame.select(schema.names).to_arrow().cast(schema)
-
-
-def _write_table(file: Path, table: pa.Table) -> Manifest:
-    with file.open("wb") as out:
-        pq.write_table(
-            table,
-            out,
-            version="2.6",
-            compression="zstd",
-            compression_level=3,
-            row_group_size=1 << 20,
-            data_page_version="1.0",
-        )
-        out.flush()
-        os.fsync(out.fileno())
-    return {"rows": table.num_rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
+def _written(file: Path) -> Manifest:
+    rows = pq.read_metadata(file).num_rows
+    return {"rows": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _read_items(file: Path) -> pd.DataFrame:

@@ -33,11 +33,11 @@ ITEMS = pl.DataFrame(
 )
 
 
-def rows(*given: tuple[int, list[int], int, int]) -> pl.DataFrame:
+def rows(*given: tuple[int, list[int], int, int]) -> pl.LazyFrame:
     """Rows (user, history, target, time)."""
     columns = {USER: pl.Int32, HISTORY: pl.List(pl.Int32), TARGET: pl.Int32, TIMESTAMP: pl.Int64}
     frame = pl.DataFrame(given, schema=columns, orient="row")
-    return frame.with_columns(pl.format("u{}", USER).alias(USER_ID))
+    return frame.lazy().with_columns(pl.format("u{}", USER).alias(USER_ID))
 
 
 SPLITS = {
@@ -45,11 +45,11 @@ SPLITS = {
     "valid": rows((0, [1, 0], 3, 6)),
     "test": rows((0, [1, 0, 3], 2, 8), (3, [1], 3, 9)),
 }
-LOG = pl.DataFrame({USER: [0, 0, 0, 1, 1], USER_ID: [*"xxxyy"], TIMESTAMP: [1, 1, 2, 1, 2]})
+TIED = {"count": 1, "of": 2, "examples": ["x"], "interactions": 2}
 
 
 def test_every_check_by_hand() -> None:
-    found = audit(ITEMS, SPLITS, LOG, clock=True)
+    found = audit(ITEMS, SPLITS, TIED, clock=True)
     assert found == {
         "items that share a title or tokens": {
             "count": 2,
@@ -65,19 +65,14 @@ def test_every_check_by_hand() -> None:
         },
         "test targets never seen in training": {"count": 2, "of": 2, "examples": ["c", "d"]},
         "users in several splits": {"train and valid": 1, "train and test": 1, "valid and test": 1},
-        "interactions that tie in time": {
-            "count": 1,
-            "of": 2,
-            "examples": ["x"],
-            "interactions": 2,
-        },
+        "interactions that tie in time": TIED,
         "training rows later than the earliest test row": {"count": 1, "of": 3},
         "popularity in training": {"gini": 0.625, "share of the top 1 % of items": 0.75},
     }
 
 
 def test_checks_that_cannot_be_made_say_so() -> None:
-    found = audit(ITEMS, SPLITS, log=None, clock=False)
+    found = audit(ITEMS, SPLITS, tied=None, clock=False)
     assert found["interactions that tie in time"] is None
     assert found["training rows later than the earliest test row"] is None
 

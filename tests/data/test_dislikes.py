@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import polars as pl
@@ -23,7 +25,7 @@ from llmrec_cli.data.columns import (
     USER,
     USER_ID,
 )
-from llmrec_cli.data.facts import Made
+from llmrec_cli.data.engines.embedded import POLARS
 from llmrec_cli.data.filters import Trail
 from llmrec_cli.prepare import make_rows, prepare
 from llmrec_cli.recipe import Recipe
@@ -31,6 +33,15 @@ from llmrec_cli.recipe_data import DataSection
 
 Rating = tuple[str, str, float | None, int]  # user, item, rating, time; its place breaks ties
 Moment = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was prepared, and the moments that it was made from."""
+
+    items: pl.DataFrame
+    splits: dict[str, pl.DataFrame]
+    log: pl.DataFrame  # the ratings that count, with ITEM
 
 
 def made(folder: Path, ratings: list[Rating], seed: int = 0, **keys: object) -> Made:
@@ -42,14 +53,22 @@ def made(folder: Path, ratings: list[Rating], seed: int = 0, **keys: object) -> 
         TIMESTAMP: pl.Series([r[3] for r in ratings], dtype=pl.Int64),
         POSITION: pl.Series(range(len(ratings)), dtype=pl.Int64),
     }
-    pl.DataFrame(columns).write_parquet(folder / "interactions.parquet")
+    read = pl.DataFrame(columns)
+    interactions = folder / "interactions.parquet"
+    read.write_parquet(interactions)
     ids = sorted({item for _, item, _, _ in ratings})
     known = pl.DataFrame({ITEM_ID: ids, TITLE: [item.upper() for item in ids]}).with_columns(
         pl.lit(None, pl.String).alias(BRAND), pl.lit(None, pl.List(pl.String)).alias(TOKENS)
     )
     asked = {"format": "ratings2023", "reviews": ("r",), "k_core": 0, "min_rating": 4.0} | keys
     section = DataSection.model_validate(asked)
-    return make_rows(folder / "interactions.parquet", known, section, seed, Trail(folder))
+    with TemporaryDirectory(dir=folder) as scratch:
+        trail = Trail(POLARS, Path(scratch))
+        items = make_rows(interactions, known, section, seed, trail, folder).items
+    names = ("train", "valid", "test")
+    splits = {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}
+    log = read.filter(pl.col(RATING) >= 4.0).join(items, on=ITEM_ID)
+    return Made(items, splits, log)
 
 
 def lists(found: Made, split: str, user: str) -> list[str]:
@@ -150,9 +169,8 @@ def test_every_protocol_equals_the_obvious_loop(
 
 
 def moment_of(found: Made, row: dict[str, object]) -> Moment:
-    assert found.log is not None
-    place = found.log.filter(pl.col(USER) == row[USER], pl.col(ITEM) == row[TARGET])
-    moment: Moment = place.select(TIMESTAMP, POSITION).row(0)
+    place = found.log.filter(pl.col(USER_ID) == row[USER_ID], pl.col(ITEM) == row[TARGET])
+    moment: Moment = place.sort(TIMESTAMP, POSITION).select(TIMESTAMP, POSITION).row(0)
     return moment
 
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_cli.data import filters
+from llmrec_cli.data.catalog import Named
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
-from llmrec_cli.data.filters import Trail, eligible, scan, settled
+from llmrec_cli.data.engines.embedded import POLARS
+from llmrec_cli.data.filters import Trail, eligible, settled
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 
@@ -44,10 +46,15 @@ def cleaned(
     folder: Path, rows: list[Row], asked: DataSection, named: list[str] | None = None
 ) -> tuple[list[int], Trail]:
     """Positions of the interactions that are left, in their final order."""
-    trail = Trail(folder)
-    log = eligible(write(folder, rows), asked, trail)
-    kept = filters.item_ids(log) if named is None else pl.Series(named, dtype=pl.String)
-    return settled(log, kept, asked, trail)[POSITION].to_list(), trail
+    trail = Trail(POLARS, folder)
+    log = eligible(POLARS.scan(write(folder, rows)), asked, trail)
+    occurring = filters.item_ids(log, POLARS, folder / "ids.parquet").to_list()
+    kept = occurring if named is None else named
+    items = pl.DataFrame({ITEM_ID: kept}, schema={ITEM_ID: pl.String})
+    dropped = sorted(set(occurring) - set(kept))
+    left = settled(log, Named(items, dropped, dropped), asked, trail)
+    ordered = left.sort(USER_ID, TIMESTAMP, POSITION).collect("polars").to_native()
+    return ordered[POSITION].to_list(), trail
 
 
 ROWS: list[Row] = [
@@ -126,12 +133,16 @@ pairs_strategy = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_s
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=pairs_strategy, k=st.integers(2, 4))
-def test_the_k_core_is_the_largest_one(pairs: list[tuple[int, int]], k: int) -> None:
+@given(pairs=pairs_strategy, k=st.integers(2, 4), repeated=st.booleans())
+def test_the_k_core_is_the_largest_one(
+    pairs: list[tuple[int, int]], k: int, repeated: bool
+) -> None:
+    """Counted with and without regard to repeated pairs, which only the former may be given."""
+    pairs = pairs if repeated else list(dict.fromkeys(pairs))
     rows: list[Row] = [(f"u{user}", f"i{item}", None, 0) for user, item in pairs]
     with TemporaryDirectory() as folder:
-        log = scan(write(Path(folder), rows))
-        got = filters.core(log, k, Path(folder)).collect("polars").to_native()
+        log = POLARS.scan(write(Path(folder), rows))
+        got = filters.core(log, k, repeated, POLARS, Path(folder)).collect("polars").to_native()
     kept = slow_core({(user, item) for user, item, _, _ in rows}, k)
     assert sorted(got[POSITION].to_list()) == [
         n for n, (user, item, _, _) in enumerate(rows) if (user, item) in kept
@@ -149,17 +160,10 @@ def slow_core(pairs: set[tuple[str, str]], k: int) -> set[tuple[str, str]]:
         pairs = {pair for pair in pairs if weak[-1] not in pair}
 
 
-def test_scan_is_the_only_place_that_names_the_engine(tmp_path: Path) -> None:
-    """The same steps on another engine (pyarrow's dataframe behind narwhals) give the same rows."""
-    import narwhals as nw
-
-    log = scan(write(tmp_path, ROWS))
-    table = nw.from_native(pl.read_parquet(tmp_path / "interactions.parquet").to_arrow()).lazy()
-    for step in (
-        lambda frame: filters.within(frame, 10, 30),
-        lambda frame: filters.rated(frame, 3),
-        lambda frame: filters.unrepeated(frame, "last"),
-        lambda frame: frame.filter(nw.len().over(USER_ID) >= 2, nw.len().over(ITEM_ID) >= 2),
-    ):
-        ours, theirs = (step(f).sort(POSITION).collect("pyarrow").to_native() for f in (log, table))
-        assert ours[POSITION].to_pylist() == theirs[POSITION].to_pylist()
+def test_a_step_that_takes_nothing_is_counted_without_being_carried_out(tmp_path: Path) -> None:
+    _, trail = cleaned(tmp_path, ROWS, section())
+    assert [step.step for step in trail.steps] == ["as read", "data.untitled = drop"]
+    assert not list(tmp_path.glob("step-*"))
+    _, trail = cleaned(tmp_path, ROWS, section(duplicates="first"), named=["a"])
+    assert [file.name for file in tmp_path.glob("step-*")] == ["step-2.parquet"]  # step 1 went
+    assert trail.steps[-1].interactions == 1

@@ -110,6 +110,6 @@ def test_without_preference_training_users_are_held_out() -> None:
 
 def test_pairs_that_are_trained_on_are_counted() -> None:
     splits = {"train": pairs("a", "b"), PREFERENCE: pairs("c", k=2), "test": pairs(*"abcd", k=2)}
-    found = trained_pairs(splits)
+    found = trained_pairs({name: rows.lazy() for name, rows in splits.items()})
     assert (found["count"], found["of"]) == (4, 8)  # a and b once, both of c's
     assert found["examples"] == ["a", "b", "c"]

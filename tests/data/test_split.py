@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zlib import crc32
+
 import numpy as np
 import polars as pl
 import pytest
@@ -14,44 +18,62 @@ from llmrec_cli.data.columns import (
     ITEM_ID,
     POSITION,
     RATING,
+    ROW,
     TARGET,
     TIMESTAMP,
     USER,
     USER_ID,
 )
-from llmrec_cli.data.split import encode, rows_of, sample, split_log, training_counts
+from llmrec_cli.data.engines.embedded import POLARS
+from llmrec_cli.data.order import ordered
+from llmrec_cli.data.rows import Tally, write_rows
+from llmrec_cli.data.split import cut_of, require_clock, sample, shuffled, smallest
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe_data import DataSection
 
 Interaction = tuple[str, int, int]  # user, item, time; position is the order in the list
 HandRow = tuple[str, list[int], int]
 
+ITEMS = pl.DataFrame(
+    {ITEM_ID: [f"{n:04d}" for n in range(100)], ITEM: pl.Series(range(100), dtype=pl.Int32)}
+)
+
 
 def section(**keys: object) -> DataSection:
     return DataSection.model_validate({"format": "ratings2023", "reviews": ("r.csv",)} | keys)
 
 
-def log_of(interactions: list[Interaction]) -> pl.DataFrame:
-    """The encoded log of interactions in any order; item n has the index n."""
-    frame = pl.DataFrame(
-        {
-            USER_ID: [user for user, _, _ in interactions],
-            ITEM_ID: [f"{item:04d}" for _, item, _ in interactions],
-            RATING: [None] * len(interactions),
-            TIMESTAMP: [time for _, _, time in interactions],
-            POSITION: range(len(interactions)),
-        },
-        schema_overrides={RATING: pl.Float64, POSITION: pl.Int64},
-    )
-    items = pl.DataFrame({ITEM_ID: [f"{n:04d}" for n in range(100)], ITEM: range(100)})
-    ordered = frame.sort(USER_ID, TIMESTAMP, POSITION)
-    return encode(ordered, items.with_columns(pl.col(ITEM).cast(pl.Int32)))
+def written(
+    interactions: list[Interaction], asked: DataSection, seed: int = 0
+) -> tuple[dict[str, pl.DataFrame], Tally]:
+    """The split files of interactions in any order, and what was counted; item n is index n."""
+    columns = {
+        USER_ID: [user for user, _, _ in interactions],
+        ITEM_ID: [f"{item:04d}" for _, item, _ in interactions],
+        RATING: [None] * len(interactions),
+        TIMESTAMP: [time for _, _, time in interactions],
+        POSITION: range(len(interactions)),
+    }
+    frame = pl.DataFrame(columns, schema_overrides={RATING: pl.Float64, POSITION: pl.Int64})
+    with TemporaryDirectory() as made, TemporaryDirectory() as temporary:
+        folder, scratch = Path(made), Path(temporary)
+        frame.write_parquet(scratch / "log.parquet")
+        log = POLARS.scan(scratch / "log.parquet")
+        cut = cut_of(log, len(frame), asked, seed, POLARS, scratch / "moments")
+        by_user = ordered(log, ITEMS, POLARS, scratch / "by-user")
+        tally = write_rows(by_user, None, cut, asked.history, len(ITEMS), POLARS, folder)
+        names = ("train", "valid", "test")
+        return {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}, tally
 
 
-def split(log: pl.DataFrame, asked: DataSection, seed: int = 0) -> dict[str, list[HandRow]]:
+def split(
+    interactions: list[Interaction], asked: DataSection, seed: int = 0
+) -> dict[str, list[HandRow]]:
+    rows, _ = written(interactions, asked, seed)
+    assert all(part[ROW].to_list() == list(range(len(part))) for part in rows.values())
+    columns = (USER_ID, HISTORY, TARGET)
     return {
-        name: [(u, list(h), t) for u, h, t in rows_of(log, part)[[USER_ID, HISTORY, TARGET]].rows()]
-        for name, part in split_log(log, asked, seed).items()
+        name: [(u, list(h), t) for u, h, t in part[columns].rows()] for name, part in rows.items()
     }
 
 
@@ -60,7 +82,7 @@ def chain(user: str, items: list[int]) -> list[Interaction]:
 
 
 def test_leave_one_out_by_hand() -> None:
-    log = log_of(chain("v", [5, 6]) + chain("u", [1, 2, 3, 4, 9]) + chain("w", [7, 8, 1]))
+    log = chain("v", [5, 6]) + chain("u", [1, 2, 3, 4, 9]) + chain("w", [7, 8, 1])
     assert split(log, section(history=2)) == {
         "train": [("u", [1], 2), ("u", [1, 2], 3), ("v", [5], 6)],  # "v": training only
         "valid": [("u", [2, 3], 4), ("w", [7], 8)],
@@ -79,12 +101,12 @@ def test_leave_one_out_by_hand() -> None:
 
 
 def test_ties_in_time_break_by_input_order() -> None:
-    log = log_of([("u", 3, 7), ("u", 1, 7), ("u", 2, 7), ("u", 0, 1)])
+    log = [("u", 3, 7), ("u", 1, 7), ("u", 2, 7), ("u", 0, 1)]
     assert split(log, section(min_history=0))["test"] == [("u", [0, 3, 1], 2)]
 
 
 def test_an_empty_split_names_the_key() -> None:
-    log = log_of(chain("u", [1, 2, 3]))
+    log = chain("u", [1, 2, 3])
     with pytest.raises(DataError, match=r'"leave-one-out": no train row .* data\.min_history = 1'):
         split(log, section())
 
@@ -94,18 +116,18 @@ def test_global_time_cuts_windows_by_the_targets_time() -> None:
     early = [("a", n, 10 * n) for n in range(6)]
     late = [("b", 20 + n, 10 * n + (5 if n < 5 else 0)) for n in range(6)]  # the last two tie at 50
     asked = section(split="global-time", history=2)
-    rows = split(log_of(late + early), asked)  # "b" comes first in the file
+    rows = split(late + early, asked)  # "b" comes first in the file
     assert [target for _, _, target in rows["train"]] == [1, 21, 2, 22, 3, 23, 4, 24]
     assert rows["valid"] == [("b", [23, 24], 25)]
     assert rows["test"] == [("a", [3, 4], 5)]
-    rows = split(log_of(early + late), asked)
+    rows = split(early + late, asked)
     assert (rows["valid"], rows["test"]) == ([("a", [3, 4], 5)], [("b", [23, 24], 25)])
 
 
 def test_global_time_makes_msl_windows_of_5_to_11_items() -> None:
     users = [chain(f"u{n}", list(range(14))) for n in range(5)]
     asked = section(split="global-time", min_history=4, history=10)
-    rows = split(log_of([row for user in users for row in user]), asked)
+    rows = split([row for user in users for row in user], asked)
     assert [len(rows[name]) for name in ("train", "valid", "test")] == [40, 5, 5]
     lengths = {len(history) + 1 for part in rows.values() for _, history, _ in part}
     assert lengths == set(range(5, 12))
@@ -114,11 +136,20 @@ def test_global_time_makes_msl_windows_of_5_to_11_items() -> None:
 def test_global_time_needs_a_clock() -> None:
     asked = section(format="semantic-ids", index="i", split="global-time")
     with pytest.raises(DataError, match='"semantic-ids" has no times that compare across users'):
-        split(log_of(chain("u", [1, 2, 3])), asked)
+        require_clock(asked)
+    require_clock(section(format="semantic-ids", index="i"))
+
+
+def test_global_time_keeps_drawn_rows_of_each_part_in_their_order() -> None:
+    log = [(f"u{n % 7}", n % 90, n // 3) for n in range(90)]
+    asked = section(split="global-time", min_history=2, history=4)
+    whole, some = split(log, asked), section(**asked.model_dump() | {"sample": {"train": 9}})
+    expected = [whole["train"][at] for at in sample(len(whole["train"]), some, 0, "train")]
+    assert split(log, some) == whole | {"train": expected}
 
 
 def test_few_shot_splits_by_user_one_row_each() -> None:
-    log = log_of([row for n in range(10) for row in chain(f"u{n}", [1, 2, 3 + n])])
+    log = [row for n in range(10) for row in chain(f"u{n}", [1, 2, 3 + n])]
     rows = split(log, section(split="few-shot", few_shot_users=3), seed=1)
     users = {name: [user for user, _, _ in part] for name, part in rows.items()}
     assert {name: len(part) for name, part in users.items()} == {"train": 3, "valid": 3, "test": 4}
@@ -135,6 +166,21 @@ def test_few_shot_splits_by_user_one_row_each() -> None:
         split(log, section(split="few-shot", few_shot_users=5))
 
 
+@pytest.mark.parametrize("protocol", ["leave-one-out", "global-time", "few-shot"])
+@pytest.mark.parametrize("sample", [{}, {"train": 3, "valid": 2, "test": 4}])
+def test_rows_do_not_depend_on_the_batches_that_they_are_cut_in(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, sample: dict[str, int]
+) -> None:
+    log = [(f"u{n * n % 23:02}", n % 90, n // 3) for n in range(200)]
+    asked = section(split=protocol, few_shot_users=3, sample=sample, history=4)
+    whole, counted = written(log, asked)
+    monkeypatch.setattr("llmrec_cli.data.order.BATCH", 7)
+    some, counted_again = written(log, asked)
+    assert all(some[name].equals(part) for name, part in whole.items())
+    assert counted.ties() == counted_again.ties()
+    assert (counted.count_I == counted_again.count_I).all()
+
+
 def test_sample_keeps_order_and_is_a_fixed_function_of_the_seed() -> None:
     asked = section(sample={"train": 5})
     assert sample(20, asked, 0, "train").tolist() == sample(20, asked, 0, "train").tolist()
@@ -147,18 +193,37 @@ def test_sample_keeps_order_and_is_a_fixed_function_of_the_seed() -> None:
     assert sample(1000, asked, 0, "train").tolist() == [52, 448, 573, 809, 843]
 
 
+def test_the_first_of_a_shuffle_need_not_all_be_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = shuffled(5000, 3, "train")
+    key = np.array([3, crc32(b"train")], np.uint64)
+    assert (whole == np.argsort(np.random.Philox(key=key).random_raw(5000), kind="stable")).all()
+    monkeypatch.setattr("llmrec_cli.data.split._DRAWN", 64)
+    for size in (0, 1, 63, 64, 65, 4999, 5000):
+        assert smallest(5000, size, 3, "train").tolist() == whole[:size].tolist()
+
+
 def test_counts_take_each_training_interaction_once() -> None:
-    log = log_of(chain("u", [1, 2, 3, 1, 4, 5]) + chain("w", [1, 7, 8]))
-    windows = split_log(log, section(history=2), 0)
+    log = chain("u", [1, 2, 3, 1, 4, 5]) + chain("w", [1, 7, 8])
+    _, tally = written(log, section(history=2))
     # Training rows show u: 1 2 3 1; w's first item is in no training row.
-    assert np.flatnonzero(training_counts(log, windows["train"], 100)).tolist() == [1, 2, 3]
-    assert training_counts(log, windows["train"], 100)[:4].tolist() == [0, 2, 1, 1]
+    assert np.flatnonzero(tally.count_I).tolist() == [1, 2, 3]
+    assert tally.count_I[:4].tolist() == [0, 2, 1, 1]
+
+
+def test_users_with_interactions_at_one_time_are_tallied() -> None:
+    log = [(user, item, time) for user in "abcde" for item, time in ((1, 0), (2, 1), (3, 2))]
+    tied = [(user, item, 5) for user in "zyxw" for item in (1, 2, 3)]
+    _, tally = written(log + tied, section(min_history=0))
+    found = {"count": 4, "of": 9, "examples": ["w", "x", "y"], "interactions": 12}
+    assert tally.ties() == found
 
 
 def test_columns_have_their_types() -> None:
-    log = log_of(chain("u", [1, 2, 3, 4]))
-    rows = rows_of(log, split_log(log, section(), 0)["test"])
-    assert rows.schema == {
+    rows, _ = written(chain("u", [1, 2, 3, 4]), section())
+    assert rows["test"].schema == {
+        ROW: pl.Int32,
         USER: pl.Int32,
         USER_ID: pl.String,
         HISTORY: pl.List(pl.Int32),
@@ -183,12 +248,11 @@ def test_leave_one_out_equals_the_obvious_loop_and_never_leaks(
 ) -> None:
     asked = section(history=max(history, min_history), min_history=min_history)
     expected = slow_leave_one_out(interactions, asked.history, min_history)
-    log = log_of(interactions)
     if not all(expected.values()):
         with pytest.raises(DataError, match="row is left"):
-            split(log, asked)
+            split(interactions, asked)
         return
-    rows = split(log, asked)
+    rows = split(interactions, asked)
     assert rows == expected
     held = {(user, target) for name in ("valid", "test") for user, _, target in rows[name]}
     tested = {(user, target) for user, _, target in rows["test"]}

@@ -36,8 +36,11 @@ from llmrec_cli.data.store import (
     fingerprint,
     load_prepared,
     staging,
-    write_prepared,
+    write_items,
+    write_manifest,
+    write_split,
 )
+from llmrec_cli.data.table_file import ITEMS_SCHEMA, ROWS_SCHEMA
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.recipe_data import DataSection
 
@@ -64,6 +67,15 @@ ROWS = pl.DataFrame(
 )
 ROWS_OF = {"train": ROWS, "valid": ROWS[:1], "test": ROWS[1:]}
 FACTS = {"layout": store.LAYOUT, "data": {"k_core": 5}, "seed": 0, "sources": []}
+
+
+def write_prepared(
+    stage: Path, items: pl.DataFrame, splits: dict[str, pl.DataFrame], facts: store.Manifest
+) -> None:
+    for name, rows in splits.items():
+        write_split(stage, name, rows)
+    write_items(stage, items)
+    write_manifest(stage, splits, facts)
 
 
 @pytest.fixture
@@ -104,14 +116,14 @@ def test_optional_columns_come_back(tmp_path: Path) -> None:
         splits = {name: rows.with_columns(lists[: len(rows)]) for name, rows in ROWS_OF.items()}
         write_prepared(stage, ITEMS, splits, FACTS)
     train = load_prepared(tmp_path / "prepared").split("train")
-    assert list(train) == [*store.ROWS_SCHEMA.names, DISLIKED]
+    assert list(train) == [*ROWS_SCHEMA.names, DISLIKED]
     assert [items.tolist() for items in train[DISLIKED]] == [[1], []]
     assert all(items.dtype == np.int32 for items in train[DISLIKED])
 
 
 def test_parquet_schema_is_the_agreed_one(folder: Path) -> None:
-    assert pq.read_schema(folder / "train.parquet").equals(store.ROWS_SCHEMA)
-    assert pq.read_schema(folder / "items.parquet").equals(store.ITEMS_SCHEMA)
+    assert pq.read_schema(folder / "train.parquet").equals(ROWS_SCHEMA)
+    assert pq.read_schema(folder / "items.parquet").equals(ITEMS_SCHEMA)
 
 
 @pytest.mark.parametrize("name", [ITEMS_FILE, *map(split_file, SPLITS)])
@@ -171,15 +183,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["prepared"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename", "write"])
+@pytest.mark.parametrize("call", ["fsync", "rename", "write_table"])
 def test_each_refusal_of_the_disk_is_the_machines_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"fsync": (os, "fsync"), "rename": (Path, "rename"), "write": (pq, "write_table")}
-    monkeypatch.setattr(*target[call], refuse)
+    owner = {"fsync": os, "rename": Path, "write_table": pq.ParquetWriter}[call]
+    monkeypatch.setattr(owner, call, refuse)
     with (
         pytest.raises(MachineError, match="prepared: not prepared: No space left on device"),
         staging(tmp_path / "prepared") as stage,
@@ -209,6 +221,8 @@ def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> Non
         with pytest.raises(DataError, match=f"prepared from something else: {difference}"):
             check_fits(tmp_path / "prepared", now)
 
+    check_fits(tmp_path / "prepared", asked(engine="spark", memory=4096))
+    check_fits(tmp_path / "prepared", asked(engine="spark", spark={"master": "local[2]"}))
     refused("data.k_core was 5, is now 10", asked(k_core=10))
     refused("data.min_rating was null, is now 4.0", asked(min_rating=4.0))
     refused("seed was 0, is now 1", asked(seed=1))

@@ -1,0 +1,122 @@
+"""Rows from the ordered log: one pass over whole users, in bounded memory, into the split files.
+
+The pass runs in this process whatever the engine: a history is a slice of a sequence that lies
+contiguous by now, and a file of fixed row groups has one writer.  ``global-time`` writes its rows
+by user into scratch files, has the engine order those by time, and copies them.
+
+In memory: a batch of users (``order.BATCH`` interactions, and the longest sequence of one user),
+an unfinished row group of each split, and 8 bytes per item of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llmrec_cli.data.audit import Finding
+from llmrec_cli.data.catalog import EXAMPLES
+from llmrec_cli.data.columns import (
+    DISLIKED,
+    POSITION,
+    SPLITS,
+    TIMESTAMP,
+    USER,
+    USER_ID,
+    split_file,
+)
+from llmrec_cli.data.dislikes import dislikes, training_ends, with_disliked
+from llmrec_cli.data.engines.engine import Engine
+from llmrec_cli.data.order import batches, by_moment
+from llmrec_cli.data.split import Cut, Moment
+from llmrec_cli.data.table_file import TableFile, rows_schema
+from llmrec_cli.data.users import Users, whole_users, with_bad
+from llmrec_cli.data.windows import Portion, cut_users, rows_of, training_counts
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted while users pass by."""
+
+    count_I: NDArray[np.int64]  # of each item, its interactions inside training rows
+    users: int = 0
+    tied_users: int = 0  # who have interactions at one time
+    tied_interactions: int = 0
+    tied: list[str] = field(default_factory=list)  # ids of the first few of these users
+
+    def add(self, portion: Portion) -> None:
+        """Count one more portion of the log."""
+        log = portion.users.log
+        self.count_I += training_counts(log, portion.windows["train"], len(self.count_I))
+        self.users += log[USER].n_unique()
+        tied = log.filter(pl.struct(USER, TIMESTAMP).is_duplicated())[USER_ID]
+        ids = tied.unique(maintain_order=True)
+        self.tied_users += len(ids)
+        self.tied_interactions += len(tied)
+        self.tied += ids.head(EXAMPLES - len(self.tied)).to_list()
+
+    def ties(self) -> Finding:
+        """The audit's finding about interactions that tie in time."""
+        found = {"count": self.tied_users, "of": self.users, "examples": self.tied}
+        return found | {"interactions": self.tied_interactions}
+
+
+def write_rows(
+    log: Path, bad: Path | None, cut: Cut, history: int, n_items: int, engine: Engine, folder: Path
+) -> Tally:
+    """Write ``train|valid|test.parquet`` into ``folder``.
+
+    Args:
+        log: from ``order.ordered``.
+        bad: likewise, of what the rating threshold drops; None where there is none.
+        history: longest history, items.
+        n_items: size of the catalogue.
+    """
+    users = whole_users(batches(log))
+    if bad is not None:
+        users = with_bad(users, batches(bad))
+    tally = Tally(np.zeros(n_items, np.int64))
+    schema = rows_schema([] if bad is None else [DISLIKED])
+    if cut.end is None:
+        _write(users, cut, history, tally, folder, schema)
+        return tally
+    scratch = log.parent
+    _write(users, cut, history, tally, scratch, schema.append(pa.field(POSITION, pa.int64())))
+    for name in SPLITS:
+        file = scratch / split_file(name)
+        rows = by_moment(file, engine, file.with_suffix(".by-moment.parquet"))
+        with TableFile(folder / split_file(name), schema) as table:
+            for batch in batches(rows):
+                table.append(batch)
+    return tally
+
+
+def _write(
+    users: Iterator[Users], cut: Cut, history: int, tally: Tally, folder: Path, schema: pa.Schema
+) -> None:
+    """All splits at once, rows by user."""
+    with ExitStack() as opened:
+        files = {
+            name: opened.enter_context(TableFile(folder / split_file(name), schema))
+            for name in SPLITS
+        }
+        for portion in cut_users(users, cut, history):
+            tally.add(portion)
+            for name, rows in _rows(portion, cut.end).items():
+                files[name].append(rows)
+
+
+def _rows(portion: Portion, end: Moment | None) -> dict[str, pl.DataFrame]:
+    users, windows = portion.users, portion.windows
+    rows = {name: rows_of(users.log, part) for name, part in windows.items()}
+    if users.bad is None:
+        return rows
+    known = dislikes(users.bad, users.log)
+    ends = training_ends(users.log, portion.held_R, end)
+    return with_disliked(rows, windows, known, users.log, ends)

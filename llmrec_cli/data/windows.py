@@ -1,0 +1,96 @@
+"""Windows: rows as slices of one user's sequence, histories written out.
+
+Shape suffixes: N interactions of a batch, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llmrec_cli.data.columns import (
+    HISTORY,
+    ITEM,
+    POSITION,
+    RATING,
+    SPLITS,
+    TARGET,
+    TIMESTAMP,
+    USER,
+    USER_ID,
+)
+from llmrec_cli.data.order import Ints
+from llmrec_cli.data.split import Cut
+from llmrec_cli.data.users import Users
+
+ROW_COLUMNS = (USER, USER_ID, HISTORY, TARGET, TIMESTAMP, RATING)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Rows as slices of a batch: history ``start .. target - 1``, then the target."""
+
+    start_R: Ints
+    target_R: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """The rows of some consecutive users."""
+
+    users: Users
+    windows: Mapping[str, Windows]  # of each split, in order of user and time
+    held_R: Ints  # targets of valid and test before any sampling, in no order
+
+
+def cut_users(batches: Iterable[Users], cut: Cut, history: int) -> Iterator[Portion]:
+    """Cut batch after batch.
+
+    Args:
+        batches: all users of the log, in order.
+        history: longest history, items.
+    """
+    seen = dict.fromkeys(SPLITS, 0)  # candidates in the batches before
+    for users in batches:
+        windows, held = {}, []
+        for name, mask_N in cut.candidates(users).items():
+            found_R = np.flatnonzero(mask_N)
+            if name != "train":
+                held.append(_chosen(found_R, seen[name], cut.part.get(name)))
+            target_R = _chosen(found_R, seen[name], cut.kept.get(name))
+            seen[name] += len(found_R)
+            place_R = users.place_N[target_R]
+            windows[name] = Windows(target_R - np.minimum(place_R, history), target_R)
+        yield Portion(users, windows, np.concatenate(held))
+
+
+def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
+    """Write windows out: ROW_COLUMNS and POSITION; HISTORY as list<int32>, oldest first."""
+    length_R = windows.target_R - windows.start_R
+    offset_R1 = np.concatenate([[0], np.cumsum(length_R)])
+    inside = np.repeat(windows.start_R - offset_R1[:-1], length_R) + np.arange(offset_R1[-1])
+    history = pa.LargeListArray.from_arrays(offset_R1, log[ITEM].to_numpy()[inside])
+    rows = log[windows.target_R].rename({ITEM: TARGET})
+    return rows.with_columns(pl.Series(HISTORY, history)).select(*ROW_COLUMNS, POSITION)
+
+
+def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int64]:
+    """Interactions of each item inside training rows, each interaction once, not once per row."""
+    edges_N1 = np.zeros(len(log) + 1, np.int64)
+    np.add.at(edges_N1, train.start_R, 1)
+    np.add.at(edges_N1, train.target_R + 1, -1)
+    covered_N = np.cumsum(edges_N1[:-1]) > 0
+    return np.bincount(log[ITEM].to_numpy()[covered_N], minlength=n_items)
+
+
+def _chosen(found_R: Ints, seen: int, ordinals: Ints | None) -> Ints:
+    """Of candidates that are the ``seen``-th and following ones, those at some ordinals."""
+    if ordinals is None:
+        return found_R
+    low, high = np.searchsorted(ordinals, [seen, seen + len(found_R)])
+    return found_R[ordinals[low:high] - seen]
