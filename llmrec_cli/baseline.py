@@ -27,7 +27,7 @@ from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import WEIGHTS, write_tensors
 from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.rows import PromptEncoder, window_rows
+from llmrec_cli.engine.rows import PromptEncoder
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.files import check_folder, sha256
 from llmrec_cli.methods import find
@@ -129,7 +129,7 @@ def _train(
             options=method.options(),
             trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
             train_rows=bench.training_rows(section.rows),
-            valid_rows=window_rows(valid, bench.encoder),
+            valid_rows=bench.windows(valid),
             rank_valid=lambda: _validation_metrics(bench, model, valid),
             section=section,
             seed=bench.recipe.seed,

@@ -17,7 +17,6 @@ from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
 from llmrec_cli.engine.answer_scores import score_candidates
 from llmrec_cli.engine.ranks import Column
-from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.report.pairs import CHOSEN_SCORE, OTHER, REJECTED_SCORE, SHOWN_FIRST
 
@@ -56,7 +55,7 @@ def by_policy(bench: workbench.Workbench, model: Any) -> ScoreTwo:
     policy = Policy(model).eval()
 
     def score(frame: pd.DataFrame, others: list[int]) -> Floats:
-        windows = window_rows(frame, bench.encoder)
+        windows = bench.windows(frame)
 
         def work(numbers: Sequence[int]) -> list[Column]:
             rows = [replace(windows[i], negatives=((others[i],),)) for i in numbers]

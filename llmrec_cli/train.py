@@ -11,7 +11,6 @@ from llmrec_cli.base import base_config
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.rows import window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
@@ -112,7 +111,7 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
         )
 
     usable = sampler.require(rows) if sampler else rows
-    return StageRows(usable, window_rows(valid, bench.encoder), rank_valid)
+    return StageRows(usable, bench.windows(valid), rank_valid)
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:

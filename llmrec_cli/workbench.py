@@ -27,6 +27,7 @@ from llmrec_cli.base import (
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
+from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import (
     IntArray,
@@ -56,20 +57,27 @@ class Workbench:
     recipe: Recipe
     prepared: Prepared
     codec: Codec
-    catalogue: list[list[int]]  # token sequence of every item, EOS included
+    catalogue: Ragged  # token sequence of every item, EOS included
     trie: Trie  # on the device of the ranks
     encoder: PromptEncoder
     ranks: Ranks
     pairs: Pairs | None = None  # of the rank-pair task
 
     def training_rows(self, kind: str) -> list[Row]:
-        """The training split as rows of one target, or of many (``engine.rows``)."""
+        """The training split as rows of one target, or of many (``engine.rows``).
+
+        All processes of a machine together: prompts are tokenized once and shared.
+        """
         frame = self.prepared.split("train")
         if kind == "window":
-            return window_rows(frame, self.encoder)
+            return self.windows(frame)
         if kind == "user":
-            return user_rows(frame, self.encoder)
+            return user_rows(frame, _Shared(self.encoder, self.ranks))
         return sequence_rows(frame, self.encoder, self.recipe.data.history)
+
+    def windows(self, frame: pd.DataFrame) -> list[Row]:
+        """Rows of one target each, of any split; by all processes together."""
+        return window_rows(frame, _Shared(self.encoder, self.ranks))
 
     def rank(
         self,
@@ -94,31 +102,36 @@ class Workbench:
         options = decode_options(decode, k)
         options = replace(options, batch=batch or options.batch)
         seen = self.seen_leaves(frame) if exclude else ()
-        prompts = self.encoder.encode(frame[HISTORY].tolist())
-        return self._ranked(model, prompts, seen, options, advance)
+        histories = frame[HISTORY].tolist()
+
+        def prompts_of(numbers: Sequence[int]) -> list[IntArray]:
+            return self.encoder.encode([histories[i] for i in numbers])
+
+        return self._ranked(model, len(frame), prompts_of, seen, options, advance)
 
     def _ranked(
         self,
         model: Any,
-        prompts: Sequence[IntArray],
+        n_rows: int,
+        prompts_of: Callable[[Sequence[int]], Sequence[IntArray]],
         exclude: Sequence[Sequence[int]],
         options: DecodeOptions,
         advance: Callable[[int], object] = lambda n: None,
     ) -> Ranked:
-        """The lists of all prompts, by all processes together."""
+        """The lists of all rows, by all processes together."""
 
         def work(numbers: Sequence[int]) -> list[Column]:
             found = rank_catalogue(
                 model,
                 self.trie,
-                [prompts[i].tolist() for i in numbers],
+                [prompt.tolist() for prompt in prompts_of(numbers)],
                 options,
                 [exclude[i] for i in numbers] if exclude else (),
-                lambda n: advance(n * len(prompts) // max(len(numbers), 1)),
+                lambda n: advance(n * n_rows // max(len(numbers), 1)),
             )
             return [(found.leaf_BK, NONE), (found.score_BK, -math.inf), (found.proven_B.int(), 0)]
 
-        leaf_BK, score_BK, proven_B = self.ranks.shared_out(len(prompts), work)
+        leaf_BK, score_BK, proven_B = self.ranks.shared_out(n_rows, work)
         return Ranked(leaf_BK, score_BK, proven_B.bool())
 
     def rank_windows(
@@ -131,9 +144,13 @@ class Workbench:
         decode = self.recipe.eval.decode
         options = decode_options(decode, k)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        ranked = self._ranked(
-            model, [rows[i].prompt for i in order], [exclude[i] for i in order], options
-        )
+        ordered = [rows[i] for i in order]
+
+        def prompts_of(numbers: Sequence[int]) -> list[IntArray]:
+            return [ordered[i].prompt for i in numbers]
+
+        excluded = [exclude[i] for i in order]
+        ranked = self._ranked(model, len(rows), prompts_of, excluded, options)
         lists: list[list[int]] = [[]] * len(rows)
         for i, leaf_K in zip(order, ranked.leaf_BK.tolist(), strict=True):
             banned = set(exclude[i])
@@ -153,6 +170,18 @@ class Workbench:
         """Leaf index of every catalogue item."""
         leaves: np.ndarray[Any, np.dtype[np.int32]] = self.trie.leaf_of_item_I.cpu().numpy()
         return leaves
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """An encoder whose prompts are computed once on every machine; all processes ask together."""
+
+    encoder: PromptEncoder
+    ranks: Ranks
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> Ragged:
+        found = self.ranks.mapped(lambda: Ragged.of(self.encoder.encode(histories)).arrays())
+        return Ragged.from_arrays(found)
 
 
 def decode_options(decode: DecodeSection, k: int) -> DecodeOptions:
@@ -188,16 +217,29 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
         prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
         require_tokens(prepared, codec)
     template = prompt_template(prompt.template)
-    catalogue = encode_catalogue(prepared.items, codec)
+    catalogue, trie = _laid_out(prepared, codec, ranks)
     return Workbench(
         recipe=recipe,
         prepared=prepared,
         codec=codec,
         catalogue=catalogue,
-        trie=build_trie(catalogue).to(ranks.device),
+        trie=trie.to(ranks.device),
         encoder=PromptEncoder(template, codec, prepared.items, catalogue, prompt.max_tokens),
         ranks=ranks,
     )
+
+
+def _laid_out(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ragged, Trie]:
+    """Catalogue and trie, made once on every machine."""
+
+    def make() -> dict[str, np.ndarray[Any, Any]]:
+        sequences = encode_catalogue(prepared.items, codec)
+        arrays = {name: found.numpy() for name, found in build_trie(sequences).tensors().items()}
+        return arrays | Ragged.of(sequences).arrays()
+
+    found = ranks.mapped(make)
+    tensors = {name: torch.from_numpy(array) for name, array in found.items()}
+    return Ragged.from_arrays(found), Trie.from_tensors(tensors)
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

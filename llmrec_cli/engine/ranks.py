@@ -6,19 +6,27 @@ again by row number, each row exactly once.
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather, pad_across_processes
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 
+from llmrec_cli.files import machine_errors
+
 T = TypeVar("T")
+Arrays = Mapping[str, NDArray[Any]]
 Column = tuple[Tensor, float]
 Work = Callable[[Sequence[int]], Sequence[Column]]
 _NOBODY = -1
@@ -121,21 +129,60 @@ class Ranks:
         """Come back when every process has come here."""
         self.accelerator.wait_for_everyone()
 
-    def first(self, work: Callable[[], object], lock: Path | None = None) -> None:
+    def first(
+        self, work: Callable[[], object], lock: Path | None = None, *, everywhere: bool = False
+    ) -> None:
         """Let the first process do ``work``; the others go on when it is done.
 
         Args:
             lock: for long work, a file that the others wait for instead of on a collective, so that
                 no time limit of the network is run into.
+            everywhere: the first process of every machine does it.
         """
-        with FileLock(lock) if lock and self.is_first and self.count > 1 else nullcontext():
+        works = self.accelerator.is_local_main_process if everywhere else self.is_first
+        with FileLock(lock) if lock and works and self.count > 1 else nullcontext():
             self.wait()  # what the others looked at before is as it was; and the lock is held
-            if self.is_first:
+            if works:
                 work()
         if lock and self.count > 1:
             with FileLock(lock):
                 pass
         self.wait()
+
+    def mapped(self, make: Callable[[], Arrays]) -> Arrays:
+        """Arrays that the first process of every machine makes and all processes there map.
+
+        Alone, what ``make`` returns.  They lie in the folder for temporary files and have no name
+        any more once all have mapped them; whoever writes into an array gets a copy of that page.
+
+        Args:
+            make: returns arrays that are not empty.
+
+        Raises:
+            MachineError: no room for temporary files.
+        """
+        if self.count == 1:
+            return make()
+        machine = self.index - int(self.accelerator.local_process_index)  # by its first process
+        name = f"llmrec-{self.most(secrets.randbits(48))}-{machine}"  # all agree on the number
+        folder = Path(tempfile.gettempdir(), name)
+
+        def write() -> None:
+            with machine_errors(folder):
+                folder.mkdir()
+                for key, array in make().items():
+                    np.save(folder / f"{key}.npy", array)
+
+        def remove() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+        lock = folder.with_suffix(".lock")
+        self.first(write, lock, everywhere=True)
+        files = folder.iterdir()
+        found = {file.stem: np.asarray(np.load(file, mmap_mode="c")) for file in files}
+        self.first(remove, everywhere=True)
+        return found
 
     def apart(self, module: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Around a backward pass: gradients stay with this process unless it is the last one."""

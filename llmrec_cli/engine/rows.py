@@ -10,8 +10,9 @@ rank-pair task, whose answers are texts rather than items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import HISTORY, TARGET, TITLE, TOKENS, USER
 from llmrec_cli.data.prompts import Template
+from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 
@@ -85,6 +87,14 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     return [[*tokens, codec.eos] for tokens in sequences]
 
 
+class Encoder(Protocol):
+    """Turns histories into prompts."""
+
+    def encode(self, histories: Sequence[Sequence[int]]) -> Sequence[IntArray]:
+        """Prompt ids of each history (catalogue indices, oldest first)."""
+        ...
+
+
 class PromptEncoder:
     """Histories to prompt ids, for a text template or for bare item sequences.
 
@@ -96,12 +106,12 @@ class PromptEncoder:
         template: Template | None,
         codec: Codec,
         items: pd.DataFrame,
-        catalogue: Sequence[Sequence[int]],
+        catalogue: Iterable[Sequence[int] | IntArray],
         max_tokens: int,
     ) -> None:
         self.template = template
         self.codec = codec
-        self.catalogue = [np.asarray(tokens, dtype=np.int32) for tokens in catalogue]
+        self.catalogue = Ragged.of(catalogue)
         self.titles = items[TITLE].fillna("").tolist() if template else []
         self.max_tokens = max_tokens
 
@@ -142,7 +152,7 @@ class PromptEncoder:
         return prompts
 
 
-def window_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
+def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     """One row per (history, target) of a prepared split."""
     histories = [tuple(int(item) for item in history) for history in frame[HISTORY]]
     columns = zip(encoder.encode(histories), histories, frame[TARGET], frame[USER], strict=True)
@@ -152,7 +162,7 @@ def window_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
     ]
 
 
-def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> list[Row]:
+def sequence_rows(frame: pd.DataFrame, encoder: Encoder, longest: int) -> list[Row]:
     """All targets of a user in as few causal passes as possible.
 
     A user's windows are chained while each history is the one before plus its target.  A pass holds
@@ -185,7 +195,7 @@ def sequence_rows(frame: pd.DataFrame, encoder: PromptEncoder, longest: int) -> 
     return rows
 
 
-def user_rows(frame: pd.DataFrame, encoder: PromptEncoder) -> list[Row]:
+def user_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     """All targets of a user in as few rows as possible, each behind the prompt of its window.
 
     A user's windows are joined while each history is the one before plus its target and at least
@@ -216,7 +226,7 @@ def shared_tokens(a: IntArray, b: IntArray) -> int:
     return int(differs[0]) if len(differs) else n
 
 
-def contexts(row: Row, tokens_of: Callable[[int], Sequence[int]]) -> list[IntArray]:
+def contexts(row: Row, tokens_of: Callable[[int], Sequence[int] | IntArray]) -> list[IntArray]:
     """What stands before each target: its own prompt, or the row's and the targets before it.
 
     Args:
@@ -230,7 +240,7 @@ def contexts(row: Row, tokens_of: Callable[[int], Sequence[int]]) -> list[IntArr
     return before
 
 
-def as_windows(row: Row, catalogue: Sequence[Sequence[int]]) -> list[Row]:
+def as_windows(row: Row, catalogue: Sequence[Sequence[int]] | Ragged) -> list[Row]:
     """The windows that a row stands for (negatives included, reference left out)."""
     return [
         replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -65,8 +65,21 @@ class Trie:
         """The same trie with its arrays on ``device``; itself where they are there already."""
         if torch.device(device) == self.device:
             return self
-        arrays = (f.name for f in fields(self) if f.name != "max_length")
-        return replace(self, **{name: getattr(self, name).to(device) for name in arrays})
+        return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What ``from_tensors`` takes, on the CPU: to write down, or to map."""
+        found = {name: getattr(self, name).cpu() for name in _ARRAYS}
+        return {**found, "max_length": torch.tensor([self.max_length])}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Trie:
+        """A trie in the memory of ``tensors``; further entries are not looked at."""
+        arrays = {name: tensors[name] for name in _ARRAYS}
+        return cls(**arrays, max_length=int(tensors["max_length"]))
+
+
+_ARRAYS = tuple(f.name for f in fields(Trie) if f.name != "max_length")
 
 
 def build_trie(items: Sequence[Sequence[int]]) -> Trie:

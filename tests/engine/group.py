@@ -13,10 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tiny import CATALOGUE, final_state, job
 
@@ -193,9 +195,28 @@ def telling(folder: Path) -> dict[str, Any]:
     }
 
 
+def mapping(folder: Path) -> dict[str, Any]:
+    """Arrays that one rank makes, the others map, and one of them writes into."""
+    ranks, made = job(folder / "mapping").ranks, []
+    tempfile.tempdir = str(folder)
+
+    def make() -> dict[str, Any]:
+        made.append(ranks.index)
+        return {"a": np.arange(5, dtype=np.int32) + ranks.index, "b": np.ones((2, 3))}
+
+    found = ranks.mapped(make)
+    maps = Path("/proc/self/maps").read_text()
+    left = [path.name for path in folder.glob("llmrec-*")]
+    found["b"][0, 0] = ranks.index
+    ranks.wait()
+    shown = {name: array.tolist() for name, array in found.items()}
+    return {"made": made, "shown": shown, "mapped": "a.npy (deleted)" in maps, "left": left}
+
+
 def main(folder: Path) -> None:
     found = {
-        run.__name__: run(folder) for run in (sections, lists, bad_numbers, one_signal, telling)
+        run.__name__: run(folder)
+        for run in (sections, lists, bad_numbers, one_signal, telling, mapping)
     }
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

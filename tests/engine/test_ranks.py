@@ -103,6 +103,16 @@ def test_ranks_tell_one_another(group: Group) -> None:
     assert [rank["worked"] for rank in found] == [["worked"], *[[]] * (n - 1)]
 
 
+def test_what_one_makes_all_map(group: Group) -> None:
+    """The same memory, without a name by now; what one writes there the others do not see."""
+    found = [rank["mapping"] for rank in group.ranks]
+    assert [rank["made"] for rank in found] == [[0], *[[] for _ in found[1:]]]
+    for index, rank in enumerate(found):
+        assert rank["shown"] == {"a": [0, 1, 2, 3, 4], "b": [[index, 1, 1], [1, 1, 1]]}
+        assert rank["mapped"]
+        assert rank["left"] == []
+
+
 def test_alone_everything_is_the_identity() -> None:
     ranks = Ranks(Accelerator(cpu=True))
     assert ranks.share([1, 2]) == [1, 2]

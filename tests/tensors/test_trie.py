@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmrec_cli.tensors.trie import (
     ROOT,
+    Trie,
     build_trie,
     edges_of,
     first_branching_node,
@@ -151,3 +154,12 @@ def test_a_node_costs_at_most_20_bytes_and_a_leaf_or_item_8() -> None:
     size = sum(array.nbytes for array in arrays)
     assert size <= 20 * trie.n_nodes + 8 * (trie.n_leaves + trie.n_items)
     assert trie.to("meta").device.type == "meta"
+
+
+def test_a_trie_is_the_same_from_its_tensors() -> None:
+    items = [[5, 6, 1], [5, 7, 1], [5, 6, 1], [8, 1]]
+    trie = build_trie(items)
+    again = Trie.from_tensors({**trie.tensors(), "more": torch.zeros(1)})
+    for field in fields(Trie):
+        ours, theirs = getattr(again, field.name), getattr(trie, field.name)
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)), field.name

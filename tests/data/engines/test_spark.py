@@ -25,7 +25,9 @@ from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_data import DataSection, SparkSection
 
 pytestmark = [
-    pytest.mark.skipif(find_spec("pyspark") is None, reason="no pyspark: make test EXTRAS=dev,spark"),
+    pytest.mark.skipif(
+        find_spec("pyspark") is None, reason="no pyspark: make test EXTRAS=dev,spark"
+    ),
     pytest.mark.skipif(shutil.which("java") is None, reason="no java on this machine"),
 ]
 
