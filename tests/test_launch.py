@@ -189,6 +189,23 @@ def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
         assert losses(home, no_orphans) == losses(home, "quickstart")
 
 
+def test_a_hanging_rank_ends_all_within_the_limit(home: Path, no_orphans: str) -> None:
+    """The others wait for it for ``launch.timeout``, and it gets as long again to save."""
+    words = [w for w in fresh(home, no_orphans) if not w.startswith("launch.timeout")]
+    hook = FAILING.format(what="__import__('time').sleep(600)")
+    group = start(home, "sft", *words, "launch.timeout=10", TWO, hook=hook)
+    metrics = home / "runs" / no_orphans / "sft/metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) == 2)
+    begun = time.monotonic()
+    _, said = group.communicate(timeout=100)
+    assert time.monotonic() - begun < 10 + 10 + 30
+    assert group.returncode == 3, said
+    assert said.splitlines()[-1] == (
+        "llmrec sft: error: process 1 gave no answer within launch.timeout = 10 s and was ended; "
+        "go on with --resume"
+    )
+
+
 def test_a_second_signal_during_the_save_leaves_the_checkpoint_whole(
     home: Path, no_orphans: str
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,8 @@ FAILURES = "LLMREC_FAILURES"
 
 _JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _WORDLESS = "process {} ended with exit code {} and said nothing"
+_HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; go on with --resume"
+_ROUNDING = 2.0  # seconds; torch notes whole ones
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
@@ -131,7 +134,7 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
         try:
             launch_command(parsed)
         except ChildFailedError as error:
-            raise _group_error(error.failures, failures) from None
+            raise _group_error(error.failures, failures, section.timeout) from None
         except subprocess.CalledProcessError as error:
             wordless = MachineError(_WORDLESS.format(0, error.returncode))
             raise _said(failures, secondary=False) or wordless from None
@@ -164,13 +167,19 @@ def _passed_on(exception: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _group_error(failed: Mapping[int, Any], failures: Path) -> GroupError | MachineError:
-    """What ended the group: a rank's own message, a rank that was killed, or what followed."""
+def _group_error(
+    failed: Mapping[int, Any], failures: Path, timeout: int
+) -> GroupError | MachineError:
+    """What ended the group: a rank's own message, one that was killed or hung, or what followed."""
     said = _said(failures, secondary=False)
     if said:
         return said
+    complained = min((note["time"] for note in _notes(failures)), default=math.inf)
     for rank, failure in failed.items():
         if failure.exitcode < 0 and not (failures / f"rank-{rank}.json").exists():
+            outlived = failure.timestamp - complained  # and was ended by the launcher, in the end
+            if outlived > timeout - _ROUNDING:
+                return MachineError(_HUNG.format(rank, timeout))
             return _killed(rank, signal.Signals(-failure.exitcode))
     rank, failure = next(iter(failed.items()))
     return _said(failures, secondary=True) or MachineError(_WORDLESS.format(rank, failure.exitcode))
@@ -187,12 +196,15 @@ def _killed(rank: int, number: signal.Signals) -> MachineError:
 def _said(failures: Path, *, secondary: bool) -> GroupError | None:
     """The earliest message of a rank; ``secondary`` are those of ranks that were only told to stop,
     or left alone by the others."""
-    notes = [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]
-    wanted = [note for note in notes if note["secondary"] == secondary]
+    wanted = [note for note in _notes(failures) if note["secondary"] == secondary]
     if not wanted:
         return None
     first = min(wanted, key=lambda note: note["time"])
     return GroupError(first["message"], first["code"])
+
+
+def _notes(failures: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]
 
 
 def note_failure(message: str, code: int, *, secondary: bool) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spread import spread
 from tiny import CATALOGUE, final_state, job
 
 from llmrec_cli.engine.checkpoint import trained_weights
@@ -213,10 +215,31 @@ def mapping(folder: Path) -> dict[str, Any]:
     return {"made": made, "shown": shown, "mapped": "a.npy (deleted)" in maps, "left": left}
 
 
+def in_pieces(folder: Path) -> dict[str, Any]:
+    """Every method and way to split a batch, weights spread over the ranks; and a resumption."""
+    for method in TRIED:
+        for name, section in SECTIONS.items():
+            running = job(folder / "pieces" / method / name, method, dropout=0, **section)
+            train(spread(running), resume=False)
+    straight, again = folder / "pieces" / "straight", folder / "pieces" / "again"
+    running = spread(job(straight, "ats"))
+    position = train(running, resume=False)
+    if running.ranks.is_first:
+        shutil.copytree(straight, again)
+        shutil.rmtree(again / "checkpoints" / f"step-{position.step}")
+    running.ranks.wait()
+    resumed = spread(job(again, "ats"))
+    kinds = {type(p).__name__ for p in resumed.policy.parameters()}
+    train(resumed, resume=True)
+    resumed.ranks.wait()
+    kinds |= {type(p).__name__ for p in resumed.policy.parameters()}
+    return {"same": final_state(again) == final_state(straight), "kinds": sorted(kinds)}
+
+
 def main(folder: Path) -> None:
     found = {
         run.__name__: run(folder)
-        for run in (sections, lists, bad_numbers, one_signal, telling, mapping)
+        for run in (sections, lists, bad_numbers, one_signal, telling, mapping, in_pieces)
     }
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

@@ -49,6 +49,23 @@ def test_losses_do_not_depend_on_the_number_of_processes(
         assert many.get("valid_loss", 1) == pytest.approx(one.get("valid_loss", 1), rel=1e-5)
 
 
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("method", TRIED)
+def test_losses_do_not_depend_on_whether_weights_are_in_pieces(
+    group: Group, method: str, section: str
+) -> None:
+    whole = metrics(group.folder / method / section)
+    pieces = metrics(group.folder / "pieces" / method / section)
+    for one, other in zip(whole, pieces, strict=True):
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_weights_in_pieces_are_saved_whole_and_resumed_exactly(group: Group) -> None:
+    for rank in group.ranks:
+        assert rank["in_pieces"] == {"same": True, "kinds": ["DTensor", "Parameter"]}
+
+
 def test_every_row_is_ranked_once_and_alike(group: Group, tmp_path: Path) -> None:
     running = job(tmp_path)
     found = [rank["lists"] for rank in group.ranks]
