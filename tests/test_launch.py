@@ -242,6 +242,39 @@ def test_ranks_end_with_their_launcher(home: Path, no_orphans: str) -> None:
     group.communicate(timeout=20)
 
 
+RANK = """
+import os, sys, time
+from llmrec_cli.engine.launch import end_with_launcher
+end_with_launcher(every=60)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, subprocess, sys
+os.environ["LLMREC_LAUNCHER"] = str(os.getpid())
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked to end ranks on Linux")
+def test_the_kernel_ends_a_rank_that_is_busy_when_its_launcher_dies() -> None:
+    command = [sys.executable, "-c", PARENT, RANK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        rank = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not Path(f"/proc/{rank}").exists(), 5)
+
+
+def test_a_rank_that_starts_after_its_launcher_died_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    environment = os.environ | {"LLMREC_LAUNCHER": str(gone.pid)}
+    done = subprocess.run([sys.executable, "-c", RANK], env=environment, timeout=30, check=False)
+    assert done.returncode == 137
+
+
 def test_torchrun_is_joined_and_its_restart_goes_on(
     home: Path, no_orphans: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

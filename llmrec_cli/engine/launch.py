@@ -7,6 +7,7 @@ passes signals on, and in the end tells what the rank that failed first had to s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from llmrec_cli.recipe import LaunchSection
 FAILURES = "LLMREC_FAILURES"
 """Environment variable: the folder in which ranks leave what ended them."""
 
+LAUNCHER = "LLMREC_LAUNCHER"
+"""Environment variable: the launcher's process id."""
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _WORDLESS = "process {} ended with exit code {} and said nothing"
 _HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; go on with --resume"
@@ -129,6 +134,7 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
     parsed.signals_to_handle = "SIGHUP"  # torchrun would put its own handlers over those below
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
     with _passed_on(SignalException):
         try:
@@ -224,8 +230,16 @@ def note_failure(message: str, code: int, *, secondary: bool) -> bool:
 
 
 def end_with_launcher(every: float = 0.25) -> None:
-    """End this rank when the process that started it is gone: no orphan goes on writing."""
-    parent = os.getppid()
+    """End this rank when the process that started it is gone: no orphan goes on writing.
+
+    A child of our own launcher is ended by the kernel where that can be asked for (Linux).
+    """
+    parent, launcher = os.getppid(), int(os.environ.get(LAUNCHER, 0))
+    if parent == launcher:
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if launcher and not _alive(launcher):  # before this rank had come here
+        os._exit(128 + signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -233,3 +247,11 @@ def end_with_launcher(every: float = 0.25) -> None:
         os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
