@@ -15,6 +15,7 @@ from tiny import job, metrics
 
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.engine.loop import train
+from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.ranks import Ranks
 
 
@@ -47,6 +48,22 @@ def test_losses_do_not_depend_on_the_number_of_processes(
         assert many["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
         assert many.get("tau", 1) == pytest.approx(one.get("tau", 1), rel=1e-6)
         assert many.get("valid_loss", 1) == pytest.approx(one.get("valid_loss", 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", TRIED)
+def test_a_mean_of_the_ranks_means_would_be_told_apart(tmp_path: Path, method: str) -> None:
+    """The control of the test above: what the usual loops report and learn from."""
+    running = job(tmp_path, method, dropout=0)
+    collate, module = running.collator(None), PolicyLoss(running)
+    state = running.method.init_state(running.options, running.trie)
+    totals, counts = [], []
+    for rank in range(2):
+        total, further = module(collate(running.train_rows[rank:8:2]), state)
+        totals.append(float(total.detach()))
+        counts.append(float(further["count"]))
+    of_all = sum(totals) / sum(counts)
+    of_means = sum(total / count for total, count in zip(totals, counts, strict=True)) / 2
+    assert abs(of_means / of_all - 1) > 1e-4
 
 
 @pytest.mark.parametrize("section", SECTIONS)
