@@ -54,6 +54,8 @@ def test_losses_do_not_depend_on_the_number_of_processes(
 def test_a_mean_of_the_ranks_means_would_be_told_apart(tmp_path: Path, method: str) -> None:
     """The control of the test above: what the usual loops report and learn from."""
     running = job(tmp_path, method, dropout=0)
+    with torch.no_grad():
+        running.policy.head().weight_VD.mul_(20)  # no longer nearly uniform, as after training
     collate, module = running.collator(None), PolicyLoss(running)
     state = running.method.init_state(running.options, running.trie)
     totals, counts = [], []
