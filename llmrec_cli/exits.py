@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from llmrec_cli.engine.launch import is_rank, note_failure
+from llmrec_cli.engine.launch import how_to_go_on, is_rank, note_failure
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import LlmrecError, MachineError
 from llmrec_cli.report.text import plain
@@ -25,10 +25,7 @@ err = Console(stderr=True, highlight=False)
 _MEMORY = (
     "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
 )
-_ALONE = (
-    "another process of the group ended, or gave no answer within launch.timeout seconds; go on "
-    "with --resume"
-)
+_ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
 
 def ended(command: Callable[[], object]) -> int:
@@ -49,7 +46,7 @@ def guarded(command: Callable[[], object]) -> int:
         return _fail(str(error), error.exit_code)
     except _Stopped as stop:
         name = "interrupted" if stop.number == signal.SIGINT else "terminated"
-        return _fail(f"{name}; go on with --resume", 128 + stop.number, secondary=True)
+        return _fail(f"{name}; {how_to_go_on()}", 128 + stop.number, secondary=True)
     except (MemoryError, OSError) as error:
         return _fail(_machine_line(error), MachineError.exit_code)
     except SystemExit as error:
@@ -58,7 +55,7 @@ def guarded(command: Callable[[], object]) -> int:
         if _out_of_memory(error):
             return _fail(_MEMORY, MachineError.exit_code)
         if is_rank() and _left_alone(error):
-            return _fail(_ALONE, MachineError.exit_code, secondary=True)
+            return _fail(_ALONE + how_to_go_on(), MachineError.exit_code, secondary=True)
         return _bug(error)
     return 0
 

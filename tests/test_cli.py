@@ -81,6 +81,25 @@ def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
 
 
 @pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        *((name, "go on with --resume") for name in ("sft", "align", "baseline")),
+        *((name, "go on with the same command") for name in ("run", "eval", "prepare")),
+    ],
+)
+def test_an_interrupted_command_says_how_to_go_on_with_it(
+    command: str, advice: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        raise exits._Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("sys.argv", ["llmrec", command])
+    assert exits.guarded(stopped) == 143
+    assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
+    assert ("--resume" in llmrec(command, "--help").stdout) == (advice == "go on with --resume")
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["prepare", "nowhere.toml"], "no such recipe"),

@@ -36,7 +36,8 @@ LAUNCHER = "LLMREC_LAUNCHER"
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _WORDLESS = "process {} ended with exit code {} and said nothing"
-_HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; go on with --resume"
+_HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; {}"
+_RESUMABLE = ("sft", "align", "baseline")
 _ROUNDING = 2.0  # seconds; torch notes whole ones
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
@@ -49,6 +50,14 @@ def is_rank() -> bool:
 def is_first_rank() -> bool:
     """Whether this process is the one that prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def how_to_go_on() -> str:
+    """What to type after an interruption; the commands that do not train just begin again."""
+    command = next(iter(sys.argv[1:]), "")
+    if command in _RESUMABLE:
+        return "go on with --resume"
+    return "go on with the same command"
 
 
 def restarted() -> bool:
@@ -149,7 +158,7 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
         except SignalException as error:
             number = int(error.sigval)
             name = "interrupted" if number == signal.SIGINT else "terminated"
-            message = f"{name}; go on with --resume"
+            message = f"{name}; {how_to_go_on()}"
             ended = GroupError(message, 128 + number)
             raise _said(failures, secondary=False) or ended from None
 
@@ -185,7 +194,7 @@ def _group_error(
         if failure.exitcode < 0 and not (failures / f"rank-{rank}.json").exists():
             outlived = failure.timestamp - complained  # and was ended by the launcher, in the end
             if outlived > timeout - _ROUNDING:
-                return MachineError(_HUNG.format(rank, timeout))
+                return MachineError(_HUNG.format(rank, timeout, how_to_go_on()))
             return _killed(rank, signal.Signals(-failure.exitcode))
     rank, failure = next(iter(failed.items()))
     return _said(failures, secondary=True) or MachineError(_WORDLESS.format(rank, failure.exitcode))
@@ -195,7 +204,7 @@ def _killed(rank: int, number: signal.Signals) -> MachineError:
     hint = " (out of memory?)" if number == signal.SIGKILL else ""
     return MachineError(
         f"process {rank} was ended by {number.name}{hint}; lower train.micro_batch, "
-        "train.micro_tokens or eval.batch if memory was short, and go on with --resume"
+        f"train.micro_tokens or eval.batch if memory was short, and {how_to_go_on()}"
     )
 
 
