@@ -35,6 +35,7 @@ from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
 from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
+from llmrec_cli.trained import load_policy
 
 POP = "baseline-pop"
 BASELINE_ROWS = 256  # scored together
@@ -174,7 +175,7 @@ def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Prog
         rank = partial(_rank_by_baseline, bench, leaves, score, f"eval {run}", progress)
         return _Ranker(rank, by_scorer(score, leaves, BASELINE_ROWS))
     _warn_about_mask(recipe, run, progress)
-    model = workbench.load_policy(bench, recipe.run_folder(run), train=False)
+    model = load_policy(bench, recipe.run_folder(run), train=False)
     rank = partial(_rank_by_model, bench, leaves, model, f"eval {run}", progress)
     return _Ranker(rank, by_policy(bench, model))
 

@@ -33,6 +33,7 @@ from llmrec_cli.report.pairs import (
     read_pairs,
     write_pairs,
 )
+from llmrec_cli.trained import load_policy
 
 PAIRS_FILE = "pairs.parquet"
 
@@ -111,7 +112,7 @@ def _by_model(
     bench: workbench.Workbench, asked: Sequence[UserPairs], run: str, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = bench.recipe
-    policy = Policy(workbench.load_policy(bench, recipe.run_folder(run), train=False)).eval()
+    policy = Policy(load_policy(bench, recipe.run_folder(run), train=False)).eval()
     rows = pair_encoder(bench, recipe.prompt_for_eval).encode(asked)
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:

@@ -19,6 +19,7 @@ from llmrec_cli.pair_task import StageRows, pair_stage
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe import Recipe
 from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.trained import load_policy
 
 
 def train_stage(
@@ -70,7 +71,7 @@ def train_stage(
     with run_folder.opened(recipe, run, facts, bench.ranks, resume=resume) as opened:
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
-        policy = Policy(workbench.load_policy(bench, parent_folder, train=True, dropout=dropout))
+        policy = Policy(load_policy(bench, parent_folder, train=True, dropout=dropout))
         supply = needs.make_supply(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )

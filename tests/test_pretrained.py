@@ -15,6 +15,7 @@ from llmrec_cli.engine import checkpoint
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.trained import load_policy
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,6 @@ def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
     drawn = []
     for _ in range(2):
         torch.rand(1)  # whatever was drawn before must not matter
-        drawn.append(checkpoint.trained_weights(workbench.load_policy(bench, None, train=True)))
+        drawn.append(checkpoint.trained_weights(load_policy(bench, None, train=True)))
     assert drawn[0].keys() == drawn[1].keys()
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])

@@ -219,9 +219,7 @@ def smallest(n: int, size: int, seed: int, stream: str) -> Ints:
         more = min(step, n - first)
         keys = np.concatenate([keys, bits.random_raw(more)])
         kept = np.concatenate([kept, np.arange(first, first + more)])
-        best = np.argsort(keys, kind="stable")[
-            :size
-        ]  # of equal keys the earlier, as if all at once
+        best = np.argsort(keys, kind="stable")[:size]  # equal keys: the earlier, as if all at once
         keys, kept = keys[best], kept[best]
     return kept
 
