@@ -38,14 +38,14 @@ class Users:
 def whole_users(log: Iterator[pl.DataFrame]) -> Iterator[Users]:
     """Batches of the ordered log, cut between users and numbered by them.
 
-    Memory is bounded by a batch and the longest sequence of one user.
+    Memory is bounded by a batch and the sequences that are longer than one.
     """
     first = 0
-    rest: list[pl.DataFrame] = []  # of the last user so far, who may go on
+    rest: list[pl.DataFrame] = []  # from the last user so far on, who may not be complete
     for batch in log:
         begins = batch[USER_ID].rle_id()
         start = int(begins.search_sorted(begins[-1]))
-        if start or (rest and rest[-1][USER_ID][-1] != batch[USER_ID][0]):
+        if start:
             users = _users(pl.concat([*rest, batch[:start]]), first)
             yield users
             first = int(users.log[USER][-1]) + 1
