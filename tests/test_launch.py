@@ -320,6 +320,25 @@ def test_a_config_file_that_is_not_there(home: Path) -> None:
     assert "--accelerate-config none.yaml: no such file" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["MULTI_CPU", "MULTI_GPU"])
+def test_a_config_file_says_how_many_processes(home: Path, no_orphans: str, kind: str) -> None:
+    """Also on CPUs, where Accelerate's own launcher starts one process without a word."""
+    config = f"distributed_type: {kind}\nnum_processes: 2\nnum_machines: 1\nmachine_rank: 0\n"
+    (home / f"{kind}.yaml").write_text(config)
+    words = fresh(home, no_orphans)
+    ok(llmrec(home, "sft", *words, "train.max_steps=1", "--accelerate-config", f"{kind}.yaml"))
+    assert outcome(home, no_orphans)["processes"] == 2
+
+
+@pytest.mark.parametrize("text", ["a: [1", "distributed_type: NONE_SUCH", "hello", "[1, 2]"])
+def test_a_config_file_that_accelerate_refuses_is_one_line(home: Path, text: str) -> None:
+    (home / "bad.yaml").write_text(text)
+    done = llmrec(home, "sft", *WORDS, "name=config", "--accelerate-config", "bad.yaml")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("llmrec sft: error: --accelerate-config: refused by Accelerate: ")
+
+
 def test_only_one_llmrec_works_in_a_run(home: Path, no_orphans: str) -> None:
     words = fresh(home, no_orphans)
     first = start(home, "sft", *words, "train.epochs=200")

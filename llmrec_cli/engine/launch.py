@@ -140,6 +140,7 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = launch_command_parser().parse_args(list(arguments))
+    parsed.multi_gpu |= _many_on_cpus(parsed.config_file)
     parsed.signals_to_handle = "SIGHUP"  # torchrun would put its own handlers over those below
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
@@ -154,13 +155,37 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
             wordless = MachineError(_WORDLESS.format(0, error.returncode))
             raise _said(failures, secondary=False) or wordless from None
         except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"--accelerate-config: refused by Accelerate: {error}") from error
+            raise _refused(error) from error
         except SignalException as error:
             number = int(error.sigval)
             name = "interrupted" if number == signal.SIGINT else "terminated"
             message = f"{name}; {how_to_go_on()}"
             ended = GroupError(message, 128 + number)
             raise _said(failures, secondary=False) or ended from None
+
+
+def _many_on_cpus(config: str | None) -> bool:
+    """Whether a config file asks for many CPU processes; Accelerate starts one, but with MPI.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
+    import yaml
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DistributedType
+
+    if config is None:
+        return False
+    try:
+        asked = load_config_from_file(config)
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise _refused(error) from error
+    return bool(asked.distributed_type == DistributedType.MULTI_CPU and asked.num_processes > 1)
+
+
+def _refused(error: Exception) -> RecipeError:
+    reason = " ".join(str(error).split())
+    return RecipeError(f"--accelerate-config: refused by Accelerate: {reason}")
 
 
 @contextmanager
