@@ -28,6 +28,7 @@ from llmrec_cli.engine.checkpoint import trained_weights
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.passes import PolicyLoss
+from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.errors import NumbersError
 
 TRIED = ("lml", "ats")
@@ -215,6 +216,26 @@ def mapping(folder: Path) -> dict[str, Any]:
     return {"made": made, "shown": shown, "mapped": "a.npy (deleted)" in maps, "left": left}
 
 
+class Elsewhere:
+    """An Accelerator on a machine of its own."""
+
+    local_process_index, is_local_main_process = 0, True
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+def many_machines(folder: Path) -> dict[str, Any]:
+    """Every rank on another machine, all with the same folder for temporary files."""
+    accelerator: Any = Elsewhere(job(folder / "machines").ranks.accelerator)
+    ranks = Ranks(accelerator)
+    found = ranks.mapped(lambda: {"a": np.full(3, ranks.index)})
+    return {"shown": found["a"].tolist()}
+
+
 def in_pieces(folder: Path) -> dict[str, Any]:
     """Every method and way to split a batch, weights spread over the ranks; and a resumption."""
     for method in TRIED:
@@ -239,7 +260,16 @@ def in_pieces(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     found = {
         run.__name__: run(folder)
-        for run in (sections, lists, bad_numbers, one_signal, telling, mapping, in_pieces)
+        for run in (
+            sections,
+            lists,
+            bad_numbers,
+            one_signal,
+            telling,
+            mapping,
+            many_machines,
+            in_pieces,
+        )
     }
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

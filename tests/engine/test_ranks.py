@@ -149,6 +149,11 @@ def test_what_one_makes_all_map(group: Group) -> None:
         assert rank["left"] == []
 
 
+def test_every_machine_makes_its_own(group: Group) -> None:
+    for index, rank in enumerate(group.ranks):
+        assert rank["many_machines"]["shown"] == [index] * 3
+
+
 def test_alone_everything_is_the_identity() -> None:
     ranks = Ranks(Accelerator(cpu=True))
     assert ranks.share([1, 2]) == [1, 2]
