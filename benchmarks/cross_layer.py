@@ -79,7 +79,7 @@ def ours(p: Problem) -> Tensor:
 
 
 def peer(p: Problem, *, everywhere: bool) -> Tensor:
-    """METHODS section 5, steps 1-5, on dense logits."""
+    """ILRec steps 1 to 5 (docs/methods/ilrec.md), on dense logits."""
     if everywhere:
         logits_XPV = torch.stack([h @ p.weight_VD.T for h in p.hidden_XBTD])[:, p.inside_BT]
     else:

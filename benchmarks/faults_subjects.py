@@ -21,7 +21,7 @@ from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import check_folder, read_json, write_json
 from llmrec_cli.models.backbone import build_scratch
-from llmrec_cli.recipe import ScratchModel
+from llmrec_cli.recipe.model import ScratchModel
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ SUBJECTS = [
     Subject(
         "manifest",
         before=lambda folder: write_json(folder / "manifest.json", {"status": "running"}),
-        write=lambda folder: run_folder.finish(folder, {"steps": 3}),
+        write=lambda folder: run_folder.finish(folder, {"steps": 3}, {}),
         intact=lambda folder: _manifest(folder)["status"] in ("running", "done"),
         written=lambda folder: bool(_manifest(folder)["outcome"] == {"steps": 3}),
     ),

@@ -20,7 +20,7 @@ import polars as pl
 
 from benchmarks.table import Row, alternate
 from llmrec_cli.data.readers import read
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 LINES = {"ci": 30_000, "full": 1_000_000}
 REPEATS = {"ci": 3, "full": 2}

@@ -24,7 +24,7 @@ from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Lines
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.trained import load_policy
 from llmrec_cli.workbench import Workbench, open_workbench
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SHORT = 1.0  # seconds
+WINDOW = 0.3  # seconds
+MOST = 200  # times, of a work that takes next to nothing
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ def alternate(
 ) -> tuple[list[float], list[float]]:
     """Seconds of each, run in turn, so that a machine that drifts does so for both.
 
-    What takes less than ``SHORT`` runs twice in a row, and the second time counts: it would be the
-    other side's freed memory that is timed otherwise, many times the work itself.
+    A short work runs again and again until ``WINDOW`` has passed, and the median of all but the
+    first time counts: it would be the other side's freed memory that is timed otherwise, many
+    times the work itself.
     """
     peer_seconds, our_seconds = [], []
     for _ in range(repeats):
-        peer_seconds.append(_warm_seconds(peer))
-        our_seconds.append(_warm_seconds(ours))
+        peer_seconds.append(_settled_seconds(peer))
+        our_seconds.append(_settled_seconds(ours))
     return peer_seconds, our_seconds
 
 
@@ -53,9 +55,11 @@ def median_seconds(works: Mapping[str, Callable[[], object]], repeats: int) -> d
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _warm_seconds(work: Callable[[], object]) -> float:
-    seconds = _seconds(work)
-    return _seconds(work) if seconds < SHORT else seconds
+def _settled_seconds(work: Callable[[], object]) -> float:
+    taken = [_seconds(work)]
+    while sum(taken) < WINDOW and len(taken) < MOST:
+        taken.append(_seconds(work))
+    return statistics.median(taken[1:] or taken)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -16,7 +16,10 @@ from llmrec_cli.files import check_folder
 
 RESUMED = re.compile(r"^resumed from .*step-(\d+)$", re.MULTILINE)
 RIGHT_CODES = {0, -signal.SIGKILL, MachineError.exit_code}  # the last: left alone, or refused
-CHANGING = {"metrics.jsonl": ("seconds",), "manifest.json": ("command", "git")}
+CHANGING = {
+    "metrics.jsonl": ("seconds", "valid_seconds"),
+    "manifest.json": ("command", "cost", "git"),
+}
 
 
 @dataclass

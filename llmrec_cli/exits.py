@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -29,13 +28,27 @@ _ALONE = "another process of the group ended, or gave no answer within launch.ti
 
 
 def ended(command: Callable[[], object]) -> int:
-    """Run ``command`` with signals turned into exit codes too; afterwards they are ignored."""
-    for number in SIGNALS:
-        signal.signal(number, _on_signal)
-    code = guarded(command)
-    for number in SIGNALS:  # what is left to do is to go
-        signal.signal(number, signal.SIG_IGN)
-    return code
+    """Run ``command`` with signals turned into exit codes too.
+
+    The first of them counts while the command runs; after it nothing is left to do but to say
+    how it ended, and no signal comes between.
+    """
+    running = True
+
+    def stop(number: int, frame: object) -> None:
+        if running:
+            raise _Stopped(number)
+
+    def heard() -> None:
+        nonlocal running
+        try:
+            for number in SIGNALS:
+                signal.signal(number, stop)
+            command()
+        finally:
+            running = False
+
+    return guarded(heard)
 
 
 def guarded(command: Callable[[], object]) -> int:
@@ -65,10 +78,6 @@ class _Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-
-
-def _on_signal(number: int, frame: object) -> NoReturn:
-    raise _Stopped(number)
 
 
 def _fail(message: str, code: int, *, secondary: bool = False) -> int:

@@ -12,7 +12,30 @@ import pytest
 from llmrec_cli import exits
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 
-COMMANDS = ("prepare", "validate", "baseline", "sft", "align", "eval", "run", "sample")
+COMMANDS = (
+    "prepare",
+    "validate",
+    "baseline",
+    "sft",
+    "align",
+    "eval",
+    "run",
+    "compare",
+    "export-data",
+    "export-lists",
+    "audit",
+    "recommend",
+    "export",
+    "download",
+    "sample",
+    "recipes ls",
+    "recipes show",
+    "recipes copy",
+    "runs ls",
+    "runs show",
+    "schema",
+    "env",
+)
 
 
 def llmrec(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -28,7 +51,7 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str) -> None:
-    shown = llmrec(command, "--help")
+    shown = llmrec(*command.split(), "--help")
     assert shown.returncode == 0
     assert f"Example: llmrec {command}" in shown.stdout
 
@@ -97,6 +120,38 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
     assert exits.guarded(stopped) == 143
     assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
     assert ("--resume" in llmrec(command, "--help").stdout) == (advice == "go on with --resume")
+
+
+def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a command with a data error that is told to stop while it says so."""
+    say = exits._fail
+
+    def failing() -> None:
+        raise DataError("row 7 is odd")
+
+    def said(message: str, code: int, *, secondary: bool = False) -> int:
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGTERM)
+        return say(message, code, secondary=secondary)
+
+    monkeypatch.setattr(exits, "_fail", said)
+    monkeypatch.setattr("sys.argv", ["llmrec"])
+    before = {number: signal.getsignal(number) for number in exits.SIGNALS}
+    try:
+        code = exits.ended(failing)
+        signal.raise_signal(signal.SIGTERM)  # and on the way out
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code
+
+
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_a_signal_that_comes_after_the_end_changes_nothing(
+    signals: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ended_while_failing(signals, monkeypatch) == 2
+    assert capsys.readouterr().err == "llmrec: error: row 7 is odd\n"
 
 
 @pytest.mark.parametrize(
