@@ -1,0 +1,54 @@
+"""Write the pages that follow from the code: a page per command, and every key of a recipe.
+
+``make docs`` runs it; ``tests/docs/test_docs_generated.py`` fails where a page is not what this
+makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generate_commands import command_pages, nav_lines
+from generate_recipe import recipe_page
+
+DOCS = Path(__file__).resolve().parent
+MKDOCS = DOCS.parent / "mkdocs.yml"
+BEGIN, END = "# commands: written by make docs", "# end of commands"
+
+
+def generated() -> dict[Path, str]:
+    """Every file that is generated, and what it has to hold."""
+    found = {DOCS / name: text for name, text in command_pages(DOCS).items()}
+    found[DOCS / "recipe.md"] = recipe_page()
+    found[MKDOCS] = with_commands(MKDOCS.read_text(encoding="utf-8"))
+    return found
+
+
+def with_commands(config: str) -> str:
+    """mkdocs.yml with the commands that there are between its two marks."""
+    before, rest = config.split(BEGIN)
+    indent = before[before.rindex("\n") + 1 :]
+    _, after = rest.split(END)
+    lines = "\n".join(f"{indent}{line}" for line in [BEGIN, *nav_lines(), END])
+    return before.removesuffix(indent) + lines + after
+
+
+def unknown() -> list[Path]:
+    """Pages of commands that no longer exist."""
+    return sorted(set((DOCS / "commands").glob("*.md")) - set(generated()))
+
+
+def main() -> None:
+    """Write what differs, remove what has no command any more, and say so."""
+    for path, text in generated().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(DOCS.parent)}")
+    for path in unknown():
+        path.unlink()
+        print(f"removed: {path.relative_to(DOCS.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The page of recipes: every table and key, from the pydantic models that read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from generate_commands import NOTE
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from llmrec_cli import methods
+from llmrec_cli.data.prompts import Wording, template_names
+from llmrec_cli.data.rank_wording import RankWording
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.recipe.baseline import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
+from llmrec_cli.recipe.problems import KINDS
+from llmrec_cli.recipe.recipe import Recipe
+
+NAMED = [kind.key for kind in KINDS]  # keys whose default is the name of their table
+_TEXTS = "text, or a list of texts"
+SAME_AS = ("train", "data", "prompt")  # tables that come again inside of others
+
+OPENING = """
+# Recipes
+
+A recipe is one experiment: a TOML file that every command reads. This page has every table and
+key, with its values, its default and its meaning, as the package itself checks them.
+
+- Unknown keys, wrong types and values out of range are refused, all at once, with the nearest name.
+- `extends = "base.toml"` shares one level of settings: tables are merged, everything else is
+  replaced. The path is relative to the recipe file.
+- `key=value` on the command line overrides: `train.learning_rate=1e-3`. The value is TOML, or else
+  plain text.
+- A path that begins with `./` or `../` is relative to the recipe file, any other one to the folder
+  where you are.
+- *absent* means that a key has no value unless you give it one.
+- `llmrec validate RECIPE` checks a recipe and its sources without training.
+
+Results go to the folder `out/name`, with the resolved recipe in every run.
+"""
+
+TRAIN_OF_BASELINES = """
+How a conventional model trains where its own `train` table is silent; of the recipe's `[train]`
+it takes only {shared}:
+
+| key | {models} |
+|---|{dashes}|
+{rows}
+"""
+
+
+TEMPLATES = """
+## Template files
+
+`prompt.template` names a wording: {names}, or a TOML file of your own with these keys. Titles are
+put in as they are; nothing in a title is ever read as a placeholder.
+"""
+
+
+def recipe_page() -> str:
+    """The whole page."""
+    parts = [NOTE, OPENING.strip(), *_tables(Recipe, ()), *_template()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
+    """A section with a table's keys, then the tables inside of it."""
+    inner = {key: _model_of(field) for key, field in _fields(model).items()}
+    yield _section(model, path, {key for key, found in inner.items() if found is None})
+    for key, found in inner.items():
+        if key == "align":
+            yield from _tables(_required(found), ("align", "NAME"))
+            for name in methods.names():
+                yield _options(("align", name), methods.find(name).options, "method", name)
+        elif key == "baseline":
+            yield from _tables(_required(found), ("baseline", "NAME"))
+            for name, options in BASELINES.items():
+                yield _options(("baseline", name), options, "model", name)
+            yield _own_train()
+        elif found is not None and not (path and key in SAME_AS):
+            yield from _tables(found, (*path, key))
+
+
+def _template() -> Iterator[str]:
+    """The keys of a template file, which is no recipe but named by one."""
+    yield TEMPLATES.strip().format(names=", ".join(f"`{name}`" for name in template_names()))
+    for title, model in (("Wording", Wording), ("[rank]", RankWording)):
+        schema = model.model_json_schema()
+        fields = [(key, field) for key, field in _fields(model).items() if key != "rank"]
+        rows = [_row(key, schema["properties"][key], field) for key, field in fields]
+        yield "\n".join([f"### {title}", "", *_table(rows)])
+
+
+def _section(model: type[BaseModel], path: tuple[str, ...], keys: set[str]) -> str:
+    about = _about(model) if path else "These stand at the top of the file, before any table."
+    lines = [f"## {_heading(path)}" if path else "## Top level", "", about, ""]
+    rows = []
+    schema = model.model_json_schema()
+    for key, field in _fields(model).items():
+        if path and key in SAME_AS and key not in keys:
+            rows.append(f"| `{key}` | table | {_linked(field)} |")
+        elif key in keys and field.annotation is not Options:  # gathered by the loader: no key
+            rows.append(_row(key, schema["properties"][key], field))
+    return "\n".join([*lines, *_table(rows)])
+
+
+def _options(path: tuple[str, ...], options: type[BaseModel], kind: str, name: str) -> str:
+    lines = [f"## {_heading(path)}", "", f'Options of {kind} `"{name}"`, in the same table.', ""]
+    schema = options.model_json_schema()
+    rows = [_row(key, schema["properties"][key], f) for key, f in _fields(options).items()]
+    return "\n".join([*lines, *(_table(rows) if rows else ["It has none."])])
+
+
+def _own_train() -> str:
+    """Defaults of the conventional models' training, which are not `[train]`'s."""
+    models = [name for name in BASELINES if name not in UNTRAINED]
+    rows = [
+        f"| `{key}` | "
+        + " | ".join(_default((OWN_TRAIN | TRAIN_OF.get(m, {}))[key]) for m in models)
+        for key in OWN_TRAIN
+    ]
+    return TRAIN_OF_BASELINES.strip().format(
+        shared=", ".join(f"`{key}`" for key in SHARED_TRAIN),
+        models=" | ".join(models),
+        dashes="|".join(["---"] * len(models)),
+        rows="\n".join(rows),
+    )
+
+
+def _heading(path: tuple[str, ...]) -> str:
+    return f"[{'.'.join(path)}]"
+
+
+def _about(model: type[BaseModel]) -> str:
+    """The model's docstring without the name of its table."""
+    text = " ".join((model.__doc__ or "").split()).replace("``", "`")
+    text = text.partition("`: ")[2] if text.startswith("`[") else text
+    return text[:1].upper() + text[1:]
+
+
+def _table(rows: list[str]) -> list[str]:
+    return ["| key | values, default | meaning |", "|---|---|---|", *rows]
+
+
+def _row(key: str, schema: dict[str, Any], field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default {_default(schema.get('default'))}"
+    default = "default *NAME*" if key in NAMED else default
+    return f"| `{key}` | {_values(schema)}; {default} | {_cell(field)} |"
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of a key that is a table."""
+    for found in (field.annotation, *get_args(field.annotation)):
+        if isinstance(found, type) and issubclass(found, BaseModel) and found is not BaseModel:
+            return None if found is Options else found
+    return None
+
+
+def _required(model: type[BaseModel] | None) -> type[BaseModel]:
+    if model is None:
+        raise TypeError("expected a key whose values are tables")
+    return model
+
+
+def _values(schema: dict[str, Any]) -> str:
+    """Type and range of a key, in words."""
+    if "anyOf" in schema:
+        words = [_values(branch) for branch in schema["anyOf"] if branch.get("type") != "null"]
+        return " or ".join(w for w in words if w != "text" or _TEXTS not in words)
+    if "enum" in schema or "const" in schema:
+        choices = schema.get("enum", [schema.get("const")])
+        return ", ".join(f"`{json.dumps(choice)}`" for choice in choices)
+    kind = schema.get("type")
+    if kind == "array":
+        return _array(schema)
+    if kind == "object":
+        inner = schema.get("additionalProperties")
+        return f"table of {_values(inner)}" if isinstance(inner, dict) else "table"
+    words = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
+    return words.get(str(kind), "text") + _range(schema)
+
+
+def _array(schema: dict[str, Any]) -> str:
+    places = schema.get("prefixItems")
+    if places:
+        return f"list of {len(places)}: {_values(places[0])}"
+    items = _values(schema["items"])
+    return _TEXTS if items == "text" else f"list: {items}"
+
+
+def _range(schema: dict[str, Any]) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "&lt;"}
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    return f" {', '.join(bounds)}" if bounds else ""
+
+
+def _default(value: Any) -> str:
+    if value in (None, [], ()):
+        return "*absent*"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{json.dumps(value)}`"
+
+
+def _cell(field: FieldInfo) -> str:
+    text = (field.description or "").replace("docs/data.md", "[Data](data.md)")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def _linked(field: FieldInfo) -> str:
+    """A description whose tables are links."""
+    return re.sub(r"`\[(\w+)\]`", r"[`[\1]`](#\1)", _cell(field))
