@@ -19,7 +19,7 @@ from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 SEQUENCE = "sequence"
 BASE_FILE = "base.json"

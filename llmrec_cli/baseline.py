@@ -35,8 +35,8 @@ from llmrec_cli.models.itemknn import fit_itemknn, score_itemknn, similarities
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import UNTRAINED, ItemknnOptions, PopOptions
+from llmrec_cli.recipe.baseline import UNTRAINED, ItemknnOptions, PopOptions
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
 

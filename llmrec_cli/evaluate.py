@@ -14,8 +14,10 @@ import torch
 
 from llmrec_cli import run_folder, workbench
 from llmrec_cli.baseline import Score, baseline, load_scorer
+from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.ranks import Column
+from llmrec_cli.engine.usage import measured
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.evaluate_candidates import (
     ScoreTwo,
@@ -25,15 +27,13 @@ from llmrec_cli.evaluate_candidates import (
     candidates_of,
     scored_pairs,
 )
-from llmrec_cli.evaluate_pairs import PAIRS_FILE, evaluate_pairs
-from llmrec_cli.files import read_json, sha256, write_json
+from llmrec_cli.evaluate_pairs import evaluate_pairs
+from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.report.leaderboard import Leaderboard, Run, build_leaderboard
-from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
-from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
+from llmrec_cli.report.predictions import build_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
 from llmrec_cli.trained import load_policy
 
@@ -48,7 +48,7 @@ def evaluate(
     split: str,
     again: bool,
     progress: Progress,
-) -> Leaderboard:
+) -> Compared:
     """Evaluate ``runs`` and put every evaluated run of the recipe side by side.
 
     Args:
@@ -71,29 +71,7 @@ def evaluate(
     others = candidates_of(bench, frame, split) if recipe.eval.auc else None
     for run in runs:
         _evaluate_run(bench, leaves, frame, others, run, split, progress)
-    return leaderboard(recipe, leaves, split)
-
-
-def leaderboard(recipe: Recipe, leaves: Leaves, split: str) -> Leaderboard:
-    """Every run of the recipe that has a report, against SFT where it is among them.
-
-    Raises:
-        ArtefactError: no run was evaluated yet.
-    """
-    runs = []
-    for name in recipe.runs():
-        folder = recipe.run_folder(name)
-        if (folder / run_folder.named("report.json", split)).is_file():
-            report = read_json(folder / run_folder.named("report.json", split))
-            predictions = read_predictions(folder / run_folder.named("predictions.parquet", split))
-            rows = score_rows(predictions, leaves, recipe.eval.cutoffs, recipe.eval.seen, "miss")
-            runs.append(Run(name, report, rows))
-    if not runs:
-        raise ArtefactError(
-            f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval"
-        )
-    baseline = "sft" if any(run.name == "sft" for run in runs) else None
-    return build_leaderboard(runs, baseline, resamples=recipe.eval.resamples, seed=recipe.seed)
+    return compare_experiment(recipe, split, leaves)
 
 
 def _check_ready(recipe: Recipe, run: str, split: str, again: bool) -> None:
@@ -132,10 +110,13 @@ def _evaluate_run(
     split: str,
     progress: Progress,
 ) -> None:
-    recipe, begun = bench.recipe, time.perf_counter()
-    ranker = _ranker(bench, leaves, run, progress)
-    predictions = ranker.rank(frame)
-    seconds = time.perf_counter() - begun
+    recipe, device = bench.recipe, bench.ranks.device
+    with measured(device) as whole:
+        ranker = _ranker(bench, leaves, run, progress)
+        begun = time.perf_counter()
+        predictions = ranker.rank(frame)
+        ranking = time.perf_counter() - begun
+    cost = whole.recorded(bench.ranks)
     pairs = scored_pairs(frame, others, ranker.score_two) if others is not None else None
 
     def write() -> None:
@@ -150,13 +131,10 @@ def _evaluate_run(
             seed=seed,
             short="miss",
         )
-        report["cost"] = {
-            "seconds": round(seconds, 3),
-            "rows_per_second": round(len(frame) / seconds, 1),
-        }
+        report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
         if pairs is not None:
-            write_pairs(folder / run_folder.named(PAIRS_FILE, split), pairs)
-            report["auc"] = auc_figures(pairs, resamples, seed)
+            write_pairs(folder / run_folder.named(run_folder.PAIRS_FILE, split), pairs)
+            report["auc"] = auc_figures([pairs], resamples, seed)
             progress.say(f"{run}: {auc_line(report['auc'])}")
         write_json(folder / run_folder.named("report.json", split), report)
         run_folder.log_opening(folder, split)

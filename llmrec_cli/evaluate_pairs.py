@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,35 +11,30 @@ import numpy as np
 import pandas as pd
 
 from llmrec_cli import run_folder, workbench
+from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
 from llmrec_cli.engine.pairs import UserPairs, score_pairs
-from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json, sha256, write_json
+from llmrec_cli.engine.usage import measured
+from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.pair_task import candidates, pair_encoder, questions
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.report.leaderboard import Leaderboard, Run
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import (
     CHOSEN_SCORE,
     OTHER,
     REJECTED_SCORE,
     SHOWN_FIRST,
     PairProtocol,
-    build_pair_leaderboard,
     build_pair_report,
-    per_user,
-    read_pairs,
     write_pairs,
 )
 from llmrec_cli.trained import load_policy
 
-PAIRS_FILE = "pairs.parquet"
-
 
 def evaluate_pairs(
     recipe: Recipe, runs: Sequence[str], *, split: str, progress: Progress, pop: str
-) -> Leaderboard:
+) -> Compared:
     """Score the pairs of a split with every run, and put all evaluated runs side by side.
 
     Args:
@@ -55,26 +49,27 @@ def evaluate_pairs(
     asked = questions(bench, frame, split)
     source = candidates(frame, asked)
     for run in runs:
-        begun = time.perf_counter()
-        scores = (
-            _by_popularity(bench, asked) if run == pop else _by_model(bench, asked, run, progress)
-        )
-        seconds, pairs = time.perf_counter() - begun, _table(frame, asked, scores)
+        with measured(bench.ranks.device) as usage:
+            if run == pop:
+                scores = _by_popularity(bench, asked)
+            else:
+                scores = _by_model(bench, asked, run, progress)
+        pairs, cost = _table(frame, asked, scores), usage.recorded(bench.ranks)
         protocol = _protocol(bench, source, run, split)
-        bench.ranks.first(partial(_write, bench, pairs, protocol, seconds, run))
-    return pair_leaderboard(recipe, split)
+        bench.ranks.first(partial(_write, bench, pairs, protocol, cost, run))
+    return compare_experiment(recipe, split)
 
 
 def _write(
     bench: workbench.Workbench,
     pairs: pd.DataFrame,
     protocol: PairProtocol,
-    seconds: float,
+    cost: Mapping[str, Any],
     run: str,
 ) -> None:
     recipe, folder = bench.recipe, bench.recipe.run_folder(run)
     folder.mkdir(parents=True, exist_ok=True)
-    write_pairs(folder / run_folder.named(PAIRS_FILE, protocol.split), pairs)
+    write_pairs(folder / run_folder.named(run_folder.PAIRS_FILE, protocol.split), pairs)
     report = build_pair_report(
         pairs,
         protocol,
@@ -82,30 +77,9 @@ def _write(
         resamples=recipe.eval.resamples,
         seed=recipe.seed,
     )
-    report["cost"] = {"seconds": round(seconds, 3)}
+    report["cost"] = dict(cost)
     write_json(folder / run_folder.named(run_folder.REPORT_FILE, protocol.split), report)
     run_folder.log_opening(folder, protocol.split)
-
-
-def pair_leaderboard(recipe: Recipe, split: str) -> Leaderboard:
-    """Every run of the recipe that has a report, against SFT where it is among them.
-
-    Raises:
-        ArtefactError: no run was evaluated yet.
-    """
-    runs = []
-    for name in recipe.runs():
-        folder = recipe.run_folder(name)
-        if (folder / run_folder.named(PAIRS_FILE, split)).is_file():
-            report = read_json(folder / run_folder.named(run_folder.REPORT_FILE, split))
-            rows = per_user(read_pairs(folder / run_folder.named(PAIRS_FILE, split)))
-            runs.append(Run(name, report, rows))
-    if not runs:
-        raise ArtefactError(
-            f"{recipe.folder}: no run was evaluated on {split} yet; run llmrec eval"
-        )
-    baseline = "sft" if any(run.name == "sft" for run in runs) else None
-    return build_pair_leaderboard(runs, baseline, recipe.eval.resamples, recipe.seed)
 
 
 def _by_model(

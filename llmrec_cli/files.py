@@ -96,10 +96,13 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path}: not valid JSON: {error}") from None
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], None], *, hashes: bool = True) -> None:
     """Create ``folder`` whole or not at all; its files' SHA-256 stand in ``files.json``.
 
     ``fill(temporary)`` writes the files.  An older folder of that name is replaced.
+
+    Args:
+        hashes: off for a folder that is to hold nothing but what was filled in.
     """
     temporary, retired = (folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old.tmp"))
     with machine_errors(folder):
@@ -108,8 +111,9 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         try:
             fill(temporary)
-            hashes = {name: sha256(temporary / name) for name in _names(temporary)}
-            write_json(temporary / HASHES, hashes)
+            if hashes:
+                found = {name: sha256(temporary / name) for name in _names(temporary)}
+                write_json(temporary / HASHES, found)
             for name in _names(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)

@@ -32,8 +32,8 @@ from llmrec_cli.engine.pairs import (
 from llmrec_cli.engine.rows import AnyRow, PairRow
 from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.methods.contract import Negatives
-from llmrec_cli.recipe_data import PromptSection
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.data import PromptSection
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.workbench import Workbench, subset
 
 ONE_UNIFORM = Negatives(k=1, draw="uniform")

@@ -36,8 +36,8 @@ from llmrec_cli.data.store import (
     write_manifest,
     write_split,
 )
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.recipe import Recipe
 
 Progress = Callable[[str], None]
 

@@ -9,16 +9,25 @@ from filelock import FileLock
 from llmrec_cli import run_folder
 from llmrec_cli.align import align
 from llmrec_cli.baseline import baseline
+from llmrec_cli.compare import Compared
+from llmrec_cli.engine.launch import is_first_rank
+from llmrec_cli.errors import MachineError
 from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.outputs import write_output
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.report.leaderboard import Leaderboard
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.sft import sft
 
+REPORTS = ("report.html", "comparison.json")
 
-def run(recipe: Recipe, *, progress: Progress) -> Leaderboard:
-    """Prepare, train, fine-tune, align and evaluate; returns the test split's leaderboard."""
+
+def run(recipe: Recipe, *, progress: Progress) -> Compared:
+    """Prepare, train, fine-tune, align and evaluate; compare on the test split.
+
+    The comparison is also written into the experiment's folder (``REPORTS``), where it is not there
+    or older than an evaluation.
+    """
     recipe.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(recipe.folder / ".prepare.lock"):  # processes of a group start together
         prepare(recipe, Path, progress=progress.say)
@@ -32,7 +41,31 @@ def run(recipe: Recipe, *, progress: Progress) -> Leaderboard:
         elif name != POP:  # which eval fits
             baseline(recipe, table, resume=resume, progress=progress)
     fresh = [name for name in recipe.runs() if not _evaluated(recipe, name)]
-    return evaluate(recipe, fresh, split="test", again=False, progress=progress)
+    compared = evaluate(recipe, fresh, split="test", again=False, progress=progress)
+    for name in REPORTS if is_first_rank() else ():
+        _report(recipe.folder / name, compared, progress)
+    return compared
+
+
+def reports(recipe: Recipe) -> list[Path]:
+    """The reports that lie in the experiment's folder."""
+    return [file for name in REPORTS if (file := recipe.folder / name).is_file()]
+
+
+def _report(file: Path, compared: Compared, progress: Progress) -> None:
+    """Write one report; what it is about is done, so that a full disk does not end the command."""
+    try:
+        if _outdated(file, compared):
+            write_output(file, compared)
+    except MachineError as error:
+        progress.say(f"no report: {error}")
+
+
+def _outdated(file: Path, compared: Compared) -> bool:
+    runs = [run for entry in compared.entries for run in entry.evaluations]
+    reports = [run.folder / run_folder.REPORT_FILE for run in runs if run.folder is not None]
+    newest = max((report.stat().st_mtime_ns for report in reports), default=0)
+    return not file.exists() or file.stat().st_mtime_ns < newest
 
 
 def _evaluated(recipe: Recipe, name: str) -> bool:

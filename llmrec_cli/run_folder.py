@@ -24,14 +24,14 @@ from llmrec_cli.files import (
     write_atomically,
     write_json,
 )
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import UNTRAINED
+from llmrec_cli.recipe.baseline import UNTRAINED
+from llmrec_cli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from llmrec_cli.engine.ranks import Ranks
 
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
-PREDICTIONS_FILE, REPORT_FILE = "predictions.parquet", "report.json"
+PREDICTIONS_FILE, PAIRS_FILE, REPORT_FILE = "predictions.parquet", "pairs.parquet", "report.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -89,14 +89,20 @@ def opened(
 ) -> Iterator[Opened]:
     """``open_run`` by the first process; without an exception, the run is done at the end.
 
+    What it took of the machine is measured on the way (of a resumed run: since it was resumed).
+
     Raises:
         ArtefactError: as ``open_run``; or another run of llmrec works in the folder.
     """
+    from llmrec_cli.engine.usage import measured  # torch, which reading a run does not need
+
     made = Opened(recipe.run_folder(run))
     with claimed(made.folder) if ranks.is_first else nullcontext():
         ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
-        yield made
-        ranks.first(lambda: finish(made.folder, made.outcome))
+        with measured(ranks.device) as usage:
+            yield made
+        cost = usage.recorded(ranks)
+        ranks.first(lambda: finish(made.folder, made.outcome, cost))
 
 
 @contextmanager
@@ -158,10 +164,11 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def finish(folder: Path, outcome: Mapping[str, Any]) -> None:
-    """Mark a run as done and record how it ended."""
+def finish(folder: Path, outcome: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+    """Mark a run as done, and record how it ended and what it took."""
     manifest = read_json(folder / MANIFEST_FILE)
-    write_json(folder / MANIFEST_FILE, {**manifest, "outcome": dict(outcome), "status": "done"})
+    ended = {"outcome": dict(outcome), "cost": dict(cost), "status": "done"}
+    write_json(folder / MANIFEST_FILE, {**manifest, **ended})
 
 
 def is_done(folder: Path) -> bool:

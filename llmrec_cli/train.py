@@ -17,8 +17,8 @@ from llmrec_cli.methods import find
 from llmrec_cli.models.policy import Policy, check_depth
 from llmrec_cli.pair_task import StageRows, pair_stage
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.trained import load_policy
 
 

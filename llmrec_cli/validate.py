@@ -12,9 +12,9 @@ import tomli_w
 from llmrec_cli.errors import DataError
 from llmrec_cli.files import read_json
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_data import DataSection
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.run_folder import is_done
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder

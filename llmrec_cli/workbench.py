@@ -39,8 +39,8 @@ from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.errors import MachineError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_eval import DecodeSection
+from llmrec_cli.recipe.eval import DecodeSection
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.tensors.beam import NONE
 from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
@@ -207,6 +207,18 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     if recipe.model.backbone == "scratch":
         build = partial(ensure_scratch, recipe, trained_on, progress)
         ranks.first(build, recipe.folder / ".base.lock")
+    return lay_out(recipe, trained_on, ranks, evaluation=evaluation)
+
+
+def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: bool) -> Workbench:
+    """``open_workbench`` behind its first steps: writes nothing, and needs the base to be there.
+
+    Args:
+        trained_on: the recipe's prepared data.
+
+    Raises:
+        DataError, ArtefactError: as ``open_workbench``.
+    """
     codec = make_codec(load_tokenizer(recipe, trained_on))
     prepared, prompt = trained_on, recipe.prompt
     if evaluation:

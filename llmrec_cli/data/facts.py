@@ -94,7 +94,9 @@ def _catalogue(made: Made) -> Facts:
 def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
     if isinstance(notes, Mapping):
         return {names.get(key, key): _renamed(value, names) for key, value in notes.items()}
-    return notes
+    if isinstance(notes, list):
+        return [_renamed(value, names) for value in notes]
+    return names.get(notes, notes) if isinstance(notes, str) else notes
 
 
 def _split(rows: pl.LazyFrame) -> Facts:

@@ -24,7 +24,7 @@ from llmrec_cli.data.catalog import Named
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.engines.engine import Engine, Log, parts
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 MOMENT = (TIMESTAMP, POSITION)  # ties in time break by input order
 PAIR = (USER_ID, ITEM_ID)

@@ -24,7 +24,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.split import sample, shuffled
 from llmrec_cli.data.windows import ROW_COLUMNS
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 _ITEM_TYPE = pl.List(pl.Int32)
 

@@ -1,7 +1,7 @@
 """Prompts: a history of titles becomes text.  The wording is data, one TOML file per domain.
 
 A template file has the keys of ``Wording``.  Titles are put in as they are: nothing in a title is
-ever read as a placeholder.  Prompt and response are tokenized separately (METHODS section 1), so a
+ever read as a placeholder.  Prompt and response are tokenized separately (docs/methods), so a
 prompt ends where the response begins.
 """
 

@@ -1,6 +1,6 @@
 """The rank-pair task in words: a history, two candidates, and which of them is liked more.
 
-DMPO's released files (arXiv:2405.16127, METHODS section 4) are made of this text; it is rendered,
+DMPO's released files (arXiv:2405.16127, docs/data.md) are made of this text; it is rendered,
 and taken apart again, byte for byte.
 """
 

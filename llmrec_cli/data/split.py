@@ -27,7 +27,7 @@ from llmrec_cli.data.engines.engine import Engine, Log, parts
 from llmrec_cli.data.order import Ints, Sizes, moments, rows_at, sizes_of
 from llmrec_cli.data.users import Users
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 Bools: TypeAlias = NDArray[np.bool_]
 Moment: TypeAlias = tuple[int, int]  # time in ms, input position
@@ -138,7 +138,7 @@ def few_shot(sizes: Sizes, section: DataSection, seed: int) -> Cut:
 def global_time(targets: Path, interactions: int, section: DataSection, seed: int) -> Cut:
     """All windows of all users ordered by the target's time, cut 8:1:1 by count.
 
-    MSL's protocol (arXiv:2504.04178; METHODS section 8): windows of 5..11 items are
+    MSL's protocol (arXiv:2504.04178; docs/evaluation.md): windows of 5..11 items are
     ``min_history = 4, history = 10``.  Ties in time break by input order.
 
     Args:

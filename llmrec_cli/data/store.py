@@ -31,7 +31,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import sha256, sync_folder
-from llmrec_cli.recipe_data import CIRCUMSTANCES, DataSection
+from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
 

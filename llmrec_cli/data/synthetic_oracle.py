@@ -72,7 +72,7 @@ def _rank(target: int, catalogue: Sequence[int], score: Sequence[float]) -> int:
 
 
 def _scores(ranks: Sequence[int]) -> Scores:
-    """Means over the targets, to six digits; METHODS section 8."""
+    """Means over the targets, to six digits; docs/evaluation.md."""
     count = max(1, len(ranks))
     hits = {f"HR@{k}": sum(rank <= k for rank in ranks) / count for k in CUTOFFS}
     gains = {

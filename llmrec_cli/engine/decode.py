@@ -1,4 +1,4 @@
-"""From prompts to ranked lists: constrained decoding over the catalogue, METHODS section 7.
+"""From prompts to ranked lists: constrained decoding over the catalogue (docs/evaluation.md).
 
     rank_catalogue   the k best leaves: exact (proven), Hugging Face's beam, or by scoring all
     score_all        every leaf's score
@@ -22,7 +22,7 @@ from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.models.policy import body, head_weights
-from llmrec_cli.recipe import TREE_ATTENTION
+from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.tensors.beam import (
     NONE,
     Chains,

@@ -15,7 +15,7 @@ from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.supply import Supply
 from llmrec_cli.methods.contract import Method
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.tensors.trie import Trie
 
 Validate = Callable[[], Mapping[str, float]]

@@ -25,7 +25,7 @@ from typing import Any
 
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
-from llmrec_cli.recipe import LaunchSection
+from llmrec_cli.recipe.stages import LaunchSection
 
 FAILURES = "LLMREC_FAILURES"
 """Environment variable: the folder in which ranks leave what ended them."""

@@ -210,6 +210,7 @@ def _chosen(job: Job, step: int) -> list[int]:
 
 def _validate(job: Job, module: Any, position: Position) -> dict[str, float]:
     """Validation loss and ranking; remembers the best and counts towards patience."""
+    begun = time.perf_counter()
     job.policy.eval()
     with torch.no_grad():
         loss = _validation_loss(job, module, position)
@@ -223,7 +224,8 @@ def _validate(job: Job, module: Any, position: Position) -> dict[str, float]:
     else:
         position.worse += 1
         position.stopped = position.worse >= (job.section.patience or math.inf)
-    return {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}}
+    took = {"valid_seconds": round(time.perf_counter() - begun, 4)}
+    return {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}, **took}
 
 
 def _validation_loss(job: Job, module: Any, position: Position) -> float:

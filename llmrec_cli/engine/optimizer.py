@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.train import TrainSection
 
 
 def make_optimizer(policy: torch.nn.Module, section: TrainSection) -> torch.optim.AdamW:

@@ -190,3 +190,25 @@ class Ranks:
             return nullcontext()
         silent: AbstractContextManager[Any] = self.accelerator.no_sync(module)
         return silent
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What ``Ranks`` asks of Accelerate, for one process."""
+
+    device: torch.device
+    process_index: int = 0
+    num_processes: int = 1
+    distributed_type: DistributedType = DistributedType.NO
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
+
+
+def alone(device: torch.device) -> Ranks:
+    """This process by itself, on ``device``, for use as a library.
+
+    Accelerate's own state is one for the whole process and cannot change; a program around this one
+    may have set it up for its own ends, or open runs of different precision side by side.
+    """
+    return Ranks(_Alone(device))

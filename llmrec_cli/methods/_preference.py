@@ -25,7 +25,7 @@ GroupLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
 """(chosen_GC, rejected_GK, beta) -> loss_G, as in ``tensors.preference``."""
 
 FORGETS = -2.0
-"""Mean D(chosen), in nats, under which training forgets what it should prefer (METHODS 4)."""
+"""Mean D(chosen), in nats, under which training forgets what it should prefer."""
 
 
 class PreferenceOptions(Options):
@@ -176,7 +176,7 @@ def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
 
 
 def warning(metrics: Mapping[str, float]) -> str | None:
-    """Collapse that the loss and the accuracy do not show (METHODS section 4)."""
+    """Collapse that the loss and the accuracy do not show (docs/methods/preference.md)."""
     chosen = metrics.get("d_chosen", 0.0)
     if chosen >= FORGETS:
         return None

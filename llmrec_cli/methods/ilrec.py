@@ -98,7 +98,7 @@ def needs(options: IlrecOptions) -> Needs:
 
 
 def loss(forward: Forward, batch: Batch, options: IlrecOptions, state: State) -> LossSums:
-    """``L_CPO + lambda L_CPD + mu L_CRR`` summed over response positions (METHODS section 5).
+    """``L_CPO + lambda L_CPD + mu L_CRR`` summed over response positions; ILRec step 7.
 
     With a = lambda = mu = 0 it is LML (``support = "vocab"``) or MSL at tau = 1 (``"legal"``).
 

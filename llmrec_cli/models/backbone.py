@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.models.policy import body
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.recipe import ModelSection, ScratchModel
+from llmrec_cli.recipe.model import ModelSection, ScratchModel
 
 transformers_logging.disable_progress_bar()  # it would tear ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Head
-from llmrec_cli.recipe_baseline import CaserOptions, Gru4recOptions, SasrecOptions
+from llmrec_cli.recipe.baseline import CaserOptions, Gru4recOptions, SasrecOptions
 
 SequentialOptions = SasrecOptions | Gru4recOptions | CaserOptions
 

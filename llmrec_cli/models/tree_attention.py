@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.recipe import TREE_ATTENTION
+from llmrec_cli.recipe.model import TREE_ATTENTION
 
 
 def tree_masks(

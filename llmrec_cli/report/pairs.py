@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 from llmrec_cli.data.columns import ROW, TARGET, USER_ID
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import create_atomically
-from llmrec_cli.report.leaderboard import Leaderboard, Line, Run
 from llmrec_cli.report.report_json import jsonable
 from llmrec_cli.report.statistics import (
     Interval,
     bootstrap_means,
     n_users,
-    paired_difference,
     times_drawn,
 )
 
@@ -85,21 +83,38 @@ def per_user(pairs: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg({ROW: "first", TARGET: "first", PAIRED: "mean"}).reset_index()
 
 
-def auc_pooled(pairs: pd.DataFrame, resamples: int, seed: int) -> Interval:
+def auc_pooled(runs: Sequence[pd.DataFrame], resamples: int, seed: int) -> Interval:
     """AUC over one example per pair, liked or disliked by a coin; NaN where all are of one kind.
 
     The interval draws users, each with all of his or her examples.
+
+    Args:
+        runs: the same pairs as scored by several seeds; the mean of their areas.
+        seed: of the coins and the draws.
     """
-    liked_N = _coins(len(pairs), seed)
-    score_N = np.where(liked_N, pairs[CHOSEN_SCORE], pairs[REJECTED_SCORE]).astype(np.float64)
-    user_N, users = pd.factorize(pairs[USER_ID], sort=True)
-    mean = float(_weighted_auc(score_N, liked_N, np.ones((1, len(score_N))))[0])
-    if len(users) == 1:
+    user_N, users = pd.factorize(runs[0][USER_ID], sort=True)
+    mean = float(np.mean(pooled_by_run(runs, seed)))
+    if len(users) == 1 or mean != mean:
         return Interval(mean, float("nan"), float("nan"))
     draws = times_drawn(len(users), resamples, np.random.default_rng(seed))
-    drawn_B = np.concatenate([_weighted_auc(score_N, liked_N, w[:, user_N]) for w in draws])
-    low, high = np.nanquantile(drawn_B, (0.025, 0.975)) if mean == mean else (mean, mean)
+    drawn_B = np.concatenate([_areas(runs, seed, w[:, user_N]) for w in draws])
+    low, high = np.nanquantile(drawn_B, (0.025, 0.975))
     return Interval(mean, float(low), float(high))
+
+
+def pooled_by_run(runs: Sequence[pd.DataFrame], seed: int) -> tuple[float, ...]:
+    """``auc_pooled`` of every run on its own."""
+    once_1N = np.ones((1, len(runs[0])))
+    return tuple(float(_areas([run], seed, once_1N)[0]) for run in runs)
+
+
+def _areas(runs: Sequence[pd.DataFrame], seed: int, weight_BN: Floats) -> Floats:
+    """Mean area over runs, for each way to weigh the pairs."""
+    liked_N, areas_B = _coins(len(runs[0]), seed), np.zeros(len(weight_BN))
+    for run in runs:
+        score_N = np.where(liked_N, run[CHOSEN_SCORE], run[REJECTED_SCORE]).astype(np.float64)
+        areas_B += _weighted_auc(score_N, liked_N, weight_BN) / len(runs)
+    return areas_B
 
 
 def _coins(n: int, seed: int) -> NDArray[np.bool_]:
@@ -128,22 +143,28 @@ def first_shown(pairs: pd.DataFrame) -> float:
     return float(((towards_first > 0) + 0.5 * (towards_first == 0)).mean())
 
 
-def figures(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
-    """Counts and metrics of some pairs; intervals as dictionaries of mean, low and high."""
-    paired = bootstrap_means(per_user(pairs), [PAIRED], resamples, seed)[PAIRED]
-    pooled = auc_pooled(pairs, resamples, seed)
+def figures(runs: Sequence[pd.DataFrame], resamples: int, seed: int) -> dict[str, Any]:
+    """Counts and metrics of some pairs; intervals as dictionaries of mean, low and high.
+
+    Args:
+        runs: the same pairs as scored by several seeds, whose means are taken.
+    """
+    users = [per_user(pairs) for pairs in runs]
+    mean_U = np.mean([rows[PAIRED] for rows in users], axis=0)
+    paired = bootstrap_means(users[0].assign(**{PAIRED: mean_U}), [PAIRED], resamples, seed)
+    pooled = auc_pooled(runs, resamples, seed)
     return {
-        "rows": int(pairs[ROW].nunique()),
-        "users": n_users(pairs),
-        "pairs": len(pairs),
-        "metrics": {PAIRED: asdict(paired), POOLED: asdict(pooled)},
-        FIRST: first_shown(pairs),
+        "rows": int(runs[0][ROW].nunique()),
+        "users": n_users(runs[0]),
+        "pairs": len(runs[0]),
+        "metrics": {PAIRED: asdict(paired[PAIRED]), POOLED: asdict(pooled)},
+        FIRST: float(np.mean([first_shown(pairs) for pairs in runs])),
     }
 
 
-def auc_figures(pairs: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+def auc_figures(runs: Sequence[pd.DataFrame], resamples: int, seed: int) -> dict[str, Any]:
     """``figures`` of the generate task, whose prompts show no candidates: no habit of position."""
-    found = figures(pairs, resamples, seed) | {
+    found = figures(runs, resamples, seed) | {
         "definitions": {name: DEFINITIONS[name] for name in (PAIRED, POOLED)}
     }
     plain: dict[str, Any] = jsonable({k: v for k, v in found.items() if k != FIRST})
@@ -173,68 +194,16 @@ def build_pair_report(
         trained_users: where some of the evaluated users are among them, the others' figures stand
             apart as ``new_users``.
     """
-    report = figures(pairs, resamples, seed) | {
+    report = figures([pairs], resamples, seed) | {
         "protocol": asdict(protocol),
         "bootstrap": {"resamples": resamples, "seed": seed},
         "definitions": DEFINITIONS,
     }
     new = pairs[~pairs[USER_ID].isin(trained_users)]
     if 0 < len(new) < len(pairs):
-        report["new_users"] = figures(new, resamples, seed)
+        report["new_users"] = figures([new], resamples, seed)
     plain: dict[str, Any] = jsonable(report)
     return plain
-
-
-def build_pair_leaderboard(
-    runs: Sequence[Run], baseline: str | None, resamples: int = 2000, seed: int = 0
-) -> Leaderboard:
-    """Runs side by side with the difference of ``auc_paired`` from a baseline run's.
-
-    Args:
-        runs: their ``rows`` as ``per_user`` makes them.
-        baseline: name of one of them, or None.
-
-    Raises:
-        ArtefactError: the runs were evaluated under different protocols or on different rows.
-    """
-    first = runs[0]
-    for run in runs[1:]:
-        _require_same(first, run)
-    base = next((run for run in runs if run.name == baseline), None)
-    return Leaderboard(
-        split=first.report["protocol"]["split"],
-        seen=None,
-        candidates=f"two candidates ({first.report['protocol']['candidates']})",
-        n_rows=first.report["rows"],
-        n_users=first.report["users"],
-        metrics=METRICS,
-        compared=PAIRED,
-        baseline=baseline,
-        lines=tuple(_line(run, base, resamples, seed) for run in runs),
-    )
-
-
-def _line(run: Run, base: Run | None, resamples: int, seed: int) -> Line:
-    metrics = {
-        name: Interval(**{k: float("nan") if v is None else v for k, v in ends.items()})
-        for name, ends in run.report["metrics"].items()
-    }
-    if base is None or run is base:
-        return Line(run.name, metrics, None)
-    difference = paired_difference(run.rows, base.rows, PAIRED, resamples, seed)
-    return Line(run.name, metrics, difference)
-
-
-def _require_same(first: Run, run: Run) -> None:
-    ours, theirs = (r.report["protocol"] for r in (first, run))
-    for key in ("task", "split", "candidates", "template"):
-        if ours.get(key) != theirs.get(key):
-            raise ArtefactError(
-                f"{run.name} and {first.name} do not compare: {key} = {theirs.get(key)} and "
-                f"{ours.get(key)}"
-            )
-    if ours["hashes"].get("data") != theirs["hashes"].get("data"):
-        raise ArtefactError(f"{run.name} and {first.name} do not compare: prepared data differ")
 
 
 def write_pairs(path: Path, pairs: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Intervals and tests over users.
+"""Intervals and tests over users, and over seeds.
 
 A user may own several rows, and rows of one user resemble each other: whatever is drawn here is a
 user with all of his or her rows, never a row.  Everything is a function of its arguments and the
@@ -7,20 +7,25 @@ seed.  Shape suffixes: R rows, U users, M metrics, B resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
 
-from llmrec_cli.data.columns import ROW, TARGET, USER_ID
+from llmrec_cli.data.columns import USER_ID
 from llmrec_cli.errors import ArtefactError
 
 Floats = NDArray[np.float64]
 
 _DRAWS = 2_000_000  # users drawn at a time: bounds memory to about 50 MB
 _TAILS = (0.025, 0.975)
+_SIGNS = 1  # of the stream of the sign flips; the bootstrap's is the seed's own
+DETECTABLE = float(ndtri(0.975) + ndtri(0.8))  # standard errors: 5 % two-sided, 80 % power
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +37,26 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of a - b over rows, its 95 % interval, and the two-sided p of no difference."""
+class UserSums(NamedTuple):
+    """What the users' rows add up to, in order of user id."""
 
-    mean: float
-    low: float
-    high: float
-    p: float
+    sum_UM: Floats
+    count_U: Floats
+
+    def means(self) -> Floats:
+        """Mean over rows, [M]."""
+        mean_M: Floats = self.sum_UM.sum(axis=0) / self.count_U.sum()
+        return mean_M
+
+
+class Differences(NamedTuple):
+    """Means of paired differences over rows with what is known about them, [M] each."""
+
+    mean_M: Floats
+    low_M: Floats
+    high_M: Floats
+    p_M: Floats
+    detectable_M: Floats
 
 
 def bootstrap_means(
@@ -58,88 +75,135 @@ def bootstrap_means(
     Raises:
         ArtefactError: there are no rows.
     """
-    sum_UM, count_U = _per_user(rows, metrics)
-    mean_M = sum_UM.sum(axis=0) / count_U.sum()
-    low_M, high_M = _percentiles(sum_UM, count_U, resamples, np.random.default_rng(seed))
-    ends = zip(mean_M, low_M, high_M, strict=True)
+    sums = user_sums(rows[USER_ID], rows[list(metrics)].to_numpy(np.float64))
+    low_M, high_M = percentiles(sums, resamples, seed)
+    ends = zip(sums.means(), low_M, high_M, strict=True)
     return {name: Interval(*map(float, e)) for name, e in zip(metrics, ends, strict=True)}
 
 
-def paired_difference(
-    rows_a: pd.DataFrame,
-    rows_b: pd.DataFrame,
-    metric: str,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Mean of ``a - b`` over the same rows.
+def user_sums(users: ArrayLike, value_RM: Floats) -> UserSums:
+    """Add up the rows of every user.
 
-    The interval is the percentile bootstrap over users.  ``p`` is the sign-flip randomisation test
-    (Fisher 1935; Smucker et al., CIKM 2007): under no difference the two systems' names could be
-    swapped for any user; p = (1 + swaps at least as far from 0) / (1 + resamples), never 0.
+    Args:
+        users: of each row, its user.
+        value_RM: finite values.
 
     Raises:
-        ArtefactError: the two do not hold the same rows, users and targets.
+        ArtefactError: there are no rows.
     """
-    a, b = _aligned(rows_a, rows_b)
-    delta = a[[USER_ID]].assign(delta=a[metric].to_numpy() - b[metric].to_numpy())
-    sum_UM, count_U = _per_user(delta, ["delta"])
-    rng = np.random.default_rng(seed)
-    low_M, high_M = _percentiles(sum_UM, count_U, resamples, rng)
-    mean = float(sum_UM.sum() / count_U.sum())
-    return Difference(
-        mean, float(low_M[0]), float(high_M[0]), _sign_flip_p(sum_UM[:, 0], resamples, rng)
-    )
+    if len(value_RM) == 0:
+        raise ArtefactError("there are no rows to average")
+    code_R, found = pd.factorize(np.asarray(users, dtype=object), sort=True)
+    columns = [np.bincount(code_R, value_R, len(found)) for value_R in value_RM.T]
+    sum_UM = np.stack(columns, axis=1).astype(np.float64)
+    return UserSums(sum_UM, np.bincount(code_R).astype(np.float64))
+
+
+def percentiles(sums: UserSums, resamples: int = 2000, seed: int = 0) -> tuple[Floats, Floats]:
+    """Ends of the 95 % intervals of the means when users are drawn; all metrics in one draw."""
+    sum_UM, count_U = sums
+    if len(count_U) == 1:  # one user says nothing about others; [mean, mean] would look certain
+        unknown = np.full(sum_UM.shape[1], np.nan)
+        return unknown, unknown
+    both_UM = np.column_stack([sum_UM, count_U])
+    draws = times_drawn(len(count_U), resamples, np.random.default_rng(seed))
+    drawn_BM = np.concatenate([w @ both_UM for w in draws])
+    low_M, high_M = np.quantile(drawn_BM[:, :-1] / drawn_BM[:, -1:], _TAILS, axis=0)
+    return low_M, high_M
+
+
+def paired_differences(delta: UserSums, resamples: int = 2000, seed: int = 0) -> Differences:
+    """Means of ``a - b`` over the same rows, tested against no difference.
+
+    The interval is the percentile bootstrap over users, with the draws of ``percentiles``.
+
+    ``p`` is the two-sided sign-flip randomisation test (Fisher 1935; Smucker et al., CIKM 2007):
+    under no difference the two systems' names could be swapped for any user; p = (1 + swaps at
+    least as far from 0) / (1 + resamples), never 0.
+
+    ``detectable`` is the smallest true difference that a two-sided test at the 5 % level finds with
+    80 % power, ``(z(.975) + z(.8)) * SE`` = 2.80 SE (Cohen 1988, ch. 2), SE the standard error over
+    users (``standard_errors``); it tells a difference that is absent from one that these rows
+    could not have shown.  NaN where one user has all rows.
+
+    Args:
+        delta: each user's sum of ``a - b``.
+    """
+    low_M, high_M = percentiles(delta, resamples, seed)
+    p_M = _sign_flip_p(delta.sum_UM, resamples, np.random.default_rng([seed, _SIGNS]))
+    return Differences(delta.means(), low_M, high_M, p_M, DETECTABLE * standard_errors(delta))
+
+
+def standard_errors(sums: UserSums) -> Floats:
+    """Standard error of the mean over rows when users are the sample, [M].
+
+    The mean is a ratio, sum of sums / sum of counts: its linearised (sandwich) variance is
+    ``U / (U - 1) sum_u (sum_u - mean count_u)^2 / (sum_u count_u)^2`` (Cochran 1977, 6.13); with
+    one row per user that is s / sqrt(U).  NaN for one user.
+    """
+    n_users = len(sums.count_U)
+    if n_users == 1:
+        return np.full(sums.sum_UM.shape[1], np.nan)
+    residual_UM = sums.sum_UM - sums.count_U[:, None] * sums.means()
+    factor = n_users / (n_users - 1)
+    error_M: Floats = np.sqrt(factor * (residual_UM**2).sum(axis=0)) / sums.count_U.sum()
+    return error_M
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scand. J. Statist. 6, 1979) of p-values tested together.
+
+    With m values in rising order, the corrected i-th is ``max_{j <= i} min(1, (m - j + 1) p_(j))``.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for place, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[at]))
+        corrected[at] = highest
+    return corrected
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of independent seeds, Student's t; NaN for one seed."""
+    return _student(values, (0.0,))
+
+
+def seed_differences(
+    ours: Sequence[float], theirs: Sequence[float], *, matched: bool
+) -> tuple[tuple[float, ...], float, float]:
+    """Differences of each of our seeds, and the 95 % interval of their mean over seeds.
+
+    Args:
+        matched: the two have the same seeds in the same order: Student's t over their differences.
+            Otherwise each of ours is set against the mean of theirs, and the interval is Welch's
+            (Biometrika 34, 1947); one single value of theirs is taken as it is.
+
+    Returns:
+        The differences, low and high; NaN ends where one of ours is all there is.
+    """
+    if matched:
+        paired = tuple(a - b for a, b in zip(ours, theirs, strict=True))
+        return paired, *seed_interval(paired)
+    return tuple(a - float(np.mean(theirs)) for a in ours), *_student(ours, theirs)
+
+
+def _student(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Interval of mean(ours) - mean(theirs), variances apart; one value of theirs has none."""
+    if len(ours) < 2:
+        return math.nan, math.nan
+    mean = float(np.mean(ours) - np.mean(theirs))
+    parts = [(float(np.var(v, ddof=1)) / len(v), len(v) - 1) for v in (ours, theirs) if len(v) > 1]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return mean, mean
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    half = float(stdtrit(freedom, _TAILS[1])) * math.sqrt(variance)
+    return mean - half, mean + half
 
 
 def n_users(rows: pd.DataFrame) -> int:
     """Number of distinct users."""
     return int(rows[USER_ID].nunique())
-
-
-def _aligned(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    a, b = (rows.sort_values(ROW, kind="stable") for rows in (rows_a, rows_b))
-    for rows in (a, b):
-        if rows[ROW].duplicated().any():
-            raise ArtefactError(f"row {rows.loc[rows[ROW].duplicated(), ROW].iloc[0]} occurs twice")
-    only = np.setxor1d(a[ROW], b[ROW])
-    if len(only):
-        raise ArtefactError(
-            f"the runs were evaluated on different rows: {len(a)} and {len(b)}; row "
-            f"{only[0]} is in one only"
-        )
-    for column in (USER_ID, TARGET):
-        differs = a[column].to_numpy() != b[column].to_numpy()
-        if differs.any():
-            at = int(np.argmax(differs))
-            raise ArtefactError(
-                f"row {a[ROW].iloc[at]} is not the same in both runs: {column} "
-                f"{a[column].iloc[at]} and {b[column].iloc[at]}"
-            )
-    return a, b
-
-
-def _per_user(rows: pd.DataFrame, metrics: Sequence[str]) -> tuple[Floats, Floats]:
-    """Sum of each metric and number of rows of every user, in order of user id."""
-    if len(rows) == 0:
-        raise ArtefactError("there are no rows to average")
-    codes_R, users = pd.factorize(rows[USER_ID], sort=True)
-    sums = [np.bincount(codes_R, rows[m].to_numpy(np.float64), len(users)) for m in metrics]
-    return np.stack(sums, axis=1), np.bincount(codes_R).astype(np.float64)
-
-
-def _percentiles(
-    sum_UM: Floats, count_U: Floats, resamples: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """Ends of the 95 % interval of ``sum of sums / sum of counts`` when users are drawn."""
-    if len(count_U) == 1:  # one user says nothing about others; [mean, mean] would look certain
-        unknown = np.full(sum_UM.shape[1], np.nan)
-        return unknown, unknown
-    both_UM = np.column_stack([sum_UM, count_U])
-    drawn_BM = np.concatenate([w @ both_UM for w in times_drawn(len(count_U), resamples, rng)])
-    mean_BM = drawn_BM[:, :-1] / drawn_BM[:, -1:]
-    low_M, high_M = np.quantile(mean_BM, _TAILS, axis=0)
-    return low_M, high_M
 
 
 def times_drawn(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
@@ -152,15 +216,15 @@ def times_drawn(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Fl
         yield times.astype(np.float64)
 
 
-def _sign_flip_p(sum_U: Floats, resamples: int, rng: np.random.Generator) -> float:
-    moved_U = sum_U[sum_U != 0]  # a user without a difference has nothing to swap
-    if len(moved_U) == 0:
-        return 1.0
+def _sign_flip_p(sum_UM: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """p of each metric; all of them see the same flips."""
     # A swap that rebuilds the observed sum in another order of addition must count as equal.
-    bar = abs(moved_U.sum()) - 1e-9 * np.abs(moved_U).sum()
-    step, beyond = max(1, _DRAWS // len(moved_U)), 0
+    bar_M = np.abs(sum_UM.sum(axis=0)) - 1e-9 * np.abs(sum_UM).sum(axis=0)
+    n, beyond_M = len(sum_UM), np.zeros(sum_UM.shape[1])
+    step = max(1, _DRAWS // n)
     for start in range(0, resamples, step):
-        shape = (min(step, resamples - start), len(moved_U))
+        shape = (min(step, resamples - start), n)
         sign_BU = rng.integers(0, 2, size=shape, dtype=np.int8) * 2.0 - 1.0
-        beyond += int((np.abs(sign_BU @ moved_U) >= bar).sum())
-    return (1 + beyond) / (1 + resamples)
+        beyond_M += (np.abs(sign_BU @ sum_UM) >= bar_M).sum(axis=0)
+    p_M: Floats = (1 + beyond_M) / (1 + resamples)
+    return p_M

@@ -24,8 +24,12 @@ def plain(title: str) -> str:
     no file could be written with) becomes U+FFFD.  Markup such as ``[/]`` and ``<b>`` and formulas
     such as ``=cmd`` stay as text: whoever renders must not interpret them.
     """
-    without = _ESCAPES.sub("", title)
-    return " ".join("".join(map(_harmless, without)).split())
+    return " ".join(harmless(title).split())
+
+
+def harmless(line: str) -> str:
+    """``line`` without what ``plain`` removes, its spaces as they are."""
+    return "".join(map(_harmless, _ESCAPES.sub("", line)))
 
 
 def _harmless(char: str) -> str:

@@ -33,7 +33,7 @@ class Scorer:
 
 
 def child_log_probs(scorer: Scorer, hidden_PD: Tensor, node_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the legal tokens at each node, METHODS section 7.
+    """Log-probabilities of the legal tokens at each node (docs/evaluation.md).
 
     Returns:
         log_prob_PF: fp32, at most 0, -inf past a node's last child.

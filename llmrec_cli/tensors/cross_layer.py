@@ -1,4 +1,4 @@
-"""ILRec's three losses from the logits of several layers (arXiv:2602.17410, METHODS section 5).
+"""ILRec's three losses from the logits of several layers (arXiv:2602.17410, docs/methods/ilrec.md).
 
 Logits of columns that are not legal are -inf, so one code serves the whole vocabulary and the legal
 tokens.  Values are per position; sums are the method's business.
@@ -138,7 +138,7 @@ def vocab_terms(
 
 
 def self_hard(source_XU: Tensor, last_PU: Tensor, target_P: Tensor, choices: Choices) -> Tensor:
-    """``N = {v != y : softmax(zb)(v) >= phi * softmax(z^L)(y)}``: bool, no gradient.
+    """``N = {v != y : softmax(zb)(v) >= phi * softmax(z^L)(y)}``: bool, no gradient; ILRec step 2.
 
     With ``space = "logit"`` (the released code's) ``zb(v) >= phi * z^L(y)``.  Illegal columns are
     never in N.
@@ -158,13 +158,16 @@ def self_hard(source_XU: Tensor, last_PU: Tensor, target_P: Tensor, choices: Cho
 
 
 def negative_weights(source_PU: Tensor, hard_PU: Tensor) -> Tensor:
-    """``w = softmax(zb restricted to N)``, 0 elsewhere and where N is empty; no gradient."""
+    """``w = softmax(zb restricted to N)``, 0 elsewhere; no gradient; ILRec step 3.
+
+    Where N is empty, all are 0.
+    """
     within_PU = source_PU.detach().masked_fill(~hard_PU, -torch.inf)
     return within_PU.softmax(1).masked_fill(~hard_PU, 0)
 
 
 def penalised_nll(last_PU: Tensor, weight_PU: Tensor, target_P: Tensor, a: float) -> Tensor:
-    """L_CPO: ``CE(z^L + a w |z^L|, y)`` of each position (ILRec, METHODS section 5 step 4).
+    """L_CPO: ``CE(z^L + a w |z^L|, y)`` of each position; ILRec step 4, CPO.
 
     The penalty ``a w |z^L|`` is a margin without gradient, so the gradient of the logits is
     ``softmax(z^) - [v = y]``.  A gradient through ``|z|`` would scale the push on a negative whose
@@ -175,7 +178,10 @@ def penalised_nll(last_PU: Tensor, weight_PU: Tensor, target_P: Tensor, a: float
 
 
 def distillation(last_PU: Tensor, layers_LPU: Tensor) -> Tensor:
-    """L_CPD: ``KL(softmax(z^L) || softmax(z^l))``, [L, P]; the last layer teaches (no gradient)."""
+    """L_CPD: ``KL(softmax(z^L) || softmax(z^l))``, [L, P]; ILRec step 5.
+
+    The last layer teaches: no gradient flows through it.
+    """
     illegal_PU = last_PU == -torch.inf
     teacher_PU = last_PU.detach().log_softmax(1)
     p_PU = teacher_PU.exp()
@@ -187,7 +193,7 @@ def distillation(last_PU: Tensor, layers_LPU: Tensor) -> Tensor:
 def reward_divergence(
     last_PU: Tensor, rewards: Rewards, among_PU: Tensor, temperature: float
 ) -> Tensor:
-    """L_CRR: ``KL(q || softmax(z^L))`` of each position, ``q = softmax_C(log R / T_r)``.
+    """L_CRR: ``KL(q || softmax(z^L))``, [P], ``q = softmax_C(log R / T_r)``; ILRec step 6.
 
     Args:
         rewards: R; no gradient.
@@ -211,7 +217,7 @@ def token_rewards(
     answer_P: Tensor,
     columns_U: Tensor | None = None,
 ) -> Rewards:
-    """``R_t(v)``: the share of a node's item mass that lies below its child ``v``.
+    """``R_t(v)``: the share of a node's item mass that lies below its child ``v``; ILRec step 6.
 
     Args:
         mass: one row per answer; the trie may live on another device.
@@ -232,7 +238,7 @@ def token_rewards(
 
 
 def _source(last_PU: Tensor, layers_LPU: Tensor, choices: Choices) -> Tensor:
-    """``zb``, in which negatives are looked for: all intermediate layers together, or the last."""
+    """``zb``, where negatives are looked for: intermediate layers, or the last; ILRec step 1."""
     if choices.negatives_from == "final":
         return last_PU
     return layers_LPU.mean(0) if choices.ensemble == "mean" else layers_LPU.sum(0)

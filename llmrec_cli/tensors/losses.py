@@ -133,7 +133,7 @@ def adaptive_temperature(stats: Mapping[str, float | Tensor], fan_out: int, eta:
     """The temperature at which the target's first token has probability about ``eta``.
 
     With Gaussian negatives ``p ~= exp(d / tau - s2 / (2 tau^2)) / N``; ``p = eta`` solved for tau
-    is MSL's adaptive temperature (arXiv:2504.04178, METHODS section 3).
+    is MSL's adaptive temperature (ATS, arXiv:2504.04178, docs/methods/msl.md).
 
     Args:
         stats: ``first_token_stats`` summed over the whole global batch, at least one row.

@@ -1,4 +1,4 @@
-"""Preference losses on groups of answers: DPO, S-DPO and DMPO (METHODS section 4).
+"""Preference losses on groups of answers: DPO, S-DPO and DMPO (docs/methods/preference.md).
 
 They work on ``D(y|x) = log pi(y|x) - log pi_ref(y|x)``, summed over an answer's tokens, in nats.
 

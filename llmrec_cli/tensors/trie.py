@@ -1,7 +1,7 @@
 """The catalogue as a flat trie of token sequences.
 
 Every item is a token sequence that ends in EOS; together they form a trie.  Its children at a node
-are the *legal* tokens there (``V_t`` in METHODS section 1).  Nodes are numbered breadth first and
+are the *legal* tokens there (``V_t`` in docs/methods).  Nodes are numbered breadth first and
 children are sorted by token, so that the child behind edge ``e`` is simply node ``e + 1`` and no
 child pointers are stored.
 

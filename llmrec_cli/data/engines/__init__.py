@@ -13,7 +13,7 @@ from pathlib import Path
 from llmrec_cli.data.engines.embedded import in_process
 from llmrec_cli.data.engines.engine import Engine, Log
 from llmrec_cli.data.engines.spark import on_spark
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 __all__ = ["Engine", "Log", "engine_of"]
 

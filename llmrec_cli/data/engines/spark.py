@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from llmrec_cli.data.engines.engine import Engine
 from llmrec_cli.errors import MachineError
-from llmrec_cli.recipe_data import SparkSection
+from llmrec_cli.recipe.data import SparkSection
 
 _ASKED: Final = 'data.engine = "spark"'
 _LONGEST: Final = 300  # characters of Spark's own message

@@ -18,7 +18,7 @@ from llmrec_cli.data.readers import (
     windows,
 )
 from llmrec_cli.data.readers.source import Locate, Source
-from llmrec_cli.recipe_data import DataFormat, DataSection
+from llmrec_cli.recipe.data import DataFormat, DataSection
 
 __all__ = ["Source", "read"]
 

@@ -15,7 +15,7 @@ from llmrec_cli.data.readers.json_lines import Batch, Shape, mistaken, parse_obj
 from llmrec_cli.data.readers.lines import fault
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 INTERACTIONS_FILE = "interactions.parquet"
 

@@ -10,7 +10,7 @@ from llmrec_cli.data.readers.amazon import Generation, read_amazon
 from llmrec_cli.data.readers.checks import Fields
 from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.source import Locate, Source
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 FIELDS = Fields(user="reviewerID", item="asin", rating="overall", timestamp="unixReviewTime")
 

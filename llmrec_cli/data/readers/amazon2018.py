@@ -8,7 +8,7 @@ from llmrec_cli.data.readers.amazon import Generation, read_amazon
 from llmrec_cli.data.readers.amazon2014 import FIELDS, Item, Review
 from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.source import Locate, Source
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 METADATA = Shape(Item, "amazon2018 metadata")
 

@@ -14,7 +14,7 @@ from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.data.readers.tables import read_parts
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe_data import Columns, DataSection
+from llmrec_cli.recipe.data import Columns, DataSection
 
 
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:

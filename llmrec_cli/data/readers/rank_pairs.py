@@ -36,7 +36,7 @@ from llmrec_cli.data.rank_wording import Question, RankTemplate
 from llmrec_cli.data.readers.lines import blocks, fault, printable, shown
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, PAIR_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 WHAT: Final = 'a JSON array of objects with "instruction", "input" and "output"'
 _KEY: Final = (USER_ID, TARGET)

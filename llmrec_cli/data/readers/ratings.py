@@ -15,7 +15,7 @@ from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
 FIELDS_2023: Final = amazon2023.FIELDS

@@ -17,7 +17,7 @@ from llmrec_cli.data.readers.names import read_names
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 FIELDS: Final = Fields(user="user", item="item", rating="", timestamp="position")
 _USERS_AT_A_TIME: Final = 4096

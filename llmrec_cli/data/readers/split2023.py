@@ -17,7 +17,7 @@ from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 HEADER: Final = ["user_id", "parent_asin", "rating", "timestamp", "history"]
 

@@ -16,7 +16,7 @@ from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.names import read_names
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Source
 from llmrec_cli.data.readers.split2023 import read_splits
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 HEADER: Final = ["user_id", "item_ids", "timestamp"]
 FIELDS: Final = Fields(user="user_id", item="item_ids", rating="", timestamp="timestamp")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
-from llmrec_cli.recipe_problems import KINDS, Table, did_you_mean, model_problems, problems_of
-from llmrec_cli.recipe_task import task_problems
+from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
+from llmrec_cli.recipe.problems import KINDS, Table, did_you_mean, model_problems, problems_of
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.task import task_problems
 
-SHIPPED = Path(__file__).parent / "shipped" / "recipes"
-CHECKOUT = Path(__file__).parents[1] / "recipes"
+SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
+CHECKOUT = Path(__file__).parents[2] / "recipes"
 MAX_BYTES = 1 << 20
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmrec_cli.recipe_data import Section
+from llmrec_cli.recipe.data import Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

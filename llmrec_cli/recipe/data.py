@@ -19,7 +19,11 @@ def _one_or_many(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(strict=False)]
+Strings = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
+    Field(strict=False),
+]
 
 
 def _iso_date(value: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmrec_cli.methods import find
-from llmrec_cli.recipe import TREE_ATTENTION, AlignSection, Recipe
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.model import TREE_ATTENTION
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.stages import AlignSection
+from llmrec_cli.recipe.train import TrainSection
 
 DRAWS = ("uniform", "popularity", "disliked")  # what a pair's other candidate can be drawn by
 

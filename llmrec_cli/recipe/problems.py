@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmrec_cli import methods
-from llmrec_cli.recipe import AlignSection, Recipe
-from llmrec_cli.recipe_baseline import BASELINES, BaselineSection
+from llmrec_cli.recipe.baseline import BASELINES, BaselineSection
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.stages import AlignSection
 
 Table = dict[str, Any]
 

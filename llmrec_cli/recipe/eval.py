@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llmrec_cli.recipe_data import DataSection, PromptSection, Section
+from llmrec_cli.recipe.data import DataSection, PromptSection, Section
 
 
 def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, model_validator
 
 from llmrec_cli.methods.contract import Options
-from llmrec_cli.recipe_data import Section
-from llmrec_cli.recipe_train import TrainSection
+from llmrec_cli.recipe.data import Section
+from llmrec_cli.recipe.train import TrainSection
 
 
 class PopOptions(Options):

@@ -1,0 +1,132 @@
+"""The story of ``llmrec audit``: what is wrong, or has to be known, about prepared data.
+
+prepared folder -> the manifest's counts, what the split files tell, Pop's score -> verdicts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
+from llmrec_cli.data.leakage import measure, with_audit
+from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
+from llmrec_cli.data.store import Manifest, Prepared, load_prepared
+from llmrec_cli.data.verdicts import PopScores, Verdict, verdicts
+from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluated import PREPARED, is_run
+from llmrec_cli.models.popularity import rank_by_popularity
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.report.lists import Seen, needed_depth
+from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.report.predictions import build_predictions
+
+POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
+POLICIES: Final[tuple[Seen, ...]] = ("keep", "remove")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was found about one prepared folder."""
+
+    folder: Path
+    manifest: Manifest
+    verdicts: tuple[Verdict, ...]
+
+
+def audit(word: str, overrides: Sequence[str], progress: Progress) -> list[Audit]:
+    """Audit the prepared data of a recipe, an experiment or a run; of two domains, both.
+
+    Args:
+        word: a recipe's path or name, or a folder: prepared data, a run, an experiment.
+        overrides: ``key=value`` for a recipe.
+
+    Raises:
+        RecipeError: no such recipe, or overrides without one.
+        ArtefactError: nothing prepared, or damaged; a folder that is none of these.
+    """
+    found = []
+    for folder in _prepared_folders(word, overrides):
+        progress.say(f"auditing {folder}")
+        found.append(audit_folder(folder))
+    return found
+
+
+def audit_folder(folder: Path) -> Audit:
+    """Audit one prepared folder.
+
+    Raises:
+        ArtefactError: it is not one, or damaged.
+    """
+    prepared = load_prepared(folder)
+    manifest = with_audit(prepared)
+    pop = score_pop(prepared) if manifest["data"]["format"] != "rank-pairs" else None
+    return Audit(folder, manifest, verdicts(manifest, measure(prepared), pop))
+
+
+def to_json(audited: Audit) -> dict[str, Any]:
+    """An audit as plain values."""
+    splits = audited.manifest["splits"]
+    return {
+        "folder": str(audited.folder),
+        "rows": {name: counts["rows"] for name, counts in splits.items()},
+        "verdicts": [verdict.to_json() for verdict in audited.verdicts],
+    }
+
+
+def score_pop(prepared: Prepared) -> PopScores:
+    """HR and NDCG of Pop on test and validation, over ``POP_ROWS`` rows at most.
+
+    Items of equal titles (or tokens) are one entry, as where no tokenizer is at hand.
+    """
+    leaves = gather_leaves(prepared.items, leaf_of_equal_titles(prepared.items))
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for split in ("test", "valid"):
+        predictions = _by_popularity(_drawn(prepared.split(split)), leaves)
+        scored = {p: score_rows(predictions, leaves, [CUTOFF], p) for p in POLICIES}
+        scores[split] = {
+            policy: {metric: float(rows[metric].mean()) for metric in (HR, NDCG)}
+            for policy, rows in scored.items()
+        }
+    return scores
+
+
+def _by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
+    """Pop's lists, deep enough for both policies."""
+    pairs = zip(rows[HISTORY], rows[TARGET], strict=True)
+    depths = [needed_depth(history, target, CUTOFF, leaves) for history, target in pairs]
+    return build_predictions(rows, *rank_by_popularity(leaves, depths))
+
+
+def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
+    """``POP_ROWS`` rows, always the same ones; all where there are no more."""
+    if len(rows) <= POP_ROWS:
+        return rows
+    chosen = np.random.default_rng(0).choice(len(rows), POP_ROWS, replace=False)
+    return rows.iloc[np.sort(chosen)]
+
+
+def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
+    folder = Path(word)
+    if not folder.is_dir():
+        recipe = load_recipe(word, overrides)
+        return list(dict.fromkeys([recipe.prepared, recipe.prepared_for_eval]))
+    if overrides:
+        raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and {folder} is a folder")
+    if (folder / ITEMS_FILE).is_file():
+        return [folder]
+    home = folder.resolve().parent if is_run(folder) else folder
+    beside = [home / name for name in PREPARED if (home / name).is_dir()]
+    if not beside:
+        raise ArtefactError(
+            f"{folder}: neither prepared data nor a run or experiment that has some; expected a "
+            "recipe or such a folder"
+        )
+    return beside

@@ -1,0 +1,209 @@
+"""The pipeline by stage: prepare, validate, baseline, sft, align, eval; and run, all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmrec_cli.commands import completion
+from llmrec_cli.commands.comparing import show
+from llmrec_cli.commands.options import (
+    AsJson,
+    Config,
+    Overrides,
+    Quiet,
+    RecipeArgument,
+    Resume,
+    Split,
+)
+from llmrec_cli.commands.screen import Screen
+from llmrec_cli.engine.launch import launched, restarted
+from llmrec_cli.recipe.file import load_recipe
+
+
+def prepare_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read raw data, clean it, split it, and write the prepared folder.
+
+    Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
+    """
+    from llmrec_cli.data.leakage import with_audit
+    from llmrec_cli.data.verdicts import verdicts
+    from llmrec_cli.prepare import prepare
+    from llmrec_cli.report.audit_text import short_lines
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    prepared = prepare(load_recipe(recipe, overrides or ()), Path, screen.progress().say)
+    told = short_lines(verdicts(with_audit(prepared)))
+    told += ["what this means: llmrec audit RECIPE"] if told else []
+    screen.show(
+        {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},
+        [f"{prepared.folder}: {'reused' if prepared.reused else 'written'}", *told],
+    )
+
+
+def validate_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="also show a training row, its tokens, and memory")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a recipe and its sources without training, and show what would run.
+
+    Example: llmrec validate quickstart --rows
+    """
+    from llmrec_cli.validate import validate
+
+    lines = list(validate(load_recipe(recipe, overrides or ()), rows=rows))
+    screen = Screen(as_json=as_json, quiet=quiet)
+    screen.show({"valid": True, "lines": lines}, ["valid"] if quiet else lines)
+
+
+def sft_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune the backbone on the next item (plain SFT).
+
+    Example: llmrec sft recipes/quickstart.toml train.epochs=5
+    """
+    from llmrec_cli.sft import sft
+
+    loaded = load_recipe(recipe, overrides or ())
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if not launched(loaded.launch, config):
+        _done(screen, sft(loaded, resume=resume or restarted(), progress=screen.progress()))
+
+
+def align_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help="dmpo, dpo, ilrec, lml, msl, sdpo, or an [align.NAME] of the recipe.",
+            autocompletion=completion.methods,
+        ),
+    ] = "msl",
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align the model with a method, from SFT's result or from the base.
+
+    Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
+    """
+    from llmrec_cli.align import align
+
+    loaded = load_recipe(recipe, overrides or (), aligns=[method])
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if not launched(loaded.launch, config):
+        go_on = resume or restarted()
+        _done(screen, align(loaded, method, resume=go_on, progress=screen.progress()))
+
+
+def baseline_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="caser, gru4rec, itemknn, pop, sasrec, or a [baseline.NAME] of the recipe.",
+            autocompletion=completion.models,
+        ),
+    ] = "sasrec",
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a conventional model on the same data, rows and rules as the language models.
+
+    Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
+    """
+    from llmrec_cli.baseline import baseline
+
+    loaded = load_recipe(recipe, overrides or (), baselines=[model])
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if not launched(loaded.launch, config):
+        go_on = resume or restarted()
+        _done(screen, baseline(loaded, model, resume=go_on, progress=screen.progress()))
+
+
+def eval_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run",
+            help="sft, align-NAME, baseline-NAME; default: all.",
+            autocompletion=completion.run_names,
+        ),
+    ] = None,
+    split: Split = "test",
+    again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank the whole catalogue for every test row, and show the leaderboard.
+
+    Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
+    """
+    from llmrec_cli.evaluate import evaluate
+
+    kinds = [name.partition("-") for name in run or ()]
+    aligns, baselines = (
+        [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
+    )
+    loaded = load_recipe(recipe, overrides or (), aligns, baselines)
+    screen, runs = Screen(as_json=as_json, quiet=quiet), run or loaded.runs()
+    if not launched(loaded.launch, config):
+        progress = screen.progress()
+        found = evaluate(loaded, runs, split=split, again=again, progress=progress)
+        show(screen, found, full=False)
+
+
+def run_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every stage of a recipe: prepare, each baseline, sft, each alignment, eval.
+
+    Example: llmrec run quickstart
+    """
+    from llmrec_cli.run import reports, run
+
+    loaded = load_recipe(recipe, overrides or ())
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if not launched(loaded.launch, config):
+        progress = screen.progress()
+        show(screen, run(loaded, progress=progress), full=False)
+        for file in reports(loaded):
+            progress.say(f"report: {file}")
+
+
+def _done(screen: Screen, folder: Path) -> None:
+    screen.show({"folder": str(folder), "status": "done"}, [f"{folder}: done"])

@@ -1,0 +1,173 @@
+"""The shelf: shipped recipes, their schema, this machine, and what lies under ``runs/``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from llmrec_cli.commands.completion import folders, recipes, shipped
+from llmrec_cli.commands.options import AsJson, Quiet
+from llmrec_cli.commands.screen import Screen
+from llmrec_cli.report.text import plain
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="Its name, e.g. quickstart.", autocompletion=recipes),
+]
+
+
+def recipes_list_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the shipped recipes.
+
+    Example: llmrec recipes ls
+    """
+    from llmrec_cli.shipped_recipes import listed
+
+    found = listed()
+    rows = [(one.name, one.description, one.backbone) for one in found]
+    table = _table(("recipe", "what it shows", "backbone"), rows)
+    screen = Screen(as_json=as_json, quiet=quiet)
+    screen.show({"recipes": [asdict(one) for one in found]}, _lines(rows), [table])
+
+
+def recipes_show_command(
+    recipe: RecipeName,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With all that it inherits, and every default.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a recipe.
+
+    Example: llmrec recipes show amazon2018/gift-cards --resolved
+    """
+    from llmrec_cli.shipped_recipes import shown
+
+    text = shown(recipe, resolved=resolved)
+    screen = Screen(as_json=as_json, quiet=quiet)
+    screen.show({"recipe": recipe, "text": text}, text.rstrip().split("\n"))
+
+
+def recipes_copy_command(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A shipped one's name.", autocompletion=shipped),
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Default: its own name, here.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a shipped recipe to change it, with what it extends; nothing is overwritten.
+
+    Example: llmrec recipes copy quickstart --to mine.toml
+    """
+    from llmrec_cli.shipped_recipes import copied
+
+    files = list(map(str, copied(recipe, to)))
+    screen = Screen(as_json=as_json, quiet=quiet)
+    screen.show({"files": files}, [*files, f"run it: llmrec run {files[0]}"])
+
+
+def schema_command(
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write it instead of showing it.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print the JSON schema of recipes, with every method's options, for editors.
+
+    Editors that know TOML schemas (taplo, Even Better TOML) find it by a recipe's first line:
+    #:schema ./recipe.schema.json
+
+    Example: llmrec schema --to recipe.schema.json
+    """
+    from llmrec_cli.files import write_json
+    from llmrec_cli.recipe.schema import recipe_schema
+
+    schema = recipe_schema()
+    screen = Screen(as_json=as_json, quiet=quiet)
+    if to is None:
+        return screen.show(schema, json.dumps(schema, indent=2).split("\n"))
+    write_json(to, schema)
+    screen.show({"file": str(to)}, [f"{to}: written"])
+
+
+def env_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Show versions, processors, memory and devices, for a bug report.
+
+    No names of users, machines or folders are in it.
+
+    Example: llmrec env
+    """
+    from llmrec_cli.environment import environment, lines
+
+    found = environment()
+    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+
+
+def runs_list_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Of all runs, or of one experiment.", autocompletion=folders
+        ),
+    ] = Path("runs"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List experiments and their runs: how far each has come, and its headline.
+
+    Example: llmrec runs ls
+    """
+    from llmrec_cli.runs import HEADINGS, cells, listed, to_json
+
+    found = listed(folder)
+    rows = [cells(one) for one in found]
+    values, table = {"runs": list(map(to_json, found))}, _table(HEADINGS, rows)
+    Screen(as_json=as_json, quiet=quiet).show(values, _lines([HEADINGS, *rows]), [table])
+
+
+def runs_show_command(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder.", autocompletion=folders)
+    ],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a run's files tell: its state, lineage, versions, command, and openings.
+
+    Example: llmrec runs show runs/quickstart/sft
+    """
+    from llmrec_cli.environment import lines
+    from llmrec_cli.runs import shown
+
+    found = shown(run)
+    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """For a pipe: columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [zip(map(plain, row), widths, strict=True) for row in rows]
+    return ["  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in padded]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """For a terminal: wrapped and never shortened; nothing in it is taken for markup."""
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    return table

@@ -1,0 +1,247 @@
+"""``llmrec compare``: evaluated runs and other tools' lists, side by side under one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.verdicts import verdicts
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluated import (
+    PREPARED,
+    Grounds,
+    is_evaluated,
+    is_run,
+    open_run,
+    require_evaluated,
+    runs_in,
+)
+from llmrec_cli.external import Missing, external_entry
+from llmrec_cli.gather import Opened, entries_of, gathered
+from llmrec_cli.recipe.eval import EvalSection
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.problems import did_you_mean
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.report.audit_text import short_lines
+from llmrec_cli.report.comparison import Comparison
+from llmrec_cli.report.contrasts import build_comparison
+from llmrec_cli.report.entries import Entry, Ground
+from llmrec_cli.report.lists import Seen
+from llmrec_cli.report.pairs import PAIRED
+from llmrec_cli.report.question import Question
+
+SFT = "sft"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is to show; None: as the runs were evaluated, against SFT."""
+
+    split: str = "test"
+    baseline: str | None = None
+    seen: Seen | None = None
+    metric: str | None = None
+    external: Mapping[str, Path] | None = None  # name -> file of another tool
+    missing: Missing = "refuse"  # rows without a list: refuse, or count a miss
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, and the entries that it was made from, in the same order."""
+
+    comparison: Comparison
+    entries: tuple[Entry, ...]
+
+
+def compare(words: Sequence[str], asked: Asked) -> Compared:
+    """Compare runs.
+
+    Args:
+        words: recipes, experiments' folders, runs' folders; and ``key=value`` for the recipes.
+
+    Raises:
+        RecipeError, ArtefactError, DataError: a word that is none of these, nothing evaluated, or
+            files that are damaged or do not fit.
+    """
+    notes = list[str]()
+    experiments, folders = _found(words, asked.split, notes)
+    grounds = Grounds(asked.split)
+    opened = [gathered(*open_run(folder, grounds), folder) for folder in folders]
+    return _compared(experiments, opened, grounds, asked, notes)
+
+
+def compare_experiment(recipe: Recipe, split: str, leaves: Leaves | None = None) -> Compared:
+    """All evaluated runs of a recipe, at the end of ``eval`` and ``run``.
+
+    What cannot be compared (any more) is left out with a note: the evaluation itself is done.
+
+    Args:
+        leaves: the catalogue's entries by the runs' tokenizer, where it is at hand.
+
+    Raises:
+        ArtefactError: nothing was evaluated yet.
+    """
+    notes, opened = list[str](), list[Opened]()
+    grounds = Grounds(split, {recipe.prepared_for_eval: leaves} if leaves else {})
+    for folder in _evaluated_in(recipe.folder, split, notes):
+        try:
+            opened.append(gathered(*open_run(folder, grounds), folder))
+        except ArtefactError as error:  # of a run that was not asked for, perhaps an old one
+            reason = str(error).replace(f"{recipe.folder}/", "")
+            notes.append(f"left out: {reason}")
+    return _compared([recipe.folder], opened, grounds, Asked(split), notes)
+
+
+def external_files(words: Sequence[str]) -> dict[str, Path]:
+    """``NAME=FILE`` of ``--external``.
+
+    Raises:
+        RecipeError: not of that form, a name twice, or no such file.
+    """
+    files: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not name or not equals or not path:
+            raise RecipeError(f"--external {word}: expected NAME=FILE, e.g. recbole=lists.csv")
+        if name in files:
+            raise RecipeError(f"--external {word}: the name {name} is there twice")
+        if not Path(path).is_file():
+            raise RecipeError(f"--external {word}: no such file {path}")
+        files[name] = Path(path)
+    return files
+
+
+def _found(words: Sequence[str], split: str, notes: list[str]) -> tuple[list[Path], list[Path]]:
+    """Experiments and evaluated runs that the words name, each once."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    named = [word for word in words if word not in overrides]
+    if overrides and all(Path(word).is_dir() for word in named):
+        raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and no recipe is named")
+    experiments, folders = list[Path](), list[Path]()
+    for word in named:
+        folder = Path(word) if Path(word).is_dir() else load_recipe(word, overrides).folder
+        if is_run(folder):
+            require_evaluated(folder, split)
+            experiments.append(folder.parent)
+            folders.append(folder)
+        else:
+            experiments.append(folder)
+            folders += _evaluated_in(folder, split, notes)
+    return experiments, list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _evaluated_in(experiment: Path, split: str, notes: list[str]) -> list[Path]:
+    """The evaluated runs of an experiment; what else lies there becomes a note."""
+    if not experiment.is_dir():
+        raise ArtefactError(f"{experiment}: nothing there yet; run first: llmrec run RECIPE")
+    runs = runs_in(experiment)
+    if not runs and not (experiment / PREPARED[0]).is_dir():
+        inside = sorted(path.name for path in experiment.iterdir() if path.is_dir())
+        shown = f"; it holds {', '.join(inside[:5])}" if inside else ""
+        raise ArtefactError(f"{experiment}: neither a run nor an experiment{shown}")
+    waiting = [folder.name for folder in runs if not is_evaluated(folder, split)]
+    if waiting:
+        notes.append(f"not evaluated on {split} yet: {', '.join(waiting)} of {experiment.name}")
+    return [folder for folder in runs if folder.name not in waiting]
+
+
+def _compared(
+    experiments: Sequence[Path],
+    opened: Sequence[Opened],
+    grounds: Grounds,
+    asked: Asked,
+    notes: list[str],
+) -> Compared:
+    entries = entries_of(opened, notes)
+    external = asked.external or {}
+    if not entries and not external:
+        raise ArtefactError(
+            f"{experiments[0]}: no run was evaluated on {asked.split} yet; run llmrec eval"
+        )
+    measure = _measure(entries, asked.baseline)
+    ground = measure.ground if measure else grounds.open(_prepared(experiments[0]))
+    question = _question(entries, measure, asked)
+    for name, path in external.items():
+        if name in {own.name for own in entries}:
+            raise RecipeError(f"--external {name}={path}: an entry has that name; choose another")
+        entry, told = external_entry(name, path, ground, question, asked.missing, measure)
+        notes += told
+        entries.append(entry)
+    notes += _audited({entry.ground.folder: entry.ground for entry in entries}.values())
+    return Compared(build_comparison(entries, question, notes), tuple(entries))
+
+
+def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
+    """What a reader has to know about the data, a few words for each prepared folder."""
+    for ground in grounds:
+        found = short_lines(verdicts(ground.manifest))
+        if found:
+            name = ground.folder.resolve().parent.name
+            yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"
+
+
+def _measure(entries: Sequence[Entry], baseline: str | None) -> Entry | None:
+    """The entry that decides what is asked: the baseline, else SFT, else the first one."""
+    wanted = [entry for entry in entries if entry.name == baseline]
+    wanted += [entry for entry in entries if entry.evaluations[0].run == SFT]
+    return next(iter([*wanted, *entries]), None)
+
+
+def _prepared(experiment: Path) -> Path:
+    return next((experiment / n for n in PREPARED[::-1] if (experiment / n).is_dir()), experiment)
+
+
+def _question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> Question:
+    report = measure.evaluations[0].report if measure else {}
+    drawn = report.get("bootstrap", {"resamples": EvalSection().resamples, "seed": 0})
+    sft = measure.name if measure and measure.evaluations[0].run == SFT else None
+    question = Question(
+        split=asked.split,
+        policies=("keep", "remove"),
+        headline=asked.seen or report.get("protocol", {}).get("seen", EvalSection().seen),
+        cutoffs=_cutoffs(entries) if entries else EvalSection().cutoffs,
+        compared="",
+        baseline=asked.baseline or sft,
+        resamples=drawn["resamples"],
+        seed=drawn["seed"],
+    )
+    if measure is not None and measure.traits["task"].key == "rank-pair":
+        if asked.seen:
+            raise RecipeError(f'--seen {asked.seen}: task "rank-pair" knows no seen items')
+        question = replace(question, policies=("pairs",), headline="pairs", cutoffs=())
+    default = f"ndcg@{max(question.cutoffs)}" if question.cutoffs else PAIRED
+    _require_known("--metric", asked.metric, question.averaged)
+    known = [*(entry.name for entry in entries), *(asked.external or {})]
+    _require_known("--baseline", asked.baseline, known)
+    return replace(question, compared=asked.metric or default)
+
+
+def _cutoffs(entries: Sequence[Entry]) -> tuple[int, ...]:
+    """What all entries were evaluated at; none for the rank-pair task.
+
+    Raises:
+        ArtefactError: two tasks, or nothing in common.
+    """
+    first, *others = entries
+    for entry in others:
+        tasks = [one.traits["task"].words for one in (first, entry)]
+        if tasks[0] != tasks[1]:
+            raise ArtefactError(
+                f"{first.name} and {entry.name} have no figure in common: task {tasks[0]} and "
+                f"{tasks[1]}"
+            )
+    protocols = [run.report["protocol"] for entry in entries for run in entry.evaluations]
+    found = [set(protocol.get("cutoffs", ())) for protocol in protocols]
+    common = tuple(sorted(set.intersection(*found)))
+    if not common and any(found):
+        each = ", ".join(sorted({str(sorted(cutoffs)) for cutoffs in found}))
+        raise ArtefactError(f"no cut-off in common: {each}; evaluate again with one eval.cutoffs")
+    return common
+
+
+def _require_known(flag: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        hint = did_you_mean(value, known)
+        raise ArtefactError(f"{flag} {value}: unknown, expected one of {', '.join(known)}.{hint}")

@@ -1,0 +1,239 @@
+"""Evaluated runs, found by the folders that a user names, and opened without a model.
+
+A run is known by its content, not by its name; its prepared data lie beside it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmrec_cli.data.columns import ROW, TARGET, USER_ID, split_file
+from llmrec_cli.data.leakage import with_audit
+from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
+from llmrec_cli.data.store import load_prepared
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import read_json, sha256
+from llmrec_cli.report.entries import Evaluation, Ground
+from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.report.pairs import read_pairs
+from llmrec_cli.report.predictions import read_predictions
+from llmrec_cli.run_folder import (
+    MANIFEST_FILE,
+    PAIRS_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    named,
+)
+
+PREPARED = ("prepared", "prepared-eval")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: it has a manifest, and a recipe or a report."""
+    has_recipe = (folder / RECIPE_FILE).is_file()
+    return (folder / MANIFEST_FILE).is_file() and (has_recipe or any(folder.glob("report*.json")))
+
+
+def runs_in(experiment: Path) -> list[Path]:
+    """The runs of an experiment: conventional models, SFT, alignments, as the recipe has them."""
+    folders = sorted(path for path in experiment.iterdir() if path.is_dir() and is_run(path))
+    order = _order(folders)
+    return sorted(folders, key=lambda path: order.get(path.name, len(order)))
+
+
+def _order(folders: Iterable[Path]) -> dict[str, int]:
+    """Place of each run that a recipe of these runs describes; the newest knows most."""
+    recipes = [path / RECIPE_FILE for path in folders if (path / RECIPE_FILE).is_file()]
+    if not recipes:
+        return {}
+    newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        tables = tomllib.loads(newest.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
+    baselines, aligns = (list(tables.get(kind, {})) for kind in ("baseline", "align"))
+    names = [*(f"baseline-{n}" for n in baselines), "sft", *(f"align-{n}" for n in aligns)]
+    return {name: place for place, name in enumerate(names)}
+
+
+def is_evaluated(folder: Path, split: str) -> bool:
+    """Whether a run has a report on a split."""
+    return (folder / named(REPORT_FILE, split)).is_file()
+
+
+def require_evaluated(folder: Path, split: str) -> None:
+    """Refuse a folder that is no run's, or of a run without a report on a split.
+
+    Raises:
+        ArtefactError: the message says what to run.
+    """
+    if not is_run(folder):
+        raise ArtefactError(f"{folder}: not the folder of a run, such as runs/quickstart/sft")
+    if not is_evaluated(folder, split):
+        raise ArtefactError(
+            f"{folder}: not evaluated on {split} yet; run first: llmrec eval RECIPE --run "
+            f"{folder.name} --split {split}"
+        )
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Prepared folders, each opened once.
+
+    Attributes:
+        leaves: a catalogue's entries by tokens, by prepared folder, where a tokenizer is at hand;
+            elsewhere items of equal titles are one entry.
+    """
+
+    split: str
+    leaves: Mapping[Path, Leaves] = field(default_factory=dict)
+    _opened: dict[Path, Ground] = field(default_factory=dict)
+
+    def open(self, folder: Path) -> Ground:
+        """The ground of a prepared folder.
+
+        Raises:
+            ArtefactError: it is not one, or damaged.
+        """
+        if folder not in self._opened:
+            prepared = load_prepared(folder)
+            items = prepared.items
+            by_tokens = self.leaves.get(folder)
+            leaves = by_tokens or gather_leaves(items, leaf_of_equal_titles(items))
+            rows = prepared.split(self.split)
+            ground = Ground(folder, with_audit(prepared), self.split, items, rows, leaves)
+            self._opened[folder] = ground
+        return self._opened[folder]
+
+    def of(self, run: Path, report: Mapping[str, Any]) -> Ground:
+        """What a run was evaluated on.
+
+        Raises:
+            ArtefactError: it does not lie beside the run, or is not what it was.
+        """
+        for name in PREPARED:
+            manifest = run.parent / name / MANIFEST_FILE
+            if manifest.is_file() and sha256(manifest) == report["protocol"]["hashes"]["data"]:
+                return self.open(manifest.parent)
+        raise ArtefactError(
+            f"{run}: was evaluated on prepared data that {run.parent / PREPARED[0]} does not hold "
+            f"(any more); evaluate it again: llmrec eval RECIPE --run {run.name} --again"
+        )
+
+
+def open_run(folder: Path, grounds: Grounds) -> tuple[Evaluation, Ground]:
+    """Read what a run recommends, and check that it belongs to its report and its data.
+
+    Raises:
+        ArtefactError: a file is missing or damaged, or they do not belong together.
+    """
+    split = grounds.split
+    manifest = _manifest(folder / MANIFEST_FILE)
+    path = folder / named(REPORT_FILE, split)
+    report = read_json(path)
+    pair_task = isinstance(report, dict) and "keep" not in report
+    _check_report(path, report, pair_task=pair_task)
+    ground = grounds.of(folder, report)
+    predictions = pairs = None
+    if not pair_task:
+        predictions = read_predictions(folder / named(PREDICTIONS_FILE, split))
+        _check_lists(folder, predictions, report, ground)
+    if pair_task or "auc" in report:
+        pairs = read_pairs(folder / named(PAIRS_FILE, split))
+        _check_rows(folder, pairs, ground)
+    seed = manifest.get("settings", {}).get("seed")
+    label = f"{folder.resolve().parent.name}/{folder.name}"
+    run = Evaluation(label, folder.name, folder, seed, manifest, report, predictions, pairs)
+    return run, ground
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A run's manifest; what stands in it may be less, of an older run, but not something else."""
+    found = read_json(path)
+    if isinstance(found, dict):
+        parts = [found.get(key, {}) for key in ("settings", "facts", "outcome", "cost")]
+        if all(isinstance(part, dict) for part in parts):
+            return found
+    raise ArtefactError(f"{path}: not the manifest of a run")
+
+
+_OF_ALL: dict[str, type] = {
+    "rows": int,
+    "users": int,
+    "protocol.split": str,
+    "protocol.candidates": str,
+    "protocol.hashes.data": str,
+    "bootstrap.resamples": int,
+    "bootstrap.seed": int,
+}
+_OF_LISTS: dict[str, type] = {
+    "entries": int,
+    "protocol.seen": str,
+    "protocol.cutoffs": list,
+    "protocol.decoder": dict,
+    "keep.metrics": dict,
+    "remove.metrics": dict,
+}
+
+
+def _check_report(path: Path, report: Any, *, pair_task: bool) -> None:
+    wanted = _OF_ALL if pair_task else _OF_ALL | _OF_LISTS
+    for dotted, kind in wanted.items():
+        value = report
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ArtefactError(f"{path}: not a report of llmrec eval: no {dotted}")
+    if not pair_task and not _are_figures(report["protocol"]["cutoffs"], report["keep"]["metrics"]):
+        raise ArtefactError(f"{path}: not a report of llmrec eval: no figures at its cut-offs")
+
+
+def _are_figures(cutoffs: Sequence[Any], metrics: Mapping[str, Any]) -> bool:
+    whole = all(isinstance(k, int) and k >= 1 for k in cutoffs) and len(cutoffs) > 0
+    found = [ends.get("mean") if isinstance(ends, dict) else None for ends in metrics.values()]
+    return whole and all(isinstance(mean, float) for mean in found)
+
+
+def _check_lists(
+    folder: Path, predictions: pd.DataFrame, report: Mapping[str, Any], ground: Ground
+) -> None:
+    _check_rows(folder, predictions, ground)
+    again = f"evaluate it again: llmrec eval RECIPE --run {folder.name} --again"
+    if report["entries"] != ground.leaves.n_leaves:
+        raise ArtefactError(
+            f"{folder}: {report['entries']:,} catalogue entries by its tokens, "
+            f"{ground.leaves.n_leaves:,} by title: its tokenizer cannot tell some titles apart; "
+            "its own figures are in report.json; compare runs of a backbone that can"
+        )
+    scored = score_rows(predictions, ground.leaves, report["protocol"]["cutoffs"], "keep", "miss")
+    for name, recorded in report["keep"]["metrics"].items():
+        found = scored[name].mean() if name in scored else np.nan
+        if not abs(found - recorded["mean"]) < 1e-9:
+            raise ArtefactError(
+                f"{folder}: its report has {name} = {recorded['mean']:.6f}, its predictions give "
+                f"{found:.6f}: they do not belong together; {again}"
+            )
+
+
+def _check_rows(folder: Path, frame: pd.DataFrame, ground: Ground) -> None:
+    """Every row must be the prepared one of its number."""
+    row_R = frame[ROW].to_numpy(np.int64)
+    known = (row_R >= 0) & (row_R < len(ground.rows))
+    if known.all():
+        prepared = ground.rows.iloc[row_R]
+        for column in (USER_ID, TARGET):
+            known &= frame[column].to_numpy() == prepared[column].to_numpy()
+    if not known.all():
+        raise ArtefactError(
+            f"{folder}: row {row_R[int(np.argmin(known))]} of its lists is not that of "
+            f"{ground.folder / split_file(ground.split)}; evaluate it again: llmrec eval RECIPE "
+            f"--run {folder.name} --again"
+        )

@@ -1,0 +1,185 @@
+"""Rank the catalogue beside this file with its model: torch and transformers suffice.
+
+    python rank.py "a title" "an item id"      an adapter also needs peft, and --base MODEL
+
+An item's probability is that of its tokens after the prompt of a history.  The search is exact:
+prefixes are read best first, until none that is left could reach the list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+AT_ONCE = 32  # prefixes read together
+
+
+@dataclass
+class Catalogue:
+    """Items, what they are asked for with, and how."""
+
+    items: list[dict[str, Any]]  # item_id, title, tokens (the last one is EOS), text (in prompts)
+    prompt: dict[str, Any]
+    decode: dict[str, Any]
+    trie: dict[int, Any]  # token -> what may follow; after EOS, numbers of items
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Catalogue:
+        """``catalogue.jsonl`` and ``recommender.json`` of a folder."""
+        with Path(folder, "catalogue.jsonl").open(encoding="utf-8") as lines:
+            items = [json.loads(line) for line in lines]
+        settings = json.loads(Path(folder, "recommender.json").read_text(encoding="utf-8"))
+        trie: dict[int, Any] = {}
+        for number, item in enumerate(items):
+            node = trie
+            for token in item["tokens"][:-1]:
+                node = node.setdefault(token, {})
+            node.setdefault(item["tokens"][-1], []).append(number)
+        return cls(items, settings["prompt"], settings["decode"], trie)
+
+    def find(self, name: str) -> dict[str, Any]:
+        """The item of an id, else of a title."""
+        for key in ("item_id", "title"):
+            for item in self.items:
+                if item[key] == name:
+                    return item
+        raise KeyError(f"no item has the id or the title {name!r}")
+
+    def prompt_ids(self, tokenizer: Any, history: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a prompt; one that is too long loses its oldest items."""
+        told = list(history[-self.prompt["history"] :])
+        ids = self._ids(tokenizer, told)
+        while len(ids) > self.prompt["max_tokens"] and told:
+            told = told[1:]
+            ids = self._ids(tokenizer, told)
+        return ids
+
+    def _ids(self, tokenizer: Any, told: list[dict[str, Any]]) -> list[int]:
+        if "start" in self.prompt:  # items only, one after the other
+            return [self.prompt["start"], *(token for item in told for token in item["tokens"])]
+        text = self.prompt["separator"].join(item["text"] for item in told)
+        whole = self.prompt["head"] + text + self.prompt["tail"] if told else self.prompt["empty"]
+        ids: list[int] = tokenizer(whole)["input_ids"]
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    catalogue: Catalogue,
+    history: Sequence[str],
+    k: int = 10,
+    exclude_history: bool = True,
+) -> list[tuple[float, dict[str, Any]]]:
+    """The ``k`` best items as (probability, item), best first; equal items count as one.
+
+    Args:
+        history: item ids or titles, oldest first.
+    """
+    told = [catalogue.find(name) for name in history]
+    prompt = catalogue.prompt_ids(tokenizer, told)
+    gone = {tuple(item["tokens"]) for item in told} if exclude_history else set()
+    penalty = catalogue.decode["length_penalty"]
+    found: list[tuple[float, list[int], int]] = []  # (-score, tokens, item), in order of the list
+    waiting: list[tuple[float, list[int], dict[int, Any]]] = [(0.0, [], catalogue.trie)]
+    while waiting and (penalty or len(found) < k or waiting[0][0] < found[k - 1][0]):
+        read = [heapq.heappop(waiting) for _ in range(min(AT_ONCE, len(waiting)))]
+        logs = next_logs(model, prompt, [tokens for _, tokens, _ in read])
+        for (cost, tokens, node), log_V in zip(read, logs, strict=True):
+            legal = list(node)
+            for token, log in zip(legal, normalised(log_V, legal, catalogue.decode), strict=True):
+                path, below = chain([*tokens, token], node[token], catalogue.decode)
+                if isinstance(below, dict):
+                    heapq.heappush(waiting, (cost - log, path, below))
+                elif tuple(path) not in gone:
+                    found.append(((cost - log) / len(path) ** penalty, path, below[0]))
+        found.sort()
+    return [
+        (probability(cost * len(tokens) ** penalty), catalogue.items[number])
+        for cost, tokens, number in found[:k]
+    ]
+
+
+def chain(path: list[int], below: Any, decode: dict[str, Any]) -> tuple[list[int], Any]:
+    """The path, followed where it is alone: among legal tokens, the only one is certain."""
+    while decode["mask"] == "before" and isinstance(below, dict) and len(below) == 1:
+        [(token, below)] = below.items()
+        path = [*path, token]
+    return path, below
+
+
+def normalised(logits_V: torch.Tensor, legal: list[int], decode: dict[str, Any]) -> list[float]:
+    """Log-probabilities of the legal tokens, among themselves or among all."""
+    logs_V = logits_V.float()
+    if decode["mask"] == "after":
+        kept: list[float] = torch.log_softmax(logs_V, 0)[legal].tolist()
+        return kept
+    kept = torch.log_softmax(logs_V[legal] / decode["temperature"], 0).tolist()
+    return kept
+
+
+@torch.no_grad()
+def next_logs(model: Any, prompt: list[int], prefixes: list[list[int]]) -> torch.Tensor:
+    """Logits of the token after the prompt and each prefix: [prefixes, vocabulary]."""
+    width = max(map(len, prefixes))
+    rows = [[*prompt, *tokens, *[0] * (width - len(tokens))] for tokens in prefixes]
+    logits = model(input_ids=torch.tensor(rows, device=model.device)).logits
+    last = [len(prompt) + len(tokens) - 1 for tokens in prefixes]  # what is behind it is not seen
+    picked: torch.Tensor = logits[torch.arange(len(rows)), last]
+    return picked
+
+
+def probability(cost: float) -> float:
+    """From minus a log-probability."""
+    return float(torch.tensor(-cost, dtype=torch.float64).exp())
+
+
+def load(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder; an adapter lies on ``base``, or on what it names."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    adapter = Path(folder, "adapter_config.json")
+    if not adapter.is_file():
+        return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
+    from peft import PeftModel
+
+    settings = json.loads(adapter.read_text(encoding="utf-8"))
+    named = base or settings["base_model_name_or_path"]
+    dtype = json.loads(Path(folder, "recommender.json").read_text(encoding="utf-8"))["dtype"]
+    model = AutoModelForCausalLM.from_pretrained(
+        named, revision=None if base else settings["revision"], dtype=dtype
+    )
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))  # the adapter brings the new tokens' rows
+    return PeftModel.from_pretrained(model, folder).eval(), tokenizer
+
+
+def main() -> None:
+    """Print a list."""
+    parser = argparse.ArgumentParser(description="Rank the catalogue beside this file.")
+    parser.add_argument("history", nargs="*", help="item ids or titles, oldest first")
+    parser.add_argument("-k", type=int, default=10, help="length of the list")
+    parser.add_argument("--base", help="model below an adapter: a folder, or an id of the hub")
+    asked = parser.parse_args()
+    here = Path(__file__).resolve().parent
+    catalogue = Catalogue.read(here)
+    try:
+        history = [catalogue.find(name)["item_id"] for name in asked.history]
+    except KeyError as error:
+        parser.error(error.args[0])
+    model, tokenizer = load(here, asked.base)
+    for chance, item in rank(model, tokenizer, catalogue, history, asked.k):
+        sys.stdout.write(f"{chance:.4f}  {item['item_id']!a}  {item['title']!a}\n")
+
+
+if __name__ == "__main__":
+    main()

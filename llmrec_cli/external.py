@@ -1,0 +1,208 @@
+"""Lists that another tool has made, as an entry of a comparison, scored under our protocol.
+
+One line per recommended item, in any order: CSV or parquet with the columns ``item_id``,
+``user_id`` or ``row``, and ``score`` or ``rank`` (RecBole's ``user_id:token`` is ``user_id``), or a
+TREC run (``qid Q0 docno rank score tag``).  The score decides, as in trec_eval; equal scores go by
+rank, then by line.  Or our own ``predictions.parquet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from llmrec_cli.cost import UNKNOWN
+from llmrec_cli.data.columns import HISTORY, ITEM_ID, RANKED, ROW, SCORES, TARGET, USER_ID
+from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.readers.lines import shown
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.external_file import QUERY, Listed, is_ours, read_listed
+from llmrec_cli.report.comparable import traits_of
+from llmrec_cli.report.entries import Entry, Evaluation, Ground
+from llmrec_cli.report.predictions import build_predictions, read_predictions
+from llmrec_cli.report.question import Question
+
+Missing = Literal["refuse", "miss"]
+Ints = NDArray[np.int64]
+Lists = Mapping[int, tuple[NDArray[Any], NDArray[Any]]]
+"""Row number -> catalogue indices, best first, and their scores."""
+
+_CHANCE = 20  # items of histories, expected of random lists, from which their absence is a choice
+
+
+def external_entry(
+    name: str,
+    path: Path,
+    ground: Ground,
+    asked: Question,
+    missing: Missing,
+    measure: Entry | None,
+) -> tuple[Entry, list[str]]:
+    """Another tool's lists, for the rows that the others were evaluated on.
+
+    Args:
+        missing: what becomes of a row without a list: an error, or a miss.
+        measure: an entry of ours over the rows in question; None: all rows of the split.
+
+    Returns:
+        The entry, and what a reader has to know about it.
+
+    Raises:
+        DataError: an item, user or row that is unknown, a repeated item or rank, a score that is
+            no number; file and line are named.
+        ArtefactError: rows without a list; or the task ranks no catalogue.
+    """
+    if not asked.cutoffs:
+        raise ArtefactError(f'{path}: lists of items, but task "rank-pair" ranks two candidates')
+    wanted = ground.rows
+    if measure is not None and measure.evaluations[0].predictions is not None:
+        wanted = wanted.iloc[measure.evaluations[0].predictions[ROW].to_numpy()]
+    lists, notes = _lists(path, ground)
+    notes += _coverage(path, lists, wanted, missing)
+    nothing = (np.array([], np.int64), np.array([], np.float32))
+    ranked, scores = zip(*(lists.get(row, nothing) for row in wanted[ROW]), strict=True)
+    predictions = build_predictions(wanted, ranked, scores)
+    run = Evaluation(path.name, name, None, None, {}, {}, predictions, None)
+    without = _without_history(predictions, ground.leaves)
+    if without:
+        notes.append("no list holds an item of its row's history; compare with --seen remove")
+    notes.append("another tool's lists: how it was trained and chosen is not compared")
+    traits = traits_of(run, ground, "external")
+    entry = Entry(name, "external", ground, (run,), traits, UNKNOWN, without)
+    return entry, [f"{name}: {note}" for note in notes]
+
+
+def _coverage(path: Path, lists: Lists, wanted: pd.DataFrame, missing: Missing) -> list[str]:
+    """Refuse or note rows without a list, and note lists that nobody asked for."""
+    absent = wanted[~wanted[ROW].isin(list(lists))]
+    of = f"{len(absent):,} of {len(wanted):,} rows"
+    if len(absent) and missing == "refuse":
+        first = absent.iloc[0]
+        raise ArtefactError(
+            f"{path}: no list for {of}, first row {first[ROW]} (user {shown(first[USER_ID])}); "
+            "add --missing miss to count them as misses"
+        )
+    notes = [f"no list for {of}: misses"] if len(absent) else []
+    beyond = len(lists) - (len(wanted) - len(absent))
+    if beyond:
+        notes.append(f"{beyond:,} lists for rows that the others were not evaluated on: left out")
+    return notes
+
+
+def _lists(path: Path, ground: Ground) -> tuple[Lists, list[str]]:
+    if is_ours(path):
+        return _our_lists(path, ground), []
+    listed = read_listed(path)
+    row_E, notes = _rows(listed, ground)
+    item_E = _items(listed, ground)
+    _refuse_repeats(listed, row_E, item_E, "the item {} occurs twice in the list of its user")
+    if listed.score_E is None and listed.rank_E is not None:
+        _refuse_repeats(listed, row_E, listed.rank_E, "the rank {} occurs twice in a list")
+    order_E = _best_first(listed, row_E)
+    starts = np.flatnonzero(np.diff(row_E[order_E], prepend=-1))
+    score_E = -np.arange(len(row_E)) if listed.score_E is None else listed.score_E[order_E]
+    parts = [np.split(values, starts[1:]) for values in (item_E[order_E], score_E)]
+    rows = row_E[order_E][starts].tolist()
+    return dict(zip(rows, zip(*parts, strict=True), strict=True)), notes
+
+
+def _our_lists(path: Path, ground: Ground) -> Lists:
+    predictions = read_predictions(path)
+    row_R = predictions[ROW].to_numpy(np.int64)
+    fits = (row_R >= 0) & (row_R < len(ground.rows))
+    if fits.all():
+        ours = ground.rows.iloc[row_R]
+        for column in (USER_ID, TARGET):
+            fits &= predictions[column].to_numpy() == ours[column].to_numpy()
+    if not fits.all():
+        row = row_R[int(np.argmin(fits))]
+        raise DataError(f"{path}: row {row} is not that user and target of {ground.split}")
+    lists = zip(predictions[RANKED], predictions[SCORES], strict=True)
+    return dict(zip(row_R.tolist(), lists, strict=True))
+
+
+def _rows(listed: Listed, ground: Ground) -> tuple[Ints, list[str]]:
+    """Row number of every entry, and how a query was read."""
+    if listed.kind == ROW:
+        return _by_number(listed, len(ground.rows)), []
+    users = ground.rows[USER_ID]
+    if listed.kind == QUERY and not users.isin(listed.key_E).any():
+        return _by_number(listed, len(ground.rows)), ["its queries are row numbers"]
+    notes = ["its queries are user ids"] if listed.kind == QUERY else []
+    row_of = dict(zip(users, ground.rows[ROW].tolist(), strict=True))
+    found = np.array([row_of.get(user, -1) for user in listed.key_E])
+    if (found < 0).any():
+        at = int(np.argmax(found < 0))
+        raise listed.fault(at, f"user {shown(listed.key_E[at])} has no {ground.split} row")
+    several = users.isin(users[users.duplicated()]).to_numpy()
+    if several[found].any():
+        at = int(np.argmax(several[found]))
+        raise listed.fault(
+            at,
+            f"user {shown(listed.key_E[at])} has several {ground.split} rows: name them by their "
+            f'number in {ground.split}.parquet, from 0, in a column "row"',
+        )
+    return found, notes
+
+
+def _by_number(listed: Listed, n_rows: int) -> Ints:
+    known = {str(row): row for row in range(n_rows)}
+    found = np.array([known.get(key, -1) for key in listed.key_E])
+    if (found < 0).any():
+        at = int(np.argmax(found < 0))
+        whose = "user or row" if listed.kind == QUERY else "row"
+        problem = f"unknown {whose} {shown(listed.key_E[at])}, expected 0 to {n_rows - 1}"
+        raise listed.fault(at, problem)
+    return found
+
+
+def _items(listed: Listed, ground: Ground) -> Ints:
+    known = {item: at for at, item in enumerate(ground.items[ITEM_ID])}
+    found = np.array([known.get(item, -1) for item in listed.item_E])
+    if (found < 0).any():
+        at = int(np.argmax(found < 0))
+        raise listed.fault(
+            at,
+            f"item {shown(listed.item_E[at])} is not among the {len(known):,} of the catalogue "
+            "(items.parquet, item_id)",
+        )
+    return found
+
+
+def _refuse_repeats(listed: Listed, row_E: Ints, what_E: NDArray[Any], problem: str) -> None:
+    """One row must not hold the same thing twice; the later line is named."""
+    order_E = np.lexsort((np.arange(len(row_E)), what_E, row_E))
+    row_P, what_P = row_E[order_E], what_E[order_E]
+    twice_P = (row_P[1:] == row_P[:-1]) & (what_P[1:] == what_P[:-1])
+    if twice_P.any():
+        at = int(order_E[1:][twice_P].min())
+        names = listed.item_E if what_E.dtype.kind == "i" else [f"{rank:g}" for rank in what_E]
+        raise listed.fault(at, problem.format(shown(names[at])))
+
+
+def _best_first(listed: Listed, row_E: Ints) -> Ints:
+    """Entries by row; within one by falling score, then rising rank, then line."""
+    keys: list[NDArray[Any]] = [np.arange(len(row_E))]
+    if listed.rank_E is not None:
+        keys.append(listed.rank_E)
+    if listed.score_E is not None:
+        keys.append(-listed.score_E)
+    order_E: Ints = np.lexsort((*keys, row_E))
+    return order_E
+
+
+def _without_history(predictions: pd.DataFrame, leaves: Leaves) -> bool:
+    """Whether the lists leave their rows' histories out: none is there, where chance would put
+    ``_CHANCE`` of them and more."""
+    expected, leaf_of = 0.0, leaves.leaf_of_item_I
+    for history, ranked in zip(predictions[HISTORY], predictions[RANKED], strict=True):
+        own = np.unique(leaf_of[history])
+        if np.isin(leaf_of[ranked], own).any():
+            return False
+        expected += len(ranked) * len(own) / leaves.n_leaves
+    return expected >= _CHANCE

@@ -1,0 +1,140 @@
+"""A finished run, opened from its folder alone, wherever that lies now.
+
+Everything is looked up beside the run: its experiment may have been moved, and the working folder
+is another one.  Nothing is written.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llmrec_cli import run_folder, workbench
+from llmrec_cli.base import base_source
+from llmrec_cli.data.store import load_prepared
+from llmrec_cli.engine.ranks import alone
+from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.files import check_folder, read_json, sha256
+from llmrec_cli.recipe.data import PromptSection
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    run: str  # "sft", "align-NAME" or "baseline-NAME"
+    experiment: str  # what the recipe was called when it ran
+    recipe: Recipe  # as the run has it; its folders are where they lie now
+    manifest: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.recipe.run_folder(self.run)
+
+    @property
+    def conventional(self) -> bool:
+        """Whether it is one of ``[baseline.NAME]``, and no language model."""
+        return self.run.startswith("baseline-")
+
+
+def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished:
+    """The run in a folder, with the recipe that lies there.
+
+    Args:
+        overrides: ``key=value`` over that recipe, such as ``eval.decode.search=beam``.
+
+    Raises:
+        ArtefactError: no run, not a finished one, or a damaged one.
+        RecipeError: an override is wrong.
+    """
+    home = Path(folder).resolve()
+    file = home / run_folder.RECIPE_FILE
+    if not file.is_file() or not (home / run_folder.MANIFEST_FILE).is_file():
+        raise ArtefactError(f"{folder}: {_what_it_is(home)}")
+    manifest = read_json(home / run_folder.MANIFEST_FILE)
+    run = manifest.get("run") if isinstance(manifest, dict) else None
+    if run != home.name:
+        raise ArtefactError(
+            f"{folder}: holds the run {run}, and its files name it so: expected a folder {run} in "
+            "its experiment's folder"
+        )
+    recipe = load_recipe(str(file), overrides)
+    root = _working_folder(home.parent.parent, Path(recipe.out))
+    recorded = tomllib.loads(file.read_text(encoding="utf-8"))
+    found = recipe.model_copy(
+        update={
+            "out": str(home.parent.parent),
+            "name": home.parent.name,
+            "prompt": _located(recipe.prompt, recorded.get("prompt", {}), root),
+            "model": recipe.model.model_copy(update={"gradient_checkpointing": False}),
+        }
+    )
+    run_folder.require_done(found, run)
+    return Finished(run, recipe.name, found, manifest)
+
+
+def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
+    """The run's data and catalogue, as ``llmrec eval`` ranks it, for this process alone.
+
+    Raises:
+        ArtefactError: what lies beside the run is not what it was trained on.
+        MachineError: a GPU was asked for and there is none.
+    """
+    recipe = finished.recipe
+    if recipe.model.backbone == "scratch":
+        check_folder(Path(base_source(recipe)))
+    prepared = load_prepared(recipe.prepared)
+    ranks = alone(_device(device))
+    bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
+    now = {
+        "prepared": sha256(recipe.prepared / run_folder.MANIFEST_FILE),
+        "vocabulary": len(bench.codec.tokenizer),
+    }
+    for key, found in now.items():
+        trained_with = finished.manifest["facts"].get(key, found)
+        if trained_with != found:
+            raise ArtefactError(
+                f"{finished.folder}: trained with {key} = {trained_with!r}, beside it lies "
+                f"{found!r}: expected the experiment as it was"
+            )
+    return bench
+
+
+def _what_it_is(home: Path) -> str:
+    if not home.is_dir():
+        return "no such folder; expected a run's folder, such as runs/quickstart/sft"
+    runs = sorted(file.parent.name for file in home.glob(f"*/{run_folder.RECIPE_FILE}"))
+    if runs:
+        return f"is an experiment's folder; expected one of its runs: {', '.join(runs)}"
+    return "is no run's folder (no recipe.toml and manifest.json), such as runs/quickstart/sft"
+
+
+def _working_folder(above: Path, out: Path) -> Path:
+    """The folder that paths of a recipe are relative to: ``above`` without what ``out`` adds."""
+    parts = out.parts
+    inside = not out.is_absolute() and above.parts[-len(parts) :] == parts
+    return above.parents[len(parts) - 1] if inside and parts else above
+
+
+def _located(prompt: PromptSection, recorded: dict[str, Any], root: Path) -> PromptSection:
+    """The same prompts, a template of the user's own looked up where the run was made."""
+    template = str(recorded.get("template", prompt.template))
+    if template.endswith(".toml") and (root / template).is_file():
+        return prompt.model_copy(update={"template": str(root / template)})
+    return prompt
+
+
+def _device(device: Device) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MachineError('device "cuda": no CUDA device is visible; expected "auto" or "cpu"')
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")

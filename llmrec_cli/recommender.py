@@ -1,0 +1,161 @@
+"""``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
+
+from llmrec_cli import Recommender
+recommender = Recommender.load("runs/quickstart/sft")
+for item in recommender.recommend(["a title", "an item id"], k=10):
+    print(item.rank, item.title, item.probability)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmrec_cli.data.columns import ITEM_ID
+from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.data.matching import Finder
+from llmrec_cli.data.user_items import items_of_user
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.finished import Device, Finished, lay_out, open_finished
+from llmrec_cli.history import History, names_of, read_history
+from llmrec_cli.ranker import Place, Ranker, load_ranker
+from llmrec_cli.report.recommended import Recommendations, Recommended
+from llmrec_cli.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A finished run, opened; make one with ``load``."""
+
+    finished: Finished
+    bench: Workbench
+    leaves: Leaves
+    finder: Finder
+    ranker: Ranker
+
+    @classmethod
+    def load(
+        cls, run: str | Path, *, overrides: Iterable[str] = (), device: Device = "auto"
+    ) -> Recommender:
+        """Open the folder of a finished run: a language model's or a conventional one's.
+
+        The folder may have been moved with its experiment; nothing is written.
+
+        Args:
+            run: the run's folder, such as ``runs/quickstart/align-msl``.
+            overrides: ``key=value`` over its recipe, such as ``eval.decode.temperature=2``.
+            device: "auto" takes a GPU where there is one.
+
+        Raises:
+            ArtefactError: no finished run, damaged, or its prepared data are not beside it.
+            MachineError: no such device, or a package is missing.
+        """
+        finished = open_finished(run, overrides)
+        if finished.recipe.prompt.task != "generate":
+            raise ArtefactError(
+                f'{run}: its task is "{finished.recipe.prompt.task}", which ranks two given items: '
+                'expected a run of task "generate"'
+            )
+        bench = lay_out(finished, device)
+        items = bench.prepared.items
+        leaves = gather_leaves(items, bench.leaf_of_item)
+        ranker = load_ranker(bench, leaves, finished.run)
+        return cls(finished, bench, leaves, Finder(items), ranker)
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        fuzzy: bool = True,
+    ) -> Recommendations:
+        """The ``k`` entries of the catalogue that suit a history best.
+
+        Args:
+            history: item ids or titles, oldest first; may be empty.
+            exclude_history: leave out what is in the history.  Probabilities are those over the
+                whole catalogue all the same.
+            fuzzy: a title may be given in part or with mistakes; see ``history`` of the result.
+
+        Raises:
+            DataError: an item is not found (the message names the nearest ones), or k < 1.
+        """
+        return self.recommend_many([history], k, exclude_history=exclude_history, fuzzy=fuzzy)[0]
+
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        fuzzy: bool = True,
+    ) -> list[Recommendations]:
+        """``recommend`` for many histories, decoded together.
+
+        Raises:
+            DataError: as ``recommend``.
+        """
+        if k < 1:
+            raise DataError(f"k = {k}: expected at least 1")
+        read = [
+            read_history(self.bench, self.finder, history, self.ranker.scored_by, fuzzy=fuzzy)
+            for history in histories
+        ]
+        leaf_of_item = self.leaves.leaf_of_item_I
+        seen = [
+            sorted({int(leaf_of_item[item]) for item in one.items}) if exclude_history else []
+            for one in read
+        ]
+        lists = self.ranker.rank([one.used for one in read], seen, k)
+        return [
+            self._shown(one, places, min(k, self.leaves.n_leaves - len(gone)))
+            for one, places, gone in zip(read, lists, seen, strict=True)
+        ]
+
+    def recommend_to(
+        self, user_id: str, k: int = 10, *, exclude_history: bool = True
+    ) -> Recommendations:
+        """What comes next for a user of the prepared data, after everything that is known of them.
+
+        Raises:
+            DataError: no such user; the message names the nearest ids.
+        """
+        history = self.history_of(user_id)
+        found = self.recommend(history, k, exclude_history=exclude_history, fuzzy=False)
+        note = f"user {user_id}: {len(history)} items in the prepared data, over all splits"
+        return replace(found, notes=(note, *found.notes))
+
+    def history_of(self, user_id: str) -> list[str]:
+        """Item ids that a user of the prepared data has, over all splits, oldest first.
+
+        Raises:
+            DataError: no such user; the message names the nearest ids.
+        """
+        items = items_of_user(self.bench.prepared, user_id)
+        ids: list[str] = self.bench.prepared.items[ITEM_ID].iloc[items].tolist()
+        return ids
+
+    def _shown(self, history: History, places: Sequence[Place], wanted: int) -> Recommendations:
+        items = tuple(self._entry(rank, place) for rank, place in enumerate(places, start=1))
+        notes = history.notes
+        if len(items) < wanted:
+            notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
+        return Recommendations(history.told, items, self.ranker.scored_by, notes)
+
+    def _entry(self, rank: int, place: Place) -> Recommended:
+        catalogue, trie = self.bench.prepared.items, self.bench.trie
+        item = int(self.leaves.item_of_leaf_L[place.leaf])
+        first, last = trie.item_start_L1[place.leaf : place.leaf + 2].tolist()
+        others = [other for other in trie.item_order_I[first:last].tolist() if other != item]
+        log_probability = place.log_probability
+        return Recommended(
+            rank,
+            *names_of(catalogue, item),
+            score=place.score,
+            probability=None if log_probability is None else math.exp(log_probability),
+            log_probability=log_probability,
+            same_entry=tuple(catalogue[ITEM_ID].iloc[others]),
+        )

@@ -1,0 +1,1 @@
+"""Pictures for the report page: matplotlib draws, the page's style sheet colours."""

@@ -1,0 +1,130 @@
+"""What a run recommends to one history, as values, and how a terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from llmrec_cli.report.report_json import jsonable
+from llmrec_cli.report.text import plain
+
+
+class ScoredBy(StrEnum):
+    """What a score is."""
+
+    LOG_PROBABILITY = "log-probability"
+    PENALISED = "log-probability / length^penalty"
+    SIMILARITY = "similarity"  # ItemKNN: no probability
+    COUNT = "training count"  # Pop: no probability
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An item of a history: what was asked, and what it was taken for."""
+
+    query: str
+    item_id: str
+    title: str | None  # None: the catalogue has semantic IDs and no titles
+    similarity: float  # 1: its id or title; below: a title like it
+    used: bool  # False: too far back for the model to be told of it
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """One recommended catalogue entry."""
+
+    rank: int  # from 1
+    item_id: str
+    title: str | None
+    score: float
+    probability: float | None  # over the whole catalogue, the history included; None: has none
+    log_probability: float | None
+    same_entry: tuple[str, ...]  # ids of other items that the model cannot tell from this one
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """A list for one history, best first."""
+
+    history: tuple[Told, ...]  # oldest first
+    items: tuple[Recommended, ...]
+    scored_by: ScoredBy
+    notes: tuple[str, ...]  # what a reader has to know, one line each
+
+    def __iter__(self) -> Iterator[Recommended]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def to_json(found: Recommendations) -> dict[str, Any]:
+    """For ``json.dump``."""
+    plain_values: dict[str, Any] = jsonable(asdict(found))
+    return plain_values
+
+
+def to_lines(found: Recommendations) -> list[str]:
+    """As plain lines."""
+    lines = [*_history(found), f"recommended, by {_heading(found)}"]
+    width = len(str(len(found.items)))
+    for item in found.items:
+        name = _name(item.item_id, item.title) + _others(item)
+        lines.append(f"  {item.rank:>{width}}  {_figure(found, item)}  {name}")
+    return lines + [f"note: {plain(note)}" for note in found.notes]
+
+
+def to_tables(found: Recommendations) -> list[Table | Text]:
+    """For a terminal; titles are shown, never interpreted."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column(_heading(found), justify="right", no_wrap=True)
+    table.add_column("item")
+    table.add_column("id", overflow="fold")
+    for item in found.items:
+        title = plain(item.title or "-") + _others(item)
+        cells = (str(item.rank), _figure(found, item), title, plain(item.item_id))
+        table.add_row(*map(Text, cells))
+    notes = [Text(f"note: {plain(note)}") for note in found.notes]
+    return [*map(Text, _history(found)), table, *notes]
+
+
+def _history(found: Recommendations) -> list[str]:
+    if not found.history:
+        return []
+    count = "1 item" if len(found.history) == 1 else f"{len(found.history)} items, oldest first"
+    return [f"history: {count}", *(f"  {_matched(told)}" for told in found.history)]
+
+
+def _heading(found: Recommendations) -> str:
+    has = found.items and found.items[0].probability is not None
+    return "probability" if has else str(found.scored_by)
+
+
+def _figure(found: Recommendations, item: Recommended) -> str:
+    if item.probability is not None:
+        return f"{item.probability:.4f}" if item.probability >= 1e-4 else f"{item.probability:.1e}"
+    return f"{item.score:.0f}" if found.scored_by is ScoredBy.COUNT else f"{item.score:.4f}"
+
+
+def _matched(told: Told) -> str:
+    """``"hobit" -> The Hobbit [id] (0.91)`` where something else was typed."""
+    name = _name(told.item_id, told.title)
+    if told.query not in (told.item_id, told.title):
+        name = f'"{plain(told.query)}" -> {name} (similarity {told.similarity:.2f})'
+    return name if told.used else f"{name} - too far back to be used"
+
+
+def _name(item_id: str, title: str | None) -> str:
+    return plain(item_id) if title is None else f"{plain(title)} [{plain(item_id)}]"
+
+
+def _others(item: Recommended) -> str:
+    others = ", ".join(map(plain, item.same_entry))
+    return f" (the same to the model: {others})" if others else ""

@@ -1,0 +1,1 @@
+"""A comparison as tables: what they hold (``sheets.py``), and each format that shows them."""

@@ -1,0 +1,94 @@
+"""Tables for documents: Markdown and LaTeX.  Names come from elsewhere and are escaped."""
+
+from __future__ import annotations
+
+import re
+
+from llmrec_cli.report.comparison import Comparison
+from llmrec_cli.report.tables.sheets import Cell, Sheet, sheets
+from llmrec_cli.report.text import plain
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~&$@])")
+_FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape, and better read as it is
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # after \\ a bracket would be its argument
+    "]": "{]}",
+}
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """All tables of a comparison in GitHub's Markdown."""
+    parts = [_markdown(sheet) for sheet in sheets(comparison)]
+    notes = [f"- {_escaped(plain(note))}" for note in comparison.notes]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
+
+
+def to_latex(comparison: Comparison) -> str:
+    """All tables of a comparison for LaTeX, to ``\\input``; needs the package booktabs."""
+    begun = "% needs \\usepackage{booktabs,textcomp} and \\usepackage[T1]{fontenc}"
+    return "\n\n".join([begun, *(_latex(sheet) for sheet in sheets(comparison))]) + "\n"
+
+
+def _markdown(sheet: Sheet) -> str:
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    rules = [":--" if at == 0 or at in sheet.prose else "--:" for at in range(len(sheet.headings))]
+    grid = [list(map(_escaped, sheet.headings)), rules]
+    body = [["<br>".join(map(_escaped, cell)) for cell in row] for row in sheet.rows]
+    table = "\n".join(map(line, [*grid, *body]))
+    return f"**{_escaped(sheet.title)}**\n\n{table}\n\n{_escaped(sheet.caption)}"
+
+
+def _escaped(text: str) -> str:
+    """Text that stays text: no markup, no HTML, no cell of its own."""
+    return text if _FIGURE.fullmatch(text) else _MARKDOWN.sub(r"\\\1", text)
+
+
+def _latex(sheet: Sheet) -> str:
+    columns = ["l" if at == 0 else _column(at, sheet) for at in range(len(sheet.headings))]
+    rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in sheet.rows]
+    heading = " & ".join(map(_latex_text, sheet.headings)) + r" \\"
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_latex_text(sheet.title)}. {_latex_text(sheet.caption)}.}}",
+            r"\centering\small",
+            rf"\begin{{tabular}}{{{''.join(columns)}}}",
+            r"\toprule",
+            heading,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _column(at: int, sheet: Sheet) -> str:
+    return r"p{0.2\textwidth}" if at in sheet.prose else "r"
+
+
+def _latex_cell(cell: Cell) -> str:
+    """A figure with its interval in small letters behind it."""
+    first, *others = map(_latex_text, cell)
+    return " ".join([first, *(rf"{{\scriptsize {other}}}" for other in others)])
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)

@@ -1,0 +1,217 @@
+"""The story of ``llmrec runs``: what lies under ``runs/``, and how far each run has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from llmrec_cli.data.columns import ITEMS_FILE
+from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.evaluated import PREPARED, is_run, runs_in
+from llmrec_cli.files import read_json
+from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE
+
+State = Literal["evaluated", "done", "running", "stopped", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One run, from its files alone."""
+
+    folder: Path
+    experiment: str
+    run: str
+    state: State
+    step: int | None  # of the newest update; None: nothing is updated
+    steps: int | None  # of all, about; None: cannot be told
+    best: float | None  # validation score of the chosen checkpoint, or of the best so far
+    best_step: int | None
+    metric: str | None  # the headline of its test report, e.g. "ndcg@10 (keep)"
+    score: float | None
+    bytes: int  # on disk
+    changed: float  # newest change of a file, seconds since 1970
+    problem: str | None = None  # why it is damaged
+
+    @property
+    def progress(self) -> str:
+        """``stopped at step 40 of 155``."""
+        if self.state not in ("running", "stopped"):
+            return self.state
+        of = f" of {self.steps:,}" if self.steps else ""
+        return f"{self.state} at step {self.step or 0:,}{of}"
+
+
+def listed(folder: Path) -> list[RunState]:
+    """Every run of every experiment in ``folder``; of one experiment, if that is what it is.
+
+    Raises:
+        ArtefactError: it does not exist, or nothing in it is an experiment.
+    """
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder}: no such folder; llmrec run RECIPE makes one (out = ...)")
+    experiments = [folder] if _is_experiment(folder) else sorted(folder.iterdir())
+    experiments = [path for path in experiments if path.is_dir() and _is_experiment(path)]
+    if not experiments:
+        raise ArtefactError(f"{folder}: holds no experiment of llmrec")
+    return [state_of(run) for experiment in experiments for run in _runs(experiment)]
+
+
+def shown(folder: Path) -> dict[str, Any]:
+    """One run: its state, and what its manifest tells.
+
+    Raises:
+        ArtefactError: it is not a run, or its manifest is damaged.
+    """
+    if not is_run(folder):
+        inside = ", ".join(path.name for path in _runs(folder)) if folder.is_dir() else ""
+        hint = f"; it holds the runs {inside}" if inside else "; see llmrec runs ls"
+        raise ArtefactError(f"{folder}: not the folder of a run{hint}")
+    manifest = read_json(folder / MANIFEST_FILE)
+    told = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
+    found = state_of(folder)
+    state = to_json(found)
+    if found.problem is None:
+        del state["problem"]
+    return {
+        **state,
+        "progress": found.progress,
+        **{key: manifest[key] for key in told if key in manifest},
+        "packages": manifest.get("packages", {}),
+    }
+
+
+def to_json(found: RunState) -> dict[str, Any]:
+    """Plain values; the time as ISO 8601, UTC."""
+    changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.changed))
+    return {**asdict(found), "folder": str(found.folder), "changed": changed}
+
+
+def state_of(folder: Path) -> RunState:
+    """How far a run has come; a damaged one is told, not raised."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    stats = [path.stat() for path in files]
+    size, changed = sum(s.st_size for s in stats), max((s.st_mtime for s in stats), default=0.0)
+    facts: dict[str, Any] = {}
+    problem = None
+    try:
+        facts = _facts(folder)
+    except (ArtefactError, LookupError, TypeError, AttributeError, ValueError) as error:
+        problem = str(error)
+    return RunState(
+        folder=folder,
+        experiment=folder.resolve().parent.name,
+        run=folder.name,
+        **(_NOTHING | facts),
+        bytes=size,
+        changed=changed,
+        problem=problem,
+    )
+
+
+_NOTHING: dict[str, Any] = {
+    "state": "damaged",
+    **dict.fromkeys(("step", "steps", "best", "best_step", "metric", "score")),
+}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST_FILE)
+    rows = MetricsLog(folder / METRICS_FILE).rows()
+    best_step, best = _best(manifest, rows)
+    found = {"step": rows[-1]["step"] if rows else None, "best": best, "best_step": best_step}
+    found["steps"] = _steps(manifest, rows)
+    if (folder / REPORT_FILE).is_file():
+        metric, score = headline(read_json(folder / REPORT_FILE))
+        return {**found, "state": "evaluated", "metric": metric, "score": score}
+    done = manifest.get("status") == "done"
+    return {**found, "state": "done" if done else "running" if _is_held(folder) else "stopped"}
+
+
+def headline(report: Mapping[str, Any]) -> tuple[str, float]:
+    """The figure that stands for a report: NDCG at the largest cut-off, or the paired AUC."""
+    protocol = report["protocol"]
+    if "seen" not in protocol:
+        return "auc_paired", float(report["metrics"]["auc_paired"]["mean"])
+    name = f"ndcg@{max(protocol['cutoffs'])}"
+    policy = protocol["seen"]
+    return f"{name} ({policy})", float(report[policy]["metrics"][name]["mean"])
+
+
+def _best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[int | None, Any]:
+    outcome = manifest.get("outcome") or {}
+    if outcome.get("best_step") is not None:
+        return outcome["best_step"], outcome["best_score"]
+    train = manifest.get("settings", {}).get("stage", {}).get("train", {})
+    name = f"valid_{train.get('select', 'ndcg')}"
+    sign = -1.0 if name == "valid_loss" else 1.0  # a lower loss is better
+    scored = [(sign * v, row["step"]) for row in rows for k, v in row.items() if k.startswith(name)]
+    best, step = max(scored, key=lambda found: (found[0], -found[1]), default=(None, None))
+    return step, best
+
+
+def _steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | None:
+    """Updates of the whole run: passes over the rows times the updates of one, or max_steps."""
+    train = manifest.get("settings", {}).get("stage", {}).get("train")
+    if not train or not rows or not rows[-1].get("epoch"):
+        return None
+    of_all: int = round(rows[-1]["step"] / rows[-1]["epoch"] * train["epochs"])
+    return min(of_all, train.get("max_steps") or of_all)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process of this machine works in the folder (``run_folder.claimed``)."""
+    lock = folder.with_name(f".{folder.name}.lock")
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _runs(experiment: Path) -> list[Path]:
+    """As the recipe orders them; by name where the recipe is damaged."""
+    try:
+        return runs_in(experiment)
+    except ArtefactError:
+        return sorted(path for path in experiment.iterdir() if path.is_dir() and is_run(path))
+
+
+def _is_experiment(folder: Path) -> bool:
+    prepared = any((folder / name / ITEMS_FILE).is_file() for name in PREPARED)
+    return prepared or any(is_run(path) for path in folder.iterdir() if path.is_dir())
+
+
+def size_in_words(size: int) -> str:
+    """``2.4 MB``."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def cells(found: RunState) -> tuple[str, ...]:
+    """A run as the cells of a table."""
+    best = "" if found.best is None else f"{found.best:.4f} at {found.best_step:,}"
+    score = "" if found.score is None else f"{found.metric} {found.score:.4f}"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.changed))
+    return (
+        f"{found.experiment}/{found.run}",
+        found.problem or found.progress,
+        best,
+        score,
+        size_in_words(found.bytes),
+        when,
+    )
+
+
+HEADINGS = ("run", "state", "best validation", "test", "size", "changed")
