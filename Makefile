@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check torture benchmark benchmark-full benchmark-growth benchmark-gpu clean setup
+.PHONY: quickstart test check torture benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ benchmark-growth: setup  ## how the decoder's time and memory grow: tables and p
 benchmark-gpu: setup     ## the same comparisons on a CUDA device, with a model of 1B parameters
 	$(BIN)/python -m benchmarks.gpu
 
+docs: setup              ## the pages that follow from the code, and the site of docs/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:                   ## everything that the targets above made
-	rm -rf $(VENV) benchmark-*.json runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) benchmark-*.json runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find llmrec_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,7 +39,7 @@ def metrics(home: Path, run: str) -> list[dict[str, Any]]:
     """What a run logged, without times."""
     lines = (home / "runs/quickstart" / run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
 
 
 def like_dmpo(name: str, *options: str) -> list[str]:

@@ -34,9 +34,9 @@ from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Advance, Silent
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_baseline import OWN_TRAIN, TRAIN_OF
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
 
 MODELS = ("itemknn", "sasrec", "gru4rec", "caser")
@@ -146,12 +146,12 @@ def test_equal_scores_go_to_the_more_popular_entry(
     assert [r.tolist() for r in ours["ranked"]] == [r.tolist() for r in pop["ranked"]]
 
 
-def test_a_leaderboard_may_be_made_anew_with_another_decoder(home: Path) -> None:
+def test_a_comparison_may_be_made_anew_with_another_decoder(home: Path) -> None:
     """A conventional model has none, so nothing about it changed; Pop is simply fitted again."""
     recipe = recipe_in(home, "eval.decode.search=beam", "eval.cutoffs=[5]")
     runs = [POP, "baseline-sasrec"]
-    board = evaluate(recipe, runs, split="valid", again=False, progress=Silent())
-    assert {line.name for line in board.lines} == set(runs)
+    board = evaluate(recipe, runs, split="valid", again=False, progress=Silent()).comparison
+    assert {own.name for own in board.standings} == set(runs)
 
 
 class Stopping:

@@ -17,7 +17,7 @@ from llmrec_cli.engine.decode import DecodeOptions, score_all
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.recipe import ScratchModel
+from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.trie import build_trie
 
 CATALOGUE = [[a, b, c, 1] for a in (10, 11) for b in (20, 21, 22) for c in (30, 31)]

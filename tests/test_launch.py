@@ -18,7 +18,7 @@ from commands import TINY, llmrec, ok
 from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.engine.launch import processes, restarted
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe import LaunchSection
+from llmrec_cli.recipe.stages import LaunchSection
 
 WORDS = ["quickstart", *TINY, "train.save_every=1", "launch.timeout=60"]
 TWO = "launch.processes=2"

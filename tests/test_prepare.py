@@ -16,7 +16,8 @@ from llmrec_cli.data.columns import DISLIKED, HISTORY, ITEM_ID, RATING, TARGET, 
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 GIFT_CARDS = {
     "format": "amazon2018",
@@ -168,7 +169,7 @@ def test_bytes_depend_on_neither_run_nor_threads(
 def prepare_in_a_process(cases: list[dict[str, object]], threads: int) -> None:
     code = (
         "import json, sys; from pathlib import Path; import polars;"
-        "from llmrec_cli.recipe import Recipe; from llmrec_cli.prepare import prepare;"
+        "from llmrec_cli.recipe.recipe import Recipe; from llmrec_cli.prepare import prepare;"
         "[prepare(Recipe.model_validate(case), Path) for case in json.loads(sys.argv[1])];"
         "sys.exit(polars.thread_pool_size() != int(sys.argv[2]))"
     )
@@ -182,6 +183,14 @@ def test_the_manifest_holds_no_path(ratings: dict[str, object], tmp_path: Path) 
     text = (prepared.folder / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert '"name": "ratings.csv"' in text
+
+
+def test_the_manifest_names_metadata_without_their_folder(tmp_path: Path) -> None:
+    sample = load_recipe("quickstart", [f"out={tmp_path}"])
+    files = sample.data.metadata
+    prepared = prepare(sample, Path)
+    assert prepared.manifest["reader"]["metadata"]["files"] == [Path(f).name for f in files]
+    assert str(Path(files[0]).parent) not in (prepared.folder / "manifest.json").read_text()
 
 
 def test_a_folder_is_reused_or_refused(ratings: dict[str, object], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from llmrec_cli import workbench
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.trained import load_policy
 
 

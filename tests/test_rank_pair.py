@@ -19,7 +19,7 @@ from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.evaluate import _without_baselines, evaluate
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.sample import write_sample
 from llmrec_cli.validate import validate
 
@@ -95,7 +95,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_leaderboard_shows_both_auc(finished: Path) -> None:
+def test_the_comparison_shows_both_auc(finished: Path) -> None:
     shown = (finished / "shown.txt").read_text()
     assert shown.startswith("test: 42 rows of 42 users, two candidates (as given)\n")
     for word in (
@@ -139,7 +139,7 @@ def test_the_leak_is_counted_and_taken_out(finished: Path) -> None:
 
 
 def test_the_method_begins_at_its_reference(finished: Path) -> None:
-    """D = 0 at step 0, so DMPO's loss is log 2 (METHODS section 4), with each k of its prompts."""
+    """D = 0 at step 0, so DMPO's loss is log 2, with each k of its prompts."""
     for run in ("align-dmpo", "align-dmpo-once"):
         lines = (finished / f"runs/pairs/{run}/metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[0])["loss"] == pytest.approx(0.6931, abs=2e-4)
@@ -159,8 +159,8 @@ def test_the_test_split_is_opened_once(finished: Path, monkeypatch: pytest.Monke
     recipe = load_recipe("pairs.toml")
     with pytest.raises(ArtefactError, match="was evaluated on test before"):
         evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
-    board = evaluate(recipe, ["sft"], split="valid", again=False, progress=Silent())
-    assert (board.split, [line.name for line in board.lines]) == ("valid", ["sft"])
+    board = evaluate(recipe, ["sft"], split="valid", again=False, progress=Silent()).comparison
+    assert (board.split, [own.name for own in board.standings]) == ("valid", ["sft"])
 
 
 def test_a_method_that_expects_another_k_is_stopped(
@@ -220,9 +220,9 @@ def test_another_domain_is_evaluated_with_the_trained_model(
         words += ["prompt.task=rank-pair", "train.select=auc"]
     monkeypatch.chdir(two_domains)
     recipe = load_recipe("cross.toml", words)
-    board = run_story.run(recipe, progress=Silent())
+    board = run_story.run(recipe, progress=Silent()).comparison
     assert (board.n_rows, board.n_users) == (40, 40)
-    assert [line.name for line in board.lines] == ["baseline-pop", "sft", "align-lml"]
+    assert [own.name for own in board.standings] == ["baseline-pop", "sft", "align-lml"]
     home = two_domains / "runs" / task
     titles = [
         pd.read_parquet(home / f / "items.parquet")["title"] for f in ("prepared", "prepared-eval")
@@ -245,7 +245,7 @@ def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.Monkey
         (two_domains / "cross.toml").read_text().split("[eval.data]")[0] + "[align.dmpo]\n"
     )
     monkeypatch.chdir(two_domains)
-    board = run_story.run(load_recipe("own.toml", words), progress=Silent())
+    board = run_story.run(load_recipe("own.toml", words), progress=Silent()).comparison
     assert board.candidates == "two candidates (one fixed uniform negative per row)"
     home = two_domains / "runs/own"
     ours, theirs = (pd.read_parquet(home / r / "pairs.parquet") for r in ("sft", "align-dmpo"))
@@ -277,7 +277,9 @@ PAIRED = ["prompt.task=rank-pair", "train.select=auc"]
 
 
 def test_pairs_show_disliked_items(rated: list[str]) -> None:
-    board = run_story.run(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent())
+    board = run_story.run(
+        load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent()
+    ).comparison
     home = Path("runs/p")
     test = pd.read_parquet(home / "prepared/test.parquet")
     pairs = pd.read_parquet(home / "align-dmpo/pairs.parquet")
@@ -293,8 +295,10 @@ def test_pairs_show_disliked_items(rated: list[str]) -> None:
 
 
 def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
-    board = run_story.run(load_recipe("rated.toml", [*rated, "name=g"]), progress=Silent())
-    assert "align-dmpo" in [line.name for line in board.lines]
+    board = run_story.run(
+        load_recipe("rated.toml", [*rated, "name=g"]), progress=Silent()
+    ).comparison
+    assert "align-dmpo" in [own.name for own in board.standings]
     last = Path("runs/g/align-dmpo/metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["valid_loss"] > 0  # validation users do not train, but disliked too
 

@@ -19,8 +19,8 @@ from llmrec_cli.errors import ArtefactError
 from llmrec_cli.evaluate import evaluate
 from llmrec_cli.files import HASHES, write_folder
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 

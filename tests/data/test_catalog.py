@@ -11,7 +11,7 @@ from llmrec_cli.data.catalog import catalogue, disambiguate, name_items, shares_
 from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 
 def section(**keys: object) -> DataSection:

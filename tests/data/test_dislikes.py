@@ -28,8 +28,8 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.engines.embedded import POLARS
 from llmrec_cli.data.filters import Trail
 from llmrec_cli.prepare import make_rows, prepare
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.recipe import Recipe
 
 Rating = tuple[str, str, float | None, int]  # user, item, rating, time; its place breaks ties
 Moment = tuple[int, int]

@@ -17,7 +17,7 @@ from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_I
 from llmrec_cli.data.engines.embedded import POLARS
 from llmrec_cli.data.filters import Trail, eligible, settled
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 Row = tuple[str, str, float | None, int]
 

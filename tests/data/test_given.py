@@ -9,7 +9,7 @@ from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, USER, USER_I
 from llmrec_cli.data.given import given_rows, occurring, pair_counts
 from llmrec_cli.data.readers.source import ROW_SCHEMA
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 ITEMS = pl.DataFrame({ITEM_ID: ["a", "b", "c", "d"], ITEM: pl.Series(range(4), dtype=pl.Int32)})
 

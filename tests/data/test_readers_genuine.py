@@ -13,7 +13,7 @@ import pytest
 
 from llmrec_cli.data.readers import Source, read
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 BEAUTY = "amazon2023-all-beauty"
 

@@ -15,7 +15,7 @@ from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.rank_pairs import read_file, render, user_of
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 GAMES = load_rank_template("games", Path)
 FILES = {"sft_ranking": 100, "dpo_ranking_1": 200, "dpo_ranking_3": 300, "eval_ranking": 1000}

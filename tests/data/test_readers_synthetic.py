@@ -15,7 +15,7 @@ import pytest
 
 from llmrec_cli.data.readers import Source, json_lines, lines, read, sink
 from llmrec_cli.errors import DataError, MachineError, RecipeError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}
 R23 = {"user_id": "A1", "parent_asin": "B1", "rating": 4, "timestamp": 1547589356557}

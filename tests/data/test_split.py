@@ -29,7 +29,7 @@ from llmrec_cli.data.order import ordered
 from llmrec_cli.data.rows import Tally, write_rows
 from llmrec_cli.data.split import cut_of, require_clock, sample, shuffled, smallest
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 Interaction = tuple[str, int, int]  # user, item, time; position is the order in the list
 HandRow = tuple[str, list[int], int]

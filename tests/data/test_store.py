@@ -42,7 +42,7 @@ from llmrec_cli.data.store import (
 )
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, ROWS_SCHEMA
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.recipe_data import DataSection
+from llmrec_cli.recipe.data import DataSection
 
 ITEMS = pl.DataFrame(
     {

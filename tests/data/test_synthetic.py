@@ -31,7 +31,7 @@ from llmrec_cli.data.synthetic_raw import FORMATS, SampleFormat
 from llmrec_cli.data.synthetic_stream import Stream
 from llmrec_cli.errors import DataError, MachineError
 from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.sample import SampleReport, write_sample
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "sample"

@@ -22,7 +22,7 @@ from llmrec_cli.engine.item_scores import (
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.sequential import Sequential, build_sequential
-from llmrec_cli.recipe_baseline import BASELINES
+from llmrec_cli.recipe.baseline import BASELINES
 
 N_LEAVES = 20
 LEAF_OF_ITEM = np.array([*range(N_LEAVES), 3, 11])[::-1].copy()  # 22 items, two pairs share a leaf

@@ -18,7 +18,7 @@ from llmrec_cli.engine.optimizer import learning_rate
 from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.rows import as_windows
 from llmrec_cli.errors import NumbersError
-from llmrec_cli.recipe import TrainSection
+from llmrec_cli.recipe.train import TrainSection
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,7 @@ from llmrec_cli.engine.rows import PairRow, Row, as_windows
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.recipe import ScratchModel
+from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
 from llmrec_cli.tensors.trie import build_trie

@@ -31,7 +31,7 @@ from llmrec_cli.errors import DataError
 from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.models.tokenizer import Codec, make_codec
-from llmrec_cli.recipe import ScratchModel
+from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.trie import Trie, build_trie
 
 TITLES = ["Halo", "Doom", "Myst", "Wii Sports", "Zelda", "Quake"]

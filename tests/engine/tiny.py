@@ -19,7 +19,7 @@ from llmrec_cli.methods import find
 from llmrec_cli.models.backbone import add_dropout
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe import TrainSection
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.tensors.trie import build_trie
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
@@ -81,7 +81,8 @@ def job(folder: Path, method: str = "lml", dropout: float = 0.2, **section: Any)
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without the clock."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
 
 
 def final_state(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from llmrec_cli import methods
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, Negatives, Options
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 
 RUN_BY_SFT = {"lml"}
 """The quickstart's ``[sft]`` runs it, so no ``[align.*]`` has to."""

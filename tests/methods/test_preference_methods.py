@@ -36,7 +36,7 @@ def slow_log_probs(batch: Batch, forward: Forward, support: str) -> list[Tensor]
 
 
 def slow_loss(name: str, batch: Batch, forward: Forward, options: Any) -> Tensor:
-    """METHODS section 4, group by group."""
+    """The equations of docs/methods/preference.md, group by group."""
     preferences = batch.preferences
     assert preferences is not None
     log_pi = slow_log_probs(batch, forward, options.support)

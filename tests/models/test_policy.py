@@ -11,7 +11,7 @@ from torch import nn
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.backbone import add_dropout, build_scratch, remove_dropout
 from llmrec_cli.models.policy import Policy, check_depth, final_norm
-from llmrec_cli.recipe import ScratchModel
+from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.packing import pack
 
 SMALL = ScratchModel(hidden=16, layers=2, heads=2, feed_forward=24, dropout=0.5, vocabulary=300)

@@ -18,7 +18,7 @@ from llmrec_cli.models.sequential import (
     SequentialOptions,
     build_sequential,
 )
-from llmrec_cli.recipe_baseline import CaserOptions, Gru4recOptions, SasrecOptions
+from llmrec_cli.recipe.baseline import CaserOptions, Gru4recOptions, SasrecOptions
 from llmrec_cli.tensors.trie import build_trie
 
 N_LEAVES, LONGEST = 30, 9

@@ -144,7 +144,7 @@ def test_items_outside_the_catalogue_are_named(leaves: Leaves, column: str, item
 
 
 def slow_rank(row: pd.Series, leaves: Leaves, k: int, seen: Seen) -> int:
-    """METHODS section 8, word for word."""
+    """The definitions of docs/evaluation.md, word for word."""
     leaf_of = leaves.leaf_of_item_I
     target = leaf_of[row["target"]]
     gone = {leaf_of[i] for i in row["history"]} - {target} if seen == "remove" else set()

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from entries_made import ground, predictions_of, question
 
+from llmrec_cli.cost import UNKNOWN
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.leaderboard import Run, to_text
+from llmrec_cli.report.comparable import traits_of
+from llmrec_cli.report.comparison import Comparison
+from llmrec_cli.report.contrasts import build_comparison
+from llmrec_cli.report.entries import Entry, Evaluation
 from llmrec_cli.report.pairs import (
     METRICS,
+    PAIRED,
     PairProtocol,
     _coins,
     _weighted_auc,
+    auc_figures,
     auc_pooled,
-    build_pair_leaderboard,
     build_pair_report,
     first_shown,
     per_user,
     read_pairs,
     write_pairs,
 )
+from llmrec_cli.report.tables.screen import to_lines
 from llmrec_cli.tensors import ranking
 
 PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"})
@@ -75,7 +83,7 @@ def test_the_pooled_auc_is_the_tensors() -> None:
     liked = _coins(len(frame), seed=3)
     scores = np.where(liked, frame["chosen_score"], frame["rejected_score"])
     expected = ranking.auc_pooled(torch.tensor(scores), torch.tensor(liked))
-    assert auc_pooled(frame, 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
+    assert auc_pooled([frame], 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
     assert 0.4 < liked.mean() < 0.6
     assert not np.array_equal(liked, _coins(len(frame), seed=4))
 
@@ -90,7 +98,7 @@ def test_the_paired_auc_is_the_tensors() -> None:
 def test_the_pooled_interval_draws_users() -> None:
     """Against resampling done plainly: users with all of their rows, AUC anew."""
     frame = many(n=120)
-    interval = auc_pooled(frame, resamples=600, seed=0)
+    interval = auc_pooled([frame], resamples=600, seed=0)
     liked = _coins(len(frame), 0)
     score = np.where(liked, frame["chosen_score"], frame["rejected_score"])
     rng, users = np.random.default_rng(5), frame["user_id"].unique()
@@ -119,38 +127,84 @@ def test_users_that_training_did_not_show_stand_apart() -> None:
     json.dumps(report, allow_nan=False)
 
 
-def run(name: str, frame: pd.DataFrame, protocol: PairProtocol = PROTOCOL) -> Run:
-    return Run(name, build_pair_report(frame, protocol, resamples=200), per_user(frame))
+def entry_of(
+    name: str, *frames: pd.DataFrame, protocol: PairProtocol = PROTOCOL, data: str = "1"
+) -> Entry:
+    """An entry of the rank-pair task, a frame per seed."""
+    runs = []
+    for seed, frame in enumerate(frames):
+        report = build_pair_report(frame, protocol, resamples=50)
+        runs.append(Evaluation(name, name, None, seed, {}, report, None, frame))
+    place = ground(predictions_of(1), test=data)
+    traits = traits_of(runs[0], place, "language model")
+    return Entry(name, "language model", place, tuple(runs), traits, UNKNOWN)
 
 
-def test_the_leaderboard_compares_with_sft() -> None:
+def compared(*entries: Entry) -> Comparison:
+    asked = question(
+        policies=("pairs",), headline="pairs", cutoffs=(), compared=PAIRED, baseline="sft"
+    )
+    return build_comparison(entries, asked)
+
+
+def test_a_comparison_shows_both_auc_and_the_difference_of_the_paired_one() -> None:
     base, better = many(gap=0.0), many(gap=2.0)
-    board = build_pair_leaderboard([run("sft", base), run("align-dmpo", better)], "sft", 200)
-    assert board.metrics == METRICS
-    assert board.lines[0].difference is None
-    gain = board.lines[1].difference
-    assert gain is not None
+    found = compared(entry_of("sft", base), entry_of("align-dmpo", better))
+    assert found.metrics == METRICS
+    assert found.standings[0].contrasts == {"pairs": {}}
+    ours = found.standings[1]
+    assert set(ours.contrasts["pairs"]) == {"auc_paired"}
+    gain = ours.contrasts["pairs"]["auc_paired"]
     assert gain.low > 0
     delta = per_user(better)["auc_paired"].mean() - per_user(base)["auc_paired"].mean()
     assert gain.mean == pytest.approx(delta)
-    text = to_text(board)
-    assert text.startswith("test: 400 rows of 200 users, two candidates (as given)\n")
-    assert "AUC_PAIRED" in text
-    assert "seen =" not in text
+    pooled = ours.metrics["pairs"]["auc_pooled"]
+    alone = auc_pooled([better], 200, 0)
+    figures = (pooled.mean, pooled.low, pooled.high)
+    assert figures == pytest.approx((alone.mean, alone.low, alone.high))
+    lines = to_lines(found)
+    assert lines[0] == "test: 400 rows of 200 users, two candidates (as given)"
+    assert "AUC_PAIRED" in lines[1]
+    assert "seen =" not in "".join(lines)
+
+
+def test_seeds_of_pairs_are_averaged() -> None:
+    seeds = [many(seed=seed) for seed in range(3)]
+    found = compared(entry_of("sft", many(gap=0.0)), entry_of("align-dmpo", *seeds)).standings[1]
+    paired, pooled = found.metrics["pairs"].values()
+    assert paired.by_seed == pytest.approx([per_user(f)["auc_paired"].mean() for f in seeds])
+    assert pooled.by_seed == pytest.approx([auc_pooled([f], 2, 0).mean for f in seeds])
+    assert pooled.mean == pytest.approx(np.mean(pooled.by_seed))
+    figures = auc_figures(seeds, 200, 0)["metrics"]
+    assert figures["auc_paired"]["mean"] == pytest.approx(paired.mean)
+    assert (figures["auc_pooled"]["low"], figures["auc_pooled"]["high"]) == pytest.approx(
+        (pooled.low, pooled.high)
+    )
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("changes", "reason"),
     [
-        PairProtocol("valid", "as given", "games", {"data": "1"}),
-        PairProtocol("test", "as given", "movies", {"data": "1"}),
-        PairProtocol("test", "as given", "games", {"data": "2"}),
+        (
+            {"protocol": PairProtocol("test", "uniform", "games", {"data": "1"})},
+            "candidates: two candidates (uniform), baseline two candidates (as given)",
+        ),
+        (
+            {"protocol": PairProtocol("test", "as given", "movies", {"data": "1"})},
+            "template: movies, baseline games",
+        ),
+        ({"data": "2"}, "other test rows"),
     ],
 )
-def test_different_protocols_do_not_compare(other: PairProtocol) -> None:
-    runs = [run("sft", BY_HAND), run("align-dmpo", BY_HAND, other)]
-    with pytest.raises(ArtefactError, match="align-dmpo and sft do not compare"):
-        build_pair_leaderboard(runs, "sft", 100)
+def test_different_protocols_do_not_compare(changes: dict[str, Any], reason: str) -> None:
+    found = compared(entry_of("sft", BY_HAND), entry_of("align-dmpo", BY_HAND, **changes))
+    assert found.standings[1].why_not == reason
+    assert found.standings[1].contrasts == {"pairs": {}}
+
+
+def test_other_candidates_for_the_same_rows_do_not_compare() -> None:
+    found = compared(entry_of("sft", BY_HAND), entry_of("x", BY_HAND.assign(negative=2)))
+    assert found.standings[1].why_not == "evaluated: 4 pairs, but not the baseline's"
 
 
 def test_scored_pairs_come_back_from_disk(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ILRec's terms the slow way: one position and one token at a time, METHODS section 5."""
+"""ILRec's terms the slow way: one position and one token at a time (docs/methods/ilrec.md)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def slow(
     choices: Choices,
     reward_PU: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """METHODS section 5, steps 1 to 6, one position and one token at a time."""
+    """ILRec steps 1 to 6, one position and one token at a time."""
     cpo, cpd, crr, sizes = [], [], [], []
     for p, y in enumerate(target_P.tolist()):
         legal = [

@@ -185,7 +185,7 @@ def sums(target: list[float], legal: list[float]) -> dict[str, float]:
 
 
 def test_worked_example() -> None:
-    """N = 4000, d = 14, s2 = 6 gives 1.783 (METHODS section 3)."""
+    """N = 4000, d = 14, s2 = 6 gives 1.783 (docs/methods/msl.md)."""
     legal = [5 - math.sqrt(6), 5.0, 5 + math.sqrt(6)]  # mean 5, unbiased variance 6
     stats = sums([19.0, 19.0], legal)
     assert adaptive_temperature(stats, 4000, 0.25) == pytest.approx(1.783, abs=5e-4)

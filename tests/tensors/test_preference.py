@@ -21,7 +21,7 @@ def softplus(x: float) -> float:
 
 
 def slow(loss: Loss, chosen: list[float], rejected: list[float], beta: float) -> float:
-    """One group by the equations of METHODS section 4, one chosen answer for each rejected."""
+    """One group by the equations of the page (docs/methods), one chosen answer per rejected one."""
     pairs = list(zip(chosen, rejected, strict=True))
     if loss is dpo:
         return sum(softplus(-(beta * w - beta * d)) for w, d in pairs) / len(pairs)
@@ -78,7 +78,7 @@ def test_one_negative_makes_all_three_dpo() -> None:
 @pytest.mark.parametrize("k", [2, 3, 8])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
 def test_inequalities_between_the_losses(k: int, scale: float) -> None:
-    """METHODS section 4: mean of DPO >= DMPO; S-DPO >= -log sigmoid(margin - log k) >= DMPO."""
+    """docs/methods: mean of DPO >= DMPO; S-DPO >= -log sigmoid(margin - log k) >= DMPO."""
     for c in (1, k):
         chosen_GC, rejected_GK = draw(500, k, c, scale)
         outside = [dpo(chosen_GC[:, [i % c]], rejected_GK[:, [i]], 0.5) for i in range(k)]

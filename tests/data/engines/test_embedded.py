@@ -45,7 +45,7 @@ PEAK = """
 import json, sys
 from pathlib import Path
 from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe import Recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 prepare(Recipe.model_validate(json.loads(sys.argv[1])), Path)
 status = Path("/proc/self/status").read_text()

@@ -9,9 +9,9 @@ import pytest
 from llmrec_cli.data.engines import engine_of
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_data import DataSection
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 
 def section(**keys: object) -> DataSection:

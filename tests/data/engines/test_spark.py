@@ -21,8 +21,8 @@ from llmrec_cli.data.engines import Engine, engine_of
 from llmrec_cli.data.engines.spark import on_spark
 from llmrec_cli.errors import MachineError
 from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_data import DataSection, SparkSection
+from llmrec_cli.recipe.data import DataSection, SparkSection
+from llmrec_cli.recipe.recipe import Recipe
 
 pytestmark = [
     pytest.mark.skipif(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli.data.prompts import template_names
-from llmrec_cli.recipe_file import load_recipe, shipped_folder, shipped_names
+from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 
 NAMES = shipped_names()
 FOLDER = shipped_folder()
@@ -94,7 +94,7 @@ def test_the_quickstart_reads_the_shipped_sample() -> None:
 
 
 def test_the_papers_setting_of_msl() -> None:
-    """The released script's values, METHODS section 3."""
+    """The released script's values, docs/methods/msl.md."""
     recipe = load_recipe("papers/msl-toy")
     lora, train = recipe.model.lora, recipe.align["msl-ats"].train
     assert (lora.r, lora.alpha, lora.dropout, lora.targets) == (8, 16, 0.05, ("q_proj", "v_proj"))
@@ -107,7 +107,7 @@ def test_the_papers_setting_of_msl() -> None:
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_papers_setting_of_dmpo(k: int) -> None:
-    """The released script's values, METHODS section 4."""
+    """The released script's values, docs/methods/preference.md."""
     recipe = load_recipe(f"papers/dmpo-games-k{k}")
     lora, sft, stage = recipe.model.lora, recipe.sft.train, recipe.align["dmpo"]
     assert (lora.r, lora.alpha, lora.targets) == (8, 16, ("all-linear",))

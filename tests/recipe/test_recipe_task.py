@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
 
 PAIRS = """
 [data]

@@ -10,8 +10,8 @@ import pytest
 import tomli_w
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe import Recipe
-from llmrec_cli.recipe_file import load_recipe
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 GOOD = """
 name = "good"
@@ -198,7 +198,7 @@ def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
 def test_recipes_are_checked_without_torch(good: Path) -> None:
     code = (
         "import sys\n"
-        "from llmrec_cli.recipe_file import load_recipe\n"
+        "from llmrec_cli.recipe.file import load_recipe\n"
         f"load_recipe({str(good)!r})\n"
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)\n"
     )

@@ -1,0 +1,237 @@
+"""Verdicts: each check's level and figures, from counts written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec_cli.data.audit import overlap_in_time
+from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, TIMESTAMP, USER, USER_ID
+from llmrec_cli.data.leakage import Ahead, Measured, ahead, undecided, unheard
+from llmrec_cli.data.verdicts import Verdict, raised, verdicts
+from llmrec_cli.data.verdicts.verdict import percent
+
+NOTHING = {"count": 0, "of": 100, "examples": []}
+DAY = 86_400_000
+
+
+def manifest(split: str = "leave-one-out", form: str = "amazon2018", **audit: Any) -> Any:
+    """A manifest in which nothing is wrong, but for what ``audit`` overrides."""
+    clean = {
+        "items that share a title or tokens": NOTHING | {"groups": 0},
+        "test targets that share a title or tokens": NOTHING,
+        "targets in their own history": dict.fromkeys(("train", "valid", "test"), NOTHING),
+        "test targets never seen in training": NOTHING,
+        "users in several splits": {"train and valid": 0, "train and test": 0, "valid and test": 0},
+        "interactions that tie in time": NOTHING | {"interactions": 0},
+        "training rows later than the earliest test row": {"count": 0, "of": 100},
+        "popularity in training": {"gini": 0.5, "share of the top 1 % of items": 0.1},
+    }
+    assert set(audit) <= set(clean) | {"test pairs that are trained on"}
+    return {
+        "data": {"split": split, "format": form, "columns": {"timestamp": "timestamp"}},
+        "catalogue": {"items": 100, "of these without a name, dropped": 0, "examples": []},
+        "audit": clean | audit,
+    }
+
+
+def found(n: int, of: int = 100, *examples: Any) -> dict[str, Any]:
+    return {"count": n, "of": of, "examples": list(examples)}
+
+
+def judged(check: str, told: Any, **further: Any) -> Verdict:
+    [verdict] = [v for v in verdicts(told, **further) if v.check == check]
+    return verdict
+
+
+def test_nothing_wrong_is_ok_throughout() -> None:
+    assert {v.level for v in verdicts(manifest())} == {"ok"}
+    assert len(verdicts(manifest())) == 8
+    assert raised(verdicts(manifest())) == ()
+
+
+def test_what_needs_attention_comes_warnings_first() -> None:
+    told = manifest(
+        **{
+            "items that share a title or tokens": found(2) | {"groups": 1},
+            "test targets never seen in training": found(5),
+        }
+    )
+    assert [v.level for v in raised(verdicts(told))] == ["warning", "note"]
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "ok"), (1, "note"), (4, "note"), (5, "warning")])
+def test_from_a_twentieth_of_the_rows_on_it_is_a_warning(count: int, level: str) -> None:
+    told = manifest(**{"test targets never seen in training": found(count)})
+    assert judged("test targets never seen in training", told).level == level
+
+
+def test_shared_tokens_name_the_surplus_and_the_targets() -> None:
+    """48 items in 23 groups are 25 more items than token sequences."""
+    tokens = ["<a_1>", "<b_2>"]
+    told = manifest(
+        form="semantic-ids",
+        **{
+            "items that share a title or tokens": found(48, 9922, tokens) | {"groups": 23},
+            "test targets that share a title or tokens": found(122, 24772),
+        },
+    )
+    verdict = judged("items that share a token sequence", told)
+    assert "48 of 9,922 items share a token sequence" in verdict.text
+    assert "25 more items than token sequences" in verdict.text
+    assert "122 of 24,772 (0.5 %) test targets" in verdict.text
+    assert verdict.examples == ("<a_1><b_2>",)
+    assert verdict.level == "note"
+
+
+def test_items_without_a_name_count_among_all_only_where_nothing_else_was_dropped() -> None:
+    named = {"items": 6343, "of these without a name, dropped": 1, "examples": ["5746"]}
+    given = judged("items without a name", manifest("given", "msl-windows") | {"catalogue": named})
+    assert (given.count, given.of, given.level) == (1, 6344, "note")
+    cleaned = judged("items without a name", manifest() | {"catalogue": named})
+    assert (cleaned.count, cleaned.of) == (1, None)
+
+
+def test_repeats_of_any_split_are_told_and_tests_decide_the_level() -> None:
+    splits = {"train": found(9, 10, "u"), "valid": NOTHING, "test": found(0, 10)}
+    told = manifest(**{"targets in their own history": splits})
+    verdict = judged("targets in their own history", told)
+    assert verdict.level == "note"
+    assert "9 of 10 (90 %) in train" in verdict.text
+    assert verdict.examples == ("u",)
+
+
+SIDES = {"train and valid": 0, "train and test": 3, "valid and test": 0}
+
+
+@pytest.mark.parametrize(
+    ("split", "form", "level"),
+    [
+        ("few-shot", "amazon2018", "warning"),
+        ("given", "rank-pairs", "warning"),
+        ("given", "msl-windows", "ok"),
+        ("leave-one-out", "amazon2018", "ok"),
+        ("global-time", "amazon2018", "ok"),
+    ],
+)
+def test_only_a_split_by_user_forbids_users_on_both_sides(
+    split: str, form: str, level: str
+) -> None:
+    told = manifest(split, form, **{"users in several splits": SIDES})
+    verdict = judged("users in several splits", told)
+    assert (verdict.level, verdict.count) == (level, 3)
+    assert "3 in train and test" in verdict.text
+
+
+def test_pairs_to_align_on_may_be_of_users_to_train_on() -> None:
+    sides = {"train and valid": 0, "train and preference": 100, "preference and test": 0}
+    told = manifest("given", "rank-pairs", **{"users in several splits": sides})
+    assert judged("users in several splits", told).level == "ok"
+
+
+LATER = {"training rows later than the earliest test row": {"count": 50, "of": 100}}
+
+
+@pytest.mark.parametrize(
+    ("split", "level"),
+    [("leave-one-out", "note"), ("few-shot", "note"), ("global-time", "warning")],
+)
+def test_only_a_split_by_time_forbids_later_training(split: str, level: str) -> None:
+    assert judged("training later than test", manifest(split, **LATER)).level == level
+
+
+def test_how_far_training_looks_ahead_is_told_in_rows_and_days() -> None:
+    measured = Measured({"test": Ahead(0.47, 0.5, 1139)}, found(28), NOTHING, NOTHING, NOTHING)
+    verdict = judged("training later than test", manifest(**LATER), measured=measured)
+    assert "47 % of the training rows are still to come (median 50 %), over 1,139 days" in (
+        verdict.text
+    )
+    assert verdict.figures["test: days to the end of training, median"] == 1139
+    tied = manifest(**{"interactions that tie in time": found(3, 100, "u") | {"interactions": 7}})
+    assert "28 of 100 (28 %) test targets tie" in (
+        judged("interactions that tie in time", tied, measured=measured).text
+    )
+
+
+def test_what_cannot_be_told_says_so_and_is_no_alarm() -> None:
+    unknown = dict.fromkeys(
+        ("interactions that tie in time", "training rows later than the earliest test row")
+    )
+    for verdict in verdicts(manifest("given", "msl-windows", **unknown)):
+        if verdict.check in ("interactions that tie in time", "training later than test"):
+            assert (verdict.level, verdict.count) == ("ok", None)
+            assert "cannot be told" in verdict.text
+    no_times = manifest(form="interactions", **LATER)
+    no_times["data"]["columns"]["timestamp"] = None
+    assert judged("training later than test", no_times).count is None
+
+
+@pytest.mark.parametrize(("hr", "level"), [(0.11, "ok"), (0.09, "note")])
+def test_pop_is_measured_against_ten_entries_at_random(hr: float, level: str) -> None:
+    """102 items of 100 titles: ten of 100 entries hit once in ten."""
+    told = manifest(**{"items that share a title or tokens": found(4, 102) | {"groups": 2}})
+    score = {"hr@10": hr, "ndcg@10": 0.05}
+    verdict = judged("score of Pop", told, pop={"test": {"keep": score, "remove": score}})
+    assert verdict.level == level
+    assert verdict.figures["hr@10 at random"] == pytest.approx(0.1)
+    assert verdict.figures["test, keep: hr@10"] == hr
+
+
+def test_trained_pairs_are_a_leak() -> None:
+    told = manifest("given", "rank-pairs", **{"test pairs that are trained on": found(15, 1000)})
+    assert judged("test pairs that are trained on", told).level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.0004, "under 0.1 %"),
+        (0.9996, "over 99.9 %"),
+        (0.0082, "0.8 %"),
+        (0.997, "99.7 %"),
+        (0.0996, "10 %"),
+        (0.648, "65 %"),
+    ],
+)
+def test_percent_is_neither_0_nor_100_unless_it_is(fraction: float, shown: str) -> None:
+    assert percent(fraction) == shown
+
+
+def rows(*given: tuple[int, list[int], int, int]) -> pl.LazyFrame:
+    """Rows (user, history, target, time)."""
+    columns = {USER: pl.Int32, HISTORY: pl.List(pl.Int32), TARGET: pl.Int32, TIMESTAMP: pl.Int64}
+    frame = pl.DataFrame(given, schema=columns, orient="row")
+    return frame.lazy().with_columns(pl.format("u{}", USER).alias(USER_ID))
+
+
+def test_ahead_against_every_pair_of_rows() -> None:
+    draw = np.random.default_rng(0)
+    times = {name: draw.integers(0, 30, 40) * DAY for name in ("train", "test")}
+    train, test = (rows(*((0, [], 0, int(t)) for t in times[name])) for name in times)
+    later = times["train"][None] > times["test"][:, None]  # equal is not later
+    found_ahead = ahead(train, test)
+    assert found_ahead.mean == pytest.approx(later.mean())
+    assert found_ahead.median == pytest.approx(np.median(later.mean(1)))
+    to_end = np.maximum(0, times["train"].max() - times["test"]) / DAY
+    assert found_ahead.days == pytest.approx(np.median(to_end))
+    after = rows((0, [], 0, 40 * DAY))
+    assert ahead(train, after) == Ahead(0.0, 0.0, 0.0)
+    assert overlap_in_time({"train": train, "test": after})["count"] == 0
+
+
+def test_ties_between_the_targets_of_one_user_only() -> None:
+    valid = rows((0, [1], 2, 5), (1, [1], 2, 7), (2, [1], 2, 9))
+    test = rows((0, [1, 2], 3, 5), (1, [1, 2], 3, 8), (3, [1], 2, 9))
+    assert undecided(valid, test) == {"count": 1, "of": 3, "examples": ["u0"]}
+
+
+def test_an_item_in_a_history_or_in_validation_was_heard_of() -> None:
+    items = pl.DataFrame({ITEM: pl.Series(range(5), dtype=pl.Int32), ITEM_ID: list("abcde")})
+    shown = [rows((0, [0], 1, 1)), rows((0, [], 2, 2))]
+    test = rows((0, [], 0, 3), (1, [4], 2, 3), (2, [], 3, 3), (3, [], 3, 3))
+    assert unheard(items, shown, test) == {"count": 2, "of": 4, "examples": ["d"]}
