@@ -25,8 +25,8 @@ from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Lines
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.trained import load_policy
-from llmrec_cli.workbench import Workbench, open_workbench
+from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.stage.workbench import Workbench, open_workbench
 
 USERS, REPEATS = 500, 3
 MSL = find("msl")

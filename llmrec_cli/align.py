@@ -7,7 +7,7 @@ from pathlib import Path
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.train import train_stage
+from llmrec_cli.stage.train import train_stage
 
 _PARENTS = {"sft": "sft", "base": None}
 

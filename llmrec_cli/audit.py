@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.comparing.evaluated import PREPARED, is_run
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
 from llmrec_cli.data.leakage import measure, with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
@@ -20,7 +21,6 @@ from llmrec_cli.data.store import Manifest, Prepared, load_prepared
 from llmrec_cli.data.verdicts import PopScores, Verdict, verdicts
 from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.evaluated import PREPARED, is_run
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.file import load_recipe

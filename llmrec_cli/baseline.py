@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from llmrec_cli import run_folder, workbench
+from llmrec_cli import run_folder
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.data.store import Prepared
@@ -37,6 +37,7 @@ from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED, ItemknnOptions, PopOptions
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.stage import workbench
 from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
 

@@ -6,10 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.data.verdicts import verdicts
-from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.evaluated import (
+from llmrec_cli.comparing.evaluated import (
     PREPARED,
     Grounds,
     is_evaluated,
@@ -18,8 +15,11 @@ from llmrec_cli.evaluated import (
     require_evaluated,
     runs_in,
 )
-from llmrec_cli.external import Missing, external_entry
-from llmrec_cli.gather import Opened, entries_of, gathered
+from llmrec_cli.comparing.external import Missing, external_entry
+from llmrec_cli.comparing.gather import Opened, entries_of, gathered
+from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.verdicts import verdicts
+from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.recipe.eval import EvalSection
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.problems import did_you_mean

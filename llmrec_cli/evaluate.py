@@ -12,22 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli import run_folder, workbench
+from llmrec_cli import run_folder
 from llmrec_cli.baseline import Score, baseline, load_scorer
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.ranks import Column
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.evaluate_candidates import (
-    ScoreTwo,
-    by_count,
-    by_policy,
-    by_scorer,
-    candidates_of,
-    scored_pairs,
-)
-from llmrec_cli.evaluate_pairs import evaluate_pairs
 from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
@@ -35,7 +26,17 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
 from llmrec_cli.report.predictions import build_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
-from llmrec_cli.trained import load_policy
+from llmrec_cli.stage import workbench
+from llmrec_cli.stage.evaluate_candidates import (
+    ScoreTwo,
+    by_count,
+    by_policy,
+    by_scorer,
+    candidates_of,
+    scored_pairs,
+)
+from llmrec_cli.stage.evaluate_pairs import evaluate_pairs
+from llmrec_cli.stage.trained import load_policy
 
 POP = "baseline-pop"
 BASELINE_ROWS = 256  # scored together

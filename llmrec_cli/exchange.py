@@ -1,6 +1,6 @@
 """Rows and lists for other tools: RecBole's atomic files, TREC runs, plain CSV.
 
-What comes back from them enters ``llmrec compare --external`` (``external.py``).
+What comes back from them enters ``llmrec compare --external`` (``comparing/external.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.comparing.evaluated import Grounds, open_run, require_evaluated
 from llmrec_cli.data.columns import (
     BRAND,
     HISTORY,
@@ -32,7 +33,6 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.readers.lines import shown
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.evaluated import Grounds, open_run, require_evaluated
 from llmrec_cli.files import write_atomically, write_folder
 from llmrec_cli.recipe.recipe import Recipe
 

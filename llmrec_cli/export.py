@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llmrec_cli.card import Wanted, base_name, gather_card
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.export_files import (
+from llmrec_cli.files import write_folder
+from llmrec_cli.progress import Progress
+from llmrec_cli.report.model_card import model_card
+from llmrec_cli.serving.card import Wanted, base_name, gather_card
+from llmrec_cli.serving.export_files import (
     copy_result,
     make_portable,
     require_portable,
     write_merged,
     write_ranking,
 )
-from llmrec_cli.files import write_folder
-from llmrec_cli.finished import Finished, lay_out, open_finished
-from llmrec_cli.hub import check_hub_id
-from llmrec_cli.progress import Progress
-from llmrec_cli.report.model_card import model_card
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.serving.finished import Finished, lay_out, open_finished
+from llmrec_cli.serving.hub import check_hub_id
+from llmrec_cli.stage.workbench import Workbench
 
 CARD_FILE: Final = "README.md"
 _LICENCE: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")

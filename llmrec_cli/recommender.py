@@ -18,11 +18,11 @@ from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.data.matching import Finder
 from llmrec_cli.data.user_items import items_of_user
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.finished import Device, Finished, lay_out, open_finished
-from llmrec_cli.history import History, names_of, read_history
-from llmrec_cli.ranker import Place, Ranker, load_ranker
 from llmrec_cli.report.recommended import Recommendations, Recommended
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.serving.finished import Device, Finished, lay_out, open_finished
+from llmrec_cli.serving.history import History, names_of, read_history
+from llmrec_cli.serving.ranker import Place, Ranker, load_ranker
+from llmrec_cli.stage.workbench import Workbench
 
 
 @dataclass(frozen=True)

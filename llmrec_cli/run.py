@@ -10,10 +10,10 @@ from llmrec_cli import run_folder
 from llmrec_cli.align import align
 from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared
+from llmrec_cli.comparing.outputs import write_output
 from llmrec_cli.engine.launch import is_first_rank
 from llmrec_cli.errors import MachineError
 from llmrec_cli.evaluate import POP, evaluate
-from llmrec_cli.outputs import write_output
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe

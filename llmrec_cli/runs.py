@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from llmrec_cli.comparing.evaluated import PREPARED, is_run, runs_in
 from llmrec_cli.data.columns import ITEMS_FILE
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.evaluated import PREPARED, is_run, runs_in
 from llmrec_cli.files import read_json
 from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE
 

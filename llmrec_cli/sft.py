@@ -7,7 +7,7 @@ from pathlib import Path
 from llmrec_cli.methods.lml import LmlOptions
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.train import train_stage
+from llmrec_cli.stage.train import train_stage
 
 
 def sft(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:

@@ -96,7 +96,7 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
     """Catalogue, one training row, row counts and memory, through the real code."""
-    from llmrec_cli.workbench import open_workbench
+    from llmrec_cli.stage.workbench import open_workbench
 
     bench = open_workbench(recipe, Silent())
     yield _catalogue(bench)
@@ -143,7 +143,7 @@ def _rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str],
 
 def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
     from llmrec_cli.methods import find
-    from llmrec_cli.pair_task import pair_stage
+    from llmrec_cli.stage.pair_task import pair_stage
 
     stage = bench.recipe.stage(name)
     wanted = None
@@ -190,7 +190,7 @@ def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from llmrec_cli.base import base_source
+    from llmrec_cli.stage.base import base_source
 
     config = AutoConfig.from_pretrained(base_source(recipe), revision=recipe.model.revision)
     with torch.device("meta"):

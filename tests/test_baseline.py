@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmrec_cli import needs, workbench
 from llmrec_cli.align import align
 from llmrec_cli.baseline import (
     _encoder,
@@ -38,6 +37,7 @@ from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
+from llmrec_cli.stage import needs, workbench
 
 MODELS = ("itemknn", "sasrec", "gru4rec", "caser")
 NEURAL = ("sasrec", "gru4rec", "caser")

@@ -23,10 +23,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli import Recommender, hub
+from llmrec_cli import Recommender
 from llmrec_cli import export as export_module
 from llmrec_cli.baseline import baseline
-from llmrec_cli.card import Wanted
 from llmrec_cli.commands.serving import export_command
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError, UserError
 from llmrec_cli.evaluate import evaluate
@@ -36,6 +35,8 @@ from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.model_card import escaped, fenced
+from llmrec_cli.serving import hub
+from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
 
 pytestmark = [  # what peft has to say

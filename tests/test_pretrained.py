@@ -10,12 +10,12 @@ import torch
 from commands import SMALL, llmrec, ok
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli import workbench
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.trained import load_policy
+from llmrec_cli.stage import workbench
+from llmrec_cli.stage.trained import load_policy
 
 
 @pytest.fixture(scope="module")

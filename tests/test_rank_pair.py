@@ -11,7 +11,6 @@ import pytest
 from commands import TINY, llmrec, ok
 
 from llmrec_cli import run as run_story
-from llmrec_cli.base import require_tokens
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import Prepared
@@ -21,6 +20,7 @@ from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.sample import write_sample
+from llmrec_cli.stage.base import require_tokens
 from llmrec_cli.validate import validate
 
 GAMES = load_rank_template("games", Path)

@@ -55,7 +55,7 @@ def compare_command(
     Example: llmrec compare runs/quickstart --baseline sft --out board.md --out report.html
     """
     from llmrec_cli.compare import Asked, compare, external_files
-    from llmrec_cli.outputs import check_outputs, write_output
+    from llmrec_cli.comparing.outputs import check_outputs, write_output
 
     check_outputs(out or [])
     asked = Asked(split, baseline, seen, metric, external_files(external or ()), missing)

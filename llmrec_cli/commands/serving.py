@@ -94,9 +94,9 @@ def export_command(
 
     Example: llmrec export --run runs/quickstart/align-msl --to exported --license apache-2.0
     """
-    from llmrec_cli.card import Wanted
     from llmrec_cli.export import export
-    from llmrec_cli.hub import check_push, push
+    from llmrec_cli.serving.card import Wanted
+    from llmrec_cli.serving.hub import check_push, push
 
     if push_to:
         check_push(push_to)

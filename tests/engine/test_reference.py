@@ -22,10 +22,10 @@ from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import add_lora, build_scratch
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.needs import _stored
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.model import Lora, ModelSection, ScratchModel
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.stage.needs import _stored
 from llmrec_cli.tensors.trie import build_trie
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it

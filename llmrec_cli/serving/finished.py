@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from llmrec_cli import run_folder, workbench
-from llmrec_cli.base import base_source
+from llmrec_cli import run_folder
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.engine.ranks import alone
 from llmrec_cli.errors import ArtefactError, MachineError
@@ -23,6 +22,8 @@ from llmrec_cli.files import check_folder, read_json, sha256
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.stage import workbench
+from llmrec_cli.stage.base import base_source
 
 Device = Literal["auto", "cpu", "cuda"]
 

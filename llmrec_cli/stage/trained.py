@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from llmrec_cli.base import base_source, semantic_tokens
 from llmrec_cli.models import backbone
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.stage.base import base_source, semantic_tokens
+from llmrec_cli.stage.workbench import Workbench
 
 
 def load_policy(bench: Workbench, parent: Path | None, *, train: bool, dropout: bool = True) -> Any:

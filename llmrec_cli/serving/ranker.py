@@ -15,10 +15,10 @@ from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.engine.decode import rank_catalogue
 from llmrec_cli.recipe.baseline import ItemknnOptions, PopOptions
 from llmrec_cli.report.recommended import ScoredBy
+from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.stage.workbench import Workbench, decode_options
 from llmrec_cli.tensors.beam import NONE
 from llmrec_cli.tensors.trie import Trie, paths
-from llmrec_cli.trained import load_policy
-from llmrec_cli.workbench import Workbench, decode_options
 
 BATCH = 256  # histories that a conventional model scores together
 

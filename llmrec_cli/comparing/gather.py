@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli.cost import ancestors, mean_cost, run_cost
+from llmrec_cli.comparing.cost import ancestors, mean_cost, run_cost
 from llmrec_cli.files import read_json
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.comparison import Cost, Kind

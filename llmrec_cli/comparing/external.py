@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.cost import UNKNOWN
+from llmrec_cli.comparing.cost import UNKNOWN
+from llmrec_cli.comparing.external_file import QUERY, Listed, is_ours, read_listed
 from llmrec_cli.data.columns import HISTORY, ITEM_ID, RANKED, ROW, SCORES, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.readers.lines import shown
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.external_file import QUERY, Listed, is_ours, read_listed
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.entries import Entry, Evaluation, Ground
 from llmrec_cli.report.predictions import build_predictions, read_predictions

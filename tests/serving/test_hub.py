@@ -8,8 +8,8 @@ import pytest
 from fake_hub import fake_hub
 from huggingface_hub import HfApi
 
-from llmrec_cli import hub
 from llmrec_cli.errors import MachineError, RecipeError
+from llmrec_cli.serving import hub
 
 LOGIN = "hf_secret"
 

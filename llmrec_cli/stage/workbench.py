@@ -15,12 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from llmrec_cli.base import (
-    ensure_scratch,
-    load_tokenizer,
-    prompt_template,
-    require_tokens,
-)
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
@@ -41,6 +35,12 @@ from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.eval import DecodeSection
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.stage.base import (
+    ensure_scratch,
+    load_tokenizer,
+    prompt_template,
+    require_tokens,
+)
 from llmrec_cli.tensors.beam import NONE
 from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie

@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.base import prompt_template
 from llmrec_cli.data.columns import COUNT, ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import HASHES, read_json, write_json
-from llmrec_cli.finished import Finished
-from llmrec_cli.trained import load_policy
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.serving.finished import Finished
+from llmrec_cli.stage.base import prompt_template
+from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.stage.workbench import Workbench
 
 CATALOGUE_FILE: Final = "catalogue.jsonl"
 SETTINGS_FILE: Final = "recommender.json"

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli import run_folder, workbench
+from llmrec_cli import run_folder
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
 from llmrec_cli.engine.pairs import UserPairs, score_pairs
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.pair_task import candidates, pair_encoder, questions
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import (
@@ -29,7 +28,9 @@ from llmrec_cli.report.pairs import (
     build_pair_report,
     write_pairs,
 )
-from llmrec_cli.trained import load_policy
+from llmrec_cli.stage import workbench
+from llmrec_cli.stage.pair_task import candidates, pair_encoder, questions
+from llmrec_cli.stage.trained import load_policy
 
 
 def evaluate_pairs(

@@ -34,7 +34,7 @@ from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.workbench import Workbench, subset
+from llmrec_cli.stage.workbench import Workbench, subset
 
 ONE_UNIFORM = Negatives(k=1, draw="uniform")
 

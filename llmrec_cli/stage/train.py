@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli import needs, run_folder, workbench
-from llmrec_cli.base import base_config
+from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
@@ -15,11 +14,13 @@ from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.models.policy import Policy, check_depth
-from llmrec_cli.pair_task import StageRows, pair_stage
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.trained import load_policy
+from llmrec_cli.stage import needs, workbench
+from llmrec_cli.stage.base import base_config
+from llmrec_cli.stage.pair_task import StageRows, pair_stage
+from llmrec_cli.stage.trained import load_policy
 
 
 def train_stage(

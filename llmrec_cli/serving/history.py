@@ -12,7 +12,7 @@ from llmrec_cli.data.columns import ITEM_ID, TITLE
 from llmrec_cli.data.matching import Finder
 from llmrec_cli.engine.rows import PromptEncoder
 from llmrec_cli.report.recommended import ScoredBy, Told
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.stage.workbench import Workbench
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pytest
 from commands import llmrec, ok
 from experiments import make_experiment, typed
 
+from llmrec_cli.comparing.external import external_entry
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.errors import ArtefactError, UserError
-from llmrec_cli.external import external_entry
 from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.predictions import read_predictions

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli import __version__
-from llmrec_cli.card_scores import read_scores
 from llmrec_cli.data.columns import COUNT, TITLE
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import read_manifest
-from llmrec_cli.finished import Finished
 from llmrec_cli.methods import find
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.model_card import Card
-from llmrec_cli.workbench import Workbench
+from llmrec_cli.serving.card_scores import read_scores
+from llmrec_cli.serving.finished import Finished
+from llmrec_cli.stage.workbench import Workbench
 
 FULL_CODE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

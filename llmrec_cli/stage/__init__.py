@@ -1,0 +1,1 @@
+"""What the stages sft, align, baseline and eval are made of."""
