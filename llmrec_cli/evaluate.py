@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from llmrec_cli import run_folder
-from llmrec_cli.baseline import Score, baseline, load_scorer
+from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.ranks import Column
@@ -36,6 +36,7 @@ from llmrec_cli.stage.evaluate_candidates import (
     scored_pairs,
 )
 from llmrec_cli.stage.evaluate_pairs import evaluate_pairs
+from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
 
 POP = "baseline-pop"

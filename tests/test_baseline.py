@@ -17,13 +17,7 @@ import pytest
 import torch
 
 from llmrec_cli.align import align
-from llmrec_cli.baseline import (
-    _encoder,
-    _validation_metrics,
-    baseline,
-    load_scorer,
-    load_sequential,
-)
+from llmrec_cli.baseline import _validation_metrics, baseline
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.item_scores import fingerprint_of_rows
 from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
@@ -38,6 +32,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
 from llmrec_cli.stage import needs, workbench
+from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
 
 MODELS = ("itemknn", "sasrec", "gru4rec", "caser")
 NEURAL = ("sasrec", "gru4rec", "caser")
@@ -218,7 +213,7 @@ def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
 def test_ties_on_validation_count_against_the_target(home: Path) -> None:
     """Else a model that scores all entries alike would look perfect, and be chosen."""
     bench = workbench.open_workbench(recipe_in(home), Silent())
-    bench = replace(bench, encoder=_encoder(bench))
+    bench = replace(bench, encoder=leaf_encoder(bench))
     model, frame = load_sequential(bench, "caser"), bench.prepared.split("valid").head(50)
     assert _validation_metrics(bench, model, frame)["hr@10"] > 0.1
     torch.nn.init.zeros_(model.embedding.weight)

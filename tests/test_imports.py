@@ -32,6 +32,17 @@ ALLOWED = {
     ),
     "report": ("data", "files"),
 }
+# what stories are made of: may import what stories may, but of the stories only these
+MATERIAL = {"stage": {"compare"}, "comparing": {"audit", "compare"}, "serving": set[str]()}
+STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
+    "__init__",
+    "__main__",
+    "errors",
+    "exits",
+    "files",
+    "progress",
+    "run_folder",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -62,6 +73,17 @@ def strays(path: Path) -> list[str]:
 )
 def test_rooms_import_only_their_neighbours(path: Path) -> None:
     assert strays(path) == []
+
+
+@pytest.mark.parametrize("room", MATERIAL)
+def test_what_stories_are_made_of_does_not_tell_them(room: str) -> None:
+    told = {
+        name.split(".")[1]
+        for path in (PACKAGE / room).glob("*.py")
+        for name in imports(path)
+        if name.startswith("llmrec_cli.")
+    }
+    assert told & (STORIES | {"commands"}) == MATERIAL[room]
 
 
 def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

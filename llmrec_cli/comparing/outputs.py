@@ -55,10 +55,8 @@ def write_output(path: Path, compared: Compared) -> None:
 
 
 def _write_page(path: Path, compared: Compared) -> None:
-    try:
-        from llmrec_cli.comparing.gather_page import (
-            gather_page,  # plots and templates: for pages only
-        )
+    try:  # plots and templates: for pages only
+        from llmrec_cli.comparing.gather_page import gather_page
         from llmrec_cli.report.page import write_page
     except ModuleNotFoundError as error:
         raise MachineError(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrec_cli.baseline import Score, load_scorer
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.engine.decode import rank_catalogue
 from llmrec_cli.recipe.baseline import ItemknnOptions, PopOptions
 from llmrec_cli.report.recommended import ScoredBy
+from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench, decode_options
 from llmrec_cli.tensors.beam import NONE

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli.baseline import Score
 from llmrec_cli.data.columns import HISTORY, ROW, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
@@ -19,6 +18,7 @@ from llmrec_cli.engine.ranks import Column
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.report.pairs import CHOSEN_SCORE, OTHER, REJECTED_SCORE, SHOWN_FIRST
 from llmrec_cli.stage import workbench
+from llmrec_cli.stage.scorer import Score
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 ScoreTwo = Callable[[pd.DataFrame, list[int]], Floats]

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli.baseline import MODEL, load_sequential
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.checkpoint import WEIGHTS
@@ -38,6 +37,7 @@ from llmrec_cli.methods.contract import Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.stage.scorer import MODEL, load_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
 
