@@ -96,6 +96,22 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path}: not valid JSON: {error}") from None
 
 
+@contextlib.contextmanager
+def tensors_of(path: Path) -> Iterator[None]:
+    """Around reading tensors that a run stored, and putting them where they belong.
+
+    Raises:
+        ArtefactError: no safetensors file, or tensors of other names, shapes or kinds.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtefactError(f"{path}: not the tensors that were stored here: {reason}") from error
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None], *, hashes: bool = True) -> None:
     """Create ``folder`` whole or not at all; its files' SHA-256 stand in ``files.json``.
 
@@ -131,8 +147,11 @@ def check_folder(folder: Path) -> None:
     """Compare every file with its recorded SHA-256.
 
     Raises:
-        ArtefactError: a file is missing, added or changed; the message names it.
+        ArtefactError: a file is missing, added, changed or a link; the message names it.
     """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise ArtefactError(f"{path}: a link, which llmrec never writes; remove it")
     recorded = read_json(folder / HASHES)
     if (folder / HASHES).read_bytes() != _json_bytes(recorded):
         raise ArtefactError(f"{folder / HASHES}: damaged: not as it was written")

@@ -188,13 +188,15 @@ def _show_row(bench: Any, row: Any) -> Iterator[str]:
 def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
     """Weights, optimizer and activations, from the model's config alone."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from llmrec_cli.stage.base import base_source
+    from llmrec_cli.stage.base import base_config
 
-    config = AutoConfig.from_pretrained(base_source(recipe), revision=recipe.model.revision)
+    config = base_config(recipe)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=recipe.model.attention, trust_remote_code=False
+        )
     parameters = sum(p.numel() for p in model.parameters())
     width, layers = config.hidden_size, config.num_hidden_layers
     wide = getattr(config, "intermediate_size", 4 * width)

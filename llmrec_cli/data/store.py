@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import (
@@ -51,7 +52,8 @@ class Prepared:
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of a split; HISTORY, NEGATIVES and DISLIKED hold int32 arrays, the first in time."""
-        frame: pd.DataFrame = pq.read_table(self.folder / split_file(name)).to_pandas()
+        table = _read_table(self.folder / split_file(name))
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
     @property
@@ -232,7 +234,20 @@ def _written(file: Path) -> Manifest:
 
 
 def _read_items(file: Path) -> pd.DataFrame:
-    table = pq.read_table(file)
+    table = _read_table(file)
     frame: pd.DataFrame = table.to_pandas()
     # Plain lists where pyarrow gives numpy arrays of objects.
     return frame.assign(**{TOKENS: pd.Series(table[TOKENS].to_pylist(), dtype=object)})
+
+
+def _read_table(file: Path) -> pa.Table:
+    """A table of our own columns; what a file says of pandas and of extension types is not heard.
+
+    Raises:
+        ArtefactError: no parquet file.
+    """
+    try:
+        return pq.read_table(file, partitioning=None).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtefactError(f"{file}: no readable parquet file ({reason})") from None

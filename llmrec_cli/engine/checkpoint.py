@@ -18,6 +18,7 @@ from llmrec_cli.files import (
     check_folder,
     machine_errors,
     read_json,
+    tensors_of,
     write_folder,
     write_json,
     write_safetensors,
@@ -150,7 +151,8 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         ArtefactError: names or shapes differ.
     """
-    loaded = load_file(folder / WEIGHTS)
+    with tensors_of(folder / WEIGHTS):
+        loaded = load_file(folder / WEIGHTS)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name in sorted(set(loaded) ^ set(named)):
         where = "the checkpoint" if name in named else "the model"
@@ -167,7 +169,8 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and optimizer back as they were."""
     restore_weights(model, folder)
-    tensors = load_file(folder / OPTIMIZER)
+    with tensors_of(folder / OPTIMIZER):
+        tensors = load_file(folder / OPTIMIZER)
     for index, parameter in enumerate(_parameters(optimizer)):
         prefix = f"{index}/"
         entries = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -26,6 +26,7 @@ from llmrec_cli.engine.rows import Row
 from llmrec_cli.files import (
     check_folder,
     read_json,
+    tensors_of,
     write_folder,
     write_json,
     write_safetensors,
@@ -137,7 +138,8 @@ def stored_vectors(folder: Path, facts: Mapping[str, str], compute: Callable[[],
         if folder.is_dir():
             check_folder(folder)
             if read_json(folder / FACTS) == dict(facts):
-                return load_file(folder / VECTORS)["vectors"]
+                with tensors_of(folder / VECTORS):
+                    return load_file(folder / VECTORS)["vectors"]
         vector_QD = compute()
 
         def fill(temporary: Path) -> None:

@@ -123,6 +123,17 @@ def _arguments(section: LaunchSection, count: int) -> list[str]:
     ]
 
 
+def _import_paths() -> dict[str, str]:
+    """Ranks import what this process would: nothing from the folder that they work in.
+
+    ``python -m`` would look there first, and a ``numpy.py`` beside somebody's data would run.
+    """
+    root, known = Path(__file__).parents[2], os.environ.get("PYTHONPATH")
+    installed = root.name in ("site-packages", "dist-packages")
+    paths = ([known] if known else []) + ([] if installed else [str(root)])
+    return {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
+
+
 def _own_arguments() -> list[str]:
     """This command's arguments without ``--accelerate-config``."""
     given, kept = iter(sys.argv[1:]), []
@@ -145,6 +156,7 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ |= _import_paths()
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
     with _passed_on(SignalException):
         try:

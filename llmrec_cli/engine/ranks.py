@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,8 +180,8 @@ class Ranks:
 
         lock = folder.with_suffix(".lock")
         self.first(write, lock, everywhere=True)
-        files = folder.iterdir()
-        found = {file.stem: np.asarray(np.load(file, mmap_mode="c")) for file in files}
+        opened = partial(np.load, mmap_mode="c", allow_pickle=False)
+        found = {file.stem: np.asarray(opened(file)) for file in folder.iterdir()}
         self.first(remove, everywhere=True)
         return found
 

@@ -24,6 +24,7 @@ from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
     read_json,
+    tensors_of,
     write_folder,
     write_json,
     write_safetensors,
@@ -127,7 +128,8 @@ class Store:
         found = read_json(self.folder / "facts.json")
         if found != self.facts:
             raise ArtefactError(f"{self.folder}: made from {found}, now {self.facts}; delete it")
-        self._arrays = load_file(self.folder / STORED)
+        with tensors_of(self.folder / STORED):
+            self._arrays = load_file(self.folder / STORED)
         return True
 
     def save(self, steps: Sequence[Sequence[AnyRow]]) -> None:

@@ -146,17 +146,18 @@ def load(folder: str | Path, base: str | None = None) -> tuple[Any, Any]:
     """Model and tokenizer of a folder; an adapter lies on ``base``, or on what it names."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    safely = {"trust_remote_code": False, "use_safetensors": True}  # weights, and no code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     adapter = Path(folder, "adapter_config.json")
     if not adapter.is_file():
-        return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
+        return AutoModelForCausalLM.from_pretrained(folder, **safely).eval(), tokenizer
     from peft import PeftModel
 
     settings = json.loads(adapter.read_text(encoding="utf-8"))
     named = base or settings["base_model_name_or_path"]
     dtype = json.loads(Path(folder, "recommender.json").read_text(encoding="utf-8"))["dtype"]
     model = AutoModelForCausalLM.from_pretrained(
-        named, revision=None if base else settings["revision"], dtype=dtype
+        named, revision=None if base else settings["revision"], dtype=dtype, **safely
     )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))  # the adapter brings the new tokens' rows

@@ -16,6 +16,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.models.guard import backbone as named
+from llmrec_cli.models.guard import check_source, first_line, harmless, loading
 from llmrec_cli.models.policy import body
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.recipe.model import ModelSection, ScratchModel
@@ -64,32 +66,30 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
 
     if str(source).startswith((".", "/")) and not Path(source).is_dir():
         raise ArtefactError(f"model.backbone = {str(source)!r}: no such folder")
-    try:
+    check_source(source, revision)
+    with loading(named(source)):
         return AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
 
 
 def load_config(source: str | Path, revision: str | None = None) -> Any:
-    """The configuration of a hub id or local folder.
+    """The configuration of a hub id or local folder, without what would run code.
 
     Raises:
         ArtefactError: it cannot be found or read.
     """
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
+    with loading(named(source)):
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
+        return harmless(config, source)
 
 
 def load_model(source: str | Path, section: ModelSection) -> Any:
     """The causal LM of a hub id or local folder, in the recipe's dtype and attention.
 
-    Weights are read from safetensors only and remote code is never run.
+    Weights are read from safetensors only, from no other place, and remote code is never run.
 
     Raises:
         ArtefactError: it cannot be found, read, or is no causal LM.
@@ -97,8 +97,10 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    check_source(source, section.revision)
     full_precision = section.tuning == "full"  # weights that are trained stay fp32 under autocast
     options: dict[str, Any] = {
+        "config": load_config(source, section.revision),
         "dtype": torch.float32 if full_precision else DTYPES[section.dtype],
         "attn_implementation": section.attention,
         "revision": section.revision,
@@ -107,14 +109,12 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     }
     if section.quantize != "none":
         options["quantization_config"] = _quantization(section)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(source), **options)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"model.backbone = {str(source)!r}: {_first_line(error)}") from error
-    except ImportError as error:
-        raise MachineError(
-            f"model.attention = {section.attention!r}: {_first_line(error)}"
-        ) from error
+    with loading(named(source)):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+        except ImportError as error:
+            reason = first_line(error)
+            raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -205,7 +205,3 @@ def _quantization(section: ModelSection) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=DTYPES[section.dtype],
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

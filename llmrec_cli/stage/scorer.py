@@ -17,7 +17,7 @@ from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.rows import PromptEncoder
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.files import check_folder, sha256
+from llmrec_cli.files import check_folder, sha256, tensors_of
 from llmrec_cli.models.itemknn import score_itemknn, similarities
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
@@ -76,7 +76,9 @@ def load_sequential(bench: workbench.Workbench, name: str) -> Sequential:
         RecipeError: the model has no state of a history (pop, itemknn).
     """
     model = build(bench, name)
-    model.load_state_dict(load_tensors(_finished(bench, name) / WEIGHTS))
+    file = _finished(bench, name) / WEIGHTS
+    with tensors_of(file):
+        model.load_state_dict(load_tensors(file))
     return model.to(bench.ranks.device).eval()
 
 
@@ -104,7 +106,9 @@ def load_scorer(bench: workbench.Workbench, name: str) -> Score:
         model = load_sequential(bench, name)
         encoder = leaf_encoder(bench)
         return lambda histories: log_probs(model, encoder, histories).cpu().numpy()
-    similar_LL = similarities(load_file(_finished(bench, name) / WEIGHTS))
+    file = _finished(bench, name) / WEIGHTS
+    with tensors_of(file):
+        similar_LL = similarities(load_file(file))
     leaf_of_item = bench.leaf_of_item
 
     def score(histories: Sequence[Sequence[int]]) -> Scores:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llmrec_cli.models import backbone
+from llmrec_cli.models.guard import check_adapter, loading
 from llmrec_cli.stage.base import base_source, semantic_tokens
 from llmrec_cli.stage.workbench import Workbench
 
@@ -55,4 +56,7 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model)
-    return PeftModel.from_pretrained(model, str(parent / "adapter"), is_trainable=train)
+    adapter = parent / "adapter"
+    check_adapter(adapter)
+    with loading(str(adapter)):
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=train)
