@@ -29,6 +29,7 @@ from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED, ItemknnOptions, PopOptions
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.run_folder import Opened
 from llmrec_cli.stage import scorer, workbench
 from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
@@ -56,8 +57,9 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
     bench = workbench.open_workbench(recipe, progress)
     if recipe.baseline[name].model not in UNTRAINED:
         _require_rows(bench.prepared)
-    with run_folder.opened(recipe, run, scorer.facts(bench), bench.ranks, resume=resume) as opened:
-        opened.outcome = _fit(bench, name, folder, resume=resume, progress=progress)
+    facts = scorer.facts(bench)
+    with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
+        opened.outcome = _fit(bench, name, opened, resume=resume, progress=progress)
     return folder
 
 
@@ -68,15 +70,15 @@ def _require_rows(prepared: Prepared) -> None:
 
 
 def _fit(
-    bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
+    bench: workbench.Workbench, name: str, opened: Opened, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    options = bench.recipe.baseline[name].options
+    folder, options = opened.folder, bench.recipe.baseline[name].options
     if isinstance(options, PopOptions):
         return {}  # training counts stand in the prepared folder
     if isinstance(options, ItemknnOptions):
         bench.ranks.first(partial(_fit_itemknn, bench, options, folder), folder / ".model.lock")
         return {}
-    return _train(bench, name, folder, resume=resume, progress=progress)
+    return _train(bench, name, opened, resume=resume, progress=progress)
 
 
 def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Path) -> None:
@@ -92,7 +94,7 @@ def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Pa
 
 
 def _train(
-    bench: workbench.Workbench, name: str, folder: Path, *, resume: bool, progress: Progress
+    bench: workbench.Workbench, name: str, opened: Opened, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     section, device = bench.recipe.baseline[name].train, bench.ranks.device
     model = scorer.build(bench, name).to(device)
@@ -110,15 +112,16 @@ def _train(
             rank_valid=lambda: _validation_metrics(bench, model, valid),
             section=section,
             seed=bench.recipe.seed,
-            folder=folder,
+            folder=opened.folder,
             ranks=bench.ranks,
             progress=progress,
             label=f"baseline-{name}",
+            trackers=opened.trackers,
         ),
         resume=resume,
     )
     if bench.ranks.is_first:
-        write_tensors(folder / scorer.MODEL, model.state_dict())
+        write_tensors(opened.folder / scorer.MODEL, model.state_dict())
     return {
         "steps": position.step,
         "best_step": position.best_step,

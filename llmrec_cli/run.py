@@ -12,6 +12,7 @@ from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared
 from llmrec_cli.comparing.outputs import write_output
 from llmrec_cli.engine.launch import is_first_rank
+from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import MachineError
 from llmrec_cli.evaluate import POP, evaluate
 from llmrec_cli.prepare import prepare
@@ -28,6 +29,7 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     The comparison is also written into the experiment's folder (``REPORTS``), where it is not there
     or older than an evaluation.
     """
+    require(recipe.track)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(recipe.folder / ".prepare.lock"):  # processes of a group start together
         prepare(recipe, Path, progress=progress.say)

@@ -16,6 +16,7 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from llmrec_cli import __version__
+from llmrec_cli.engine.trackers import Trackers, tracked
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
@@ -24,6 +25,7 @@ from llmrec_cli.files import (
     write_atomically,
     write_json,
 )
+from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.recipe import Recipe
 
@@ -80,12 +82,19 @@ class Opened:
     """A run folder that this run has for itself."""
 
     folder: Path
+    trackers: Trackers
     outcome: Mapping[str, Any] = field(default_factory=dict)  # for the manifest, set at the end
 
 
 @contextmanager
 def opened(
-    recipe: Recipe, run: str, facts: Mapping[str, Any], ranks: Ranks, *, resume: bool
+    recipe: Recipe,
+    run: str,
+    facts: Mapping[str, Any],
+    ranks: Ranks,
+    progress: Progress,
+    *,
+    resume: bool,
 ) -> Iterator[Opened]:
     """``open_run`` by the first process; without an exception, the run is done at the end.
 
@@ -93,11 +102,16 @@ def opened(
 
     Raises:
         ArtefactError: as ``open_run``; or another run of llmrec works in the folder.
+        MachineError, RecipeError: a tracker of the recipe cannot work here.
     """
     from llmrec_cli.engine.usage import measured  # torch, which reading a run does not need
 
-    made = Opened(recipe.run_folder(run))
-    with claimed(made.folder) if ranks.is_first else nullcontext():
+    folder = recipe.run_folder(run)
+    with (
+        tracked(recipe.track, folder, writes=ranks.is_first, say=progress.say) as trackers,
+        claimed(folder) if ranks.is_first else nullcontext(),
+    ):
+        made = Opened(folder, trackers)
         ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
         with measured(ranks.device) as usage:
             yield made

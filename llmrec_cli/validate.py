@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import DataError
 from llmrec_cli.files import read_json
 from llmrec_cli.progress import Silent
@@ -30,6 +31,7 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     Raises:
         LlmrecError: the first thing that would stop a run.
     """
+    require(recipe.track)
     sources = list(_sources(recipe))
     yield from ("resolved recipe:", *_indent(tomli_w.dumps(recipe.resolved())))
     yield from sources

@@ -27,6 +27,7 @@ ALLOWED = {
         "progress",
         "recipe.model",
         "recipe.stages",
+        "recipe.track",
         "recipe.train",
         "tensors",
     ),

@@ -13,6 +13,7 @@ from llmrec_cli.engine.collate import Collator, Masses
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.supply import Supply
+from llmrec_cli.engine.trackers import Trackers
 from llmrec_cli.methods.contract import Method
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
@@ -39,6 +40,7 @@ class Job:
     progress: Progress
     label: str = "train"
     supply: Supply = field(default_factory=Supply)  # what the method needs besides rows
+    trackers: Trackers = field(default_factory=Trackers)  # get the rows of metrics.jsonl too
 
     @property
     def steps(self) -> int:

@@ -41,7 +41,8 @@ def train(job: Job, *, resume: bool) -> Position:
     module, optimizer = job.ranks.accelerator.prepare(PolicyLoss(job), optimizer)
     position = Position(method=dict(job.method.init_state(job.options, job.trie)))
     checkpoints = Checkpoints(job.folder / "checkpoints", writes=job.ranks.is_first)
-    log = MetricsLog(job.folder / "metrics.jsonl", writes=job.ranks.is_first)
+    first, metrics = job.ranks.is_first, job.folder / "metrics.jsonl"
+    log = MetricsLog(metrics, writes=first, trackers=job.trackers)
     if resume:
         position = _resume(job, optimizer, checkpoints, position)
         checkpoints.prune(keep=job.section.keep, best_step=position.best_step)

@@ -15,13 +15,14 @@ from pydantic import (
 )
 
 
-def _one_or_many(value: object) -> object:
+def one_or_many(value: object) -> object:
+    """A text alone, as a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
 Strings = Annotated[
     tuple[str, ...],
-    BeforeValidator(_one_or_many, json_schema_input_type=str | tuple[str, ...]),
+    BeforeValidator(one_or_many, json_schema_input_type=str | tuple[str, ...]),
     Field(strict=False),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -109,14 +110,16 @@ def model_problems(
         model.model_validate(values)
     except ValidationError as error:
         by_place: dict[tuple[str, str], list[str]] = {}  # a union has one problem per branch: join
+        hints: dict[tuple[str, str], str] = {}
         for problem in error.errors(include_url=False, include_context=False):
             loc = _real_location(values, problem["loc"])
             place, expected, meaning = _describe(model, prefix, loc, problem, also)
             by_place.setdefault((place, meaning), []).append(expected)
+            hints[place, meaning] = hints.get((place, meaning), "") or _nearest_word(problem)
         for (place, meaning), expected_ones in by_place.items():
             first, *others = dict.fromkeys(expected_ones)
             either = [other.removeprefix("expected ") for other in others]
-            yield place + " or ".join([first, *either]) + meaning
+            yield place + " or ".join([first, *either]) + meaning + hints[place, meaning]
 
 
 def _real_location(values: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -178,6 +181,14 @@ def _expected(problem: Mapping[str, Any]) -> str:
     message: str = problem["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
     return message[0].lower() + message[1:]
+
+
+def _nearest_word(problem: Mapping[str, Any]) -> str:
+    """The nearest of the words that a key knows, for a misspelt one."""
+    if problem["type"] != "literal_error":
+        return ""
+    hint = did_you_mean(str(problem["input"]), re.findall(r"'([^']+)'", problem["msg"]))
+    return f".{hint}" if hint else ""
 
 
 def _show(value: object) -> str:

@@ -69,7 +69,7 @@ def train_stage(
         if count == 0:
             raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
-    with run_folder.opened(recipe, run, facts, bench.ranks, resume=resume) as opened:
+    with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
         policy = Policy(load_policy(bench, parent_folder, train=True, dropout=dropout))
@@ -92,6 +92,7 @@ def train_stage(
             progress=progress,
             label=run,
             supply=supply,
+            trackers=opened.trackers,
         )
         opened.outcome = _outcome(train(job, resume=resume), bench.ranks.count)
         if bench.ranks.is_first:

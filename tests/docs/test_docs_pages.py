@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -249,3 +250,11 @@ def test_exit_codes_are_the_packages_own() -> None:
     codes = re.findall(r"^\| (\d+(?:, \d+)?) \|", read(DOCS / "troubleshooting.md"), re.M)
     assert codes == ["0", "1", "2", "3", "4", "130, 143"]
     assert (UserError.exit_code, MachineError.exit_code, NumbersError.exit_code) == (2, 3, 4)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_every_extra_is_named(page: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"]) - {"dev"}
+    named = re.findall(r"`([a-z]+)`", (ROOT / page).read_text())
+    assert extras <= set(named)

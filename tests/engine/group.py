@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.engine.trackers import tracked
 from llmrec_cli.errors import NumbersError
+from llmrec_cli.recipe.track import TrackSection
 
 TRIED = ("lml", "ats")
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -257,6 +260,16 @@ def in_pieces(folder: Path) -> dict[str, Any]:
     return {"same": final_state(again) == final_state(straight), "kinds": sorted(kinds)}
 
 
+def once_in_a_tracker(folder: Path) -> list[str]:
+    """TensorBoard's files of a run in which all ranks work together."""
+    running, section = job(folder / "tracked"), TrackSection(trackers=("tensorboard",))
+    first, said = running.ranks.is_first, list[str]()
+    with tracked(section, running.folder, writes=first, say=said.append) as trackers:
+        train(replace(running, trackers=trackers), resume=False)
+    running.ranks.wait()
+    return [*said, *(path.parent.name for path in running.folder.rglob("*tfevents*"))]
+
+
 def main(folder: Path) -> None:
     found = {
         run.__name__: run(folder)
@@ -267,6 +280,7 @@ def main(folder: Path) -> None:
             one_signal,
             telling,
             mapping,
+            once_in_a_tracker,
             many_machines,
             in_pieces,
         )

@@ -160,3 +160,10 @@ def test_alone_everything_is_the_identity() -> None:
     assert ranks.most(5) == 5
     columns: list[Any] = ranks.shared_out(3, lambda numbers: [(torch.tensor(list(numbers)), -1)])
     assert columns[0].tolist() == [0, 1, 2]
+
+
+def test_one_of_many_processes_feeds_the_trackers(group: Group) -> None:
+    first, *others = [rank["once_in_a_tracker"] for rank in group.ranks]
+    said = f"tracked: also in tensorboard: tensorboard --logdir {group.folder}"
+    assert first == [said, "tensorboard"]
+    assert others == [["tensorboard"]] * len(others)
