@@ -31,6 +31,7 @@ from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.lists import Seen
 from llmrec_cli.report.pairs import PAIRED
 from llmrec_cli.report.question import Question
+from llmrec_cli.run_folder import nearest_beside
 
 SFT = "sft"
 
@@ -121,7 +122,7 @@ def _found(words: Sequence[str], split: str, notes: list[str]) -> tuple[list[Pat
         raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and no recipe is named")
     experiments, folders = list[Path](), list[Path]()
     for word in named:
-        folder = Path(word) if Path(word).is_dir() else load_recipe(word, overrides).folder
+        folder = Path(word) if Path(word).is_dir() else _experiment(word, overrides)
         if is_run(folder):
             require_evaluated(folder, split)
             experiments.append(folder.parent)
@@ -130,6 +131,17 @@ def _found(words: Sequence[str], split: str, notes: list[str]) -> tuple[list[Pat
             experiments.append(folder)
             folders += _evaluated_in(folder, split, notes)
     return experiments, list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _experiment(word: str, overrides: Sequence[str]) -> Path:
+    """The folder of a recipe's experiment; of what is no recipe, most likely a folder was meant."""
+    try:
+        return load_recipe(word, overrides).folder
+    except RecipeError:
+        hint = "" if Path(word).is_file() else nearest_beside(Path(word))
+        if not hint:
+            raise
+        raise ArtefactError(f"{word}: no such folder or recipe.{hint}") from None
 
 
 def _evaluated_in(experiment: Path, split: str, notes: list[str]) -> list[Path]:
@@ -176,7 +188,7 @@ def _compared(
 def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
     """What a reader has to know about the data, a few words for each prepared folder."""
     for ground in grounds:
-        found = short_lines(verdicts(ground.manifest))
+        found = [line.removeprefix("note: ") for line in short_lines(verdicts(ground.manifest))]
         if found:
             name = ground.folder.resolve().parent.name
             yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"

@@ -27,6 +27,7 @@ from llmrec_cli.files import (
 )
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
+from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -239,6 +240,13 @@ def named(name: str, split: str) -> str:
     """``report.json`` for the test split, ``report-valid.json`` for validation."""
     stem, dot, ending = name.partition(".")
     return name if split == "test" else f"{stem}-{split}{dot}{ending}"
+
+
+def nearest_beside(folder: Path) -> str:
+    """The folder called most like a missing one, as a sentence to append; empty if none is near."""
+    return did_you_mean(
+        folder.name, [path.name for path in folder.parent.glob("[!.]*") if path.is_dir()]
+    )
 
 
 def log_opening(folder: Path, split: str) -> None:

@@ -15,7 +15,7 @@ from llmrec_cli.data.columns import ITEMS_FILE
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
-from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE
+from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE, nearest_beside
 
 State = Literal["evaluated", "done", "running", "stopped", "damaged"]
 
@@ -71,6 +71,8 @@ def shown(folder: Path) -> dict[str, Any]:
     if not is_run(folder):
         inside = ", ".join(path.name for path in _runs(folder)) if folder.is_dir() else ""
         hint = f"; it holds the runs {inside}" if inside else "; see llmrec runs ls"
+        if not folder.is_dir() and (near := nearest_beside(folder)):
+            hint = f".{near}"
         raise ArtefactError(f"{folder}: not the folder of a run{hint}")
     manifest = read_json(folder / MANIFEST_FILE)
     told = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")

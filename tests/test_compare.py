@@ -168,6 +168,7 @@ def test_what_has_to_be_known_about_the_data_is_a_note(home: Path) -> None:
     audits = [note for note in notes if note.startswith("audit of s1: ")]
     assert len(audits) == 1
     assert "interactions that tie in time: 870 of 969" in audits[0]
+    assert "note:" not in audits[0]
 
 
 def test_costs_are_summed_over_what_a_run_stands_on(home: Path) -> None:

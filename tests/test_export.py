@@ -34,7 +34,8 @@ from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.model_card import escaped, fenced
+from llmrec_cli.report.model_card import fenced
+from llmrec_cli.report.text import markdown
 from llmrec_cli.serving import hub
 from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
@@ -354,7 +355,7 @@ def test_the_card_of_an_adapter_names_its_base(home: Path, tmp_path: Path) -> No
 
 
 def test_hostile_text_in_a_card_stays_text() -> None:
-    assert escaped("a|b\n# <img src=x> [x](y) `z`\x1b[2J") == (
+    assert markdown("a|b\n# <img src=x> [x](y) `z`\x1b[2J") == (
         r"a\|b \# \<img src=x\> \[x\](y) \`z\`"
     )
     assert fenced("```\nend") == "````text\n```\nend\n````"

@@ -18,16 +18,20 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from filelock import FileLock
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from llmrec_cli import environment as env
 from llmrec_cli import runs as story
 from llmrec_cli.cli import app
 from llmrec_cli.commands import completion
+from llmrec_cli.compare import Asked, compare
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe, shipped_names
+from llmrec_cli.recommender import Recommender
 from llmrec_cli.runs import headline, listed, shown, size_in_words, state_of
 from llmrec_cli.shipped_recipes import copied
 
@@ -272,6 +276,24 @@ def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
     assert story.HEADINGS[0] == "run"
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: compare([str(folder)], Asked()),
+        lambda folder: Recommender.load(folder),
+        lambda folder: shown(folder),
+    ],
+    ids=["compare", "recommend", "runs show"],
+)
+def test_a_misspelt_folder_is_answered_with_the_nearest(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("runs/e/align-msl"), running(), [])
+    with pytest.raises(ArtefactError, match=r"^runs/e/align-ms: no.* mean align-msl\?$"):
+        read(Path("runs/e/align-ms"))
+
+
 # --- completion and colour ---------------------------------------------------------------------
 
 LLMREC = Path(sys.executable).with_name("llmrec")
@@ -333,6 +355,27 @@ def test_names_are_offered_for_every_kind_of_word(
     assert completion.methods("d") == ["dmpo", "dpo"]
     assert completion.models("s") == ["sasrec"]
     assert completion.categories("amazon2018/Gi") == ["amazon2018/Gift_Cards"]
+
+
+WHERE_RUNS_STAND = [
+    ("compare", "runs"),
+    ("recommend", "run"),
+    ("export", "run"),
+    ("export-lists", "run"),
+    ("audit", "source"),
+]
+
+
+@pytest.mark.parametrize(("command", "parameter"), WHERE_RUNS_STAND)
+def test_folders_of_runs_are_offered(
+    command: str, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("runs/e/sft"), running(), [])
+    found: Any = get_command(app)
+    words = {p.name: p for p in found.commands[command].params}
+    offered = words[parameter].shell_complete(typer.Context(found), "runs/e/s")
+    assert "runs/e/sft" in [item.value for item in offered]
 
 
 def test_a_broken_recipe_offers_no_runs(tmp_path: Path) -> None:

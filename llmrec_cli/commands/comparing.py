@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llmrec_cli.commands import completion
 from llmrec_cli.commands.options import AsJson, Overrides, Quiet, RecipeArgument, Split
 from llmrec_cli.commands.screen import Screen
 from llmrec_cli.recipe.file import load_recipe
@@ -21,6 +22,7 @@ def compare_command(
         typer.Argument(
             metavar="RUN",
             help="Experiments' folders, runs' folders, recipes (with their KEY=VALUE overrides).",
+            autocompletion=completion.recipes_and_folders,
         ),
     ],
     baseline: Annotated[
@@ -86,7 +88,12 @@ def export_data_command(
 
 def export_lists_command(
     run: Annotated[
-        Path, typer.Option(metavar="RUN", help="Folder of an evaluated run: runs/quickstart/sft.")
+        Path,
+        typer.Option(
+            metavar="RUN",
+            help="Folder of an evaluated run: runs/quickstart/sft.",
+            autocompletion=completion.folders,
+        ),
     ],
     to: Annotated[Path, typer.Option(metavar="FILE", help="A file of that name is replaced.")],
     format: Annotated[

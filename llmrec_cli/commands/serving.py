@@ -7,13 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from llmrec_cli.commands import completion
 from llmrec_cli.commands.options import AsJson, Overrides, Quiet
 from llmrec_cli.commands.screen import Screen
 from llmrec_cli.errors import RecipeError
 
 RunFolder = Annotated[
     Path,
-    typer.Option("--run", metavar="RUN", help="Folder of a finished run: runs/quickstart/sft."),
+    typer.Option(
+        "--run",
+        metavar="RUN",
+        help="Folder of a finished run: runs/quickstart/sft.",
+        autocompletion=completion.folders,
+    ),
 ]
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from llmrec_cli.report.text import plain
+from llmrec_cli.report.text import markdown, plain
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~&$@])")
 _BACKTICKS = re.compile("`+")
 
 
@@ -50,7 +49,7 @@ class Card:
 def model_card(card: Card) -> str:
     """The card as Markdown, behind its metadata in YAML."""
     made = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701 - Markdown: every text goes through the filter md
-    made.filters |= {"md": escaped, "fenced": fenced, "table": table}
+    made.filters |= {"md": markdown, "fenced": fenced, "table": table}
     template = files("llmrec_cli.exported").joinpath("README.md.j2").read_text(encoding="utf-8")
     return made.from_string(template).render(card=card, yaml=to_yaml(card))
 
@@ -76,11 +75,6 @@ def to_yaml(card: Card) -> str:
     return ModelCardData(**metadata).to_yaml().rstrip()
 
 
-def escaped(text: str) -> str:
-    """One harmless line of Markdown that shows ``text`` as it is."""
-    return _MARKDOWN.sub(r"\\\1", plain(text))
-
-
 def fenced(text: str, language: str = "text") -> str:
     """A code block whose text cannot end it."""
     longest = max((len(found) for found in _BACKTICKS.findall(text)), default=0)
@@ -91,5 +85,5 @@ def fenced(text: str, language: str = "text") -> str:
 def table(rows: Rows, headings: Sequence[str]) -> str:
     """Rows under headings; all but the first column to the right."""
     rules = [":--", *("--:" for _ in headings[1:])]
-    cells = [list(map(escaped, row)) for row in (headings, *rows)]
+    cells = [list(map(markdown, row)) for row in (headings, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rules, *cells[1:]))

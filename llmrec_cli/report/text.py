@@ -13,6 +13,7 @@ _ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 _JOINERS = "\u200c\u200d"  # shape letters and emoji, never direction or layout
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~&$@])")
 _SPACES = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
 
 
@@ -25,6 +26,11 @@ def plain(title: str) -> str:
     such as ``=cmd`` stay as text: whoever renders must not interpret them.
     """
     return " ".join(harmless(title).split())
+
+
+def markdown(text: str) -> str:
+    """One harmless line of Markdown that shows ``text`` as it is: no markup, HTML, or new cell."""
+    return _MARKDOWN.sub(r"\\\1", plain(text))
 
 
 def harmless(line: str) -> str:

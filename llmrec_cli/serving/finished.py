@@ -112,7 +112,8 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
 
 def _what_it_is(home: Path) -> str:
     if not home.is_dir():
-        return "no such folder; expected a run's folder, such as runs/quickstart/sft"
+        hint = run_folder.nearest_beside(home)
+        return f"no such folder; expected a run's folder, such as runs/quickstart/sft.{hint}"
     runs = sorted(file.parent.name for file in home.glob(f"*/{run_folder.RECIPE_FILE}"))
     if runs:
         return f"is an experiment's folder; expected one of its runs: {', '.join(runs)}"

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import final_state, job, metrics
 
@@ -47,6 +48,7 @@ def log_tracked(
     """Rows as the loop writes them, from behind a checkpoint on; what was said of the trackers."""
     said: Said = []
     section = TrackSection(trackers=names, online=online)
+    PartialState(cpu=True)  # the processes, which a training knows
     folder.mkdir(parents=True, exist_ok=True)
     with tracked(section, folder, writes=True, say=said.append) as trackers:
         log = MetricsLog(folder / "metrics.jsonl", trackers=trackers)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from llmrec_cli.data.locations import find_category, generations
 from llmrec_cli.data.prompts import template_names
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 
@@ -117,3 +119,24 @@ def test_the_papers_setting_of_dmpo(k: int) -> None:
     options = stage.options.model_dump()
     assert (options["k"], options["beta"], options["variant"]) == (k, 0.1, "paper")
     assert (recipe.prompt.task, recipe.prompt.template) == ("rank-pair", "games")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_official_files_come_with_the_command_that_fetches_them(name: str) -> None:
+    """What a recipe reads from ``raw/`` and an official host has is what ``download`` brings."""
+    recipe = load_recipe(name)
+    tables = [recipe.data, *([recipe.eval.data] if recipe.eval.data else [])]
+    wanted = {
+        Path(file).name
+        for data in tables
+        if data.format in generations()
+        for file in data.files()
+        if file.startswith("raw/")
+    }
+    brought = set()
+    for word in re.findall(r"^#   Get them: llmrec download (\S+) --to raw$", opening(name), re.M):
+        generation, category = find_category(word)
+        files = generation.hosts[0].files
+        paths = [*files["reviews"], *files["meta"]]
+        brought |= {path.rsplit("/", 1)[-1].format(category=category) for path in paths}
+    assert brought == wanted

@@ -6,9 +6,8 @@ import re
 
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.tables.sheets import Cell, Sheet, sheets
-from llmrec_cli.report.text import plain
+from llmrec_cli.report.text import markdown
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#!|~&$@])")
 _FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape, and better read as it is
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,7 +32,7 @@ _LATEX = {
 def to_markdown(comparison: Comparison) -> str:
     """All tables of a comparison in GitHub's Markdown."""
     parts = [_markdown(sheet) for sheet in sheets(comparison)]
-    notes = [f"- {_escaped(plain(note))}" for note in comparison.notes]
+    notes = [f"- {markdown(note)}" for note in comparison.notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
@@ -55,8 +54,8 @@ def _markdown(sheet: Sheet) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that stays text: no markup, no HTML, no cell of its own."""
-    return text if _FIGURE.fullmatch(text) else _MARKDOWN.sub(r"\\\1", text)
+    """Text that stays text; a figure as it is."""
+    return text if _FIGURE.fullmatch(text) else markdown(text)
 
 
 def _latex(sheet: Sheet) -> str:
