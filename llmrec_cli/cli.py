@@ -15,9 +15,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from llmrec_cli import __version__
-from llmrec_cli.commands import audit, comparing, material, pipeline, serving, shelf
+from llmrec_cli.commands import audit, comparing, material, pipeline, serving, shelf, sweeping
 from llmrec_cli.commands.screen import out
-from llmrec_cli.engine.launch import end_with_launcher, is_rank
+from llmrec_cli.engine.launch import end_with_launcher, is_started
 from llmrec_cli.exits import ended
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "align": pipeline.align_command,
     "eval": pipeline.eval_command,
     "run": pipeline.run_command,
+    "sweep": sweeping.sweep_command,
     "compare": comparing.compare_command,
     "export-data": comparing.export_data_command,
     "export-lists": comparing.export_lists_command,
@@ -90,6 +91,6 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # libraries' advice to developers, not to users
         warnings.simplefilter("ignore")
-    if is_rank():
+    if is_started():
         end_with_launcher()
     sys.exit(ended(app))

@@ -260,13 +260,19 @@ def log_opening(folder: Path, split: str) -> None:
 
 def _check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for group in ("settings", "facts"):
-        before, after = _flat(recorded[group]), _flat(now[group])
-        for key in sorted(set(before) | set(after)):
-            if before.get(key) != after.get(key):
-                raise ArtefactError(
-                    f"{folder}: started with {key} = {before.get(key)!r}, now {after.get(key)!r}; "
-                    "use the same recipe or choose another name (name=...)"
-                )
+        for key, before, after in differences(recorded[group], now[group]):
+            raise ArtefactError(
+                f"{folder}: started with {key} = {before!r}, now {after!r}; "
+                "use the same recipe or choose another name (name=...)"
+            )
+
+
+def differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of tables differ: dotted key, and both values; None: not there."""
+    old, new = _flat(before), _flat(now)
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

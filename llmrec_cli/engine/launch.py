@@ -31,7 +31,7 @@ FAILURES = "LLMREC_FAILURES"
 """Environment variable: the folder in which ranks leave what ended them."""
 
 LAUNCHER = "LLMREC_LAUNCHER"
-"""Environment variable: the launcher's process id."""
+"""Environment variable: the process id of whoever started this one (a launcher, a sweep)."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
@@ -45,6 +45,11 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 def is_rank() -> bool:
     """Whether this process was started as one of a group."""
     return any(name in os.environ for name in _JOINED)
+
+
+def is_started() -> bool:
+    """Whether another process of llmrec, or a launcher, started this one and waits for it."""
+    return is_rank() or LAUNCHER in os.environ
 
 
 def is_first_rank() -> bool:
@@ -276,7 +281,7 @@ def note_failure(message: str, code: int, *, secondary: bool) -> bool:
 
 
 def end_with_launcher(every: float = 0.25) -> None:
-    """End this rank when the process that started it is gone: no orphan goes on writing.
+    """End this process when the one that started it is gone: no orphan goes on writing.
 
     A child of our own launcher is ended by the kernel where that can be asked for (Linux).
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,7 @@ def load_recipe(
         RecipeError: every problem at once, one line each.
     """
     path = find_recipe(name_or_path)
-    table = _read(path)
-    base = table.pop("extends", None)
-    if base is not None:
-        table = _merge(_read_base(path, base), table)
-    table.setdefault("name", path.stem)
-    for override in overrides:
-        _apply(table, override)
+    table = merged_table(path, overrides)
     for kind, names in (("align", aligns), ("baseline", ["pop", *baselines])):
         for name in names:
             if isinstance(table.setdefault(kind, {}), dict):
@@ -60,6 +54,24 @@ def load_recipe(
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
     return recipe
+
+
+def merged_table(path: Path, overrides: Iterable[str] = ()) -> Table:
+    """A recipe file over the one that it extends, and overrides over both; nothing is checked.
+
+    Paths are relative to the working folder.
+
+    Raises:
+        RecipeError: a file that is not TOML, or a word that is no override.
+    """
+    table = _read(path)
+    base = table.pop("extends", None)
+    if base is not None:
+        table = _merge(_read_base(path, base), table)
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(table, override)
+    return table
 
 
 def shipped_folder() -> Path:
@@ -130,22 +142,29 @@ PATH_KEYS = (*_DATA_KEYS, *(("eval", *keys) for keys in _DATA_KEYS), ("model", "
 
 
 def _anchor_paths(table: Table, folder: Path) -> None:
-    def anchor(value: Any) -> Any:
+    def anchored(path: str) -> str:
+        return os.path.normpath(folder / path) if path.startswith(("./", "../")) else path
+
+    map_paths(table, anchored)
+    model = table.get("model")
+    if isinstance(model, dict) and os.path.isdir(model.get("backbone", "")):
+        model["backbone"] = os.path.abspath(model["backbone"])  # cannot be taken for a hub id
+
+
+def map_paths(table: Table, change: Callable[[str], str]) -> None:
+    """Change, in place, every value of a recipe's table that may be a path."""
+
+    def changed(value: Any) -> Any:
         if isinstance(value, list):
-            return [anchor(entry) for entry in value]
-        if isinstance(value, str) and value.startswith(("./", "../")):
-            return os.path.normpath(folder / value)
-        return value
+            return [changed(entry) for entry in value]
+        return change(value) if isinstance(value, str) else value
 
     for *parents, key in PATH_KEYS:
         inner: Any = table
         for parent in parents:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and key in inner:
-            inner[key] = anchor(inner[key])
-    model = table.get("model")
-    if isinstance(model, dict) and os.path.isdir(model.get("backbone", "")):
-        model["backbone"] = os.path.abspath(model["backbone"])  # cannot be taken for a hub id
+            inner[key] = changed(inner[key])
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
@@ -168,10 +187,11 @@ def _apply(table: Table, override: str) -> None:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise RecipeError(f"{override}: {parent} is a value, not a table")
-    table[last] = _toml_value(text.strip())
+    table[last] = toml_value(text.strip())
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """The value that an override's text means: TOML, else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -17,6 +17,7 @@ from llmrec_cli.recipe.data import DataSection, PromptSection, Section
 from llmrec_cli.recipe.eval import EvalSection
 from llmrec_cli.recipe.model import ModelSection
 from llmrec_cli.recipe.stages import AlignSection, LaunchSection, StageSection
+from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.track import TrackSection
 from llmrec_cli.recipe.train import TrainSection
 
@@ -39,6 +40,7 @@ class Recipe(Section):
     align: dict[str, AlignSection] = Field(default_factory=dict)
     eval: EvalSection = EvalSection()
     launch: LaunchSection = LaunchSection()
+    sweep: SweepSection | None = None
     track: TrackSection = TrackSection()
 
     @model_validator(mode="after")

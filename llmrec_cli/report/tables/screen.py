@@ -23,14 +23,14 @@ def to_tables(comparison: Comparison, *, full: bool = True) -> list[RenderableTy
     """A comparison for a terminal; names are shown, never interpreted."""
     found: list[RenderableType] = []
     for sheet in sheets(comparison, full=full):
-        found += [_Fitted(sheet), Text()]
+        found += [FittedTable(sheet), Text()]
     notes = [Text(note) for note in _notes(comparison)]
     return [*found, *notes] if notes else found[:-1]
 
 
 def to_lines(comparison: Comparison, *, full: bool = True) -> list[str]:
     """A comparison as plain lines, a blank one after each table."""
-    blocks = [[*_lines(sheet), ""] for sheet in sheets(comparison, full=full)]
+    blocks = [[*sheet_lines(sheet), ""] for sheet in sheets(comparison, full=full)]
     lines = [line for block in blocks for line in block]
     notes = _notes(comparison)
     return lines + notes if notes else lines[:-1]
@@ -41,7 +41,7 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class FittedTable:
     """A table that asks for the terminal's width when it is shown."""
 
     sheet: Sheet
@@ -86,7 +86,8 @@ def column_widths(sheet: Sheet, room: int) -> list[int]:
     return widths
 
 
-def _lines(sheet: Sheet) -> list[str]:
+def sheet_lines(sheet: Sheet) -> list[str]:
+    """A table as aligned lines: title, headings, rows, caption."""
     grid = [list(sheet.headings), *([" ".join(cell) for cell in row] for row in sheet.rows)]
     widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
     rows = ["  ".join(_fill(c, w) for c, w in zip(row, widths, strict=True)) for row in grid]

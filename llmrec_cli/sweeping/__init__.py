@@ -1,0 +1,1 @@
+"""What ``llmrec sweep`` is made of: the plan, the study that chooses points, and trials."""

@@ -1,0 +1,298 @@
+"""What a sweep is to do: its space, the run that is judged, and the recipe of every point.
+
+Everything is checked here, before anything is imported that trains or stored that stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llmrec_cli import methods
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe.baseline import UNTRAINED
+from llmrec_cli.recipe.file import load_recipe, toml_value
+from llmrec_cli.recipe.problems import did_you_mean
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.sweep import Range, SweepSection
+
+Point: TypeAlias = dict[str, str]
+"""Keys of the recipe to values as TOML text."""
+
+_FOLDER = "sweep"
+_WHY_NOT = {
+    "name": "names the folder of the runs",
+    "out": "names the folder of the runs",
+    "extends": "is the file below this one",
+    "description": "changes nothing",
+    "seed": "is no setting to choose; average over several with --seeds",
+    "launch": "changes nothing about the result",
+    "track": "changes nothing about the result",
+    "sweep": "is the search itself",
+    "data": "changes the validation rows, whose figures would not compare",
+    "eval": "changes how validation is scored, whose figures would not compare",
+}
+_JUDGING = ("select", "validate_rows")  # keys of [train]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, checked."""
+
+    word: str  # the recipe as it was named
+    overrides: tuple[str, ...]
+    recipe: Recipe  # without any swept value
+    space: Mapping[str, Sequence[str] | Range]  # choices as TOML text
+    run: str  # the run that is judged
+    section: SweepSection
+    study: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the study and its trials live."""
+        return self.recipe.folder / _FOLDER / self.study
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.section.seeds) or (self.recipe.seed,)
+
+    @property
+    def trials(self) -> int:
+        """How many points are to be tried."""
+        return len(self.grid()) if self.section.sampler == "grid" else self.section.trials
+
+    @property
+    def metric(self) -> str:
+        """What points are judged by, on validation."""
+        select = self.recipe.stage(self.run).train.select
+        return f"ndcg@{max(self.recipe.eval.cutoffs)}" if select == "ndcg" else select
+
+    def grid(self) -> list[Point]:
+        """All points of a grid; the last key varies fastest."""
+        choices = [values for values in self.space.values() if not isinstance(values, Range)]
+        return [dict(zip(self.space, values, strict=True)) for values in product(*choices)]
+
+    def at(self, point: Point, seed: int) -> tuple[Recipe, list[str]]:
+        """The experiment that tries a point with a seed, and the words that make it."""
+        name = f"point-{digest(point)}-seed-{seed}"
+        return self._at(point, seed, f"name={name}", f"out={self.folder.as_posix()}")
+
+    def ground(self, seed: int) -> tuple[Recipe, list[str]]:
+        """The experiment whose runs the points of a seed share: the recipe's own, for its seed."""
+        if seed == self.recipe.seed:
+            return self._at({}, seed, f"name={self.recipe.name}")
+        return self._at({}, seed, f"name=seed-{seed}", f"out={self.folder.as_posix()}")
+
+    def _at(self, point: Point, seed: int, *further: str) -> tuple[Recipe, list[str]]:
+        overrides = [*self.overrides, *as_overrides(point), f"seed={seed}", *further]
+        return load_recipe(self.word, overrides, *_tables(self.run)), [self.word, *overrides]
+
+    def described(self) -> dict[str, Any]:
+        """What a study must have in common with the sweep that goes on with it."""
+        plain = self.recipe.resolved()
+        for key in ("name", "out", "description", "launch", "track", "sweep"):
+            plain.pop(key, None)
+        plain["eval"] = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
+        space = {
+            key: values.model_dump() if isinstance(values, Range) else list(values)
+            for key, values in self.space.items()
+        }
+        return {
+            "run": self.run,
+            "space": space,
+            "seeds": list(self.seeds),
+            "sampler": self.section.sampler,
+            "recipe": plain,
+        }
+
+
+def make_plan(
+    word: str, overrides: Sequence[str], asked: Mapping[str, Any], grid: Iterable[str], study: str
+) -> Plan:
+    """The sweep that a recipe and a command line ask for.
+
+    Args:
+        word: the recipe's path or shipped name.
+        asked: keys of ``[sweep]`` from the command line; None where it is silent.
+        grid: ``KEY=VALUE,VALUE`` words; they take the place of the recipe's space.
+        study: name of the study, a folder's name.
+
+    Raises:
+        RecipeError: what cannot be swept, or cannot be judged; no key, or an unknown one.
+    """
+    recipe = load_recipe(word, overrides)
+    section = recipe.sweep or SweepSection()
+    given = {key: value for key, value in asked.items() if value is not None}
+    words = list(grid)
+    if words:
+        given |= {"sampler": "grid", "space": dict(map(_grid_word, words))}
+    section = SweepSection.model_validate({**section.model_dump(exclude_unset=True), **given})
+    if not section.space:
+        raise RecipeError(
+            f"{word}: nothing to sweep; add --grid align.NAME.KEY=VALUE,VALUE or a [sweep] table"
+        )
+    space = {key: _choices(key, values) for key, values in section.space.items()}
+    if section.sampler == "grid":
+        _require_lists(space)
+    for key in space:
+        _require_sweepable(key)
+    _check_values(word, overrides, space)
+    run = section.stage or _judged(space)
+    plain = load_recipe(word, overrides, *_tables(run))
+    plan = Plan(word, tuple(overrides), plain, space, run, section, _folder_name(study))
+    _require_judge(plan)
+    return plan
+
+
+def needed(recipe: Recipe, run: str) -> list[str]:
+    """The runs that have to be finished before a run, in order."""
+    kind, _, name = run.partition("-")
+    if kind != "align":
+        return []
+    chain, found = recipe.lineage(name), list[str]()
+    for link in chain:
+        section = recipe.align[link]
+        scores = methods.find(section.method).needs(section.options).item_scores
+        found += [f"baseline-{scores.model}"] if scores else []
+    found += ["sft"] if recipe.align[chain[0]].parent == "sft" else []
+    return list(dict.fromkeys([*found, *(f"align-{link}" for link in chain[:-1])]))
+
+
+def as_overrides(point: Mapping[str, str]) -> list[str]:
+    """A point as words of a command line."""
+    return [f"{key}={value}" for key, value in point.items()]
+
+
+def digest(point: Point) -> str:
+    """A short name for a point, the same wherever it is tried."""
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def toml_text(value: Any) -> str:
+    """A plain value as TOML in one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_text, value))}]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value)
+    return repr(value)
+
+
+def _tables(run: str) -> tuple[list[str], list[str]]:
+    """The alignment or conventional model that a run's name asks for."""
+    kind, _, name = run.partition("-")
+    return ([name] if kind == "align" else []), ([name] if kind == "baseline" else [])
+
+
+def _folder_name(study: str) -> str:
+    if not study or not all(letter.isalnum() or letter in "._-" for letter in study.lstrip(".")):
+        raise RecipeError(f"--study {study}: expected letters, digits, dots, hyphens")
+    return study
+
+
+def _grid_word(word: str) -> tuple[str, list[Any]]:
+    """``KEY=VALUE,VALUE``; values are TOML, or plain words.
+
+    Raises:
+        RecipeError: not of that form.
+    """
+    key, equals, text = word.partition("=")
+    if not equals or not text.strip():
+        raise RecipeError(f"--grid {word}: expected KEY=VALUE,VALUE, e.g. align.dmpo.beta=0.1,0.5")
+    try:
+        return key.strip(), tomllib.loads(f"values = [{text}]")["values"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), [toml_value(part.strip()) for part in text.split(",")]
+
+
+def _choices(key: str, values: list[Any] | Range) -> Sequence[str] | Range:
+    if isinstance(values, Range):
+        return values
+    texts = list(dict.fromkeys(map(toml_text, values)))
+    if not texts:
+        raise RecipeError(f'[sweep.space] "{key}" = []: expected at least one value')
+    return texts
+
+
+def _require_lists(space: Mapping[str, Sequence[str] | Range]) -> None:
+    for key, values in space.items():
+        if isinstance(values, Range):
+            raise RecipeError(
+                f'[sweep.space] "{key}": a range, and sampler = "grid" tries lists; list the '
+                'values, or set sampler = "tpe"'
+            )
+
+
+def _require_sweepable(key: str) -> None:
+    first, *rest = key.split(".")
+    reason = _WHY_NOT.get(first)
+    if reason is None and rest and rest[-1] in _JUDGING:
+        reason = "changes how validation is scored, whose figures would not compare"
+    if reason:
+        raise RecipeError(f"sweep of {key}: {first if not rest else key} {reason}")
+
+
+def _judged(keys: Iterable[str]) -> str:
+    """The one run that the keys belong to; what belongs to all runs decides nothing.
+
+    Raises:
+        RecipeError: none, or several.
+    """
+    runs = list(dict.fromkeys(run for key in keys for run in _run_of(key)))
+    if len(runs) > 1 and "sft" in runs:
+        runs.remove("sft")  # a parent of the other one
+    if len(runs) == 1:
+        return runs[0]
+    why = f"the keys belong to {', '.join(runs)}" if runs else "the keys belong to every run"
+    raise RecipeError(f"sweep: {why}; say which run is judged with --stage, e.g. --stage sft")
+
+
+def _run_of(key: str) -> Iterator[str]:
+    first, *rest = key.split(".")
+    if first == "sft":
+        yield "sft"
+    elif first in ("align", "baseline") and rest:
+        yield f"{first}-{rest[0]}"
+
+
+def _check_values(
+    word: str, overrides: Sequence[str], space: Mapping[str, Sequence[str] | Range]
+) -> None:
+    """Every value by itself makes a recipe; ranges are asked at both ends.
+
+    Raises:
+        RecipeError: names the key, the value and what was expected.
+    """
+    for key, values in space.items():
+        tables = _tables(next(_run_of(key), "sft"))
+        ends = [repr(values.low), repr(values.high)] if isinstance(values, Range) else values
+        for text in ends:
+            load_recipe(word, [*overrides, f"{key}={text}"], *tables)
+
+
+def _require_judge(plan: Plan) -> None:
+    """Refuse a run that has no figure on validation, or none that compares.
+
+    Raises:
+        RecipeError: says why.
+    """
+    if plan.run not in plan.recipe.runs():
+        hint = did_you_mean(plan.run, plan.recipe.runs())
+        known = ", ".join(plan.recipe.runs())
+        raise RecipeError(f"--stage {plan.run}: unknown run, expected one of {known}.{hint}")
+    stage = plan.recipe.stage(plan.run)
+    if getattr(stage, "model", None) in UNTRAINED:
+        raise RecipeError(
+            f"sweep of {plan.run}: is fitted without validation; compare settings by name with "
+            "llmrec eval --split valid"
+        )
+    if stage.train.select == "loss" and any(".train." not in f".{key}" for key in plan.space):
+        raise RecipeError(
+            f'sweep of {plan.run}: train.select = "loss", and losses under different options do '
+            'not compare; set train.select = "ndcg"'
+        )

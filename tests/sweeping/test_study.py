@@ -1,0 +1,328 @@
+"""The study of a sweep: which points are tried, what is remembered, who takes over from whom.
+
+Training is played: a point's figure is a function of its values and its seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from filelock import FileLock
+from sweeps import plan_in
+
+from llmrec_cli.errors import ArtefactError, MachineError, NumbersError, RecipeError, UserError
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.report.tables.screen import sheet_lines
+from llmrec_cli.report.trials import Board, board_json, board_sheet
+from llmrec_cli.sweep import BEST, sweep
+from llmrec_cli.sweeping import study
+from llmrec_cli.sweeping.child import Interrupted, Pruned, Watch
+from llmrec_cli.sweeping.plan import Plan, Point
+from llmrec_cli.sweeping.study import choosing, masked
+from llmrec_cli.sweeping.trial import Place, Trials
+
+Played = Callable[[Point, int, Watch], float]
+GRID = ("align.msl.tau=1,2,3",)
+TAU = "align.msl.tau"
+RANGE = '[sweep]\ntrials = 12\n[sweep.space]\n"align.msl.tau" = { low = 0.1, high = 5.0 }\n'
+
+
+def play(monkeypatch: pytest.MonkeyPatch, played: Played) -> list[tuple[Point, int]]:
+    """Let ``played`` be the training; returns what was asked of it, in order."""
+    asked = list[tuple[Point, int]]()
+
+    def score(self: Trials, point: Point, seed: int, place: Place, watch: Watch) -> float:
+        asked.append((point, seed))
+        return played(point, seed, watch)
+
+    monkeypatch.setattr(Trials, "score", score)
+    return asked
+
+
+def tried(plan: Plan, **how: Any) -> Board:
+    how = {"storage": None, "workers": 1, **how}
+    return sweep(plan, progress=Silent(), **how)
+
+
+def tau(point: Point, seed: int, watch: Watch) -> float:
+    return float(point[TAU]) / 10 + seed / 100
+
+
+def test_a_grid_is_tried_whole_and_judged_by_the_mean_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = play(monkeypatch, tau)
+    board = tried(plan_in(tmp_path, *GRID, seeds=[0, 4]))
+    assert [(point[TAU], seed) for point, seed in asked] == [
+        (value, seed) for value in "123" for seed in (0, 4)
+    ]
+    assert [row.point[TAU] for row in board.ranked()] == ["3", "2", "1"]
+    assert board.best is not None
+    assert board.best.figures == pytest.approx((0.30, 0.34))
+    assert board.best.value == pytest.approx(0.32)
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_in(tmp_path, *GRID)
+    play(monkeypatch, tau)
+    first = tried(plan)
+    asked = play(monkeypatch, tau)
+    assert tried(plan) == first
+    assert asked == []
+
+
+def test_more_points_may_be_asked_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = play(monkeypatch, tau)
+    tried(plan_in(tmp_path, section=RANGE, trials=3))
+    tried(plan_in(tmp_path, section=RANGE, trials=5))
+    assert len(asked) == 5
+    assert len({point[TAU] for point, _ in asked}) == 5
+    assert all(0.1 <= float(point[TAU]) <= 5.0 for point, _ in asked)
+
+
+def test_tpe_looks_where_figures_are_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def distance(sampler: str) -> float:
+        """Mean distance of the later points from the best value."""
+        (tmp_path / sampler).mkdir()
+        section = RANGE.replace("trials = 12", f'trials = 40\nsampler = "{sampler}"')
+        asked = play(monkeypatch, lambda point, *_: -((float(point[TAU]) - 2.0) ** 2))
+        tried(plan_in(tmp_path / sampler, section=section))
+        return sum(abs(float(point[TAU]) - 2.0) for point, _ in asked[20:]) / 20
+
+    assert distance("tpe") < distance("random")
+
+
+def test_an_interrupted_point_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, at_the_second = plan_in(tmp_path, *GRID), threading.Event()
+
+    def until_stopped(point: Point, seed: int, watch: Watch) -> float:
+        if point[TAU] == "2":
+            at_the_second.set()
+            while not watch.stopping():
+                time.sleep(0.01)
+            raise Interrupted
+        return tau(point, seed, watch)
+
+    def signalled(futures: object) -> list[Any]:
+        assert at_the_second.wait(30)
+        raise KeyboardInterrupt
+
+    play(monkeypatch, until_stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr("llmrec_cli.sweep.as_completed", signalled)
+        with pytest.raises(KeyboardInterrupt):
+            tried(plan)
+    asked = play(monkeypatch, tau)
+    board = tried(plan)
+    assert sorted(point[TAU] for point, _ in asked) == ["2", "3"]
+    assert sorted(row.point[TAU] for row in board.tried) == ["1", "2", "3"]
+    assert {row.state for row in board.tried} == {"complete"}
+
+
+@pytest.mark.parametrize("shares_a_folder", [True, False])
+def test_a_dead_process_leaves_its_point_to_the_next_one_and_a_living_one_keeps_it(
+    shares_a_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path, *GRID)
+    play(monkeypatch, tau)
+    with choosing(plan, None) as points:
+        assert points.next() is not None  # and then the process is killed
+        owner = points._owner
+    sign = plan.folder / f".alive-{owner}"
+    if shares_a_folder:
+        with FileLock(sign):
+            assert [row.state for row in tried(plan).tried].count("running") == 1
+        sign.touch()  # as a kill leaves it: there, and nobody holds it
+    else:
+        assert [row.state for row in tried(plan).tried].count("running") == 1
+        later = time.time() + study._SILENT + 1
+        monkeypatch.setattr("llmrec_cli.sweeping.study.time.time", lambda: later)
+    board = tried(plan)
+    assert [row.state for row in board.tried] == ["complete"] * 3
+    assert sorted(row.point[TAU] for row in board.tried) == ["1", "2", "3"]
+
+
+def test_two_workers_share_the_points_and_no_point_is_tried_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, at_once = threading.Barrier(2, timeout=30), list[str]()
+
+    def together(point: Point, seed: int, watch: Watch) -> float:
+        both.wait()
+        at_once.append(point[TAU])
+        return tau(point, seed, watch)
+
+    play(monkeypatch, together)
+    board = tried(plan_in(tmp_path, "align.msl.tau=1,2,3,4"), workers=2)
+    assert sorted(at_once) == ["1", "2", "3", "4"]
+    assert [row.state for row in board.tried] == ["complete"] * 4
+
+
+def test_points_behind_the_median_are_pruned_by_the_first_seed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validating(point: Point, seed: int, watch: Watch) -> float:
+        for number in (1, 2):
+            if watch.validated(number, float(point[TAU]) if seed == 0 else -1.0):
+                raise Pruned
+        return tau(point, seed, watch)
+
+    play(monkeypatch, validating)
+    grid = "align.msl.tau=5,6,7,8,1,2,9"
+    board = tried(plan_in(tmp_path, grid, prune=True, seeds=[0, 1]))
+    states = {row.point[TAU]: row.state for row in board.tried}
+    assert {key for key, state in states.items() if state == "pruned"} == {"1", "2"}
+    (tmp_path / "whole").mkdir()
+    whole = tried(plan_in(tmp_path / "whole", grid, seeds=[0, 1]))
+    assert {row.state for row in whole.tried} == {"complete"}
+
+
+def test_a_point_that_fails_ends_no_sweep_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exploding(point: Point, seed: int, watch: Watch) -> float:
+        if point[TAU] == "2":
+            raise NumbersError("align: step 3: loss = nan")
+        return tau(point, seed, watch)
+
+    play(monkeypatch, exploding)
+    board = tried(plan_in(tmp_path, *GRID))
+    assert [row.state for row in board.ranked()] == ["complete", "complete", "failed"]
+    assert "loss = nan" in "\n".join(sheet_lines(board_sheet(board)))
+
+
+def test_a_user_error_ends_the_sweep_and_a_mended_recipe_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path, *GRID)
+
+    def refused(point: Point, seed: int, watch: Watch) -> float:
+        raise UserError("prepare: reviews.json.gz: no such file")
+
+    play(monkeypatch, refused)
+    with pytest.raises(UserError, match="no such file"):
+        tried(plan)
+    play(monkeypatch, tau)
+    assert {row.state for row in tried(plan).tried} == {"complete"}
+
+
+def test_a_sweep_without_any_figure_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exploding(point: Point, seed: int, watch: Watch) -> float:
+        raise NumbersError("align: nan")
+
+    play(monkeypatch, exploding)
+    plan = plan_in(tmp_path, *GRID)
+    with pytest.raises(MachineError, match=r"no point came to its end; the last one: align: nan"):
+        tried(plan)
+    assert not (plan.folder / BEST).exists()
+
+
+@pytest.mark.parametrize(
+    ("grid", "how", "message"),
+    [
+        ("align.msl.tau=1,2,4", {}, r"begun with space\.align\.msl\.tau = \['1', '2', '3'\]"),
+        (GRID[0], {"seeds": [1]}, r"begun with seeds = \[0\], now \[1\]"),
+        (GRID[0], {"overrides": ("sft.train.batch=7",)}, r"sft\.train\.batch = 16, now 7"),
+    ],
+)
+def test_a_study_goes_on_with_its_own_plan_alone(
+    grid: str,
+    how: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = play(monkeypatch, tau)
+    tried(plan_in(tmp_path, *GRID))
+    with pytest.raises(ArtefactError, match=message):
+        tried(plan_in(tmp_path, grid, **how))
+    assert len(asked) == 3
+
+
+def test_the_best_recipe_is_the_given_one_with_the_best_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, tau)
+    plan = plan_in(tmp_path, *GRID, overrides=("train.batch=12",))
+    tried(plan)
+    text = (plan.folder / BEST).read_text()
+    assert "test split was not looked at" in text
+    best = load_recipe(str(plan.folder / BEST))
+    assert (best.name, best.align["msl"].train.batch) == ("tiny-best", 12)
+    assert best.resolved()["align"]["msl"]["tau"] == 3
+    assert best.data == plan.recipe.data
+
+
+def test_paths_of_the_best_recipe_lead_where_they_led(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe's ``../`` begins at the recipe file, and that of the best one lies elsewhere."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    play(monkeypatch, tau)
+    plan = plan_in(Path("../recipes"), *GRID, overrides=("out=runs",))
+    given = tomllib.loads(Path("../recipes/tiny.toml").read_text())
+    given["data"]["reviews"] = "../raw/reviews.json.gz"
+    Path("../recipes/tiny.toml").write_text(tomli_w.dumps(given))
+    tried(plan)
+    best = load_recipe(str(plan.folder / BEST))
+    (found,) = best.data.reviews
+    assert Path(found).resolve() == tmp_path / "raw/reviews.json.gz"
+
+
+def test_a_board_as_json_and_as_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, tau)
+    board = tried(plan_in(tmp_path, *GRID, seeds=[0, 2]))
+    plain = json.loads(json.dumps(board_json(board, "best.toml")))
+    assert (plain["split"], plain["metric"], len(plain["trials"])) == ("valid", "ndcg@10", 3)
+    assert plain["best"] == plain["trials"][0]
+    lines = sheet_lines(board_sheet(board))
+    assert lines[1].split()[:3] == ["#", "tau", "ndcg@10"]
+    assert lines[2].split()[:5] == ["1", "3", "0.3100", "0.3000", "0.3200"]
+
+
+def test_any_storage_of_optunas_serves_and_its_password_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, tau)
+    plan = plan_in(tmp_path, *GRID)
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    tried(plan, storage=url)
+    assert (tmp_path / "shared.db").is_file()
+    assert not (plan.folder / "study.db").exists()
+    url = "postgresql://user:hunter2@localhost/base"
+    assert "hunter2" not in masked(url)
+    with pytest.raises((MachineError, RecipeError)) as caught:
+        tried(plan, storage=url)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(RecipeError, match="not a storage URL"):
+        tried(plan, storage="hunter2")
+    with pytest.raises(MachineError, match="unable to open database file"):
+        tried(plan, storage=f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
+
+
+def test_optuna_that_is_missing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path, *GRID)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "llmrec_cli.sweeping.study")
+    with pytest.raises(MachineError, match=r"optuna is not installed: pip install 'llmrec\[sweep"):
+        tried(plan)
