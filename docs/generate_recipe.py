@@ -178,6 +178,8 @@ def _values(schema: dict[str, Any]) -> str:
         choices = schema.get("enum", [schema.get("const")])
         return ", ".join(f"`{json.dumps(choice)}`" for choice in choices)
     kind = schema.get("type")
+    if kind is None:
+        return "table" if "$ref" in schema else "any value"
     if kind == "array":
         return _array(schema)
     if kind == "object":
