@@ -17,6 +17,7 @@ from rich.console import Console
 from llmrec_cli.engine.launch import how_to_go_on, is_rank, note_failure
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import LlmrecError, MachineError
+from llmrec_cli.redaction import redacted
 from llmrec_cli.report.text import plain
 
 err = Console(stderr=True, highlight=False)
@@ -81,6 +82,7 @@ class _Stopped(BaseException):
 
 
 def _fail(message: str, code: int, *, secondary: bool = False) -> int:
+    message = redacted(message)
     if note_failure(message, code, secondary=secondary):
         return code  # whoever started this rank prints it
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
@@ -112,7 +114,7 @@ def _left_alone(error: Exception) -> bool:
 def _bug(error: Exception) -> int:
     log = Path("debug.log")
     try:
-        log.write_text("".join(traceback.format_exception(error)))
+        log.write_text(redacted("".join(traceback.format_exception(error))))
         where = f"the traceback is in {log.resolve()}; please report it"
     except OSError:
         where = "please report it"

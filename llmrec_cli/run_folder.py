@@ -29,6 +29,7 @@ from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.redaction import redacted, redacted_in
 
 if TYPE_CHECKING:
     from llmrec_cli.engine.ranks import Ranks
@@ -73,7 +74,7 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
         return folder
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / RECIPE_FILE, tomli_w.dumps(recipe.resolved()).encode())
+    write_atomically(folder / RECIPE_FILE, tomli_w.dumps(redacted_in(recipe.resolved())).encode())
     write_json(folder / MANIFEST_FILE, {**described, **circumstances(), "status": "running"})
     return folder
 
@@ -144,7 +145,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 def settings(recipe: Recipe, run: str) -> dict[str, Any]:
     """The part of a recipe that a training run depends on."""
-    plain = recipe.resolved()
+    plain: dict[str, Any] = redacted_in(recipe.resolved())
     kind, _, name = run.partition("-")
     if kind == "baseline":
         return _baseline_settings(plain, name)
@@ -170,7 +171,7 @@ def _baseline_settings(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     """Command, versions, source state and machine, for the manifest."""
     return {
-        "command": ["llmrec", *sys.argv[1:]],
+        "command": ["llmrec", *map(redacted, sys.argv[1:])],
         "llmrec": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -16,6 +16,7 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.redaction import redacted_in
 from llmrec_cli.run_folder import is_done
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
@@ -33,7 +34,7 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     """
     require(recipe.track)
     sources = list(_sources(recipe))
-    yield from ("resolved recipe:", *_indent(tomli_w.dumps(recipe.resolved())))
+    yield from ("resolved recipe:", *_indent(tomli_w.dumps(redacted_in(recipe.resolved()))))
     yield from sources
     if rows:
         yield from _trial(recipe)

@@ -67,7 +67,7 @@ class Catalogue:
             return [self.prompt["start"], *(token for item in told for token in item["tokens"])]
         text = self.prompt["separator"].join(item["text"] for item in told)
         whole = self.prompt["head"] + text + self.prompt["tail"] if told else self.prompt["empty"]
-        ids: list[int] = tokenizer(whole)["input_ids"]
+        ids: list[int] = tokenizer(whole, split_special_tokens=True)["input_ids"]
         return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 

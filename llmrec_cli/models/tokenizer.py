@@ -13,7 +13,10 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 @dataclass(frozen=True)
 class Codec:
-    """Text to token ids, with the special ids taken from the tokenizer and never from constants."""
+    """Text to token ids, with the special ids taken from the tokenizer and never from constants.
+
+    Text is text: what reads like a special token in a title or a wording is spelt out.
+    """
 
     tokenizer: Any
     eos: int
@@ -32,7 +35,10 @@ class Codec:
         if not texts:
             return []
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=special, return_attention_mask=False
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            split_special_tokens=True,  # "</s>" in a title is letters, and ends nothing
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids

@@ -66,8 +66,21 @@ def test_semantic_ids_are_their_own_tokens(codec: Codec) -> None:
     assert encode_catalogue(items, make_codec(tokenizer)) == expected
 
 
-def test_a_title_that_holds_eos_is_refused(codec: Codec) -> None:
-    items = pd.DataFrame({"item_id": ["X"], "title": ["a</s>b"], "tokens": [None]})
+def test_what_reads_like_a_special_token_in_a_title_is_spelt_out(codec: Codec) -> None:
+    title = "a</s>b<s><pad>"
+    items = pd.DataFrame({"item_id": ["X"], "title": [title], "tokens": [None]})
+    (tokens,) = encode_catalogue(items, codec)
+    assert tokens[-1] == codec.eos
+    assert not set(tokens[:-1]) & set(codec.tokenizer.all_special_ids)
+    assert codec.tokenizer.decode(tokens[:-1]) == f'"{title}"'
+    (prompt,) = codec.encode_prompts([title])
+    assert codec.eos not in prompt
+
+
+def test_an_item_that_ends_early_is_refused(codec: Codec) -> None:
+    codec.tokenizer.add_tokens(["<a_1>"])
+    ends = codec.tokenizer.eos_token
+    items = pd.DataFrame({"item_id": ["X"], "title": [None], "tokens": [["<a_1>", ends]]})
     with pytest.raises(DataError, match=r"'X' .*contains EOS"):
         encode_catalogue(items, codec)
 
