@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check torture benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
+.PHONY: quickstart test check audit sbom lock install-locked mutants torture benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
@@ -26,10 +26,40 @@ torture: setup           ## 300 kills and every refused file operation; half an 
 	$(BIN)/python -m benchmarks.faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture --size full --out benchmarks/results
 
-check: setup             ## lint, format and types
+check: setup             ## lint, format, types, and what bandit knows of insecure code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet -c pyproject.toml -r llmrec_cli
+
+# Tools of their own, away from what the package runs with.
+TOOLS := $(VENV)/tools
+$(TOOLS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet -c constraints.txt cyclonedx-bom pip-audit uv
+	@touch $@
+
+audit: $(TOOLS)/.ready   ## known flaws of what requirements.lock names; asks a service on the internet
+	$(TOOLS)/bin/pip-audit --require-hashes --disable-pip --strict -r requirements.lock
+
+sbom: $(TOOLS)/.ready    ## sbom.json: a CycloneDX bill of what requirements.lock names
+	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file sbom.json requirements.lock
+
+lock: $(TOOLS)/.ready    ## requirements.lock anew, from constraints.txt: hashes, no addresses
+	$(TOOLS)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	  -c constraints.txt --generate-hashes --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
+
+install-locked:          ## llmrec with exactly the files of requirements.lock, every hash checked
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps .
+
+mutants: setup           ## small wrong changes in losses, ranking and metrics: which go unnoticed
+	$(BIN)/python -m pip install --quiet -c constraints.txt mutmut
+	OMP_NUM_THREADS=1 nice $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 benchmark: setup         ## our way beside the peers' way, CI-sized
 	$(BIN)/python -m benchmarks --size ci --json benchmark-ci.json
@@ -48,5 +78,5 @@ docs: setup              ## the pages that follow from the code, and the site of
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:                   ## everything that the targets above made
-	rm -rf $(VENV) benchmark-*.json runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) mutants sbom.json benchmark-*.json runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find llmrec_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -167,7 +167,7 @@ def _gpu(properties: Any) -> dict[str, Any]:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(done.stdout.split()), None)

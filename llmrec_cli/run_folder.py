@@ -292,7 +292,7 @@ def _git_state() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

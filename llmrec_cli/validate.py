@@ -153,7 +153,7 @@ def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[
     if name != "sft":
         wanted = find(stage.method).needs(stage.options).negatives
     ground = pair_stage(bench, section, wanted, aligns=name != "sft")
-    assert ground.pairs is not None  # noqa: S101 - of this task there always are
+    assert ground.pairs is not None  # nosec B101 # noqa: S101 - of this task there always are
     rows: Any = ground.pairs.train(ground.rows, 0)
     words = bench.codec.tokenizer.convert_ids_to_tokens
     chosen, rejected = rows[0].answers[0]

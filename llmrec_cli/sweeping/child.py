@@ -61,7 +61,7 @@ def follow(
     """
     with machine_errors(log), log.open("ab") as said:
         begun = said.tell()
-        child = subprocess.Popen(  # noqa: S603 - our own command, no shell
+        child = subprocess.Popen(  # nosec B603 # noqa: S603 - our own command, no shell
             [sys.executable, "-m", "llmrec_cli", *words],
             env={**os.environ, **environment, LAUNCHER: str(os.getpid())},
             stdin=subprocess.DEVNULL,

@@ -105,6 +105,9 @@ def test_too_short_lists_are_refused_or_miss(leaves: Leaves) -> None:
     score_rows(predictions, leaves, [3], "keep")
     with pytest.raises(ArtefactError, match=r"row 0: 2 distinct candidates .*remove.*, expected 3"):
         score_rows(predictions, leaves, [3], "remove")
+    second = frame(("b", [5], 3, [0, 1, 2]), ("a", [2], 3, [0, 1, 2]))
+    with pytest.raises(ArtefactError, match=r"row 1: 2 distinct candidates .*1 of 2 rows"):
+        score_rows(second, leaves, [3], "remove")
     assert ranks(predictions, leaves, 3, "remove") == [0, 0]
     assert beyond_accuracy(predictions, leaves, 3, "remove").short == 1
 
@@ -179,6 +182,7 @@ def test_vectorised_ranks_equal_the_slow_reference(seen: Seen) -> None:
 def test_beyond_accuracy_by_hand(leaves: Leaves) -> None:
     predictions = frame(("a", [0], 3, [0, 1]), ("b", [], 3, [6, 3]))  # leaves 0 1 and 1 3
     got = beyond_accuracy(predictions, leaves, 2, "keep")
+    assert got.depth == 2
     assert got.coverage == 3 / 8
     assert got.popularity == (20 + 12 + 12 + 3) / 4
     assert got.long_tail == 1 / 4  # head: ceil(0.2 * 8) = 2 leaves, 0 and 1

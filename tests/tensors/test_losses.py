@@ -92,6 +92,24 @@ def test_vocab_nll_never_keeps_more_than_a_chunk() -> None:
         assert max(kept) == hidden.numel()  # a frozen head keeps no logits at all
 
 
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_a_narrow_head_takes_wide_hidden_states(trained: bool, rows: int) -> None:
+    """The product in the weights' dtype, the softmax in fp32, the gradient in the states' own."""
+    hidden, weight, target, _ = draw()
+    narrow = weight.detach().bfloat16().requires_grad_(trained)
+    logits = (hidden.bfloat16() @ narrow.T).float()
+    expected = nn.functional.cross_entropy(logits, target, reduction="none")
+    (wanted,) = torch.autograd.grad(expected.sum(), hidden)
+    nll = vocab_nll(hidden, narrow, target, chunk=rows * V)
+    nll.sum().backward()
+    assert nll.dtype == torch.float32
+    assert relative(nll.detach(), expected.detach()) < 1e-6
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
+    assert relative(hidden.grad, wanted) < 1e-2
+
+
 def test_vocab_nll_of_a_frozen_head_and_of_nothing() -> None:
     hidden, weight, target, _ = draw()
     frozen = weight.detach()
@@ -189,6 +207,14 @@ def test_worked_example() -> None:
     legal = [5 - math.sqrt(6), 5.0, 5 + math.sqrt(6)]  # mean 5, unbiased variance 6
     stats = sums([19.0, 19.0], legal)
     assert adaptive_temperature(stats, 4000, 0.25) == pytest.approx(1.783, abs=5e-4)
+
+
+def test_a_small_fan_out_has_a_temperature_too() -> None:
+    """C = log 1.5 < 1; one target of 2, legal logits 0 and 2: d = 1, s2 = 2, no real root."""
+    values = (1, 2, 2, 2, 4)
+    names = ("rows", "target_sum", "legal", "legal_sum", "legal_squares")
+    stats = {f"first_{name}": float(value) for name, value in zip(names, values, strict=True)}
+    assert adaptive_temperature(stats, 2, 0.75) == pytest.approx(1 / (2 * math.log(1.5)))
 
 
 def test_negative_discriminant_counts_as_zero_and_nothing_is_clamped() -> None:

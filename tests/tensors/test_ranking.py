@@ -13,6 +13,7 @@ from llmrec_cli.tensors.ranking import (
     auc_paired,
     auc_pooled,
     hit_at,
+    means_at,
     ndcg_at,
     rank_of,
     reciprocal_rank,
@@ -124,3 +125,9 @@ def test_auc_pooled_needs_both_classes(liked: list[bool]) -> None:
 
 def test_a_discount_is_the_usual_one() -> None:
     assert float(ndcg_at(torch.tensor([7]), 10)) == pytest.approx(1 / math.log2(8))
+
+
+def test_means_are_over_all_rows_under_the_names_of_the_log() -> None:
+    """Ranks 1 and 3 of four lists count at 3: gains 1 and 1/2; a miss is rank 0."""
+    found = means_at(torch.tensor([1, 3, 4, 0]), 3)
+    assert found == {"ndcg@3": pytest.approx(1.5 / 4), "hr@3": 2 / 4}
