@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 
@@ -81,6 +82,7 @@ def _prepare(
         with engine_of(section, messages) as engine:
             progress("reading")
             source = read(section, locate, scratch)
+            _tell_bad_lines(source.notes, progress)
             if source.interactions is None:
                 progress("writing")
                 made = take_rows(source.rows or {}, source.items, section, seed, stage)
@@ -91,6 +93,12 @@ def _prepare(
         told = facts(made, stage, source.notes, section.files())
         write_manifest(stage, made.splits, asked | told)
     return load_prepared(folder)
+
+
+def _tell_bad_lines(notes: Mapping[str, Any], progress: Progress) -> None:
+    """Say what was left out, where the recipe wants lines left out."""
+    if found := notes.get("bad_lines", {}).get("skipped"):
+        progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
 
 
 def make_rows(

@@ -123,6 +123,16 @@ class DataSection(Section):
     )
     splits: Splits = Field(default=Splits(), description="files of split sources")
     columns: Columns = Field(default=Columns(), description="column names of `interactions`")
+    on_bad_line: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a line that is wrong: stop and name it, or leave it out, count it in the "
+        "manifest and go on; a file that is damaged or of another kind always stops",
+    )
+    bad_line_limit: int = Field(
+        default=100,
+        ge=1,
+        description='on_bad_line = "skip": lines left out before it stops, over all files',
+    )
     duplicates: Literal["first", "last", "keep"] = Field(
         default="first", description="which of a user's repeated interactions with an item stays"
     )
@@ -184,6 +194,10 @@ class DataSection(Section):
             raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
         if self.spark != SparkSection() and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
+        if self.on_bad_line == "skip" and (given or self.format == "semantic-ids"):
+            raise ValueError(
+                f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'
+            )
         if self.min_history > self.history:
             raise ValueError(
                 f"min_history = {self.min_history} must be <= history = {self.history}"

@@ -12,7 +12,7 @@ import polars as pl
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.items import ItemRows, no_items
 from llmrec_cli.data.readers.json_lines import Batch, Shape, mistaken, parse_object, read_records
-from llmrec_cli.data.readers.lines import fault
+from llmrec_cli.data.readers.lines import STRICT, BadLines, fault
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
@@ -57,16 +57,23 @@ def read_amazon(section: DataSection, locate: Locate, scratch: Path, form: Gener
         DataError: anything wrong in a file, with file and line.
     """
     files: Notes = {}
+    bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            files[name] = deliver(path, _reviews(path, form.reviews), form.fields, sink)
-    items, notes = read_items(section.metadata, locate, form.metadata)
-    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+            reviews = _reviews(path, form.reviews, bad)
+            files[name] = deliver(path, reviews, form.fields, sink, bad=bad)
+    items, notes = read_items(section.metadata, locate, form.metadata, bad)
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _reviews(path: Path, shape: Shape[Any]) -> Iterator[Interactions]:
-    for batch in read_records(path, shape):
+def bad_lines(section: DataSection) -> BadLines:
+    """What the recipe wants of bad lines, counted over all files of a source."""
+    return BadLines(section.bad_line_limit if section.on_bad_line == "skip" else 0)
+
+
+def _reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:
+    for batch in read_records(path, shape, bad):
         rows: list[ReviewLine] = batch.rows
         yield Interactions(
             users=[row.user_id for row in rows],
@@ -78,7 +85,7 @@ def _reviews(path: Path, shape: Shape[Any]) -> Iterator[Interactions]:
 
 
 def read_items(
-    files: tuple[str, ...], locate: Locate, shape: Shape[Any]
+    files: tuple[str, ...], locate: Locate, shape: Shape[Any], bad: BadLines = STRICT
 ) -> tuple[pl.DataFrame, Notes]:
     """Read metadata files into one row per item, with counts.
 
@@ -89,7 +96,7 @@ def read_items(
         return no_items(), {}
     items = ItemRows()
     for name in files:
-        for batch in read_records(locate(name), shape):
+        for batch in read_records(locate(name), shape, bad):
             _collect(batch, shape, items)
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}

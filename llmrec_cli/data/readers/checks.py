@@ -50,6 +50,23 @@ class Interactions:
     timestamps: Numbers | None
     line_of: Callable[[int], int]
 
+    def only(self, indices: Sequence[int]) -> Interactions:
+        """Some of them, in the order of ``indices``."""
+        kept = np.asarray(indices, dtype=np.int64)
+
+        def taken(column: Any) -> Any:
+            if column is None or isinstance(column, np.ndarray):
+                return None if column is None else column[kept]
+            return column.take(kept) if isinstance(column, pa.Array) else [column[i] for i in kept]
+
+        return Interactions(
+            users=taken(self.users),
+            items=taken(self.items),
+            ratings=taken(self.ratings),
+            timestamps=taken(self.timestamps),
+            line_of=lambda index: self.line_of(int(kept[index])),
+        )
+
 
 def check(path: Path, batch: Interactions, fields: Fields) -> Interactions:
     """Check ids and ratings, and bring all columns into arrays (pyarrow, float64).
@@ -71,10 +88,10 @@ def _ids(path: Path, batch: Interactions, ids: Any, name: str) -> pa.Array:
     except UnicodeEncodeError:
         index = next(i for i, value in enumerate(ids) if _SURROGATE.search(value))
         problem = f'"{name}" is {shown(ids[index])}, which is not valid Unicode'
-        raise fault(path, batch.line_of(index), problem) from None
+        raise fault(path, batch.line_of(index), problem, index) from None
     if pc.min(pc.binary_length(array)).as_py() == 0:
         index = array.to_pylist().index("")
-        raise fault(path, batch.line_of(index), f'"{name}" is empty, expected an id')
+        raise fault(path, batch.line_of(index), f'"{name}" is empty, expected an id', index)
     return array
 
 
@@ -86,7 +103,7 @@ def _ratings(path: Path, batch: Interactions, name: str) -> np.ndarray[Any, Any]
     if wrong.any():
         index = int(wrong.argmax())
         problem = f'"{name}" is {ratings[index]:g}, expected a number 1..5'
-        raise fault(path, batch.line_of(index), problem)
+        raise fault(path, batch.line_of(index), problem, index)
     return ratings
 
 
@@ -115,7 +132,8 @@ def milliseconds(
     wrong = ~(inside & (values == np.floor(values)))
     if wrong.any():
         index = int(wrong.argmax())
-        raise fault(path, batch.line_of(index), _time_problem(name, float(values[index]), unit))
+        problem = _time_problem(name, float(values[index]), unit)
+        raise fault(path, batch.line_of(index), problem, index)
     return unit, values.astype(np.int64) * (1000 // scale)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from llmrec_cli.data.readers.lines import Block, blocks, fault, shown
+from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, first_block, shown
 
 _NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
@@ -60,6 +60,8 @@ def read_cells(
     path: Path,
     names: Sequence[str] | None = None,
     delimiter: str = ",",
+    numbers: Sequence[str] = (),
+    bad: BadLines = STRICT,
 ) -> Iterator[Cells]:
     """Stream a CSV file, plain or gzip, one record per line.
 
@@ -67,23 +69,33 @@ def read_cells(
         path: the file.
         names: the columns of a file without a header; None reads them from the first line.
         delimiter: one character between cells.
+        numbers: columns of numbers, which ``bad`` looks at too.
+        bad: what becomes of lines that are wrong.
 
     Raises:
         DataError: see ``lines.blocks``; and a line with too few or too many cells, an unbalanced
             quote, or a header with repeated names.
     """
-    stream = blocks(path)
+    stream = blocks(path, bad)
     if names is None:
         names, first = _split_header(next(stream), delimiter)
         stream = chain([first] if first.data else [], stream)
+    columns = tuple(names)
+
+    def cells(block: Block) -> Cells:
+        found = _fast(block, columns, delimiter) or _slow(block, columns, delimiter)
+        made = Cells(block, found)
+        for name in numbers if bad.limit else ():
+            made.numbers(name)
+        return made
+
     for block in stream:
-        columns = _fast(block, names, delimiter) or _slow(block, names, delimiter)
-        yield Cells(block, columns)
+        yield bad.tried(block, cells)
 
 
 def header(path: Path, delimiter: str = ",") -> list[str]:
     """The column names in the first line of a CSV file."""
-    return _split_header(next(blocks(path)), delimiter)[0]
+    return _split_header(first_block(path), delimiter)[0]
 
 
 def _split_header(block: Block, delimiter: str) -> tuple[list[str], Block]:

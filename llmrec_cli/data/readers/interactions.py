@@ -7,9 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE
+from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.items import ItemRows, no_items
+from llmrec_cli.data.readers.lines import BadLines
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.data.readers.tables import read_parts
@@ -29,17 +30,18 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     columns = section.columns
     fields = Fields(columns.user, columns.item, columns.rating or "", columns.timestamp or "")
     files: Notes = {}
+    bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            files[name] = deliver(path, _interactions(path, columns), fields, sink)
-    items, notes = _items(section, locate)
-    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+            files[name] = deliver(path, _interactions(path, columns, bad), fields, sink, bad=bad)
+    items, notes = _items(section, locate, bad)
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _interactions(path: Path, columns: Columns) -> Iterator[Interactions]:
+def _interactions(path: Path, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
     numbers = [name for name in (columns.timestamp, columns.rating) if name is not None]
-    for part in read_parts(path, [columns.user, columns.item], numbers):
+    for part in read_parts(path, [columns.user, columns.item], numbers, bad):
         yield Interactions(
             users=part.texts[columns.user],
             items=part.texts[columns.item],
@@ -49,7 +51,7 @@ def _interactions(path: Path, columns: Columns) -> Iterator[Interactions]:
         )
 
 
-def _items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Notes]:
+def _items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.DataFrame, Notes]:
     columns, items = section.columns, ItemRows()
     if not section.metadata:
         return no_items(), {}
@@ -57,7 +59,7 @@ def _items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Notes]:
         raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
     texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
     for name in section.metadata:
-        for part in read_parts(locate(name), texts):
+        for part in read_parts(locate(name), texts, bad=bad):
             ids = part.texts[columns.item]
             known = [index for index, item_id in enumerate(ids) if item_id]
             brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)

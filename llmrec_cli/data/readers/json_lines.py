@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from llmrec_cli.data.readers.lines import Block, blocks, fault, shown
+from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, shown
 from llmrec_cli.data.readers.literals import parse_literal
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -56,15 +56,24 @@ class Batch(Generic[T]):
     rows: list[T]
 
 
-def read_records(path: Path, shape: Shape[T]) -> Iterator[Batch[T]]:
+def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterator[Batch[T]]:
     """Stream the records of a JSON-lines file.
+
+    Args:
+        path: the file.
+        shape: what its lines should be.
+        bad: what becomes of the others.
 
     Raises:
         DataError: see ``lines.blocks``; and a line that is not one object of the expected fields.
     """
     decoder = msgspec.json.Decoder(shape.record)
-    for block in blocks(path):
-        yield Batch(block, _fast(block, decoder) or _slow(block, shape))
+
+    def decoded(block: Block) -> Batch[T]:
+        return Batch(block, _fast(block, decoder) or _slow(block, shape))
+
+    for block in blocks(path, bad):
+        yield bad.tried(block, decoded)
 
 
 def _fast(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from llmrec_cli.errors import DataError, MachineError
+
+T = TypeVar("T")
 
 BLOCK: Final = 2 << 20  # bytes read, or inflated, at a time
 LONGEST_LINE: Final = 16 << 20  # bytes; the longest genuine metadata lines stay below 1 MiB
 BOMB_BYTES: Final = 64 << 20  # inflated bytes before the ratio is judged
 BOMB_RATIO: Final = 200  # inflated : compressed; genuine files stay below 15
 
+_SHOWN_BAD: Final = 5  # bad lines that a manifest quotes
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _FOREIGN: Final = {
     b"PK\x03\x04": "a zip archive",
@@ -40,9 +43,24 @@ class _Damage(Exception):
     """The byte stream ends early, is corrupt, or is a bomb; ``blocks`` adds file and line."""
 
 
-def fault(path: Path, line: int, problem: str) -> DataError:
+class LineFault(DataError):
+    """What is wrong with one line of a file.
+
+    Attributes:
+        file: the file's base name.
+        line: 1-based number of the line; of parquet, of the row.
+        problem: what was found and what was expected.
+        index: which record of its batch the line holds, where that is known.
+    """
+
+    def __init__(self, path: Path, line: int, problem: str, index: int | None = None) -> None:
+        super().__init__(printable(f"{path}:{line}: {problem}"))
+        self.file, self.line, self.problem, self.index = path.name, line, problem, index
+
+
+def fault(path: Path, line: int, problem: str, index: int | None = None) -> LineFault:
     """The error of one place in a file, as one printable line ``path:line: problem``."""
-    return DataError(printable(f"{path}:{line}: {problem}"))
+    return LineFault(path, line, problem, index)
 
 
 def printable(text: str) -> str:
@@ -78,12 +96,67 @@ class Block:
             if line and not line.isspace():
                 yield number, line
 
+    def without(self, number: int) -> Block:
+        """The block with one line left blank; the others keep their numbers."""
+        lines = self.data.split(b"\n")
+        lines[number - self.first] = b""
+        return replace(self, data=b"\n".join(lines))
+
     def line_of(self, index: int) -> int:
         """Number of the line that holds record ``index`` (0-based) of this block."""
         for found, (number, _) in enumerate(self.lines()):
             if found == index:
                 return number
         raise IndexError(index)
+
+
+@dataclass
+class BadLines:
+    """What becomes of lines that are wrong: an error, or up to so many are left out and counted.
+
+    What is wrong with a file as a whole (truncated, not text, of another generation) always is an
+    error.
+    """
+
+    limit: int = 0  # lines that may be left out, over all files of a source
+    skipped: int = 0
+    first: list[str] = field(default_factory=list)  # the first few, as file:line: problem
+
+    def skip(self, error: LineFault) -> None:
+        """Leave a line out.
+
+        Raises:
+            LineFault: no (more) lines may be left out.
+        """
+        if not self.limit:
+            raise error
+        if self.skipped >= self.limit:
+            raise DataError(
+                f"{error}; and {self.limit} bad lines before it, the most that "
+                "data.bad_line_limit allows"
+            )
+        self.skipped += 1
+        if len(self.first) < _SHOWN_BAD:
+            self.first.append(printable(f"{error.file}:{error.line}: {error.problem}"))
+
+    def tried(self, block: Block, make: Callable[[Block], T]) -> T:
+        """What ``make`` gives for a block, without the lines that it refuses."""
+        while True:
+            try:
+                return make(block)
+            except LineFault as error:
+                self.skip(error)
+                block = block.without(error.line)
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """Counts for the manifest; nothing where no line may be left out."""
+        if not self.limit:
+            return {}
+        return {"bad_lines": {"skipped": self.skipped, "first": list(self.first)}}
+
+
+STRICT: Final = BadLines()
+"""No line may be left out."""
 
 
 def split_lines(data: bytes) -> list[bytes]:
@@ -97,10 +170,14 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
 
 
-def blocks(path: Path) -> Iterator[Block]:
+def blocks(path: Path, bad: BadLines = STRICT) -> Iterator[Block]:
     """Stream a plain or gzip text file (told apart by its first bytes) as blocks of whole lines.
 
     A UTF-8 byte order mark at the start is skipped.
+
+    Args:
+        path: the file.
+        bad: what becomes of lines that are not UTF-8.
 
     Raises:
         DataError: missing, empty, truncated or corrupt file, a gzip bomb, a line above 16 MiB,
@@ -112,15 +189,13 @@ def blocks(path: Path) -> Iterator[Block]:
         for piece in _text(path):
             whole, rest = _cut(path, first, rest, piece)
             if whole:
-                _require_utf8(path, first, whole)
                 count = count_lines(whole)
-                yield Block(path, first, count, whole)
+                yield bad.tried(Block(path, first, count, whole), _utf8)
                 first += count
     except _Damage as damage:
         raise fault(path, first, str(damage)) from None
     if rest:
-        _require_utf8(path, first, rest)
-        yield Block(path, first, 1, rest)
+        yield bad.tried(Block(path, first, 1, rest), _utf8)
     elif first == 1:
         raise fault(path, 1, "the file has no lines")
 
@@ -136,16 +211,27 @@ def _cut(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, byte
     return b"".join((rest, memoryview(piece)[:end])), piece[end:]
 
 
-def _require_utf8(path: Path, first: int, data: bytes) -> None:
+def _utf8(block: Block) -> Block:
+    data = block.data
     if data.isascii():
-        return
+        return block
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = first + data.count(b"\n", 0, error.start)
+        line = block.first + data.count(b"\n", 0, error.start)
         column = error.start - data.rfind(b"\n", 0, error.start)
         problem = f"byte {column} of the line is 0x{data[error.start]:02x}: not UTF-8 text"
-        raise fault(path, line, problem) from None
+        raise fault(block.path, line, problem) from None
+    return block
+
+
+def first_block(path: Path) -> Block:
+    """The beginning of a file, for its header; lines that are not UTF-8 are blank in it.
+
+    Raises:
+        DataError: as ``blocks``.
+    """
+    return next(blocks(path, BadLines(BLOCK)))
 
 
 def head(path: Path, size: int = 8) -> bytes:

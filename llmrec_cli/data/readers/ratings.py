@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
-from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, read_items
+from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape
-from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.lines import BadLines, fault, shown
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
@@ -42,18 +42,21 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """
     fields = FIELDS_2023 if section.format == "ratings2023" else FIELDS
     files: Notes = {}
+    bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            files[name] = deliver(path, _ratings(path, section.format, fields), fields, sink)
-    items, notes = read_items(section.metadata, locate, _METADATA[section.format])
-    return Source(sink.path, items, notes={"reviews": files, "metadata": notes})
+            ratings = _ratings(path, section.format, fields, bad)
+            files[name] = deliver(path, ratings, fields, sink, bad=bad)
+    items, notes = read_items(section.metadata, locate, _METADATA[section.format], bad)
+    return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _ratings(path: Path, form: str, fields: Fields) -> Iterator[Interactions]:
+def _ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[Interactions]:
     order = ORDERS.get(form)
     _require_header(path, form, header(path))
-    for index, cells in enumerate(read_cells(path, order)):
+    numbers = (fields.rating, fields.timestamp)
+    for index, cells in enumerate(read_cells(path, order, numbers=numbers, bad=bad)):
         if index == 0 and order:
             _require_order(cells, form)
         yield Interactions(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
-from llmrec_cli.data.readers.lines import fault
+from llmrec_cli.data.readers.lines import STRICT, BadLines, LineFault, fault
 from llmrec_cli.data.readers.source import Notes
 from llmrec_cli.errors import MachineError
 
@@ -102,6 +102,7 @@ def deliver(
     fields: Fields,
     sink: Sink,
     calendar: bool = True,
+    bad: BadLines = STRICT,
 ) -> Notes:
     """Check one file's interactions, bring their times to milliseconds and write them.
 
@@ -111,6 +112,7 @@ def deliver(
         fields: what the file calls its columns.
         sink: where they go.
         calendar: timestamps are dates; False takes them as they are (an order, not a time).
+        bad: what becomes of interactions that are wrong.
 
     Returns:
         Counts and the timestamp unit.
@@ -121,14 +123,29 @@ def deliver(
     """
     unit, before = None, sink.count
     for raw in batches:
-        batch = check(path, raw, fields)
-        if batch.timestamps is None:
-            times = np.arange(sink.count, sink.count + len(batch.users))
-        elif calendar:
-            unit, times = milliseconds(path, batch, fields.timestamp, unit)
-        else:
-            times = np.asarray(batch.timestamps)
-        sink.write(batch, times)
+        batch, kept = raw, list[int]()
+        while True:
+            try:
+                checked = check(path, batch, fields)
+                unit, times = _times(path, checked, fields, unit, calendar, sink.count)
+                break
+            except LineFault as error:
+                bad.skip(error)
+                kept = kept or list(range(len(raw.users)))
+                del kept[error.index or 0]
+                batch = raw.only(kept)
+        sink.write(checked, times)
     if sink.count == before:
         raise fault(path, 1, "the file has no interactions")
     return {"interactions": sink.count - before, "timestamp": unit or "order in the file"}
+
+
+def _times(
+    path: Path, batch: Interactions, fields: Fields, unit: str | None, calendar: bool, position: int
+) -> tuple[str | None, np.ndarray[Any, Any]]:
+    """Times of a batch in milliseconds, or places in an order; and the unit of the file."""
+    if batch.timestamps is None:
+        return unit, np.arange(position, position + len(batch.users))
+    if calendar:
+        return milliseconds(path, batch, fields.timestamp, unit)
+    return unit, np.asarray(batch.timestamps)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.data.readers.delimited import header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape, read_records
-from llmrec_cli.data.readers.lines import blocks, fault, head, shown
+from llmrec_cli.data.readers.lines import STRICT, BadLines, fault, first_block, head, shown
 
 Texts = list[str]
 Numbers = Sequence[float] | np.ndarray[Any, Any]
@@ -37,30 +37,34 @@ class Part:
     line_of: Callable[[int], int]
 
 
-def read_parts(path: Path, texts: Sequence[str], numbers: Sequence[str] = ()) -> Iterator[Part]:
+def read_parts(
+    path: Path, texts: Sequence[str], numbers: Sequence[str] = (), bad: BadLines = STRICT
+) -> Iterator[Part]:
     """Stream the named columns of a file.
 
     Args:
         path: CSV or TSV with a header, JSON lines (either may be gzip), or parquet.
         texts: columns of ids and titles; whole numbers become their decimal notation.
         numbers: columns of numbers; parquet's dates become milliseconds.
+        bad: what becomes of lines that are wrong.
 
     Raises:
         DataError: a column is absent or of the wrong type, or the file is damaged.
     """
     if head(path)[:4] == b"PAR1":
         return _parquet(path, texts, numbers)
-    opening = next(blocks(path)).data
+    opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
-        return _json(path, texts, numbers)
-    return _csv(path, texts, numbers, "\t" if b"\t" in opening.partition(b"\n")[0] else ",")
+        return _json(path, texts, numbers, bad)
+    delimiter = "\t" if b"\t" in opening.partition(b"\n")[0] else ","
+    return _csv(path, texts, numbers, delimiter, bad)
 
 
 def _csv(
-    path: Path, texts: Sequence[str], numbers: Sequence[str], delimiter: str
+    path: Path, texts: Sequence[str], numbers: Sequence[str], delimiter: str, bad: BadLines
 ) -> Iterator[Part]:
     _require_columns(path, [*texts, *numbers], header(path, delimiter))
-    for cells in read_cells(path, delimiter=delimiter):
+    for cells in read_cells(path, delimiter=delimiter, numbers=numbers, bad=bad):
         yield Part(
             {name: cells.strings(name) for name in texts},
             {name: cells.numbers(name) for name in numbers},
@@ -68,13 +72,16 @@ def _csv(
         )
 
 
-def _json(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[Part]:
+def _json(
+    path: Path, texts: Sequence[str], numbers: Sequence[str], bad: BadLines
+) -> Iterator[Part]:
     text, number = str | int | None, float | None
     fields = [(f"text_{i}", text) for i in range(len(texts))]
     fields += [(f"number_{i}", number) for i in range(len(numbers))]
     renamed = dict(zip([name for name, _ in fields], [*texts, *numbers], strict=True))
     record = msgspec.defstruct("Record", fields, gc=False, rename=renamed)
-    for batch in read_records(path, Shape(record, f"an object with {', '.join(renamed.values())}")):
+    shape = Shape(record, f"an object with {', '.join(renamed.values())}")
+    for batch in read_records(path, shape, bad):
         columns = {renamed[name]: [getattr(row, name) for row in batch.rows] for name, _ in fields}
         yield Part(
             {name: ["" if v is None else str(v) for v in columns[name]] for name in texts},
