@@ -36,6 +36,20 @@ class DataError(UserError):
     """A raw file or a prepared folder is wrong."""
 
 
+class LineFault(DataError):
+    """One line of a raw file is wrong.
+
+    Attributes:
+        brief: the message without the folder of the file.
+        line: 1-based number of the line; of parquet, of the row.
+        index: which record of its batch the line holds; None where that is unknown.
+    """
+
+    def __init__(self, message: str, brief: str, line: int, index: int | None = None) -> None:
+        super().__init__(message)
+        self.brief, self.line, self.index = brief, line, index
+
+
 class ArtefactError(UserError):
     """A run folder, checkpoint, model or tokenizer is damaged or does not fit its neighbours."""
 

@@ -35,7 +35,14 @@ def _iso_date(value: str) -> str:
     return value
 
 
-Date = Annotated[str, AfterValidator(_iso_date)]
+def _as_text(value: object) -> object:
+    """TOML has dates of its own, without quotes."""
+    return value.isoformat() if type(value) is datetime.date else value
+
+
+Date = Annotated[
+    str, BeforeValidator(_as_text, json_schema_input_type=str), AfterValidator(_iso_date)
+]
 
 
 class Section(BaseModel):
@@ -56,17 +63,20 @@ class Splits(Section):
     test: Strings = Field(default=(), description="paths of the test part")
 
 
+Column = Annotated[str, Field(min_length=1)]
+
+
 class Columns(Section):
     """Column names of `interactions` sources (CSV, parquet or JSON lines)."""
 
-    user: str = Field(default="user_id", description="user column; read as a string")
-    item: str = Field(default="item_id", description="item column; read as a string")
-    timestamp: str | None = Field(
+    user: Column = Field(default="user_id", description="user column; read as a string")
+    item: Column = Field(default="item_id", description="item column; read as a string")
+    timestamp: Column | None = Field(
         default="timestamp", description="time column; without one, file order is time order"
     )
-    rating: str | None = Field(default=None, description="rating column, numbers")
-    title: str | None = Field(default=None, description="title column, in metadata files")
-    brand: str | None = Field(default=None, description="brand column, in metadata files")
+    rating: Column | None = Field(default=None, description="rating column, numbers")
+    title: Column | None = Field(default=None, description="title column, in metadata files")
+    brand: Column | None = Field(default=None, description="brand column, in metadata files")
 
 
 class Sample(Section):
@@ -194,6 +204,8 @@ class DataSection(Section):
             raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
         if self.spark != SparkSection() and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
+        if self.start and self.end and self.start >= self.end:
+            raise ValueError(f"start = {self.start}, end = {self.end}: expected start before end")
         if self.on_bad_line == "skip" and (given or self.format == "semantic-ids"):
             raise ValueError(
                 f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'

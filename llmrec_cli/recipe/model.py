@@ -50,7 +50,9 @@ class ModelSection(Section):
     """`[model]`: the backbone."""
 
     backbone: str = Field(
-        default="scratch", description='"scratch", a hub id, or a local Hugging Face folder'
+        default="scratch",
+        min_length=1,
+        description='"scratch", a hub id, or a local Hugging Face folder',
     )
     revision: str | None = Field(default=None, description="hub revision, best a commit hash")
     scratch: ScratchModel = Field(default=ScratchModel(), description="used by backbone scratch")

@@ -155,7 +155,8 @@ def _describe(
         known = [*_keys(section), *also] if section else []
         return shown, f"unknown key.{did_you_mean(key, known)}", ""
     field = _keys(section).get(key) if section else None
-    return shown, _expected(problem), f" ({field.description})" if field else ""
+    meaning = f" ({field.description})" if field and field.description else ""
+    return shown, _expected(problem), meaning
 
 
 def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -177,10 +178,23 @@ def _section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | 
     return found
 
 
+_EXPECTED = {  # where pydantic speaks of Python
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "model_attributes_type": "expected a table",
+    "too_short": "expected at least one entry",
+    "string_too_short": "expected some text",
+    "string_pattern_mismatch": "expected letters, digits, dots, hyphens and underscores, "
+    "a letter or digit first",
+}
+
+
 def _expected(problem: Mapping[str, Any]) -> str:
     message: str = problem["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
-    return message[0].lower() + message[1:]
+    return _EXPECTED.get(problem["type"], message[0].lower() + message[1:])
 
 
 def _nearest_word(problem: Mapping[str, Any]) -> str:

@@ -29,8 +29,10 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of its runs"
     )
     description: str = Field(default="", description="what it shows, one line")
-    seed: int = Field(default=0, ge=0, description="of everything that is drawn")
-    out: str = Field(default="runs", description="folder of all runs, relative to where you are")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn")
+    out: str = Field(
+        default="runs", min_length=1, description="folder of all runs, relative to where you are"
+    )
     data: DataSection
     prompt: PromptSection = PromptSection()
     model: ModelSection = ModelSection()

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from llmrec_cli.recipe.data import Section
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Range(Section):

@@ -136,9 +136,47 @@ def test_a_misspelt_key_is_refused_with_the_right_one(good: Path, key: str) -> N
     assert "Did you mean" in text
 
 
+@pytest.mark.parametrize("key", every_key())
+def test_a_value_of_the_wrong_type_is_refused_with_its_key(good: Path, key: str) -> None:
+    """A table where a value belongs, and a value where a table belongs."""
+    *_, last = key.split(".")
+    text = problems(good, f"{key}=3" if isinstance(every_value()[key], dict) else f"{key}.zz=3")
+    assert last in text
+    assert "None" not in text
+
+
+def every_value() -> dict[str, object]:
+    plain: dict[str, object] = {}
+    recipe = Recipe.model_validate(
+        {"name": "x", "data": {"format": "amazon2018", "reviews": "a", "metadata": "b"}}
+    ).resolved()
+    for key in every_key():
+        value: object = recipe
+        for part in key.split("."):
+            assert isinstance(value, dict)
+            value = value[part]
+        plain[key] = value
+    return plain
+
+
+NUMBERS = [key for key, value in every_value().items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("value", ["nan", "-1e300", "true", '"4"'])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_that_is_none_is_refused_with_its_key(good: Path, key: str, value: str) -> None:
+    assert f"{key.rsplit('.', 1)[-1]} = " in problems(good, f"{key}={value}")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
+        ("seed=99999999999", "expected less than 4294967296"),
+        ('out=""', 'out = "": expected some text'),
+        ('model.backbone=""', "expected some text"),
+        ('data.columns.user=""', "expected some text"),
+        ("data.reviews=5", "expected a list"),
+        ("model=x", 'model = "x": expected a table'),
         ("train.epochs=nan", "expected a finite number"),
         ("train.batch=1.5", "expected a valid integer"),
         ('train.batch="4"', "expected a valid integer"),
@@ -184,6 +222,11 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, expected:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
     assert expected in problems(path)
+
+
+def test_a_window_that_holds_nothing_is_refused(good: Path) -> None:
+    text = problems(good, "data.start=2021-01-01", "data.end=2020-01-01")
+    assert "start = 2021-01-01, end = 2020-01-01: expected start before end" in text
 
 
 def test_a_check_across_sections_is_a_recipe_error_too(good: Path) -> None:

@@ -37,6 +37,7 @@ SIMPLE: dict[str, Callable[[Any, Any], bool]] = {
     "maximum": lambda value, wanted: value <= wanted,
     "exclusiveMinimum": lambda value, wanted: value > wanted,
     "exclusiveMaximum": lambda value, wanted: value < wanted,
+    "minLength": lambda value, wanted: len(value) >= wanted,
     "minItems": lambda value, wanted: len(value) >= wanted,
     "maxItems": lambda value, wanted: len(value) <= wanted,
     "required": lambda value, wanted: set(wanted) <= set(value),

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from llmrec_cli.errors import DataError, MachineError
+from llmrec_cli.errors import DataError, LineFault, MachineError
 
 T = TypeVar("T")
 
@@ -43,24 +43,14 @@ class _Damage(Exception):
     """The byte stream ends early, is corrupt, or is a bomb; ``blocks`` adds file and line."""
 
 
-class LineFault(DataError):
-    """What is wrong with one line of a file.
+def fault(path: Path, line: int, problem: str, index: int | None = None) -> LineFault:
+    """The error of one place in a file, as one printable line ``path:line: problem``.
 
-    Attributes:
-        file: the file's base name.
-        line: 1-based number of the line; of parquet, of the row.
-        problem: what was found and what was expected.
+    Args:
         index: which record of its batch the line holds, where that is known.
     """
-
-    def __init__(self, path: Path, line: int, problem: str, index: int | None = None) -> None:
-        super().__init__(printable(f"{path}:{line}: {problem}"))
-        self.file, self.line, self.problem, self.index = path.name, line, problem, index
-
-
-def fault(path: Path, line: int, problem: str, index: int | None = None) -> LineFault:
-    """The error of one place in a file, as one printable line ``path:line: problem``."""
-    return LineFault(path, line, problem, index)
+    place = f"{path.name}:{line}: {problem}"
+    return LineFault(printable(f"{path}:{line}: {problem}"), printable(place), line, index)
 
 
 def printable(text: str) -> str:
@@ -137,7 +127,7 @@ class BadLines:
             )
         self.skipped += 1
         if len(self.first) < _SHOWN_BAD:
-            self.first.append(printable(f"{error.file}:{error.line}: {error.problem}"))
+            self.first.append(error.brief)
 
     def tried(self, block: Block, make: Callable[[Block], T]) -> T:
         """What ``make`` gives for a block, without the lines that it refuses."""

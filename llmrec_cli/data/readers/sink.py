@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
-from llmrec_cli.data.readers.lines import STRICT, BadLines, LineFault, fault
+from llmrec_cli.data.readers.lines import STRICT, BadLines, fault
 from llmrec_cli.data.readers.source import Notes
-from llmrec_cli.errors import MachineError
+from llmrec_cli.errors import LineFault, MachineError
 
 SCHEMA: Final = pa.schema(
     [
