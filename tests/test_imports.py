@@ -161,3 +161,17 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str]) -> No
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "command", ["prepare", "validate", "sft", "align", "baseline", "eval", "run"]
+)
+def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom llmrec_cli import cli, exits\n"
+        f"sys.argv = ['llmrec', {command!r}, 'quickstart', 'train.batch=-1']\n"
+        "assert exits.guarded(cli.app) == 2\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)

@@ -80,9 +80,10 @@ def sft_command(
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
     """
-    from llmrec_cli.sft import sft
-
     loaded = load_recipe(recipe, overrides or ())
+
+    from llmrec_cli.sft import sft  # torch: a wrong recipe is told before
+
     screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or restarted(), progress=screen.progress()))
@@ -109,9 +110,10 @@ def align_command(
 
     Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
     """
-    from llmrec_cli.align import align
-
     loaded = load_recipe(recipe, overrides or (), aligns=[method])
+
+    from llmrec_cli.align import align  # torch: a wrong recipe is told before
+
     screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         go_on = resume or restarted()
@@ -139,9 +141,10 @@ def baseline_command(
 
     Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
     """
-    from llmrec_cli.baseline import baseline
-
     loaded = load_recipe(recipe, overrides or (), baselines=[model])
+
+    from llmrec_cli.baseline import baseline  # torch: a wrong recipe is told before
+
     screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         go_on = resume or restarted()
@@ -169,13 +172,14 @@ def eval_command(
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
-    from llmrec_cli.evaluate import evaluate
-
     kinds = [name.partition("-") for name in run or ()]
     aligns, baselines = (
         [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
     )
     loaded = load_recipe(recipe, overrides or (), aligns, baselines)
+
+    from llmrec_cli.evaluate import evaluate  # torch: a wrong recipe is told before
+
     screen, runs = Screen(as_json=as_json, quiet=quiet), run or loaded.runs()
     if not launched(loaded.launch, config):
         progress = screen.progress()
@@ -194,9 +198,10 @@ def run_command(
 
     Example: llmrec run quickstart
     """
-    from llmrec_cli.run import reports, run
-
     loaded = load_recipe(recipe, overrides or ())
+
+    from llmrec_cli.run import reports, run  # torch: a wrong recipe is told before
+
     screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         progress = screen.progress()
