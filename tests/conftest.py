@@ -18,3 +18,9 @@ def shared_data() -> Path:
             f"no genuine data beside the checkout (expected {folder.relative_to(ROOT.parent)})"
         )
     return folder
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: compressed ones hold the time, and each of several
+    workers must find the same names."""
+    return argname if isinstance(val, bytes) else None
