@@ -16,9 +16,9 @@ import typer
 
 from llmrec_cli import __version__
 from llmrec_cli.commands import audit, comparing, material, pipeline, serving, shelf, sweeping
-from llmrec_cli.commands.screen import out
 from llmrec_cli.engine.launch import end_with_launcher, is_started
 from llmrec_cli.exits import ended
+from llmrec_cli.terminal import out
 
 app = typer.Typer(
     name="llmrec",

@@ -15,6 +15,8 @@ the value, and what was expected.  Only ``exits.py`` catches these; everything e
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class LlmrecError(Exception):
     """Base of every error that is not a bug of ours."""
@@ -72,3 +74,14 @@ class GroupError(LlmrecError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def belongs_to(error: BaseException, folder: Path) -> None:
+    """Note which run's folder the traceback of a bug belongs in."""
+    error._llmrec_folder = folder  # type: ignore[attr-defined]
+
+
+def folder_of(error: BaseException) -> Path:
+    """The folder that was noted, if it is there; else the working folder."""
+    folder: Path = getattr(error, "_llmrec_folder", Path())
+    return folder if folder.is_dir() else Path()

@@ -10,20 +10,23 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
-
-from rich.console import Console
+from contextlib import suppress
 
 from llmrec_cli.engine.launch import how_to_go_on, is_rank, note_failure
 from llmrec_cli.engine.stop import SIGNALS
-from llmrec_cli.errors import LlmrecError, MachineError
+from llmrec_cli.errors import LlmrecError, MachineError, folder_of
 from llmrec_cli.redaction import redacted
 from llmrec_cli.report.text import plain
-
-err = Console(stderr=True, highlight=False)
+from llmrec_cli.terminal import err
 
 _MEMORY = (
     "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
+)
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment from shared object",
+    "Resource temporarily unavailable",
 )
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
@@ -71,6 +74,10 @@ def guarded(command: Callable[[], object]) -> int:
         if is_rank() and _left_alone(error):
             return _fail(_ALONE + how_to_go_on(), MachineError.exit_code, secondary=True)
         return _bug(error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of polars: a thread of Rust gave up
+            raise
+        return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
     return 0
 
 
@@ -87,7 +94,8 @@ def _fail(message: str, code: int, *, secondary: bool = False) -> int:
         return code  # whoever started this rank prints it
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
     lines = f"{' '.join(['llmrec', *words])}: error: {message}".split("\n")
-    err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
+    with suppress(OSError):  # stderr is full or gone: the code still tells
+        err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
     return code
 
 
@@ -97,10 +105,10 @@ def _machine_line(error: BaseException) -> str:
     return _MEMORY
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Torch's own ways to say so, on a GPU and on the CPU."""
+def _out_of_memory(error: BaseException) -> bool:
+    """Libraries' own ways to say so: torch on a GPU and the CPU, the loader, threads of polars."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+    return "OutOfMemoryError" in names or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _left_alone(error: Exception) -> bool:
@@ -111,8 +119,8 @@ def _left_alone(error: Exception) -> bool:
     return "DistError" in names or (is_runtime and any(sign in str(error) for sign in signs))
 
 
-def _bug(error: Exception) -> int:
-    log = Path("debug.log")
+def _bug(error: BaseException) -> int:
+    log = folder_of(error) / "debug.log"
     try:
         log.write_text(redacted("".join(traceback.format_exception(error))))
         where = f"the traceback is in {log.resolve()}; please report it"

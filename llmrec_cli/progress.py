@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
@@ -54,8 +54,9 @@ class Lines:
         self.every = every  # seconds between two lines of one task
 
     def say(self, text: str) -> None:
-        """Write one line."""
-        print(text, file=self.stream, flush=True)
+        """Write one line; where nobody can read it any more, the work goes on."""
+        with suppress(OSError):
+            print(text, file=self.stream, flush=True)
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:

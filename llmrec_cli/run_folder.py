@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from llmrec_cli import __version__
 from llmrec_cli.engine.trackers import Trackers, tracked
-from llmrec_cli.errors import ArtefactError
+from llmrec_cli.errors import ArtefactError, belongs_to
 from llmrec_cli.files import (
     check_folder,
     machine_errors,
@@ -139,6 +139,9 @@ def claimed(folder: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    except Exception as error:
+        belongs_to(error, folder)
+        raise
     finally:
         lock.release()
 

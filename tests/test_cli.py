@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from llmrec_cli import exits
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
+from llmrec_cli.progress import Lines
+from llmrec_cli.run_folder import claimed
 
 COMMANDS = (
     "prepare",
@@ -20,6 +23,7 @@ COMMANDS = (
     "align",
     "eval",
     "run",
+    "sweep",
     "compare",
     "export-data",
     "export-lists",
@@ -36,6 +40,17 @@ COMMANDS = (
     "schema",
     "env",
 )
+
+
+class Unread(StringIO):
+    """Text that nobody takes any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+class PanicException(BaseException):
+    """What a thread of Rust that gave up is to Python."""
 
 
 def llmrec(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,6 +80,9 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (MachineError("disk"), 3),
         (OSError(28, "No space left on device", "out"), 3),
         (MemoryError(), 3),
+        (ImportError("libx.so: failed to map segment from shared object"), 3),
+        (PanicException("Os { code: 11, message: Resource temporarily unavailable }"), 3),
+        (PanicException("index out of bounds"), 1),
         (NumbersError("step 3"), 4),
         (exits._Stopped(signal.SIGINT), 130),
         (exits._Stopped(signal.SIGTERM), 143),
@@ -89,6 +107,28 @@ def test_every_exception_is_one_line_and_its_documented_code(
     assert len(shown.err.splitlines()) == 1
     assert "error: " in shown.err
     assert (tmp_path / "debug.log").exists() == (code == 1)
+
+
+def test_the_traceback_of_a_bug_lies_in_the_folder_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/new/sft")
+    folder.mkdir(parents=True)
+
+    def command() -> None:
+        with claimed(folder):
+            raise RuntimeError("surprise")
+
+    assert exits.guarded(command) == 1
+    assert "runs/new/sft/debug.log" in capsys.readouterr().err
+    assert "surprise" in (folder / "debug.log").read_text()
+    assert not (tmp_path / "debug.log").exists()
+
+
+def test_progress_that_nobody_can_read_stops_nothing() -> None:
+    with Lines(Unread()).track("sft", total=1) as advance:
+        advance(1)
 
 
 def test_hostile_text_in_an_error_is_shown_and_not_interpreted(

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from llmrec_cli.engine.launch import is_first_rank
-from llmrec_cli.exits import err
+from llmrec_cli.files import machine_errors
 from llmrec_cli.report.text import harmless
+from llmrec_cli.terminal import err, out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from llmrec_cli.progress import Progress
-
-out = Console(highlight=False)
 
 
 class Screen:
@@ -50,12 +48,13 @@ class Screen:
         """
         if not is_first_rank():
             return
-        if self.as_json:
-            text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
-            out.print(text, markup=False, soft_wrap=True)
-        elif rich is not None and out.is_terminal:
-            for renderable in rich:
-                out.print(renderable)
-        else:
-            for line in lines:
-                out.print(harmless(line), markup=False, soft_wrap=True)
+        with machine_errors(Path("stdout")):
+            if self.as_json:
+                text = json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
+                out.print(text, markup=False, soft_wrap=True)
+            elif rich is not None and out.is_terminal:
+                for renderable in rich:
+                    out.print(renderable)
+            else:
+                for line in lines:
+                    out.print(harmless(line), markup=False, soft_wrap=True)

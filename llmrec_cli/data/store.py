@@ -248,6 +248,8 @@ def _read_table(file: Path) -> pa.Table:
     """
     try:
         return pq.read_table(file, partitioning=None).replace_schema_metadata(None)
+    except MemoryError:  # Arrow has a kind of its own
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtefactError(f"{file}: no readable parquet file ({reason})") from None

@@ -102,6 +102,8 @@ def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterat
                 row.__add__,
             )
             row += len(batch)
+    except MemoryError:  # Arrow has a kind of its own
+        raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise fault(path, 1, f"no readable parquet file ({reason})") from None

@@ -1,0 +1,66 @@
+"""Commands on a machine that refuses; ``make refusals`` types all of them on all such machines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.refusals import half_written, wrong_end
+from benchmarks.refusals_disk import content
+
+ROOT = Path(__file__).resolve().parents[1]
+LINE = "llmrec sft: error: runs/new: cannot be written: No space left on device"
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_full_stdout_cost_one_line_and_no_file() -> None:
+    name_space = ["unshare", "--map-root-user", "--mount", "true"]
+    if not shutil.which("unshare") or subprocess.run(name_space, check=False).returncode:
+        pytest.skip("no right to mount a disk here")
+    words = ["benchmarks.refusals", "--faults", "full", "stdout full", "stdout unread"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "--commands", "sft", "export", "compare"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("5 tried, 4 refused, 0 wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, LINE),
+        (2, LINE),
+        (3, f"{LINE}\n{LINE}"),
+        (3, "llmrec sft: error: No space left on device"),
+        (3, "llmrec sft: error: runs/new: cannot be written"),
+        (3, f"Traceback (most recent call last)\n{LINE}"),
+        (3, f"{LINE}\nException ignored in"),
+    ],
+)
+def test_a_wrong_end_would_be_told(code: int, said: str) -> None:
+    assert not wrong_end(3, f"reading\n{LINE}", ["runs/"], "No space")
+    assert wrong_end(code, said, ["runs/"], "No space")
+
+
+def test_what_is_half_written_would_be_found(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    before = content(tmp_path)
+    (tmp_path / ".new.tmp").write_text("half")
+    (tmp_path / "metrics.jsonl").touch()
+    assert half_written(tmp_path, before) == []
+    (tmp_path / "report.json").write_text('{"a')
+    (tmp_path / "other.json").write_text('{"a')
+    (tmp_path / "list.csv").touch()
+    assert half_written(tmp_path, before) == [
+        "changed: report.json",
+        "empty: list.csv",
+        "half-written: other.json",
+    ]
