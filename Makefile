@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check audit sbom lock install-locked mutants torture refusals benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
+.PHONY: quickstart test check audit sbom lock install-locked mutants torture refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ torture: setup           ## 300 kills and every refused file operation; half an 
 
 refusals: setup          ## every command on disks that are full or read-only; 15 minutes, Linux
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.refusals --out benchmarks/results
+
+bombs: setup             ## small files that ask for gigabytes: what reading them takes; a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bombs --out benchmarks/results
 
 check: setup             ## lint, format, types, and what bandit knows of insecure code
 	$(BIN)/ruff check .

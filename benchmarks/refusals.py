@@ -1,7 +1,7 @@
 """``python -m benchmarks.refusals``: every command on a machine that refuses.
 
 A small finished experiment lies on a disk of its own, which is read-only, full, or nearly full;
-or the command's stdout is full, closed, or has lost its reader.  Each command is typed into each:
+or the command's stdout is full or has lost its reader.  Each command is typed into each:
 
 - the exit code is 3, with one line that names a path of that disk (or stdout) and the reason;
 - what lay there before is as it was, and nothing half-written bears a final name;
@@ -43,7 +43,7 @@ WRITING = {  # typed beside a finished experiment and one that is only prepared
     "sweep": "sweep tiny.toml name=half --grid train.learning_rate=1e-3 --stage sft",
 }
 SAYING = {
-    "recommend": "recommend --run runs/done/align-msl --history SY0001 --json",
+    "recommend": "recommend --run runs/done/align-msl --history 0102390101 --json",
     "audit": "audit runs/done",
     "validate": "validate tiny.toml",
     "compare": "compare runs/done",
@@ -53,7 +53,7 @@ SAYING = {
     "env": "env",
 }
 SPACE = {"full": 0, "40 KiB left": 40 << 10, "200 KiB left": 200 << 10}
-STDOUT = ("stdout full", "stdout closed", "stdout unread")
+STDOUT = ("stdout full", "stdout unread")
 FAULTS = ("read-only", *SPACE, *STDOUT)
 COMMANDS = tuple(dict.fromkeys((*WRITING, *SAYING)))
 APPENDED = (".lock", ".log", ".jsonl", ".db")  # may be empty for a while; so may what says "alive"
@@ -160,7 +160,7 @@ def last_line(text: str) -> str:
 
 
 def unheard(home: Path, name: str, fault: str, said: Path) -> Outcome:
-    """One command whose stdout is full, closed, or read by nobody."""
+    """One command whose stdout is full or read by nobody."""
     where = "/dev/full" if fault == "stdout full" else fault.removeprefix("stdout ")
     code, _, err = typed(SAYING[name], home, said, stdout=where)
     end = Outcome(fault, name, code, last_line(err))

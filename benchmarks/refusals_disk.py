@@ -113,15 +113,13 @@ def typed(words: str, cwd: Path, said: Path, *, stdout: str | None = None) -> tu
 
     Args:
         said: folder, on another disk, for what it says.
-        stdout: where its stdout goes instead; ``closed``, or ``unread``: a pipe without a reader.
+        stdout: where its stdout goes instead; ``unread``: a pipe without a reader.
     """
     texts = said / "out", said / "err"
     child = os.fork()
     if child == 0:
         _redirect(texts[1], 2)
-        if stdout == "closed":
-            os.close(1)
-        elif stdout == "unread":
+        if stdout == "unread":
             reader, writer = os.pipe()
             os.close(reader)
             os.dup2(writer, 1)

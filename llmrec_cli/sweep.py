@@ -115,7 +115,8 @@ class _Workers:
             raise
         except LlmrecError as error:
             told = f"{words}: failed: {error}"
-            points.failed(trial, str(error), monotonic() - begun)
+            machine = isinstance(error, MachineError)
+            points.failed(trial, str(error), monotonic() - begun, machine=machine)
         else:
             told = f"{words}: {fmean(figures):.4f}"
             points.scored(trial, figures, monotonic() - begun)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -95,6 +95,7 @@ def staging(folder: Path) -> Iterator[Path]:
         MachineError: the disk refuses.
     """
     stage = folder.with_name(f".{folder.name}.partial")
+    missing = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
@@ -106,6 +107,9 @@ def staging(folder: Path) -> Iterator[Path]:
         raise MachineError(f"{folder}: not prepared: {where}{error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        with suppress(OSError):  # folders that hold something stay
+            for parent in missing:
+                parent.rmdir()
 
 
 def write_split(folder: Path, name: str, rows: pl.DataFrame) -> None:

@@ -35,8 +35,8 @@ from llmrec_cli.sweeping.plan import Plan, Point, toml_text
 
 DATABASE = "study.db"
 OWNER, SEEN, INTERRUPTED = "owner", "seen", "interrupted"  # what trials carry beside their point
-FAILURE, FIGURES, SECONDS = "failure", "figures", "seconds"
-_PLAN, _PLANNED = "plan", "planned"
+FAILURE, MACHINE, FIGURES, SECONDS = "failure", "machine", "figures", "seconds"
+_PLAN, _PLANNED, _AGAIN = "plan", "planned", "again"  # what the study carries
 _BEAT, _SILENT = 30.0, 600.0  # seconds between signs of life; without one, a trial is given up
 _STATES: Mapping[TrialState, State] = {  # of points that were chosen, not only queued
     TrialState.COMPLETE: "complete",
@@ -86,9 +86,14 @@ class Choosing:
         trial.set_user_attr(SECONDS, round(seconds, 1))
         self.study.tell(trial, state=TrialState.PRUNED)
 
-    def failed(self, trial: Trial, reason: str, seconds: float) -> None:
-        """End a trial whose command failed."""
+    def failed(self, trial: Trial, reason: str, seconds: float, *, machine: bool) -> None:
+        """End a trial whose command failed.
+
+        Args:
+            machine: for want of disk, memory or a device; the next sweep tries the point again.
+        """
         trial.set_user_attr(FAILURE, reason)
+        trial.set_user_attr(MACHINE, machine)
         trial.set_user_attr(SECONDS, round(seconds, 1))
         self.study.tell(trial, state=TrialState.FAIL)
 
@@ -100,6 +105,7 @@ class Choosing:
 
     def rows(self) -> list[Tried]:
         """Every point that was chosen so far, in that order."""
+        again = self.study.user_attrs.get(_AGAIN, [])
         return [
             Tried(
                 point={key: _text(self.plan, key, value) for key, value in trial.params.items()},
@@ -109,7 +115,7 @@ class Choosing:
                 failure=trial.user_attrs.get(FAILURE),
             )
             for trial in self.study.get_trials(deepcopy=False)
-            if trial.state in _STATES and not _interrupted(trial)
+            if trial.state in _STATES and not _interrupted(trial) and trial.number not in again
         ]
 
 
@@ -122,6 +128,15 @@ def _put_back(study: Study, trial: Trial | FrozenTrial) -> None:
     Trial(study, trial._trial_id).set_user_attr(INTERRUPTED, True)
     study.tell(trial.number, state=TrialState.FAIL)
     study.enqueue_trial(dict(trial.params))
+
+
+def _queue_again(study: Study) -> None:
+    """Queue the points again that failed for what another time may not lack."""
+    again = list(study.user_attrs.get(_AGAIN, []))
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
+        if trial.user_attrs.get(MACHINE) and trial.number not in again:
+            study.enqueue_trial(dict(trial.params))
+            study.set_user_attr(_AGAIN, again := [*again, trial.number])
 
 
 @contextmanager
@@ -146,6 +161,7 @@ def choosing(plan: Plan, storage: str | None) -> Iterator[Choosing]:
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if _abandoned(plan.folder, trial):
                     _put_back(study, trial)
+            _queue_again(study)
         yield Choosing(plan, study, owner)
 
 

@@ -205,6 +205,32 @@ def test_a_point_that_fails_ends_no_sweep_and_is_told(
     assert "loss = nan" in "\n".join(sheet_lines(board_sheet(board)))
 
 
+def test_a_point_that_the_machine_failed_is_tried_again_by_the_next_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path, *GRID)
+
+    def full(point: Point, seed: int, watch: Watch) -> float:
+        if point[TAU] == "2":
+            raise MachineError("runs: No space left on device")
+        if point[TAU] == "3":
+            raise NumbersError("step 3: the loss is NaN")
+        return tau(point, seed, watch)
+
+    play(monkeypatch, full)
+    assert [row.state for row in tried(plan).tried] == ["complete", "failed", "failed"]
+    asked = play(monkeypatch, tau)
+    board = tried(plan)
+    assert [point[TAU] for point, _ in asked] == ["2"]
+    assert [(row.point[TAU], row.state) for row in board.tried] == [
+        ("1", "complete"),
+        ("3", "failed"),
+        ("2", "complete"),
+    ]
+    play(monkeypatch, tau)
+    assert tried(plan).tried == board.tried
+
+
 def test_a_user_error_ends_the_sweep_and_a_mended_recipe_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,10 @@ def _parse(line: bytes, literals: bool) -> object:
         if literals and error.msg.startswith("Expecting property name"):
             return parse_literal(line)
         raise ValueError(f"{error.msg} at column {error.pos + 1}") from None
+    except ValueError as error:
+        longest = sys.get_int_max_str_digits()
+        told = f"a number of more than {longest} digits" if "digits" in str(error) else str(error)
+        raise ValueError(told) from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from llmrec_cli.data.readers.delimited import header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape, read_records
 from llmrec_cli.data.readers.lines import STRICT, BadLines, fault, first_block, head, shown
+
+BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
 
 Texts = list[str]
 Numbers = Sequence[float] | np.ndarray[Any, Any]
@@ -90,10 +92,18 @@ def _json(
         )
 
 
+def _require_plausible(path: Path, rows: int) -> None:
+    """Parquet holds one row repeated a billion times in a few kilobytes."""
+    size = path.stat().st_size
+    if rows > BOMB_ROWS and rows > size:
+        raise fault(path, 1, f"{rows:,} rows in {size:,} bytes: a parquet bomb?")
+
+
 def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[Part]:
     try:
         file = pq.ParquetFile(path)
         _require_columns(path, [*texts, *numbers], file.schema_arrow.names)
+        _require_plausible(path, file.metadata.num_rows)
         row = 1
         for batch in file.iter_batches(columns=[*texts, *numbers]):
             yield Part(
