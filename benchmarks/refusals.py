@@ -81,7 +81,7 @@ def refused(disk: Disk, fault: str, name: str, said: Path) -> Outcome:
     else:
         disk.fill(SPACE[fault])
     code, out, err = typed(words, disk.at, said)
-    end = Outcome(fault, name, code, last_line(err))
+    end = Outcome(fault, name, code, last_line(err).replace(f"{disk.at}/", ""))
     if code or locked:
         reason = "Read-only file system" if locked else "No space left on device|disk is full"
         end.problems += wrong_end(code, err, [str(disk.at), "runs/", *words.split()], reason)

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from llmrec_cli.report.text import harmless
+
 Advance = Callable[..., None]
 """``advance(n=1, note="")``: n more units are done; ``note`` shows the latest figures."""
 
@@ -56,7 +58,7 @@ class Lines:
     def say(self, text: str) -> None:
         """Write one line; where nobody can read it any more, the work goes on."""
         with suppress(OSError):
-            print(text, file=self.stream, flush=True)
+            print(harmless(text), file=self.stream, flush=True)
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
@@ -88,20 +90,20 @@ class Rich:
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(harmless(text), markup=False, highlight=False)
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
         """Show a bar."""
         bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
         )
         with bars:

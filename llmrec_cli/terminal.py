@@ -18,5 +18,6 @@ class Terminal(Console):
         os.close(nowhere)
 
 
-out = Terminal(highlight=False)
-err = Terminal(stderr=True, highlight=False)
+# Text stays what it is: ``reviews.json:100:`` names a line, and no emoji.
+out = Terminal(highlight=False, emoji=False)
+err = Terminal(stderr=True, highlight=False, emoji=False)

@@ -12,8 +12,9 @@ import pytest
 
 from llmrec_cli import exits
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
-from llmrec_cli.progress import Lines
+from llmrec_cli.progress import Lines, Rich
 from llmrec_cli.run_folder import claimed
+from llmrec_cli.terminal import Terminal
 
 COMMANDS = (
     "prepare",
@@ -219,3 +220,25 @@ def test_wrong_use_is_exit_code_2_and_no_traceback(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_line_number_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise DataError("reviews.json:100: bad")
+
+    assert exits.guarded(command) == 2
+    assert "reviews.json:100: bad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [Lines, Rich])
+def test_progress_shows_text_and_follows_none(kind: type[Lines] | type[Rich]) -> None:
+    shown = StringIO()
+    terminal = Terminal(file=shown, force_terminal=True, emoji=False, width=120, color_system=None)
+    progress = Lines(shown) if kind is Lines else Rich(terminal)
+    progress.say("[bold]a[/] \x1b]0;title\x07 file:100:")
+    with progress.track("[red]b[/]", total=1) as advance:
+        advance(1, note="[blink]c")
+    text = shown.getvalue()
+    assert "\x1b]0;" not in text
+    for words in ("[bold]a[/]", "file:100:", "[red]b[/]", "[blink]c"):
+        assert words in text

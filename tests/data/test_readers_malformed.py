@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import tomli_w
+from experiments import typed
 
 from llmrec_cli.data.readers import read
 from llmrec_cli.errors import DataError
@@ -41,6 +47,18 @@ def _r23(**changes: object) -> bytes:
 
 def _without(row: dict[str, Any], field: str) -> bytes:
     return _json(row, {name: value for name, value in row.items() if name != field})
+
+
+def _equal_rows() -> bytes:
+    """Parquet of one interaction, very often."""
+    names = ("user_id", "item_id")
+    ids = {name: pa.repeat("x", 1_100_000).dictionary_encode() for name in names}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({**ids, "timestamp": pa.repeat(1529193600, 1_100_000)}), sink)
+    return bytes(sink.getvalue())
+
+
+ZIPPED = gzip.compress(_json(R18))
 
 
 @dataclass(frozen=True)
@@ -142,10 +160,42 @@ CASES = {
         "nested too deeply",
     ),
     "Latin-1": Case("amazon2018", _json(R18) + b'{"reviewerID": "\xe9"}\n', 2, "not UTF-8"),
+    "UTF-16": Case("amazon2018", _json(R18).decode().encode("utf-16"), 1, "this is UTF-16 text"),
+    "UTF-16 without its mark": Case(
+        "amazon2014", _json(R18, R18).decode().encode("utf-16-le"), 1, "invalid JSON"
+    ),
+    "bzip2": Case("amazon2018", bz2.compress(_json(R18)), 1, "this is bzip2 data"),
+    "xz": Case("amazon2023", lzma.compress(_json(R23)), 1, "this is xz data"),
+    "zip": Case("amazon2023", b"PK\x03\x04rest", 1, "this is a zip archive"),
+    "NUL in a line": Case(
+        "amazon2018", _json(R18) + b'{"reviewerID": "A\0"}\n', 2, "Invalid control character"
+    ),
+    "NULs": Case("amazon2014", _json(R18) + b"\0" * 99 + b"\n", 2, "is no JSON object"),
+    "commas between objects": Case(
+        "amazon2018", _json(R18).replace(b"}", b"},") * 2, 1, "Extra data"
+    ),
+    "lone carriage returns": Case(
+        "amazon2018", _json(R18, R18).replace(b"\n", b"\r"), 1, "Extra data"
+    ),
+    "rating is a string": Case("amazon2018", _r18(overall="5.0"), 2, "expected a number"),
+    "time is a string": Case(
+        "amazon2023", _r23(timestamp="1547589356557"), 2, "expected a whole number"
+    ),
+    "time is after 2100": Case(
+        "amazon2014", _r18(unixReviewTime=4_102_444_810), 2, "between the years 1990 and 2100"
+    ),
     "0 bytes": Case("amazon2018", b"", 1, "empty"),
     "gzip of nothing": Case("amazon2018", gzip.compress(b""), 1, "no lines"),
     "blank lines only": Case("amazon2018", b"\n \n", 1, "no interactions"),
     "gzip cut short": Case("amazon2018", gzip.compress(_json(*[R18] * 99))[:-8], 100, "truncated"),
+    "gzip with a wrong sum": Case(
+        "amazon2018", ZIPPED[:-8] + bytes([ZIPPED[-8] ^ 1]) + ZIPPED[-7:], 1, "incorrect data check"
+    ),
+    "gzip with a wrong length": Case(
+        "amazon2014", ZIPPED[:-1] + b"\x09", 1, "incorrect length check"
+    ),
+    "gzip and rubbish": Case("amazon2018", ZIPPED + b"rubbish", 2, "the gzip data is corrupt"),
+    "gzip in gzip": Case("amazon2018", gzip.compress(ZIPPED), 1, "not UTF-8"),
     "2023 as 2018": Case("amazon2018", _json(R23), 1, "this is an amazon2023 review"),
     "2018 as 2023": Case(
         "amazon2023", _json(R18), 1, "this is an amazon2014 review or an amazon2018 review"
@@ -245,6 +295,10 @@ CASES = {
     "splits as ratings": Case(
         "ratings2023", _text(f"{HEAD23},history", f"{CSV23},"), 1, 'format "split2023"'
     ),
+    "header where none is": Case(
+        "ratings2018", _text("item,user,rating,timestamp"), 1, "\"rating\" is 'rating'"
+    ),
+    "semicolons": Case("ratings2014", _text("A1;B1;5.0;1529193600"), 1, "1 cells, expected 4"),
     "header only": Case("ratings2023", _text(HEAD23), 1, "no interactions"),
     "JSON as CSV": Case("ratings2018", _json(R18), 1, "JSON, expected CSV"),
     # interactions
@@ -270,6 +324,7 @@ CASES = {
         '"user_id" is empty',
     ),
     "no parquet inside": Case("interactions", b"PAR1 and rubbish", 1, "no readable parquet file"),
+    "a million rows in a kilobyte": Case("interactions", _equal_rows(), 1, "a parquet bomb?"),
     # semantic IDs
     "no object": Case("semantic-ids", b"[1, 2]", 1, "expected one JSON object: user id"),
     "list of lists": Case("semantic-ids", b'{"1": [[2]]}', 1, "expected one JSON object: user id"),
@@ -283,27 +338,29 @@ def _section(form: str, role: str, good: Path) -> DataSection:
         good.write_bytes(_json(R23 if form == "amazon2023" else R18))
         sources = {"reviews": ("good",), "metadata": ("bad",)}
     if form == "semantic-ids":
+        good.write_bytes(b"{}")
         sources["index"] = "good"
     return DataSection(format=form, **sources)  # type: ignore[arg-type]  # one of DataFormat
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_refused_in_one_line_and_nothing_left(tmp_path: Path, case: Case) -> None:
-    raw, scratch = tmp_path / "raw", tmp_path / "scratch"
-    raw.mkdir()
-    scratch.mkdir()
-    (raw / "bad").write_bytes(case.data)
-    section = _section(case.form, case.role, raw / "good")
-    with pytest.raises(DataError) as caught:
-        read(section, lambda name: raw / name, scratch)
-    message = str(caught.value)
-    assert message.startswith(f"{raw / 'bad'}:{case.line}: "), message
-    assert case.words in message
-    assert message.isprintable()  # hence one line
-    assert len(message) < len(str(raw)) + 400
-    assert [path.name for path in scratch.iterdir()] in ([], ["interactions.parquet"])
-    if case.role == "reviews":
-        assert not list(scratch.iterdir())
+def test_refused_in_one_line_and_nothing_left(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad").write_bytes(case.data)
+    section = _section(case.form, case.role, tmp_path / "good")
+    recipe = {"data": section.model_dump(exclude_defaults=True, exclude_none=True)}
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    ended = typed(capsys, "prepare", "recipe.toml", "--quiet")
+    assert (ended.code, ended.out) == (2, "")
+    start = f"llmrec prepare: error: bad:{case.line}: "
+    assert ended.err.startswith(start), ended.err
+    assert case.words in ended.err
+    assert ended.err.removesuffix("\n").isprintable()  # hence one line
+    assert len(ended.err) < 500
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_bad_second_file_leaves_nothing(tmp_path: Path) -> None:

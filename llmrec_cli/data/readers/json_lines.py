@@ -128,7 +128,7 @@ def parse_object(
 
 def _parse(line: bytes, literals: bool) -> object:
     try:
-        return json.loads(line, parse_constant=_no_constant)
+        return json.loads(line.decode(), parse_constant=_no_constant)  # given bytes it guesses
     except json.JSONDecodeError as error:
         if literals and error.msg.startswith("Expecting property name"):
             return parse_literal(line)

@@ -24,6 +24,7 @@ def parse_literal(line: bytes) -> object:
     except (MemoryError, RecursionError):
         raise ValueError("a Python literal nested too deeply") from None
     except SyntaxError as error:
-        raise ValueError(f"not a Python literal: {error.msg} at column {error.offset}") from None
+        place = f" at column {error.offset}" if error.offset else ""
+        raise ValueError(f"not a Python literal: {error.msg}{place}") from None
     except (ValueError, TypeError):
         raise ValueError("not a Python literal: it names something or computes") from None
