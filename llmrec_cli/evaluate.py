@@ -36,6 +36,7 @@ from llmrec_cli.stage.evaluate_candidates import (
     scored_pairs,
 )
 from llmrec_cli.stage.evaluate_pairs import evaluate_pairs
+from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
 
@@ -68,6 +69,7 @@ def evaluate(
     if recipe.eval.data is not None:
         runs = _without_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
+    require_grounds(recipe, bench.codec.tokenizer, runs)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     others = candidates_of(bench, frame, split) if recipe.eval.auc else None

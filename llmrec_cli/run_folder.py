@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
-from filelock import FileLock, Timeout
 
 from llmrec_cli import __version__
+from llmrec_cli.claims import claimed, taken_back
 from llmrec_cli.engine.trackers import Trackers, tracked
-from llmrec_cli.errors import ArtefactError, belongs_to
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
     machine_errors,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
 PREDICTIONS_FILE, PAIRS_FILE, REPORT_FILE = "predictions.parquet", "pairs.parquet", "report.json"
+BASE_FILES = "base_files"  # hashes of a base's files, among the facts of a language model's run
 PACKAGES = (
     "torch",
     "transformers",
@@ -70,7 +71,10 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
         )
     described = {"run": run, "settings": settings(recipe, run), "facts": dict(facts)}
     if (folder / MANIFEST_FILE).is_file():
-        _check_same(folder, read_json(folder / MANIFEST_FILE), described)
+        recorded = read_json(folder / MANIFEST_FILE)
+        if BASE_FILES not in recorded["facts"]:  # begun by an older version
+            described["facts"] = {k: v for k, v in facts.items() if k != BASE_FILES}
+        _check_same(folder, recorded, described)
         return folder
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,37 +117,12 @@ def opened(
         tracked(recipe.track, folder, writes=ranks.is_first, say=progress.say) as trackers,
         claimed(folder) if ranks.is_first else nullcontext(),
     ):
-        made = Opened(folder, trackers)
+        made, existed = Opened(folder, trackers), folder.exists()
         ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
-        with measured(ranks.device) as usage:
+        with measured(ranks.device) as usage, taken_back(folder, existed or not ranks.is_first):
             yield made
         cost = usage.recorded(ranks)
         ranks.first(lambda: finish(made.folder, made.outcome, cost))
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes of this machine out of a folder; a dead one's claim is void.
-
-    Raises:
-        ArtefactError: another one has it, and kept it for ten seconds.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=10)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ArtefactError(
-            f"{folder}: another llmrec is working in it; wait for it, or choose another name "
-            "(name=...)"
-        ) from None
-    try:
-        yield
-    except Exception as error:
-        belongs_to(error, folder)
-        raise
-    finally:
-        lock.release()
 
 
 def settings(recipe: Recipe, run: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_a_parent_that_stands_on_other_data_is_refused(home: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
     done = llmrec(home, "align", "--method", "lml", "quickstart", *SHORT, "name=moved")
     assert done.returncode == 2
-    assert "runs/moved/sft: trained with prepared = 'another', the recipe now has" in done.stderr
+    assert "runs/moved/sft: trained with prepared = 'another', now it is" in done.stderr
     assert not (home / "runs/moved/align-lml").exists()
 
 

@@ -268,7 +268,7 @@ def test_damage_and_strange_neighbours_are_found(moved: Path, tmp_path: Path) ->
     manifest = copy / "prepared/manifest.json"
     manifest.write_text(manifest.read_text() + " ")  # other data, intact
     for run in ("align-msl", "baseline-pop", "baseline-itemknn"):
-        with pytest.raises(ArtefactError, match=r"with prepared = .*: expected the experiment as"):
+        with pytest.raises(ArtefactError, match=r"with prepared = .*; put back what it was"):
             Recommender.load(copy / run)
     (copy / "base/tokenizer.json").unlink()
     with pytest.raises(ArtefactError, match=r"base/tokenizer\.json: missing"):

@@ -51,24 +51,34 @@ class PairEncoder:
     Args:
         titles: of every catalogue item.
         max_tokens: longest prompt.
+        context: longest prompt and answer together; None: no end.
     """
 
     def __init__(
-        self, template: RankTemplate, codec: Codec, titles: Sequence[str], max_tokens: int
+        self,
+        template: RankTemplate,
+        codec: Codec,
+        titles: Sequence[str],
+        max_tokens: int,
+        context: int | None = None,
     ) -> None:
         self.template = template
         self.codec = codec
         self.titles = titles
         self.max_tokens = max_tokens
+        self.context = context
 
     def encode(self, users: Sequence[UserPairs]) -> list[PairRow]:
         """One pair row per user, with a prompt and two answers for each of its pairs.
 
         Raises:
-            DataError: a prompt without any history is longer than ``max_tokens``.
+            DataError: a prompt without any history is longer than ``max_tokens``, or than the
+                context without its answer.
         """
-        prompts = iter(self._prompts([q for pairs in users for q in self._questions(pairs)]))
-        texts = iter(self._answers([text for pairs in users for text in self._texts(pairs)]))
+        answers = self._answers([text for pairs in users for text in self._texts(pairs)])
+        longest = [max(len(a), len(b)) for a, b in zip(answers[::2], answers[1::2], strict=True)]
+        questions = [question for pairs in users for question in self._questions(pairs)]
+        prompts, texts = iter(self._prompts(questions, longest)), iter(answers)
         return [
             PairRow(
                 prompts=tuple(next(prompts) for _ in pairs.others),
@@ -93,7 +103,8 @@ class PairEncoder:
     def _answers(self, texts: Sequence[str]) -> list[IntArray]:
         return [np.array([*ids, self.codec.eos], np.int32) for ids in self.codec.encode(texts)]
 
-    def _prompts(self, questions: list[Question]) -> list[IntArray]:
+    def _prompts(self, questions: list[Question], longest: Sequence[int]) -> list[IntArray]:
+        """Prompts, each with room for its ``longest`` answer behind it."""
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(questions)
         waiting = list(range(len(questions)))
         while waiting:
@@ -101,18 +112,23 @@ class PairEncoder:
             too_long = []
             for i, ids in zip(waiting, self.codec.encode_prompts(texts), strict=True):
                 prompts[i] = np.asarray(ids, dtype=np.int32)
-                if len(ids) > self.max_tokens:
-                    questions[i] = self._shorter(questions[i], len(ids))
+                if len(ids) > self._room(longest[i]):
+                    questions[i] = self._shorter(questions[i], len(ids), longest[i])
                     too_long.append(i)
             waiting = too_long
         return prompts
 
-    def _shorter(self, question: Question, tokens: int) -> Question:
+    def _room(self, answer: int) -> int:
+        return min(self.max_tokens, (self.context or self.max_tokens + answer) - answer)
+
+    def _shorter(self, question: Question, tokens: int, answer: int) -> Question:
         if not question.history:
+            limit = f"prompt.max_tokens = {self.max_tokens}"
+            if self._room(answer) < self.max_tokens:
+                limit = f"{self.context} positions of the backbone less {answer} for the answer"
             raise DataError(
-                f"prompt.max_tokens = {self.max_tokens}: without any history, the prompt for "
-                f"{question.first!r} and {question.second!r} takes {tokens} tokens in this "
-                "tokenizer"
+                f"{limit}: without any history, the prompt for {question.first!r} and "
+                f"{question.second!r} takes {tokens} tokens in this tokenizer"
             )
         return question._replace(history=question.history[1:])
 

@@ -70,19 +70,20 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     any prompt so that no byte-pair merge crosses the boundary.
 
     Raises:
-        DataError: an item has no token, or contains EOS.
+        DataError: an item has no token (quotes do not count), or contains EOS.
     """
     if items[TOKENS].notna().any():
-        vocabulary = codec.tokenizer.get_vocab()
+        vocabulary, empty = codec.tokenizer.get_vocab(), list[int]()
         sequences = [[vocabulary[token] for token in tokens] for tokens in items[TOKENS]]
     else:
-        sequences = codec.encode([f'"{title}"' for title in items[TITLE]])
+        *sequences, empty = codec.encode([*(f'"{title}"' for title in items[TITLE]), '""'])
     for index, tokens in enumerate(sequences):
-        if not tokens or codec.eos in tokens:
-            what = "contains EOS" if tokens else "has no tokens"
+        if tokens in ([], empty) or codec.eos in tokens:
+            what = "contains EOS" if codec.eos in tokens else "has no tokens"
             name = items.iloc[index][TITLE]
             raise DataError(
-                f"item {items.iloc[index]['item_id']!r} ({name!r}) {what} in this tokenizer"
+                f"item {items.iloc[index]['item_id']!r} ({name!r}) {what} in this tokenizer; "
+                "leave the item out, or choose another backbone"
             )
     return [[*tokens, codec.eos] for tokens in sequences]
 
@@ -99,6 +100,10 @@ class PromptEncoder:
     """Histories to prompt ids, for a text template or for bare item sequences.
 
     A prompt that is too long loses its oldest items whole; a title is never cut.
+
+    Args:
+        max_tokens: longest prompt.
+        why: what sets that, for messages; None: the recipe.
     """
 
     def __init__(
@@ -108,12 +113,14 @@ class PromptEncoder:
         items: pd.DataFrame,
         catalogue: Iterable[Sequence[int] | IntArray],
         max_tokens: int,
+        why: str | None = None,
     ) -> None:
         self.template = template
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
         self.titles = items[TITLE].fillna("").tolist() if template else []
         self.max_tokens = max_tokens
+        self.why = why or f"prompt.max_tokens = {max_tokens}"
 
     def encode(self, histories: Sequence[Sequence[int]]) -> list[IntArray]:
         """Prompt ids of each history (catalogue indices, oldest first)."""
@@ -145,8 +152,8 @@ class PromptEncoder:
                     too_long.append(i)
                 elif len(tokens) > self.max_tokens:
                     raise DataError(
-                        f"prompt.max_tokens = {self.max_tokens}: the template alone takes "
-                        f"{len(tokens)} tokens in this tokenizer"
+                        f"{self.why}: the template alone takes {len(tokens)} tokens in this "
+                        "tokenizer"
                     )
             waiting = too_long
         return prompts
@@ -162,13 +169,23 @@ def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     ]
 
 
-def sequence_rows(frame: pd.DataFrame, encoder: Encoder, longest: int) -> list[Row]:
+Fits = Callable[[Sequence[int], Sequence[int]], bool]
+"""Whether a history (catalogue indices) and the targets behind it fit into one causal pass."""
+
+
+def sequence_rows(
+    frame: pd.DataFrame,
+    encoder: Encoder,
+    longest: int,
+    fits: Fits = lambda history, targets: True,
+) -> list[Row]:
     """All targets of a user in as few causal passes as possible.
 
     A user's windows are chained while each history is the one before plus its target.  A pass holds
     at most ``longest`` + 1 items; where a user has more, the next pass starts with the last
     ``longest // 2`` items as its prompt, so every later target sees between ``longest // 2`` and
-    ``longest`` items.  Users with at most ``longest`` + 1 training items lose nothing.
+    ``longest`` items.  Users with at most ``longest`` + 1 training items lose nothing.  A pass
+    that would not fit ends earlier.
     """
     rows: list[Row] = []
     columns = zip(frame[USER], frame[HISTORY], frame[TARGET], strict=True)
@@ -187,9 +204,9 @@ def sequence_rows(frame: pd.DataFrame, encoder: Encoder, longest: int) -> list[R
             close()
             user, seen = row_user, [int(item) for item in history]
             start, first = 0, len(seen)
-        elif len(seen) - start > longest:
+        elif len(seen) - start > longest or not fits(seen[start:first], [*seen[first:], target]):
             close()
-            start, first = len(seen) - longest // 2, len(seen)
+            start, first = max(len(seen) - longest // 2, 0), len(seen)
         seen.append(int(target))
     close()
     return rows

@@ -7,7 +7,8 @@ A *base* is a model with its tokenizer, as an ordinary Hugging Face folder.  Wha
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.models.guard import backbone as named
 from llmrec_cli.models.guard import check_source, first_line, harmless, loading
 from llmrec_cli.models.policy import body
@@ -86,6 +87,21 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
         return harmless(config, source)
 
 
+def base_folder(source: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+    """Where a base's files lie, and the hub's commit that they are; None: a folder of one's own.
+
+    Raises:
+        ArtefactError: it cannot be found.
+    """
+    from transformers.utils import cached_file
+
+    if Path(source).is_dir():
+        return Path(source), None
+    with loading(named(source)):
+        snapshot = Path(cached_file(str(source), "config.json", revision=revision)).parent
+    return snapshot, snapshot.name
+
+
 def load_model(source: str | Path, section: ModelSection) -> Any:
     """The causal LM of a hub id or local folder, in the recipe's dtype and attention.
 
@@ -107,18 +123,45 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
         "trust_remote_code": False,
         "use_safetensors": True,
     }
-    if section.quantize != "none":
+    plain = section.quantize == "none"
+    if not plain:
         options["quantization_config"] = _quantization(section)
-    with loading(named(source)):
+    with loading(named(source)), _quiet():
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                str(source), output_loading_info=True, ignore_mismatched_sizes=plain, **options
+            )
         except ImportError as error:
             reason = first_line(error)
             raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
+    if plain:
+        _check_loaded(source, found)
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own tables and warnings: what matters in them is refused."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _check_loaded(source: str | Path, found: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers would have drawn at random."""
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise ArtefactError(
+            f"{named(source)}: {name} has shape {tuple(stored)}, by config.json it should have "
+            f"{tuple(expected)}"
+        )
+    for name in sorted(found["missing_keys"]):
+        raise ArtefactError(f"{named(source)}: its weights have no {name}, which config.json needs")
 
 
 def fit_vocabulary(model: Any, tokenizer: Any) -> None:
@@ -131,9 +174,15 @@ def fit_vocabulary(model: Any, tokenizer: Any) -> None:
 
 
 def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) -> Any:
-    """Wrap a model in a LoRA adapter; embeddings of new tokens are trained and saved with it."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    """Wrap a model in a LoRA adapter; embeddings of new tokens are trained and saved with it.
 
+    Raises:
+        RecipeError: the model has no module of the names in ``model.lora.targets``.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers.pytorch_utils import Conv1D
+
+    _check_targets(model, section.lora.targets)
     if section.quantize != "none":
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=section.gradient_checkpointing
@@ -142,7 +191,11 @@ def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) ->
     targets: str | list[str] = (
         "all-linear" if lora.targets == ("all-linear",) else list(lora.targets)
     )
-    trained = {"embed_tokens": list(new_token_ids), "lm_head": list(new_token_ids)}
+    named = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    embedding, head = (
+        named[module] for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    trained = {embedding: list(new_token_ids), head: list(new_token_ids)}
     tied = bool(model.config.tie_word_embeddings)
     return get_peft_model(
         model,
@@ -152,11 +205,25 @@ def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) ->
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=targets,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in named),
             trainable_token_indices=(
-                None if not new_token_ids else trained["embed_tokens"] if tied else trained
+                None if not new_token_ids else {embedding: trained[embedding]} if tied else trained
             ),
         ),
     )
+
+
+def _check_targets(model: Any, targets: Sequence[str]) -> None:
+    known = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim == 2
+    }
+    if targets != ("all-linear",) and not known & {name.rpartition(".")[2] for name in targets}:
+        raise RecipeError(
+            f"model.lora.targets = {', '.join(targets)}: the backbone has no such module; expected "
+            f'"all-linear", or some of {", ".join(sorted(known))}'
+        )
 
 
 def add_dropout(model: Any, rate: float) -> None:

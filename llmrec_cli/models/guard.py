@@ -33,6 +33,7 @@ _SHARD: Final = re.compile(r"[\w.-]+\.safetensors")
 _DISTRIBUTED: Final = re.compile(r"shard-\d{5}-model-.*|.*\.distcp|\.metadata")
 _OWN_CHOICE: Final = {  # keys of a plain LoRA's configuration that differ from run to run
     "base_model_name_or_path",  # not followed: the base is the recipe's
+    "fan_in_fan_out",  # weights that lie the other way round, as in GPT-2
     "inference_mode",
     "lora_alpha",
     "lora_dropout",
@@ -188,5 +189,8 @@ def check_adapter(folder: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its kind."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What an error says first, or its kind; of a list behind a colon, the first entry too."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

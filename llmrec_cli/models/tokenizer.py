@@ -39,6 +39,9 @@ class Codec:
             add_special_tokens=special,
             return_attention_mask=False,
             split_special_tokens=True,  # "</s>" in a title is letters, and ends nothing
+            padding=False,  # whatever the tokenizer's own file says
+            truncation=False,
+            verbose=False,  # of lengths: what the backbone has room for is asked elsewhere
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids

@@ -117,7 +117,7 @@ def _settings(bench: Workbench) -> Mapping[str, Any]:
             "separator": template.separator,
             "empty": template.no_history,
         }
-    limits = {"max_tokens": prompt.max_tokens, "history": bench.recipe.data.history}
+    limits = {"max_tokens": bench.encoder.max_tokens, "history": bench.recipe.data.history}
     return {
         "prompt": wording | limits,
         "decode": {

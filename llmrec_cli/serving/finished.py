@@ -18,12 +18,13 @@ from llmrec_cli import run_folder
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.engine.ranks import alone
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import check_folder, read_json, sha256
+from llmrec_cli.files import check_folder, read_json
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.base import base_source
+from llmrec_cli.stage.ground import ground, require_same_ground
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -96,17 +97,8 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     prepared = load_prepared(recipe.prepared)
     ranks = alone(_device(device))
     bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
-    now = {
-        "prepared": sha256(recipe.prepared / run_folder.MANIFEST_FILE),
-        "vocabulary": len(bench.codec.tokenizer),
-    }
-    for key, found in now.items():
-        trained_with = finished.manifest["facts"].get(key, found)
-        if trained_with != found:
-            raise ArtefactError(
-                f"{finished.folder}: trained with {key} = {trained_with!r}, beside it lies "
-                f"{found!r}: expected the experiment as it was"
-            )
+    now = ground(recipe, bench.codec.tokenizer)
+    require_same_ground(finished.folder, now, whole_model=recipe.model.tuning == "full")
     return bench
 
 

@@ -76,7 +76,7 @@ def fitting(encoder: PromptEncoder, history: Sequence[int]) -> int:
 def _notes(
     bench: Workbench, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
 ) -> Iterator[str]:
-    data, prompt = bench.recipe.data, bench.recipe.prompt_for_eval
+    data = bench.recipe.data
     if scored_by is ScoredBy.COUNT:
         yield "Pop recommends the same to everybody; a history is only left out"
     elif not items and scored_by is ScoredBy.SIMILARITY:
@@ -86,5 +86,4 @@ def _notes(
     if len(items) > data.history:
         yield f"{len(items)} items: the last {data.history} are used (data.history)"
     if in_prompt < min(len(items), data.history):
-        room = f"prompt.max_tokens = {prompt.max_tokens}"
-        yield f"the prompt has room for the last {in_prompt} items ({room})"
+        yield f"the prompt has room for the last {in_prompt} items ({bench.encoder.why})"

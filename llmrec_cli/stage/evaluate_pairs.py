@@ -29,6 +29,7 @@ from llmrec_cli.report.pairs import (
     write_pairs,
 )
 from llmrec_cli.stage import workbench
+from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.pair_task import candidates, pair_encoder, questions
 from llmrec_cli.stage.trained import load_policy
 
@@ -46,6 +47,7 @@ def evaluate_pairs(
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
+    require_grounds(recipe, bench.codec.tokenizer, runs)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     asked = questions(bench, frame, split)
     source = candidates(frame, asked)

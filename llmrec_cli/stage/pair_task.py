@@ -90,7 +90,7 @@ def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
     """
     titles = bench.prepared.items[TITLE].fillna("").tolist()
     template = load_rank_template(prompt.template, Path)
-    return PairEncoder(template, bench.codec, titles, prompt.max_tokens)
+    return PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
 
 
 def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:

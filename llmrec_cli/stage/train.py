@@ -10,7 +10,7 @@ from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
-from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.models.policy import Policy, check_depth
@@ -19,6 +19,7 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.base import base_config
+from llmrec_cli.stage.ground import ground, require_same_ground
 from llmrec_cli.stage.pair_task import StageRows, pair_stage
 from llmrec_cli.stage.trained import load_policy
 
@@ -119,37 +120,19 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:
     """Hashes of everything that the run stands on."""
-    facts: dict[str, Any] = {
-        "prepared": sha256(recipe.prepared / "manifest.json"),
-        "base": recipe.model.backbone,
-        "vocabulary": len(bench.codec.tokenizer),
-        "leaves": bench.trie.n_leaves,
-    }
+    facts = ground(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
+    if parent:
+        require_same_ground(parent, facts, whole_model=recipe.model.tuning == "full")
     facts["lineage"] = [recipe.model.backbone]
     if parent:
         weights = sorted(
             p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter")
         )
         before = read_json(parent / run_folder.MANIFEST_FILE)["facts"]
-        _require_same_ground(parent, before, facts)
         facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
         facts["parent"] = parent.name
         facts["parent_weights"] = {p.name: sha256(p) for p in weights}
     return facts
-
-
-def _require_same_ground(parent: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse a parent that stands on other data or another base.
-
-    Raises:
-        ArtefactError: names what differs, with both values.
-    """
-    for key in ("prepared", "base", "vocabulary", "leaves"):
-        if before[key] != now[key]:
-            raise ArtefactError(
-                f"{parent}: trained with {key} = {before[key]!r}, the recipe now has {now[key]!r}; "
-                "train it again under another recipe name (name=...)"
-            )
 
 
 def _outcome(position: Position, processes: int) -> dict[str, Any]:

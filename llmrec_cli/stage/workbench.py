@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.store import Prepared, load_prepared
@@ -30,17 +27,20 @@ from llmrec_cli.engine.rows import (
     window_rows,
 )
 from llmrec_cli.engine.supply import Pairs
-from llmrec_cli.errors import MachineError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.eval import DecodeSection
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.stage.accelerator import make_accelerator
 from llmrec_cli.stage.base import (
+    base_config,
     ensure_scratch,
     load_tokenizer,
     prompt_template,
     require_tokens,
+    semantic_tokens,
 )
+from llmrec_cli.stage.fit import Room, check_vocabulary, room, shared_entries
 from llmrec_cli.tensors.beam import NONE
 from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
@@ -56,6 +56,7 @@ class Workbench:
     catalogue: Ragged  # token sequence of every item, EOS included
     trie: Trie  # on the device of the ranks
     encoder: PromptEncoder
+    room: Room
     ranks: Ranks
     pairs: Pairs | None = None  # of the rank-pair task
 
@@ -69,7 +70,14 @@ class Workbench:
             return self.windows(frame)
         if kind == "user":
             return user_rows(frame, _Shared(self.encoder, self.ranks))
-        return sequence_rows(frame, self.encoder, self.recipe.data.history)
+        return sequence_rows(frame, self.encoder, self.recipe.data.history, self._fits)
+
+    def _fits(self, history: Sequence[int], targets: Sequence[int]) -> bool:
+        """Whether a pass has room; of a prompt in words, the longest one is taken for it."""
+        prompt = self.room.prompt
+        if self.encoder.template is None:
+            prompt = min(prompt, 1 + sum(len(self.catalogue[item]) for item in history))
+        return self.room.holds(prompt, [len(self.catalogue[item]) for item in targets])
 
     def windows(self, frame: pd.DataFrame) -> list[Row]:
         """Rows of one target each, of any split; by all processes together."""
@@ -207,7 +215,11 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     if recipe.model.backbone == "scratch":
         build = partial(ensure_scratch, recipe, trained_on, progress)
         ranks.first(build, recipe.folder / ".base.lock")
-    return lay_out(recipe, trained_on, ranks, evaluation=evaluation)
+    bench = lay_out(recipe, trained_on, ranks, evaluation=evaluation)
+    shared = shared_entries(bench.prepared.items, bench.leaf_of_item)
+    if shared is not None:
+        progress.say(f"{bench.prepared.folder}: {shared}")
+    return bench
 
 
 def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: bool) -> Workbench:
@@ -224,15 +236,18 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
     if evaluation:
         prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
         require_tokens(prepared, codec)
-    template = prompt_template(prompt.template)
+    template, config = prompt_template(prompt.template), base_config(recipe)
+    check_vocabulary(recipe, config, codec.tokenizer, semantic_tokens(trained_on.items))
     catalogue, trie = _laid_out(prepared, codec, ranks)
+    space = room(recipe, config, catalogue, prepared.items, prompt.max_tokens)
     return Workbench(
         recipe=recipe,
         prepared=prepared,
         codec=codec,
         catalogue=catalogue,
         trie=trie.to(ranks.device),
-        encoder=PromptEncoder(template, codec, prepared.items, catalogue, prompt.max_tokens),
+        encoder=PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why),
+        room=space,
         ranks=ranks,
     )
 
@@ -248,28 +263,6 @@ def _laid_out(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ragged, T
     found = ranks.mapped(make)
     tensors = {name: torch.from_numpy(array) for name, array in found.items()}
     return Ragged.from_arrays(found), Trie.from_tensors(tensors)
-
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Accelerate's handle on devices and processes, as the recipe wants them.
-
-    Raises:
-        MachineError: a GPU was asked for and there is none.
-    """
-    if recipe.launch.device == "cuda" and not torch.cuda.is_available():
-        raise MachineError('launch.device = "cuda": no CUDA device is visible; use "auto" or "cpu"')
-    if recipe.launch.threads:
-        torch.set_num_threads(recipe.launch.threads)
-    mixed = recipe.model.dtype if recipe.model.tuning == "full" else "float32"
-    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    return Accelerator(
-        cpu=recipe.launch.device == "cpu" or not torch.cuda.is_available(),
-        mixed_precision=names[mixed],
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.launch.timeout)),
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # constants, alike everywhere
-        ],
-    )
 
 
 def validation_metrics(

@@ -82,6 +82,21 @@ def test_a_long_prompt_loses_its_oldest_items_whole(scratch: tuple[Policy, Codec
         encoder(codec, 10).encode([whole])
 
 
+def test_prompt_and_answer_fit_into_the_context_together(
+    scratch: tuple[Policy, Codec, Trie],
+) -> None:
+    _, codec, _ = scratch
+    whole = UserPairs((0, 3, 4), 1, (2,), (True,))
+    (row,) = encoder(codec).encode([whole])
+    longest, answer = len(row.prompts[0]), max(map(len, row.answers[0]))
+    for context in (longest + answer, longest + answer - 1):
+        (cut,) = PairEncoder(GAMES, codec, TITLES, 2000, context).encode([whole])
+        assert (len(cut.prompts[0]) == longest) == (context == longest + answer)
+        assert len(cut.prompts[0]) + answer <= context
+    with pytest.raises(DataError, match=rf"30 positions of the backbone less {answer} for the"):
+        PairEncoder(GAMES, codec, TITLES, 2000, 30).encode([whole])
+
+
 def test_given_pairs_are_what_the_split_says() -> None:
     columns = {HISTORY: [[0, 3]], TARGET: [1], NEGATIVES: [[2, 4, 5]], USER: [7]}
     frame = pd.DataFrame(columns | {CHOSEN_FIRST: [[True, False, True]]})

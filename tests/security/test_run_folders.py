@@ -228,7 +228,11 @@ CASES: dict[str, tuple[Words, Plant, str]] = {  # typed, planted, refused how ("
     ),
     "run's recipe, a class": (RECOMMEND, other_recipe('trust_remote_code = "{module}"'), "unknown"),
     "runs show": (SHOW, pickle_at("sft/manifest.json"), "manifest.json"),
-    "base": (RESUME, unfinished("sft", pickle_at("base/model.safetensors", zipped)), "SafetensorE"),
+    "base": (
+        RESUME,
+        unfinished("sft", pickle_at("base/model.safetensors", zipped)),
+        "started with base_files.model.safetensors",
+    ),
     "checkpoint's weights": (
         RESUME,
         unfinished("sft", pickle_at("sft/checkpoints/step-2/weights.safetensors")),

@@ -1,0 +1,103 @@
+"""What a language model's run stands on: prepared data, and the base's tokenizer and weights.
+
+A run records it; whoever uses the run afterwards compares it with what lies there now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import read_json, sha256
+from llmrec_cli.models.backbone import base_folder
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.run_folder import BASE_FILES, MANIFEST_FILE
+from llmrec_cli.stage.base import base_source
+
+COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def ground(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
+    """Hashes of everything that training and decoding read; facts of a run's manifest."""
+    return {
+        "prepared": sha256(recipe.prepared / MANIFEST_FILE),
+        "base": recipe.model.backbone,
+        BASE_FILES: _base_files(recipe),
+        "vocabulary": len(tokenizer),
+    }
+
+
+def require_grounds(recipe: Recipe, tokenizer: Any, runs: Iterable[str]) -> None:
+    """``require_same_ground`` of all language models among finished runs.
+
+    Raises:
+        ArtefactError: as that.
+    """
+    trained = [run for run in runs if not run.startswith("baseline-")]
+    now = ground(recipe, tokenizer) if trained else {}
+    for run in trained:
+        folder = recipe.run_folder(run)
+        require_same_ground(folder, now, whole_model=recipe.model.tuning == "full")
+
+
+def require_same_ground(folder: Path, now: Mapping[str, Any], *, whole_model: bool) -> None:
+    """Refuse a run that stands on other data or another base.
+
+    Args:
+        folder: of the run.
+        now: ``ground``, and whatever else of the run's facts is to be compared.
+        whole_model: its folder holds all weights; of the base, the tokenizer alone is read.
+
+    Raises:
+        ArtefactError: names what differs, with both values.
+    """
+    recorded = read_json(folder / MANIFEST_FILE)["facts"]
+    for key, before, after in _differences(recorded, now, whole_model):
+        pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
+        raise ArtefactError(
+            f"{folder}: trained with {key} = {before!r}, now it is {after!r} (model.backbone = "
+            f"{now['base']!r}); {pin}put back what it was trained with, or train again under "
+            "another recipe name (name=...)"
+        )
+
+
+def _differences(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], whole_model: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """What differs among the facts that both know; a base is its files, wherever they lie."""
+    named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
+    skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
+    for key, found in now.items():
+        if key not in skipped and recorded.get(key, found) != found:
+            yield key, recorded[key], found
+    before, after = recorded.get(BASE_FILES), now[BASE_FILES]
+    if before is None:  # a run of an older version
+        return
+    on_hub = COMMIT in after  # its cache holds what was asked for, which may be more by now
+    for name in sorted(before.keys() & after.keys() if on_hub else before.keys() | after.keys()):
+        needed = not whole_model or name in _TOKENIZER
+        if needed and before.get(name) != after.get(name):
+            yield f"{BASE_FILES}.{name}", before.get(name), after.get(name)
+
+
+def _base_files(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the tokenizer's files, and of configuration and weights, or their commit."""
+    folder, commit = base_folder(base_source(recipe), recipe.model.revision)
+    names = [name for name in _TOKENIZER if (folder / name).is_file()]
+    if commit is None:
+        names += ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    found = {name: sha256(folder / name) for name in names}
+    return found if commit is None else found | {COMMIT: commit}

@@ -1,0 +1,33 @@
+"""A small experiment whose base each test makes for itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from checkpoints_made import RECIPE, write_raw
+
+from llmrec_cli.prepare import prepare
+from llmrec_cli.recipe.file import load_recipe
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ``own.toml`` and prepared data; no base yet."""
+    home = tmp_path_factory.mktemp("prepared")
+    write_raw(home)
+    (home / "own.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        prepare(load_recipe("own.toml"), Path)
+    return home
+
+
+@pytest.fixture
+def home(prepared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is the working folder."""
+    copy = tmp_path / "home"
+    shutil.copytree(prepared_home, copy)
+    monkeypatch.chdir(copy)
+    return copy
