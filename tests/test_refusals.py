@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import experiments
 import pytest
 
 from benchmarks.refusals import half_written, wrong_end
@@ -64,3 +65,28 @@ def test_what_is_half_written_would_be_found(tmp_path: Path) -> None:
         "empty: list.csv",
         "half-written: other.json",
     ]
+
+
+def test_memory_that_is_refused_is_one_line(tmp_path: Path) -> None:
+    """A limit of the system, and a model that wants several times as much."""
+    pytest.importorskip("resource")
+    (tmp_path / "tiny.toml").write_text(experiments.RECIPE)
+    program = (
+        "import resource, sys; from llmrec_cli.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); main()"
+    )
+    wide = ["model.scratch.hidden=65536", "model.scratch.feed_forward=65536"]
+    for words in (["prepare"], ["sft", "--quiet", "model.scratch.layers=2", *wide]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, words[0], "tiny.toml", *words[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("llmrec sft: error: out of memory; lower ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.rglob("debug.log"))
+    assert not list(tmp_path.rglob("*.safetensors"))
