@@ -206,6 +206,11 @@ def _check_lists(
     folder: Path, predictions: pd.DataFrame, report: Mapping[str, Any], ground: Ground
 ) -> None:
     _check_rows(folder, predictions, ground)
+    if len(predictions) != report["rows"]:
+        raise ArtefactError(
+            f"{folder}: its report has {report['rows']} rows, its predictions {len(predictions)}: "
+            "they do not belong together"
+        )
     again = f"evaluate it again: llmrec eval RECIPE --run {folder.name} --again"
     if report["entries"] != ground.leaves.n_leaves:
         raise ArtefactError(

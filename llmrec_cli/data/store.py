@@ -29,6 +29,7 @@ from llmrec_cli.data.columns import (
     in_order,
     split_file,
 )
+from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import sha256, sync_folder
@@ -140,7 +141,8 @@ def load_prepared(folder: Path, reused: bool = False) -> Prepared:
     """Open a prepared folder after checking every file against the manifest.
 
     Raises:
-        ArtefactError: no manifest, or a file that is missing or not as it was written.
+        ArtefactError: no manifest, a file that is missing or not as it was written, or tables that
+            are none of llmrec's.
     """
     manifest = read_manifest(folder)
     for name, written in manifest["files"].items():
@@ -152,7 +154,10 @@ def load_prepared(folder: Path, reused: bool = False) -> Prepared:
                 f"{file}: changed since it was prepared (SHA-256 differs from {MANIFEST_FILE});"
                 f" remove {folder} and run `llmrec prepare` again"
             )
-    return Prepared(folder, manifest, _read_items(folder / ITEMS_FILE), reused)
+    items = _read_items(folder / ITEMS_FILE)
+    for name in manifest["files"].keys() - {ITEMS_FILE}:
+        check_rows(folder / name, len(items))
+    return Prepared(folder, manifest, items, reused)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -239,6 +244,7 @@ def _written(file: Path) -> Manifest:
 
 def _read_items(file: Path) -> pd.DataFrame:
     table = _read_table(file)
+    check_items(file, table)
     frame: pd.DataFrame = table.to_pandas()
     # Plain lists where pyarrow gives numpy arrays of objects.
     return frame.assign(**{TOKENS: pd.Series(table[TOKENS].to_pylist(), dtype=object)})
