@@ -23,6 +23,8 @@ from rich.console import Console
 from llmrec_cli import Recommender, cli, exits
 from llmrec_cli.commands import screen
 from llmrec_cli.report import recommended, text
+from llmrec_cli.report.page import write
+from llmrec_cli.report.tables import documents, figures
 
 TITLES = (
     "[bold red]markup[/]",
@@ -189,7 +191,11 @@ def written(home: Path, ran: dict[str, Ended]) -> dict[str, str]:
     """The comparison in every format, between entries of hostile names too."""
     lists = "user_id,item_id,rank\n" + "".join(f"user{user},item003,1\n" for user in range(40))
     (home / "lists.csv").write_text(lists)
-    outs = [word for ending in ENDINGS for word in ("--out", f"board.{ending}")]
+    return compared(home, "board")
+
+
+def compared(home: Path, name: str) -> dict[str, str]:
+    outs = [word for ending in ENDINGS for word in ("--out", f"{name}.{ending}")]
     names = ("+cmd|' /C calc'!A0", "@SUM(1)", "<script>x</script>", "\x1b[31m[bold]{{x}}")
     others = [w for name in names for w in ("--external", f"{name}=lists.csv")]
     with pytest.MonkeyPatch.context() as patch:
@@ -197,7 +203,7 @@ def written(home: Path, ran: dict[str, Ended]) -> dict[str, str]:
             "sys.argv", ["llmrec", "compare", "runs/own", *others, *outs, "--missing=miss"]
         )
         assert exits.guarded(cli.app) == 0
-    return {ending: (home / f"board.{ending}").read_text("utf-8") for ending in ENDINGS}
+    return {ending: (home / f"{name}.{ending}").read_text("utf-8") for ending in ENDINGS}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -206,11 +212,15 @@ def test_a_written_comparison_is_text(written: dict[str, str], ending: str) -> N
 
 
 def test_no_cell_of_a_csv_is_a_formula(written: dict[str, str]) -> None:
-    rows = list(csv.reader(written["csv"].splitlines()))
-    assert len(rows) > 4
-    words = [cell for row in rows for cell in row if not number(cell)]
-    assert not [cell for cell in words if cell.startswith(FORMULA)]
-    assert any("cmd|" in cell for cell in words)
+    assert written["csv"].count("\n") > 4
+    assert "cmd|" in written["csv"]
+    assert not formulas(written["csv"])
+
+
+def formulas(table: str) -> list[str]:
+    """Cells that a spreadsheet computes."""
+    cells = [cell for row in csv.reader(table.splitlines()) for cell in row]
+    return [cell for cell in cells if cell.startswith(FORMULA) and not number(cell)]
 
 
 def number(cell: str) -> bool:
@@ -234,11 +244,40 @@ class Nodes(HTMLParser):
 
 def test_a_page_has_no_node_of_a_title(written: dict[str, str], home: Path) -> None:
     for page in (written["html"], (home / "runs/own/report.html").read_text("utf-8")):
-        nodes = Nodes()
-        nodes.feed(page)
-        assert not nodes.tags & {"script", "img", "iframe", "textarea", "object", "embed"}
-        assert not [name for name in nodes.attributes if name.startswith("on")]
+        assert not active(page)
         assert "&lt;script&gt;" in page
+
+
+def active(page: str) -> set[str]:
+    """Elements and attributes of a page that do or fetch something."""
+    nodes = Nodes()
+    nodes.feed(page)
+    tags = nodes.tags & {"script", "img", "iframe", "textarea", "object", "embed"}
+    return tags | {name for name in nodes.attributes if name.startswith("on")}
+
+
+def test_no_document_holds_markup_of_a_name(written: dict[str, str]) -> None:
+    for ending in ("md", "tex"):
+        assert "script" in written[ending]
+        assert not MARKUP[ending].search(written[ending])
+
+
+MARKUP = {"md": re.compile(r"(?<!\\)<script"), "tex": re.compile(r"(?<!\\)\{\{x")}
+
+
+def test_without_its_guard_a_document_obeys(
+    home: Path, written: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controls: no formula is marked, nothing is escaped."""
+    monkeypatch.setattr(figures, "_FORMULA", ())
+    monkeypatch.setattr(documents, "markdown", str)
+    monkeypatch.setattr(documents, "_latex_text", str)
+    trusting = write._environment().overlay(autoescape=False)
+    monkeypatch.setattr(write, "_environment", lambda: trusting)
+    obeyed = compared(home, "obeyed")
+    assert formulas(obeyed["csv"])
+    assert all(MARKUP[ending].search(obeyed[ending]) for ending in MARKUP)
+    assert "script" in active(obeyed["html"])
 
 
 def test_a_browser_runs_nothing(written: dict[str, str], home: Path) -> None:
