@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_MISSING: Final = frozenset(("nan", "NaN", "None"))  # how pandas and Python write no value
 _MARKUP: Final = re.compile(r"<[A-Za-z/!][^<>]*(?:>|$)")
 
 
@@ -15,8 +16,9 @@ def clean_title(raw: str | None) -> str | None:
 
     HTML entities are decoded once (``&amp;amp;`` becomes ``&amp;``), control characters and lone
     surrogates count as white space, and white space is collapsed and trimmed.  Unusable: absent,
-    empty, nothing but markup (a lone ``<span ...``), or a page script (Amazon 2018 has titles that
-    are JavaScript; they mention ``getTime``).  A literal ``"nan"`` or ``"None"`` is a title.
+    empty, nothing but markup (a lone ``<span ...``), a page script (Amazon 2018 has titles that
+    are JavaScript; they mention ``getTime``), or ``nan``, ``NaN`` or ``None``, which a table that
+    went through pandas has for no title.
     """
     if raw is None:
         return None
@@ -24,7 +26,7 @@ def clean_title(raw: str | None) -> str | None:
     if not text.isprintable():
         text = _CONTROL.sub(" ", text)
     text = " ".join(text.split())
-    if not text or "getTime()" in text:
+    if not text or text in _MISSING or "getTime()" in text:
         return None
     if "<" in text and not _MARKUP.sub("", text).strip():
         return None
