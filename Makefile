@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check audit sbom lock install-locked mutants torture refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
+.PHONY: quickstart test check audit sbom lock install-locked mutants fuzz torture refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
@@ -67,6 +67,10 @@ mutants: setup           ## small wrong changes in losses, ranking and metrics: 
 	OMP_NUM_THREADS=1 nice $(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
 
+FUZZ_SECONDS ?= 60
+fuzz: setup              ## every parser under pseudo-random input, a minute each: make fuzz FUZZ_SECONDS=5
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.fuzz --seconds $(FUZZ_SECONDS)
+
 benchmark: setup         ## our way beside the peers' way, CI-sized
 	$(BIN)/python -m benchmarks --size ci --json benchmark-ci.json
 
@@ -84,5 +88,5 @@ docs: setup              ## the pages that follow from the code, and the site of
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:                   ## everything that the targets above made
-	rm -rf $(VENV) mutants sbom.json benchmark-*.json runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) mutants fuzz-findings sbom.json benchmark-*.json runs site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find llmrec_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from llmrec_cli.comparing.evaluated import PREPARED, is_run
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
 from llmrec_cli.data.leakage import measure, with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
-from llmrec_cli.data.store import Manifest, Prepared, load_prepared
+from llmrec_cli.data.store import Manifest, Prepared, load_prepared, readable
 from llmrec_cli.data.verdicts import PopScores, Verdict, verdicts
 from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
 from llmrec_cli.errors import ArtefactError, RecipeError
@@ -66,9 +66,10 @@ def audit_folder(folder: Path) -> Audit:
         ArtefactError: it is not one, or damaged.
     """
     prepared = load_prepared(folder)
-    manifest = with_audit(prepared)
-    pop = score_pop(prepared) if manifest["data"]["format"] != "rank-pairs" else None
-    return Audit(folder, manifest, verdicts(manifest, measure(prepared), pop))
+    with readable(folder):
+        manifest = with_audit(prepared)
+        pop = score_pop(prepared) if manifest["data"]["format"] != "rank-pairs" else None
+        return Audit(folder, manifest, verdicts(manifest, measure(prepared), pop))
 
 
 def to_json(audited: Audit) -> dict[str, Any]:

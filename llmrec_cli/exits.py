@@ -28,6 +28,7 @@ _NO_MEMORY = (
     "failed to map segment from shared object",
     "Resource temporarily unavailable",
 )
+_LONGEST = 2000  # characters of a line; a key or a word may have any number
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
 
@@ -93,10 +94,19 @@ def _fail(message: str, code: int, *, secondary: bool = False) -> int:
     if note_failure(message, code, secondary=secondary):
         return code  # whoever started this rank prints it
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
-    lines = f"{' '.join(['llmrec', *words])}: error: {message}".split("\n")
+    said = shown(f"{' '.join(['llmrec', *words])}: error: {message}")
     with suppress(OSError):  # stderr is full or gone: the code still tells
-        err.print("\n".join(plain(line) for line in lines), markup=False, soft_wrap=True)
+        err.print(said, markup=False, soft_wrap=True)
     return code
+
+
+def shown(message: str) -> str:
+    """A message as the terminal gets it: each line harmless, and none without an end."""
+    lines = map(plain, message.split("\n"))
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line):,} characters)"
+        for line in lines
+    )
 
 
 def _machine_line(error: BaseException) -> str:

@@ -94,6 +94,8 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ArtefactError(f"{path}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise ArtefactError(f"{path}: not valid JSON: nested too deeply") from None
 
 
 @contextlib.contextmanager
@@ -153,7 +155,7 @@ def check_folder(folder: Path) -> None:
         if path.is_symlink():
             raise ArtefactError(f"{path}: a link, which llmrec never writes; remove it")
     recorded = read_json(folder / HASHES)
-    if (folder / HASHES).read_bytes() != _json_bytes(recorded):
+    if not isinstance(recorded, dict) or not _is_ours((folder / HASHES).read_bytes(), recorded):
         raise ArtefactError(f"{folder / HASHES}: damaged: not as it was written")
     present = set(_names(folder)) - {HASHES}
     for name in sorted(set(recorded) | present):
@@ -169,6 +171,14 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_ours(written: bytes, value: Any) -> bool:
+    """Whether the bytes are those that ``write_json`` gives, which refuses what Python reads."""
+    try:
+        return written == _json_bytes(value)
+    except ValueError:
+        return False
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -21,10 +21,10 @@ from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
     machine_errors,
-    read_json,
     write_atomically,
     write_json,
 )
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.problems import did_you_mean
@@ -71,7 +71,7 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
         )
     described = {"run": run, "settings": settings(recipe, run), "facts": dict(facts)}
     if (folder / MANIFEST_FILE).is_file():
-        recorded = read_json(folder / MANIFEST_FILE)
+        recorded = _recorded(folder)
         if BASE_FILES not in recorded["facts"]:  # begun by an older version
             described["facts"] = {k: v for k, v in facts.items() if k != BASE_FILES}
         _check_same(folder, recorded, described)
@@ -164,7 +164,7 @@ def circumstances() -> dict[str, Any]:
 
 def finish(folder: Path, outcome: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
     """Mark a run as done, and record how it ended and what it took."""
-    manifest = read_json(folder / MANIFEST_FILE)
+    manifest = read_run_manifest(folder / MANIFEST_FILE)
     ended = {"outcome": dict(outcome), "cost": dict(cost), "status": "done"}
     write_json(folder / MANIFEST_FILE, {**manifest, **ended})
 
@@ -172,7 +172,7 @@ def finish(folder: Path, outcome: Mapping[str, Any], cost: Mapping[str, Any]) ->
 def is_done(folder: Path) -> bool:
     """Whether a run came to its end."""
     path = folder / MANIFEST_FILE
-    return path.is_file() and read_json(path).get("status") == "done"
+    return path.is_file() and read_run_manifest(path).get("status") == "done"
 
 
 def require_same_settings(recipe: Recipe, run: str) -> None:
@@ -182,7 +182,7 @@ def require_same_settings(recipe: Recipe, run: str) -> None:
         ArtefactError: names the first key that differs, with both values.
     """
     folder = recipe.run_folder(run)
-    recorded = {"settings": read_json(folder / MANIFEST_FILE)["settings"], "facts": {}}
+    recorded = {"settings": _recorded(folder)["settings"], "facts": {}}
     _check_same(folder, recorded, {"settings": settings(recipe, run), "facts": {}})
 
 
@@ -195,8 +195,8 @@ def require_fit(recipe: Recipe, run: str, facts: Mapping[str, Any]) -> None:
         ArtefactError: names the first key that differs, with both values.
     """
     folder = recipe.run_folder(run)
-    recorded = read_json(folder / MANIFEST_FILE)
-    before = {"settings": {"stage": recorded["settings"]["stage"]}, "facts": recorded["facts"]}
+    recorded = _recorded(folder)
+    before = {"settings": {"stage": recorded["settings"].get("stage")}, "facts": recorded["facts"]}
     now = {"settings": {"stage": settings(recipe, run)["stage"]}, "facts": dict(facts)}
     _check_same(folder, before, now)
 
@@ -227,18 +227,20 @@ def named(name: str, split: str) -> str:
 
 def nearest_beside(folder: Path) -> str:
     """The folder called most like a missing one, as a sentence to append; empty if none is near."""
-    return did_you_mean(
-        folder.name, [path.name for path in folder.parent.glob("[!.]*") if path.is_dir()]
-    )
+    return did_you_mean(folder.name, [p.name for p in folder.parent.glob("[!.]*") if p.is_dir()])
 
 
 def log_opening(folder: Path, split: str) -> None:
     """Count in the run's manifest how often a split was opened for it."""
     path = folder / MANIFEST_FILE
-    manifest: dict[str, Any] = read_json(path) if path.is_file() else {"status": "done"}
+    manifest = read_run_manifest(path) if path.is_file() else dict[str, Any](status="done")
     opened = manifest.setdefault("opened", {})
     opened[split] = opened.get(split, 0) + 1
     write_json(path, manifest)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    return read_run_manifest(folder / MANIFEST_FILE, ("settings", "facts"))
 
 
 def _check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from llmrec_cli.data.columns import ITEMS_FILE
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE, nearest_beside
 
 State = Literal["evaluated", "done", "running", "stopped", "damaged"]
@@ -74,7 +75,7 @@ def shown(folder: Path) -> dict[str, Any]:
         if not folder.is_dir() and (near := nearest_beside(folder)):
             hint = f".{near}"
         raise ArtefactError(f"{folder}: not the folder of a run{hint}")
-    manifest = read_json(folder / MANIFEST_FILE)
+    manifest = read_run_manifest(folder / MANIFEST_FILE)
     told = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
     found = state_of(folder)
     state = to_json(found)
@@ -123,7 +124,7 @@ _NOTHING: dict[str, Any] = {
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    manifest = read_json(folder / MANIFEST_FILE)
+    manifest = read_run_manifest(folder / MANIFEST_FILE)
     rows = MetricsLog(folder / METRICS_FILE).rows()
     best_step, best = _best(manifest, rows)
     found = {"step": rows[-1]["step"] if rows else None, "best": best, "best_step": best_step}

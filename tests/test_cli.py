@@ -144,6 +144,17 @@ def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
     assert "\x1b" not in shown
 
 
+def test_a_line_of_an_error_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise RecipeError("x.toml: 1 problem\n  " + "k" * 90_000 + ": unknown key")
+
+    assert exits.guarded(command) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("x.toml: 1 problem")
+    assert 1000 < len(second) < 3000
+    assert second.endswith("k... (90,013 characters)")
+
+
 @pytest.mark.parametrize(
     ("command", "advice"),
     [

@@ -218,6 +218,7 @@ def test_two_downloads_do_not_share_a_folder(mirror: Host) -> None:
         ("amazon2018/../../etc", ["meta"], None, "unknown category"),
         (NAME, ["splits"], None, "amazon2018 has reviews, full, meta, ratings"),
         (NAME, ["meta"], "file:///etc", "expected an http or https URL"),
+        (NAME, ["meta"], "http://[", "expected an http or https URL"),
         (NAME, ["meta"], "https://me:secret@host/x", "without password or query"),
         (NAME, ["meta"], "https://host/x?token=1", "without password or query"),
     ],

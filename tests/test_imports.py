@@ -17,7 +17,7 @@ ROOMS = ("data", "tensors", "methods", "models", "engine", "report")
 ALLOWED = {
     "tensors": (),
     "methods": ("tensors",),
-    "data": ("recipe.data", "files"),
+    "data": ("recipe.data", "recipe.toml", "files"),
     "models": ("data", "methods.contract", "recipe.baseline", "recipe.model", "tensors"),
     "engine": (
         "data",
@@ -46,6 +46,7 @@ STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "errors",
     "exits",
     "files",
+    "manifest",
     "progress",
     "run_folder",
 }

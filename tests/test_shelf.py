@@ -226,6 +226,12 @@ def test_done_evaluated_and_damaged_runs(tmp_path: Path) -> None:
     assert found.state == "damaged"
     assert found.problem is not None
     assert "not valid JSON" in found.problem
+    for content in ("[" * 5000, "null", '{"facts": []}', '{"settings": {"stage": 1}}'):
+        (done / "manifest.json").write_text(content)
+        assert state_of(done).state == "damaged"
+        with pytest.raises(ArtefactError, match=r"manifest\.json: not"):
+            shown(done)
+    (done / "manifest.json").write_text("{")
     (done / "recipe.toml").write_text("[")
     assert "not valid JSON" in told("runs", "ls", str(tmp_path))
 

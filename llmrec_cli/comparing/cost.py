@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.files import read_json
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.report.comparison import Cost
 from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE
 
@@ -80,7 +80,7 @@ class _Training:
 def _recorded(folder: Path) -> _Training:
     """Of a run that another one stands on; unknown where it is gone."""
     path = folder / MANIFEST_FILE
-    return _training(folder, read_json(path)) if path.is_file() else _Training()
+    return _training(folder, read_run_manifest(path)) if path.is_file() else _Training()
 
 
 def _took(manifest: Mapping[str, Any]) -> dict[str, Any]:

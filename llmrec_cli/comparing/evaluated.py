@@ -5,7 +5,6 @@ A run is known by its content, not by its name; its prepared data lie beside it.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,8 @@ from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json, sha256
+from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.recipe.toml import parse
 from llmrec_cli.report.entries import Evaluation, Ground
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import read_pairs
@@ -56,7 +57,7 @@ def _order(folders: Iterable[Path]) -> dict[str, int]:
         return {}
     newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
     try:
-        tables = tomllib.loads(newest.read_text(encoding="utf-8"))
+        tables = parse(newest.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
     baselines, aligns = (list(tables.get(kind, {})) for kind in ("baseline", "align"))
@@ -136,7 +137,7 @@ def open_run(folder: Path, grounds: Grounds) -> tuple[Evaluation, Ground]:
         ArtefactError: a file is missing or damaged, or they do not belong together.
     """
     split = grounds.split
-    manifest = _manifest(folder / MANIFEST_FILE)
+    manifest = read_run_manifest(folder / MANIFEST_FILE)
     path = folder / named(REPORT_FILE, split)
     report = read_json(path)
     pair_task = isinstance(report, dict) and "keep" not in report
@@ -153,16 +154,6 @@ def open_run(folder: Path, grounds: Grounds) -> tuple[Evaluation, Ground]:
     label = f"{folder.resolve().parent.name}/{folder.name}"
     run = Evaluation(label, folder.name, folder, seed, manifest, report, predictions, pairs)
     return run, ground
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    """A run's manifest; what stands in it may be less, of an older run, but not something else."""
-    found = read_json(path)
-    if isinstance(found, dict):
-        parts = [found.get(key, {}) for key in ("settings", "facts", "outcome", "cost")]
-        if all(isinstance(part, dict) for part in parts):
-            return found
-    raise ArtefactError(f"{path}: not the manifest of a run")
 
 
 _OF_ALL: dict[str, type] = {

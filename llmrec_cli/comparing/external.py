@@ -122,6 +122,11 @@ def _our_lists(path: Path, ground: Ground) -> Lists:
     if not fits.all():
         row = row_R[int(np.argmin(fits))]
         raise DataError(f"{path}: row {row} is not that user and target of {ground.split}")
+    item_E = np.concatenate([*predictions[RANKED]])
+    strange_E = (item_E < 0) | (item_E >= len(ground.items))
+    if strange_E.any():
+        found = item_E[int(np.argmax(strange_E))]
+        raise DataError(f"{path}: item {found}, expected 0 to {len(ground.items) - 1}")
     lists = zip(predictions[RANKED], predictions[SCORES], strict=True)
     return dict(zip(row_R.tolist(), lists, strict=True))
 

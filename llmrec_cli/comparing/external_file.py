@@ -77,7 +77,7 @@ def _parquet_names(path: Path) -> list[str]:
         return list(pq.read_schema(path).names)
     except MemoryError:  # Arrow has a kind of its own
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise fault(path, 1, f"no readable parquet file ({reason})") from None
 

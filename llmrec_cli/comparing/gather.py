@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli.comparing.cost import ancestors, mean_cost, run_cost
-from llmrec_cli.files import read_json
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.comparison import Cost, Kind
 from llmrec_cli.report.entries import Entry, Evaluation, Ground, Trait
@@ -43,7 +43,7 @@ def _family(run: Evaluation, traits: Mapping[str, Trait], folder: Path) -> str:
     The data count by their content (traits), so ``[data]`` with its paths is left out too.
     """
     paths = [folder.parent / name / MANIFEST_FILE for name in ancestors(run.manifest)]
-    parents = [read_json(path) if path.is_file() else {} for path in paths]
+    parents = [read_run_manifest(path) if path.is_file() else {} for path in paths]
     made = [_settings(manifest) for manifest in (run.manifest, *parents)]
     agree = {what: trait.key for what, trait in traits.items()}
     base = run.manifest.get("facts", {}).get("base")

@@ -19,6 +19,7 @@ from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
 
+_BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
 EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 
 
@@ -112,8 +113,14 @@ def shares_identity(items: pl.DataFrame) -> pl.Series:
 
 
 def _title(policy: str) -> pl.Expr:
-    instead = {"drop": [], "brand": [BRAND], "id": [ITEM_ID]}[policy]
+    instead = {"drop": [], "brand": [pl.col(BRAND)], "id": [_as_title(ITEM_ID)]}[policy]
     return pl.coalesce(TITLE, *instead).alias(TITLE)
+
+
+def _as_title(name: str) -> pl.Expr:
+    """An id on one line: ids stay as they are in the file, titles have no breaks."""
+    line = pl.col(name).str.replace_all(_BREAKS, " ").str.strip_chars(" ")
+    return pl.when(line != "").then(line)
 
 
 def _mostly_nameless(named: Named, n_items: int, by_tokens: bool, section: DataSection) -> str:

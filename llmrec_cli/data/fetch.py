@@ -92,7 +92,7 @@ class _Part:
         try:
             note = json.loads(self.note.read_bytes())
             version = note["version"] if note["url"] == url else {}
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return {}
         known = {key: version.get(key) for key in ("etag", "modified")}
         return {key: value for key, value in known.items() if isinstance(value, str)}

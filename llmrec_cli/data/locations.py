@@ -102,9 +102,7 @@ def mirrored(generation: Generation, base: str) -> tuple[Host, ...]:
     Raises:
         UserError: ``base`` is not a plain http or https URL.
     """
-    parts = urlsplit(base)
-    plain = parts.scheme in ("http", "https") and parts.hostname
-    if not plain or "@" in parts.netloc or parts.query or parts.fragment:
+    if not _is_plain(base):
         raise UserError(
             f"--from {base}: expected an http or https URL of a folder, without password or query"
         )
@@ -112,6 +110,15 @@ def mirrored(generation: Generation, base: str) -> tuple[Host, ...]:
     flat = {kind: tuple(path.rsplit("/", 1)[-1] for path in paths) for kind, paths in files.items()}
     hosts = [Host(base.rstrip("/"), layout) for layout in (files, flat)]
     return tuple(hosts if files != flat else hosts[:1])
+
+
+def _is_plain(base: str) -> bool:
+    try:
+        parts = urlsplit(base)
+    except ValueError:  # what stands in brackets is no address
+        return False
+    plain = parts.scheme in ("http", "https") and parts.hostname
+    return bool(plain) and "@" not in parts.netloc and not (parts.query or parts.fragment)
 
 
 def _host(entry: Mapping[str, object]) -> Host:

@@ -8,7 +8,6 @@ prompt ends where the response begins.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from llmrec_cli.data.rank_wording import RankTemplate, RankWording, take_apart
 from llmrec_cli.data.wording import count_placeholders, one_line
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.recipe.toml import parse
 
 SEQUENCE: Final = "sequence"
 """The template without any text: the engine concatenates the items' own tokens."""
@@ -152,10 +152,10 @@ def parse_template(content: bytes, name: str, where: str) -> Template:
         RecipeError: not UTF-8, not TOML, or keys missing, unknown or unusable (all at once).
     """
     try:
-        table = tomllib.loads(content.decode("utf-8-sig"))
+        table = parse(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{where}: byte {error.start} is not UTF-8, expected TOML") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{where}: not valid TOML: {error}") from None
     try:
         wording = Wording.model_validate(table)

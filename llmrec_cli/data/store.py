@@ -175,11 +175,25 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest: Manifest = json.loads(file.read_bytes())
         complete = {ITEMS_FILE, *map(split_file, SPLITS)} <= manifest["files"].keys()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete or manifest.get("layout") != LAYOUT:
         raise ArtefactError(f"{file}: not a manifest of layout {LAYOUT}")
     return manifest
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Around what polars reads of a prepared folder: hashes are no guard against who made it.
+
+    Raises:
+        ArtefactError: a file cannot be read, or has other columns.
+    """
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtefactError(f"{folder}: not as it was prepared: {reason}") from error
 
 
 def check_fits(folder: Path, asked: Manifest) -> None:
@@ -257,7 +271,9 @@ def _read_table(file: Path) -> pa.Table:
         ArtefactError: no parquet file.
     """
     try:
-        return pq.read_table(file, partitioning=None).replace_schema_metadata(None)
+        table = pq.read_table(file, partitioning=None)
+        table.validate(full=True)  # UTF-8, and lists within their values
+        return table.replace_schema_metadata(None)
     except MemoryError:  # Arrow has a kind of its own
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

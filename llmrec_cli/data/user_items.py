@@ -6,7 +6,7 @@ import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, TARGET, TIMESTAMP, USER_ID, split_file
 from llmrec_cli.data.matching import nearest
-from llmrec_cli.data.store import Prepared
+from llmrec_cli.data.store import Prepared, readable
 from llmrec_cli.errors import DataError
 
 
@@ -18,6 +18,7 @@ def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
 
     Raises:
         DataError: no such user; the message names the nearest ids.
+        ArtefactError: a split cannot be read.
     """
     files = [prepared.folder / split_file(name) for name in prepared.splits]
     parts = [
@@ -27,7 +28,8 @@ def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
         for file in files
     ]
     # Times may be missing (given rows): then the order of splits and rows is that of time.
-    rows = pl.concat(parts).collect().sort(TIMESTAMP, maintain_order=True)
+    with readable(prepared.folder):
+        rows = pl.concat(parts).collect().sort(TIMESTAMP, maintain_order=True)
     if rows.is_empty():
         raise DataError(_unknown(prepared, user_id))
     *before, latest = [

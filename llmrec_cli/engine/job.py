@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from llmrec_cli.engine.batches import Limits
 from llmrec_cli.engine.collate import Collator, Masses
@@ -14,6 +16,7 @@ from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.supply import Supply
 from llmrec_cli.engine.trackers import Trackers
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods.contract import Method
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
@@ -93,3 +96,19 @@ class Position:
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+def position_in(checkpoint: Path, state: Mapping[str, Any]) -> Position:
+    """The position that a checkpoint holds; one of an older llmrec holds less.
+
+    Raises:
+        ArtefactError: it holds something else.
+    """
+    try:
+        unknown = sorted(set(state) - {known.name for known in fields(Position)})
+        if not unknown:
+            return msgspec.convert(state, Position)
+        problem = f"{unknown[0]} is unknown"
+    except (msgspec.ValidationError, TypeError) as error:
+        problem = str(error)
+    raise ArtefactError(f"{checkpoint}: no position of a run: {problem}")

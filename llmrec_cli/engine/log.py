@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,13 +47,13 @@ class MetricsLog:
         self.trackers.start(kept, seen=max((row["step"] for row in rows), default=0))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows; a line torn by a crash is ignored."""
+        """All complete rows; a line torn by a crash, or that is no row, is ignored."""
         if not self.path.is_file():
             return []
         rows = []
         for line in self.path.read_bytes().split(b"\n"):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and type(row.get("step")) is int:
+                    rows.append(row)
         return rows

@@ -20,7 +20,7 @@ from torch import Tensor
 from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.checkpoint import Checkpoints, restore, restore_weights
 from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.job import Job, Position
+from llmrec_cli.engine.job import Job, Position, position_in
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.engine.optimizer import learning_rate, make_optimizer
 from llmrec_cli.engine.passes import PolicyLoss, Sums, add_sums, equally_many
@@ -259,7 +259,7 @@ def _resume(job: Job, optimizer: Any, checkpoints: Checkpoints, fresh: Position)
         job.progress.say(f"skipped a damaged checkpoint: {reason}")
     restore(found.folder, job.policy, optimizer)
     job.progress.say(f"resumed from {found.folder}")
-    return Position(**found.state)
+    return position_in(found.folder, found.state)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 
 Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first
@@ -50,12 +51,22 @@ class Miner:
         self._from: int | None = None
 
     def lists(self, rows: Sequence[Row], step: int) -> Lists:
-        """The lists of these rows, which belong to update ``step``."""
+        """The lists of these rows, which belong to update ``step``.
+
+        Raises:
+            ArtefactError: what was written down is damaged, or lacks one of them.
+        """
         begun = step - step % self.ahead
         if begun != self._from:
             all_count = self._from is None and not self.refresh  # a resumed run's earlier ones too
             for at in range(0 if all_count else begun, begun + 1, self.ahead):
                 self._open(at)
+        lost = [row.number for row in rows if row.number not in self._known]
+        if lost:
+            raise ArtefactError(
+                f"{self.folder}: nothing is written down for row {lost[0]}: of another run? "
+                "delete the folder"
+            )
         return {row.number: self._known[row.number] for row in rows}
 
     def _open(self, begun: int) -> None:
@@ -68,7 +79,7 @@ class Miner:
         path = self.folder / f"step-{begun}"
         if path.is_dir():
             check_folder(path)
-            said = {int(number): lists for number, lists in read_json(path / LISTS).items()}
+            said = _read(path / LISTS)
         else:
             said = self._asked(begun, known)
             if said and self.writes:
@@ -80,3 +91,10 @@ class Miner:
         fresh = [row for number, row in asked.items() if number not in known]
         answers = self.ask(fresh) if fresh else []
         return {row.number: lists for row, lists in zip(fresh, answers, strict=True)}
+
+
+def _read(path: Path) -> Lists:
+    try:
+        return {int(number): lists for number, lists in read_json(path).items()}
+    except (AttributeError, ValueError):
+        raise ArtefactError(f"{path}: not the lists that were written here") from None

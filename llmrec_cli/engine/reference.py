@@ -148,9 +148,15 @@ class Store:
         write_folder(self.folder, fill)
 
     def fill(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
-        """Rows of one update (as in ``save``, without reference) with what is stored of them."""
-        negatives = self._arrays[f"negatives-{step}"].tolist()
-        values = self._arrays[f"reference-{step}"]
+        """Rows of one update (as in ``save``, without reference) with what is stored of them.
+
+        Raises:
+            ArtefactError: nothing is.
+        """
+        names = f"negatives-{step}", f"reference-{step}"
+        if not self._arrays.keys() >= set(names):
+            raise ArtefactError(f"{self.folder / STORED}: has no {' and '.join(names)}; delete it")
+        negatives, values = self._arrays[names[0]].tolist(), self._arrays[names[1]]
         filled: list[AnyRow] = []
         at = target = 0
         for row in rows:

@@ -126,7 +126,7 @@ def _check_index(index: Path) -> None:
     """Weights are read where the index says: it may only name files beside it."""
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ArtefactError(f"{index}: no index of weights; expected a weight_map") from None
     for name in sorted(map(str, names)):
         if not _SHARD.fullmatch(name):
@@ -177,7 +177,7 @@ def check_adapter(folder: Path) -> None:
         raise ArtefactError(f"{folder / ADAPTER_WEIGHTS}: missing; other formats are not read")
     try:
         found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ArtefactError(f"{file}: cannot be read as JSON") from None
     kind = found.get("peft_type") if isinstance(found, dict) else None
     if kind != "LORA":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
 from llmrec_cli.recipe.problems import KINDS, Table, did_you_mean, model_problems, problems_of
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.task import task_problems
+from llmrec_cli.recipe.toml import parse, require_bounds
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[2] / "recipes"
@@ -71,6 +71,10 @@ def merged_table(path: Path, overrides: Iterable[str] = ()) -> Table:
     table.setdefault("name", path.stem)
     for override in overrides:
         _apply(table, override)
+    try:
+        require_bounds(table)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}, by an override; expected a recipe") from None
     return table
 
 
@@ -108,10 +112,10 @@ def _read(path: Path) -> Table:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RecipeError(f"{path}: larger than {MAX_BYTES} bytes, expected a recipe")
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        table = parse(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: byte {error.start} is not UTF-8, expected TOML text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
@@ -193,8 +197,8 @@ def _apply(table: Table, override: str) -> None:
 def toml_value(text: str) -> Any:
     """The value that an override's text means: TOML, else the text itself."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse(f"value = {text}")
+    except ValueError:
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 

@@ -228,6 +228,7 @@ def read_pairs(path: Path) -> pd.DataFrame:
     """
     try:
         table = pq.read_table(path)
+        table.validate(full=True)
         frame: pd.DataFrame = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
     except (FileNotFoundError, KeyError, ValueError, pa.ArrowException, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

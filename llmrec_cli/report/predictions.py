@@ -102,12 +102,12 @@ def read_predictions(path: Path, expected_rows: ArrayLike | None = None) -> pd.D
         table = pq.read_table(path)
     except FileNotFoundError as error:
         raise ArtefactError(f"{path}: no such file; run `llmrec eval` first") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
     try:
         frame = _to_frame(table)
         check_predictions(frame, expected_rows)
-    except (ArtefactError, pa.ArrowException) as error:
+    except (ArtefactError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ArtefactError(f"{path}: {_first_line(error)}") from error
     return frame
 
@@ -137,9 +137,9 @@ def _check_lists(predictions: pd.DataFrame) -> None:
     length_R = np.array([len(x) for x in items])
     wrong_R = length_R != np.array([len(x) for x in scores])
     if not wrong_R.any():
-        score_E = np.concatenate(scores).astype(np.float64)
         row_E = np.repeat(np.arange(len(scores)), length_R)
-        with np.errstate(invalid="ignore"):  # -inf after -inf is in order
+        with np.errstate(invalid="ignore"):  # -inf after -inf is in order, and NaN is told
+            score_E = np.concatenate(scores).astype(np.float64)
             rises_E = ~(score_E[1:] <= score_E[:-1]) & (row_E[1:] == row_E[:-1])
         wrong_R[row_E[np.isnan(score_E)]] = True
         wrong_R[row_E[1:][rises_E]] = True
@@ -167,12 +167,16 @@ def _to_frame(table: pa.Table) -> pd.DataFrame:
 def _column(values: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
     if values.null_count:
         raise ArtefactError(f"{field.name}: {values.null_count} null, expected none")
+    values.validate(full=True)  # UTF-8, and lists within their values
     if not pa.types.is_list(field.type):
         return values.to_pandas()  # type: ignore[no-any-return]  # pyarrow has no types
     whole = values.combine_chunks()
-    flat = whole.flatten().to_numpy(zero_copy_only=False)
+    flat = whole.flatten()
+    if flat.null_count:
+        raise ArtefactError(f"{field.name}: {flat.null_count} null in its lists, expected none")
     ends = np.cumsum(whole.value_lengths().to_numpy(zero_copy_only=False))
-    return _objects(np.split(flat, ends[:-1]), field.type.value_type.to_pandas_dtype())
+    lists = np.split(flat.to_numpy(zero_copy_only=False), ends)[:-1]
+    return _objects(lists, field.type.value_type.to_pandas_dtype())
 
 
 def _objects(lists: Sequence[ArrayLike], kind: type) -> pd.Series[Any]:

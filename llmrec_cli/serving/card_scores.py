@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
 from llmrec_cli.report.model_card import Rows
 from llmrec_cli.run_folder import REPORT_FILE
@@ -32,7 +33,13 @@ def read_scores(folder: Path, manifest: Mapping[str, Any]) -> CardScores:
     """
     if not (folder / REPORT_FILE).is_file():
         return CardScores()
-    report = read_json(folder / REPORT_FILE)
+    try:
+        return _scores(read_json(folder / REPORT_FILE), manifest)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ArtefactError(f"{folder / REPORT_FILE}: not a report of llmrec eval") from None
+
+
+def _scores(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardScores:
     protocol = report["protocol"]
     if "seen" in protocol:
         policies = sorted(_HISTORY, key=lambda policy: policy != protocol["seen"])

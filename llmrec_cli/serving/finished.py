@@ -6,7 +6,6 @@ is another one.  Nothing is written.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,12 @@ from llmrec_cli import run_folder
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.engine.ranks import alone
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import check_folder, read_json
+from llmrec_cli.files import check_folder
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.toml import parse
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.base import base_source
 from llmrec_cli.stage.ground import ground, require_same_ground
@@ -62,8 +63,8 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
     file = home / run_folder.RECIPE_FILE
     if not file.is_file() or not (home / run_folder.MANIFEST_FILE).is_file():
         raise ArtefactError(f"{folder}: {_what_it_is(home)}")
-    manifest = read_json(home / run_folder.MANIFEST_FILE)
-    run = manifest.get("run") if isinstance(manifest, dict) else None
+    manifest = read_run_manifest(home / run_folder.MANIFEST_FILE, ("settings", "facts"))
+    run = manifest.get("run")
     if run != home.name:
         raise ArtefactError(
             f"{folder}: holds the run {run}, and its files name it so: expected a folder {run} in "
@@ -71,7 +72,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
         )
     recipe = load_recipe(str(file), overrides)
     root = _working_folder(home.parent.parent, Path(recipe.out))
-    recorded = tomllib.loads(file.read_text(encoding="utf-8"))
+    recorded = parse(file.read_text(encoding="utf-8"))
     found = recipe.model_copy(
         update={
             "out": str(home.parent.parent),

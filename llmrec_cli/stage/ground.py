@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json, sha256
+from llmrec_cli.files import sha256
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.models.backbone import base_folder
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.run_folder import BASE_FILES, MANIFEST_FILE
@@ -64,7 +65,7 @@ def require_same_ground(folder: Path, now: Mapping[str, Any], *, whole_model: bo
     Raises:
         ArtefactError: names what differs, with both values.
     """
-    recorded = read_json(folder / MANIFEST_FILE)["facts"]
+    recorded = read_run_manifest(folder / MANIFEST_FILE, ("facts",))["facts"]
     for key, before, after in _differences(recorded, now, whole_model):
         pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
         raise ArtefactError(

@@ -11,7 +11,8 @@ from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.files import read_json, sha256
+from llmrec_cli.files import sha256
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.methods import find
 from llmrec_cli.models.policy import Policy, check_depth
 from llmrec_cli.progress import Progress
@@ -128,7 +129,7 @@ def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> d
         weights = sorted(
             p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter")
         )
-        before = read_json(parent / run_folder.MANIFEST_FILE)["facts"]
+        before = read_run_manifest(parent / run_folder.MANIFEST_FILE, ("facts",))["facts"]
         facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
         facts["parent"] = parent.name
         facts["parent_weights"] = {p.name: sha256(p) for p in weights}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +20,7 @@ from llmrec_cli.recipe.file import load_recipe, toml_value
 from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.sweep import Range, SweepSection
+from llmrec_cli.recipe.toml import parse
 
 Point: TypeAlias = dict[str, str]
 """Keys of the recipe to values as TOML text."""
@@ -205,8 +205,8 @@ def _grid_word(word: str) -> tuple[str, list[Any]]:
     if not equals or not text.strip():
         raise RecipeError(f"--grid {word}: expected KEY=VALUE,VALUE, e.g. align.dmpo.beta=0.1,0.5")
     try:
-        return key.strip(), tomllib.loads(f"values = [{text}]")["values"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), parse(f"values = [{text}]")["values"]
+    except ValueError:
         return key.strip(), [toml_value(part.strip()) for part in text.split(",")]
 
 

@@ -226,7 +226,7 @@ def _storage(folder: Path, storage: str | None) -> optuna.storages.BaseStorage:
     try:
         url = f"sqlite:///{folder / DATABASE}" if storage is None else storage
         return optuna.storages.get_storage(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError, LookupError):  # what optuna and its drivers make of it
         raise RecipeError(
             "--storage: not a storage URL, expected e.g. sqlite:///study.db or "
             "postgresql://user@host/base"

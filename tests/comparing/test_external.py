@@ -14,10 +14,14 @@ from experiments import make_experiment, typed
 
 from llmrec_cli.comparing.external import external_entry
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.errors import ArtefactError, UserError
+from llmrec_cli.errors import ArtefactError, DataError, UserError
 from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.predictions import read_predictions
+from llmrec_cli.report.predictions import (
+    build_predictions,
+    read_predictions,
+    write_predictions,
+)
 from llmrec_cli.report.question import Question
 
 ITEMS = [f"B00{at}" for at in range(6)]
@@ -349,3 +353,10 @@ def test_a_name_that_an_entry_has_is_refused(
     done = typed(capsys, "compare", "runs/x", "--external", "sft=knn.tsv")
     assert done.code == 2
     assert "--external sft=knn.tsv: an entry has that name" in done.err
+
+
+def test_our_own_lists_of_another_catalogue_are_refused(tmp_path: Path) -> None:
+    frame = build_predictions(ROWS, [[0, 6], [1], [2]], [[0.5, 0.25], [0.5], [0.5]])
+    write_predictions(tmp_path / "x.parquet", frame)
+    with pytest.raises(DataError, match=r"x\.parquet: item 6, expected 0 to 5"):
+        opened(tmp_path / "x.parquet")

@@ -43,6 +43,12 @@ def test_untitled_items_are_dropped_or_named_by_brand_or_id() -> None:
     assert by_id.dropped == []
 
 
+def test_an_id_that_serves_as_a_title_stands_on_one_line() -> None:
+    named = name_items(ids("a\tb\u2028c", " \x85 ", "d"), KNOWN, section(untitled="id")).items
+    assert named[TITLE].to_list() == ["a b c", "d"]
+    assert named[ITEM_ID].to_list() == ["a\tb\u2028c", "d"]
+
+
 def test_more_than_half_without_a_title_stops_with_examples_and_a_way_out() -> None:
     occurring = ids("b", "p", "q", "r", "s")
     with pytest.raises(DataError) as error:

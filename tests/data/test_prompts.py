@@ -126,6 +126,8 @@ BAD = {
     "wrong type": (MINIMAL.replace(b'"Go on."', b"3"), "instruction = 3: .*valid string"),
     "empty text": (MINIMAL.replace(b"Go on.", b""), "instruction = ''"),
     "no TOML": (b"instruction", "not valid TOML"),
+    "a number without end": (b"instruction = " + b"9" * 5000, "not valid TOML"),
+    "nested without end": (b"a" + b".a" * 3000 + b" = 1", "nested more than 50 deep"),
     "no text": (b"\xff\xfe", "byte 0 is not UTF-8"),
 }
 

@@ -146,6 +146,12 @@ CASES = {
     "two objects on a line": Case(
         "amazon2018", _json(R18) + _json(R18).strip() + _json(R18), 2, "Extra data"
     ),
+    "two objects on a line, beside a blank one": Case(
+        "amazon2018", _json(R18) + b"\n" + _json(R18).strip() + _json(R18), 3, "Extra data"
+    ),
+    "half a surrogate pair in a field's name": Case(
+        "amazon2018", b'{"re\\ud800": 1}\n', 1, "a field's name is not valid Unicode"
+    ),
     "array": Case("amazon2018", json.dumps([R18]).encode(), 1, "a JSON array"),
     "array after a line": Case("amazon2018", _json(R18, [R18]), 2, "a JSON array"),
     "number": Case("amazon2018", _json(R18, 17), 2, "17 is no object"),
@@ -247,6 +253,9 @@ CASES = {
         1,
         '"details.Brand" is',
         "metadata",
+    ),
+    "metadata's id is half a surrogate pair": Case(
+        "amazon2018", _json(M18, {**M18, "asin": "B\ud83d"}), 2, '"asin" is', "metadata"
     ),
     # ratings
     "too few cells": Case(
@@ -361,6 +370,16 @@ def test_refused_in_one_line_and_nothing_left(
     assert ended.err.removesuffix("\n").isprintable()  # hence one line
     assert len(ended.err) < 500
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    torn = pa.array([b"A1", b"\xbb"]).view(pa.string())
+    times = pa.array([1547589356557] * 2)
+    table = pa.table({"user_id": torn, "item_id": ["1", "2"], "timestamp": times})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    section = DataSection(format="interactions", reviews=("rows.parquet",))
+    with pytest.raises(DataError, match=r"rows.parquet:1: no readable parquet file \(.*utf-8"):
+        read(section, lambda name: tmp_path / name, tmp_path)
 
 
 def test_a_bad_second_file_leaves_nothing(tmp_path: Path) -> None:

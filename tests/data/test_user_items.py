@@ -10,7 +10,7 @@ import pytest
 from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER, USER_ID
 from llmrec_cli.data.store import Prepared, load_prepared, write_items, write_manifest, write_split
 from llmrec_cli.data.user_items import items_of_user
-from llmrec_cli.errors import DataError
+from llmrec_cli.errors import ArtefactError, DataError
 
 Row = tuple[str, list[int], int, int | None]
 
@@ -77,3 +77,11 @@ def test_an_unknown_user_is_an_error_with_the_nearest_ids(tmp_path: Path) -> Non
     found = prepared(tmp_path, **rows)
     with pytest.raises(DataError, match="user 'AB13': not among the 2 prepared ones; nearest: 'AB"):
         items_of_user(found, "AB13")
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    """Whoever makes a folder makes its hashes, too."""
+    found = prepared(tmp_path, train=[("u", [0], 1, 10)])
+    (tmp_path / "valid.parquet").write_bytes(b"PAR1 and rubbish")
+    with pytest.raises(ArtefactError, match=r"not as it was prepared: .*parquet"):
+        items_of_user(found, "u")

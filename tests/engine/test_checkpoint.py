@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from benchmarks.operations import announced
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.checkpoint import Checkpoints
+from llmrec_cli.engine.job import position_in
 from llmrec_cli.engine.loop import train
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.files import check_folder
@@ -183,3 +185,27 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
     json.loads((folder / checkpoint.STATE).read_text())
+
+
+@pytest.mark.parametrize("content", ["null\n", "[]\n", '{"a": -Infinity}', "[" * 5000])
+def test_hashes_that_are_none_are_damage(content: str, tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
+    (folder / "files.json").write_text(content)
+    with pytest.raises(ArtefactError, match=r"files\.json: (damaged|not valid JSON)"):
+        Checkpoints(tmp_path).newest()
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        ({"step": 1, "beststep": 2}, "beststep is unknown"),
+        ({"step": "1"}, "Expected `int`"),
+        ([1], "1 is unknown"),
+        (7, "not iterable"),
+    ],
+)
+def test_a_state_that_is_no_position_is_refused(tmp_path: Path, state: Any, problem: str) -> None:
+    assert position_in(tmp_path, {"step": 3, "best_score": 0.5}).step == 3
+    with pytest.raises(ArtefactError, match=f"no position of a run: .*{problem}"):
+        position_in(tmp_path, state)

@@ -18,6 +18,7 @@ from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
 from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import write_folder, write_json
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import add_lora, build_scratch
@@ -168,6 +169,14 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "reference", {"parent": "abc"}).load()
 
 
+def test_a_store_that_lacks_an_update_is_refused(tmp_path: Path) -> None:
+    rows = [replace(row, reference=np.ones(1 + len(row.negatives[0]))) for row in ROWS]
+    store = Store(tmp_path / "reference", {})
+    store.save([rows])
+    with pytest.raises(ArtefactError, match="has no negatives-1 and reference-1"):
+        store.fill(rows, 1)
+
+
 def miner(folder: Path, asked: list[list[int]], refresh: int) -> Miner:
     def ask(rows: Sequence[Row]) -> list[list[list[int]]]:
         asked.append([row.number for row in rows])
@@ -218,3 +227,19 @@ def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
 
     _stored(stage, complete, ROWS[:1], tmp_path / "reference", {}, list, Silent())
     assert asked == ([0] if others_lack else [])
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ([1], "not the lists that were written"),
+        ({"a": []}, "not the lists that were written"),
+        ({"77": [[1]]}, "nothing is written down for row 0"),
+    ],
+)
+def test_lists_of_another_run_are_refused(tmp_path: Path, written: object, problem: str) -> None:
+    write_folder(
+        tmp_path / "negatives/step-0", lambda folder: write_json(folder / "lists.json", written)
+    )
+    with pytest.raises(ArtefactError, match=problem):
+        miner(tmp_path / "negatives", [], refresh=2).lists([ROWS[0]], 0)

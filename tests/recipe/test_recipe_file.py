@@ -216,12 +216,29 @@ def test_bad_values_name_key_value_and_expectation(
         (b"", "data: missing"),
         (b"align = 3\n", "expected tables"),
         (b"#" * (2 << 20), "larger than"),
+        (b"seed = " + b"9" * 5000, "not valid TOML"),
+        (b"seed = 0x" + b"f" * 5000, "a whole number beyond 64 bits"),
+        (b"a" + b".a" * 3000 + b" = 1", "nested more than 50 deep"),
+        (b"a = " + b"[" * 5000, "nested more than 50 deep"),
     ],
 )
 def test_bad_files_are_one_clear_error(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(content)
     assert expected in problems(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=" + "9" * 5000, 'seed = "9999'),
+        ("seed=0x" + "f" * 5000, 'seed = "0xffff'),
+        ("seed=" + "[" * 5000, 'seed = "[[[['),
+        ("a" + ".a" * 3000 + "=1", "nested more than 50 deep, by an override"),
+    ],
+)
+def test_an_override_without_measure_is_refused(good: Path, override: str, expected: str) -> None:
+    assert expected in problems(good, override)
 
 
 def test_a_window_that_holds_nothing_is_refused(good: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -179,3 +181,32 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
 def test_a_missing_folder_is_the_machines_fault(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="absent/p: cannot be written"):
         write_predictions(tmp_path / "absent" / "p", whole())
+
+
+def _changed(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.slice(0, 0), "no rows"),
+        (
+            lambda table: _changed(table, "ranked", pa.array([[None, 2], [1, 3], [0]])),
+            "ranked: 1 null in its lists",
+        ),
+        (
+            lambda table: _changed(
+                table, "user_id", pa.array([b"a", b"\xbb", b"c"]).view(pa.string())
+            ),
+            "UTF",
+        ),
+    ],
+)
+def test_files_that_nobody_wrote_here_are_refused(
+    change: Callable[[pa.Table], pa.Table], message: str, tmp_path: Path
+) -> None:
+    write_predictions(tmp_path / "p", whole())
+    pq.write_table(change(pq.read_table(tmp_path / "p")), tmp_path / "q")
+    with pytest.raises(ArtefactError, match=message):
+        read_predictions(tmp_path / "q")

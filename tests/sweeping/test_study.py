@@ -338,8 +338,9 @@ def test_any_storage_of_optunas_serves_and_its_password_is_never_shown(
     with pytest.raises((MachineError, RecipeError)) as caught:
         tried(plan, storage=url)
     assert "hunter2" not in str(caught.value)
-    with pytest.raises(RecipeError, match="not a storage URL"):
-        tried(plan, storage="hunter2")
+    for word in ("hunter2", "redis://localhost:1", "sqlite:///{0}.db", "sqlite:///x.db?uri=maybe"):
+        with pytest.raises(RecipeError, match="not a storage URL"):
+            tried(plan, storage=word)
     with pytest.raises(MachineError, match="unable to open database file"):
         tried(plan, storage=f"sqlite:///{tmp_path / 'nowhere' / 'x.db'}")
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from llmrec_cli.data.readers.checks import Fields, Interactions
-from llmrec_cli.data.readers.items import ItemRows, no_items
+from llmrec_cli.data.readers.items import ItemRows, no_items, with_id
 from llmrec_cli.data.readers.json_lines import Batch, Shape, mistaken, parse_object, read_records
 from llmrec_cli.data.readers.lines import STRICT, BadLines, fault
 from llmrec_cli.data.readers.sink import Sink, deliver
@@ -97,18 +97,21 @@ def read_items(
     items = ItemRows()
     for name in files:
         for batch in read_records(locate(name), shape, bad):
-            _collect(batch, shape, items)
+            _collect(batch, shape, items, bad)
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}
 
 
-def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows) -> None:
+def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
     rows: list[ItemLine] = batch.rows
     for index, row in enumerate(rows):
         if row.item_id is None or row.reviewer is not None:
             _require_metadata(batch, index, shape)
-    known = [row for row in rows if row.item_id]
-    items.without_id += len(rows) - len(known)
+    block, ids = batch.block, [row.item_id for row in rows]
+    names = shape.record.__struct_fields__, shape.record.__struct_encode_fields__
+    name = dict(zip(*names, strict=True))["item_id"]
+    known = [rows[index] for index in with_id(ids, name, block.path, block.line_of, bad)]
+    items.without_id += sum(not item_id for item_id in ids)
     items.add(
         [row.item_id or "" for row in known],
         [row.title for row in known],

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.errors import LineFault
 
 Numbers = Sequence[float] | np.ndarray[Any, Any]
 
@@ -82,13 +83,23 @@ def check(path: Path, batch: Interactions, fields: Fields) -> Interactions:
     )
 
 
+def is_torn(text: str) -> bool:
+    """Whether half of a surrogate pair is in a text: JSON can say it, no file can hold it."""
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def torn(path: Path, line: int, name: str, found: str, index: int | None = None) -> LineFault:
+    """The error of an id that ``is_torn``."""
+    problem = f'"{name}" is {shown(found)}, which is not valid Unicode'
+    return fault(path, line, problem, index)
+
+
 def _ids(path: Path, batch: Interactions, ids: Any, name: str) -> pa.Array:
     try:
         array = pa.array(ids, pa.string())
     except UnicodeEncodeError:
-        index = next(i for i, value in enumerate(ids) if _SURROGATE.search(value))
-        problem = f'"{name}" is {shown(ids[index])}, which is not valid Unicode'
-        raise fault(path, batch.line_of(index), problem, index) from None
+        index = next(i for i, value in enumerate(ids) if is_torn(value))
+        raise torn(path, batch.line_of(index), name, ids[index], index) from None
     if pc.min(pc.binary_length(array)).as_py() == 0:
         index = array.to_pylist().index("")
         raise fault(path, batch.line_of(index), f'"{name}" is empty, expected an id', index)

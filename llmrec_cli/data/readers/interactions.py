@@ -9,7 +9,7 @@ import polars as pl
 
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines
 from llmrec_cli.data.readers.checks import Fields, Interactions
-from llmrec_cli.data.readers.items import ItemRows, no_items
+from llmrec_cli.data.readers.items import ItemRows, no_items, with_id
 from llmrec_cli.data.readers.lines import BadLines
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
@@ -58,12 +58,12 @@ def _items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.Data
     if columns.title is None:
         raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
     texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
-    for name in section.metadata:
-        for part in read_parts(locate(name), texts, bad=bad):
+    for path in map(locate, section.metadata):
+        for part in read_parts(path, texts, bad=bad):
             ids = part.texts[columns.item]
-            known = [index for index, item_id in enumerate(ids) if item_id]
+            known = with_id(ids, columns.item, path, part.line_of, bad)
             brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)
-            items.without_id += len(ids) - len(known)
+            items.without_id += sum(not item_id for item_id in ids)
             titles = part.texts[columns.title]
             items.add(
                 [ids[i] for i in known], [titles[i] for i in known], [brands[i] for i in known]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import polars as pl
 
 from llmrec_cli.data.columns import BRAND, ITEM_ID, TITLE, TOKENS
+from llmrec_cli.data.readers.checks import is_torn, torn
+from llmrec_cli.data.readers.lines import BadLines
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, Notes
 from llmrec_cli.data.readers.titles import clean_title
 
@@ -56,6 +59,26 @@ class ItemRows:
             "items": items.height,
             "items_with_title": items.height - items[TITLE].null_count(),
         }
+
+
+def with_id(
+    ids: Sequence[str | None], name: str, path: Path, line_of: Callable[[int], int], bad: BadLines
+) -> list[int]:
+    """Indices of the rows that have an id.
+
+    Args:
+        ids: of consecutive rows of a file.
+        name: of the field, for messages.
+        path, line_of: the file, and its line of an index.
+        bad: what becomes of an id that is not valid Unicode.
+    """
+    found = []
+    for index, item_id in enumerate(ids):
+        if item_id and is_torn(item_id):
+            bad.skip(torn(path, line_of(index), name, item_id))
+        elif item_id:
+            found.append(index)
+    return found
 
 
 def no_items() -> pl.DataFrame:

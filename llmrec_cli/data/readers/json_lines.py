@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
+import numpy as np
 
 from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, shown
 from llmrec_cli.data.readers.literals import parse_literal
@@ -82,9 +83,18 @@ def _fast(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:
         rows = decoder.decode_lines(block.data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
-    if len(rows) == block.count or len(rows) == sum(1 for _ in block.lines()):
+    if len(rows) == block.count and not _may_have_blanks(block.data):
+        return rows
+    if len(rows) == sum(1 for _ in block.lines()):
         return rows
     return None  # two objects on one line, or one object over several
+
+
+def _may_have_blanks(data: bytes) -> bool:
+    """Whether a line may be blank: beside one, two objects on a line would not be noticed."""
+    byte_N = np.frombuffer(data, dtype=np.uint8)
+    first_L = np.append(0, np.flatnonzero(byte_N == ord("\n")) + 1)
+    return bool((byte_N[first_L[first_L < len(byte_N)]] <= ord(" ")).any())
 
 
 def _slow(block: Block, shape: Shape[T]) -> list[T]:
@@ -102,6 +112,8 @@ def _record(path: Path, number: int, line: bytes, shape: Shape[T]) -> T:
         return msgspec.convert(fields, shape.record)
     except msgspec.ValidationError as error:
         _explain(path, number, fields, shape.what, str(error))
+    except UnicodeEncodeError:
+        raise fault(path, number, "a field's name is not valid Unicode") from None
 
 
 def parse_object(

@@ -114,7 +114,7 @@ def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterat
             row += len(batch)
     except MemoryError:  # Arrow has a kind of its own
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise fault(path, 1, f"no readable parquet file ({reason})") from None
 

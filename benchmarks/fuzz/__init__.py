@@ -1,0 +1,1 @@
+"""Every parser of llmrec under pseudo-random input: ``make fuzz``."""
