@@ -86,6 +86,51 @@ def values(name: str, row: int, column: str, value: Any) -> Change:
     return table(name, edit)
 
 
+def entry(name: str, value: object, *keys: str) -> Change:
+    """Set a key of a JSON file."""
+
+    def change(folder: Path) -> None:
+        told = json.loads((folder / name).read_text())
+        inner = told
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        rewrite(folder / name, told)
+        fit(folder / name)
+
+    return change
+
+
+def without(name: str, key: str) -> Change:
+    def change(folder: Path) -> None:
+        told = json.loads((folder / name).read_text())
+        del told[key]
+        rewrite(folder / name, told)
+        fit(folder / name)
+
+    return change
+
+
+def text(name: str, content: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(content)
+        fit(folder / name)
+
+    return change
+
+
+def unfinished(change: Change) -> Change:
+    """... of a run that is gone on with."""
+
+    def changed(folder: Path) -> None:
+        path = folder / "align-msl/manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+        shutil.rmtree(folder / "align-msl/model")
+        change(folder)
+
+    return changed
+
+
 def files(home: Path) -> dict[Path, bytes]:
     """Every file that a command may have written, but for locks."""
     found = (path for path in home.rglob("*") if path.is_file() and path.suffix != ".lock")
@@ -96,8 +141,13 @@ EVAL = ("eval", "tiny.toml", "name=own", "--run", "align-msl", "--again", "--qui
 AUDIT = ("audit", "runs/own", "--quiet")
 RECOMMEND = ("recommend", "--run", "runs/own/sft", "--history", "0102390101", "--quiet")
 COMPARE = ("compare", "runs/own", "--quiet")
+RESUME = ("align", "--method", "msl", "tiny.toml", "name=own", "--resume", "--quiet")
+EXPORT = ("export", "--run", "runs/own/align-msl", "--to", "exported", "--quiet")
+SHOW = ("runs", "show", "runs/own/align-msl")
 READERS = (EVAL, AUDIT, RECOMMEND)  # of the prepared folder
 ITEMS, TEST, TRAIN = "prepared/items.parquet", "prepared/test.parquet", "prepared/train.parquet"
+STATE, MANIFEST = "align-msl/checkpoints/step-2/state.json", "align-msl/manifest.json"
+OF_RUNS = (EVAL, RESUME, COMPARE, EXPORT, SHOW)
 LISTS = "align-msl/predictions.parquet"
 CASES: dict[str, tuple[Change, str, tuple[tuple[str, ...], ...]]] = {
     "an item twice": (
@@ -160,7 +210,7 @@ CASES: dict[str, tuple[Change, str, tuple[tuple[str, ...], ...]]] = {
     ),
     "scores of NaN": (
         table(LISTS, lambda f: f.assign(scores=[[math.nan] * len(r) for r in f["ranked"]])),
-        "no NaN",
+        "604 null in its lists",
         (COMPARE,),
     ),
     "rows twice": (
@@ -173,6 +223,41 @@ CASES: dict[str, tuple[Change, str, tuple[tuple[str, ...], ...]]] = {
         "its report has 60 rows, its predictions 59",
         (COMPARE,),
     ),
+    "state of a newer version": (unfinished(entry(STATE, 3, "layout")), "layout", (RESUME,)),
+    "state without a step": (unfinished(without(STATE, "step")), "step", (RESUME,)),
+    "state of another step": (unfinished(entry(STATE, 7, "step")), "step", (RESUME,)),
+    "state with a text for a step": (
+        unfinished(entry(STATE, "two", "step")),
+        "Expected `int`",
+        (RESUME,),
+    ),
+    "state that is a list": (unfinished(text(STATE, "[]\n")), "Expected `object`", (RESUME,)),
+    "manifest that is a list": (text(MANIFEST, "[]"), "not the manifest of a run", OF_RUNS),
+    "manifest that is empty": (text(MANIFEST, ""), "not valid JSON", OF_RUNS),
+    "manifest without settings": (
+        without(MANIFEST, "settings"),
+        "align-msl/manifest.json: ",
+        (RESUME, EXPORT),
+    ),
+    "manifest without facts": (
+        without(MANIFEST, "facts"),
+        "align-msl/manifest.json: ",
+        (EVAL, RESUME, EXPORT),
+    ),
+    "settings that are text": (entry(MANIFEST, "x", "settings"), "not the manifest", OF_RUNS),
+    "recipe that is none": (text("align-msl/recipe.toml", "= 3"), "recipe.toml", (COMPARE, EXPORT)),
+    "report of a newer version": (
+        entry("align-msl/report.json", {"new": 1}, "protocol"),
+        "not a report of llmrec eval: no protocol.split",
+        (COMPARE,),
+    ),
+    "config of another width": (
+        entry("align-msl/model/config.json", 32, "hidden_size"),
+        "lm_head.weight has shape (400, 16), by config.json it should have (400, 32)",
+        (EVAL,),
+    ),
+    "config that is none": (text("align-msl/model/config.json", "{}"), "align-msl/model", (EVAL,)),
+    "base that is none": (text("base/config.json", "{}"), "base", (EVAL,)),
     "rows of another split": (
         table(LISTS, lambda f: f.assign(row=f["row"] + 9999)),
         "of its lists is not that of",

@@ -106,9 +106,13 @@ def position_in(checkpoint: Path, state: Mapping[str, Any]) -> Position:
     """
     try:
         unknown = sorted(set(state) - {known.name for known in fields(Position)})
-        if not unknown:
-            return msgspec.convert(state, Position)
-        problem = f"{unknown[0]} is unknown"
+        if unknown:
+            problem = f"{unknown[0]} is unknown"
+        else:
+            position = msgspec.convert(state, Position)
+            if checkpoint.name == f"step-{position.step}":
+                return position
+            problem = f"it has step {position.step}"
     except (msgspec.ValidationError, TypeError) as error:
         problem = str(error)
     raise ArtefactError(f"{checkpoint}: no position of a run: {problem}")

@@ -203,9 +203,12 @@ def test_hashes_that_are_none_are_damage(content: str, tmp_path: Path) -> None:
         ({"step": "1"}, "Expected `int`"),
         ([1], "1 is unknown"),
         (7, "not iterable"),
+        ({"step": 4}, "it has step 4"),
+        ({}, "it has step 0"),
     ],
 )
 def test_a_state_that_is_no_position_is_refused(tmp_path: Path, state: Any, problem: str) -> None:
-    assert position_in(tmp_path, {"step": 3, "best_score": 0.5}).step == 3
+    folder = tmp_path / "step-3"
+    assert position_in(folder, {"step": 3, "best_score": 0.5}).step == 3
     with pytest.raises(ArtefactError, match=f"no position of a run: .*{problem}"):
-        position_in(tmp_path, state)
+        position_in(folder, state)
