@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
 import subprocess
 import sys
 import tempfile
@@ -139,17 +138,23 @@ def typed(name: str, words: Sequence[str], file: Path) -> Went:
     words = [word.replace("FILE", str(file)) for word in words]
     before = _names(file.parent)
     begun = time.monotonic()
-    with (file.parent / "said").open("w+") as said:
-        command = [sys.executable, "-m", "llmrec_cli", *words]
-        child = subprocess.Popen(command, cwd=file.parent, stdout=said, stderr=said)  # noqa: S603 - ourselves
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.monotonic() - begun
-        said.seek(0)
-        text = said.read().replace(f"{file.parent}/", "")
-    child.returncode = os.waitstatus_to_exitcode(status)
-    left = tuple(sorted(_names(file.parent) - before - {"said"}))
-    peak = usage.ru_maxrss << 10  # Linux tells KiB
-    return Went(name, file.stat().st_blocks * 512, child.returncode, text, left, seconds, peak)
+    command = [sys.executable, "-c", _WATCHED, sys.executable, "-m", "llmrec_cli", *words]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+    seconds = time.monotonic() - begun
+    said, _, told = done.stderr.replace(f"{file.parent}/", "").rstrip().rpartition("\n")
+    code, peak = map(int, told.split())
+    left = tuple(sorted(_names(file.parent) - before))
+    size = file.stat().st_blocks * 512
+    return Went(name, size, code, done.stdout + said, left, seconds, peak << 10)  # Linux tells KiB
+
+
+# A child's peak begins with its parent's size, so that a small process starts it.
+_WATCHED = """
+import os, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status, used = os.wait4(child, 0)
+print(f"\\n{os.waitstatus_to_exitcode(status)} {used.ru_maxrss}", file=sys.stderr)
+"""
 
 
 def _names(folder: Path) -> set[str]:

@@ -69,7 +69,9 @@ def read_amazon(section: DataSection, locate: Locate, scratch: Path, form: Gener
 
 def bad_lines(section: DataSection) -> BadLines:
     """What the recipe wants of bad lines, counted over all files of a source."""
-    return BadLines(section.bad_line_limit if section.on_bad_line == "skip" else 0)
+    if section.on_bad_line == "skip":
+        return BadLines(section.bad_line_limit)
+    return BadLines(advice='; fix the line or set data.on_bad_line = "skip"')
 
 
 def _reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:

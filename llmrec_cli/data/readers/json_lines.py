@@ -180,6 +180,8 @@ def _explain(path: Path, number: int, fields: dict[str, Any], what: str, error: 
     wanted = re.search(r"Expected `(.+?)`", error)
     names = wanted[1].split(" | ") if wanted else []
     expected = " or ".join(_WORDS.get(name, name) for name in names) or "a sensible value"
+    if field in ("overall", "rating"):
+        expected = "a number 1..5"
     raise fault(path, number, f'"{field}" is {shown(value)}, expected {expected}')
 
 

@@ -109,6 +109,7 @@ class BadLines:
     """
 
     limit: int = 0  # lines that may be left out, over all files of a source
+    advice: str = ""  # what to do about a bad line where none may be left out
     skipped: int = 0
     first: list[str] = field(default_factory=list)  # the first few, as file:line: problem
 
@@ -119,7 +120,7 @@ class BadLines:
             LineFault: no (more) lines may be left out.
         """
         if not self.limit:
-            raise error
+            raise LineFault(f"{error}{self.advice}", error.brief, error.line, error.index)
         if self.skipped >= self.limit:
             raise DataError(
                 f"{error}; and {self.limit} bad lines before it, the most that "
