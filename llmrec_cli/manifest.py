@@ -15,7 +15,7 @@ def read_run_manifest(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any
     """A run's manifest; less may stand in it, of an older run, but not something else.
 
     Args:
-        needed: tables that must be there.
+        needed: tables that must be there; settings have a stage.
 
     Raises:
         ArtefactError: missing, damaged, or not the manifest of a run.
@@ -24,7 +24,8 @@ def read_run_manifest(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any
     if isinstance(found, dict) and found.keys() >= set(needed):
         stage = _table(found.get("settings", {})).get("stage", {})
         tables = [*(found.get(key, {}) for key in _TABLES), stage, _table(stage).get("train", {})]
-        if all(isinstance(table, dict) for table in tables):
+        complete = "settings" not in needed or "stage" in found["settings"]
+        if complete and all(isinstance(table, dict) for table in tables):
             return found
     raise ArtefactError(f"{path}: not the manifest of a run")
 

@@ -29,6 +29,7 @@ from llmrec_cli.cli import app
 from llmrec_cli.commands import completion
 from llmrec_cli.compare import Asked, compare
 from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recommender import Recommender
@@ -231,6 +232,10 @@ def test_done_evaluated_and_damaged_runs(tmp_path: Path) -> None:
         assert state_of(done).state == "damaged"
         with pytest.raises(ArtefactError, match=r"manifest\.json: not"):
             shown(done)
+    (done / "manifest.json").write_text('{"settings": {}, "facts": {}}')
+    assert read_run_manifest(done / "manifest.json")["facts"] == {}
+    with pytest.raises(ArtefactError, match="not the manifest of a run"):
+        read_run_manifest(done / "manifest.json", ("settings",))
     (done / "manifest.json").write_text("{")
     (done / "recipe.toml").write_text("[")
     assert "not valid JSON" in told("runs", "ls", str(tmp_path))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from llmrec_cli.data.readers.lines import printable
 from llmrec_cli.errors import ArtefactError, MachineError
 
 INDEX: Final = "model.safetensors.index.json"
@@ -185,7 +186,8 @@ def check_adapter(folder: Path) -> None:
     usual = json.loads(json.dumps(LoraConfig().to_dict(), default=list))
     for key, value in found.items():
         if value and key not in _OWN_CHOICE and value != usual.get(key):
-            raise ArtefactError(f"{file}: {key} = {value!r}: expected {usual.get(key)!r}")
+            odd = printable(f"{key} = {value!r}")
+            raise ArtefactError(f"{file}: {odd}: expected {usual.get(key)!r}")
 
 
 def first_line(error: BaseException) -> str:

@@ -270,6 +270,9 @@ CASES = {
         2,
         "\"rating\" is 'x', expected a number",
     ),
+    "CSV rating with a separator of units": Case(
+        "ratings2023", _text(HEAD23, CSV23.replace("5.0", "5.\x1f")), 2, '"rating" is'
+    ),
     "CSV rating is NaN": Case(
         "ratings2023", _text(HEAD23, CSV23.replace("5.0", "nan")), 2, "\"rating\" is 'nan'"
     ),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 from decode_peers import awkward_catalogue, ragged_prompts, slow_scores, small_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -288,3 +290,30 @@ def test_logits_changed_after_the_head_are_an_error() -> None:
     model.config.logit_scale = 0.5
     with pytest.raises(ArtefactError, match="logit_scale"):
         rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3]], options())
+
+
+titles = st.lists(st.integers(3, 12), min_size=1, max_size=5).map(lambda tokens: [*tokens, 1])
+
+
+@given(
+    st.lists(titles, min_size=1, max_size=25),
+    st.lists(st.lists(st.integers(2, 60), min_size=1, max_size=8), min_size=1, max_size=3),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 1.0, 8.0, 40.0]),
+    st.integers(0, 50),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_catalogue_is_ranked_as_by_brute_force(
+    catalogue: list[list[int]], prompts: list[list[int]], k: int, sharpness: float, seed: int
+) -> None:
+    """Every leaf for itself through the model, sorted; equal scores may change places."""
+    model, trie = small_model("llama", seed, sharpness), build_trie(catalogue)
+    found = rank_catalogue(model, trie, prompts, options(k=k))
+    assert found.proven
+    for row, prompt in enumerate(prompts):
+        slow = slow_scores(model, leaves_of(trie), prompt, "before", 1.0).float()
+        listed = found.leaf_BK[row][found.leaf_BK[row] >= 0]
+        best = slow.sort(descending=True).values[:k]
+        assert len(listed) == min(k, trie.n_leaves) == len(set(listed.tolist()))
+        torch.testing.assert_close(slow[listed], best, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.score_BK[row][: len(listed)], best, atol=1e-4, rtol=0)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.file import load_recipe
@@ -263,3 +268,80 @@ def test_recipes_are_checked_without_torch(good: Path) -> None:
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+scalars = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(max_size=8),
+    st.dates(),
+    st.sampled_from(["sft", "base", "uniform", "1e-3", "ndcg"]),
+)
+KEYS = st.sampled_from(
+    [
+        *("name", "seed", "data", "format", "reviews", "train", "epochs", "batch", "sft", "align"),
+        *("msl", "method", "tau", "parent", "model", "lora", "eval", "cutoffs", "decode", "beams"),
+        *("prompt", "template", "baseline", "sasrec", "hidden", "sweep", "space", "track", "split"),
+    ]
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+documents = st.dictionaries(KEYS | st.text(max_size=5), trees, max_size=5)
+
+
+@given(documents, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_document_is_a_recipe_or_is_refused_by_its_keys(
+    document: dict[str, Any], over_a_good_one: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "drawn.toml")
+        base = tomllib.loads(GOOD) if over_a_good_one else {}
+        path.write_text(tomli_w.dumps({**base, **document}), encoding="utf-8")
+        try:
+            recipe = load_recipe(str(path))
+        except RecipeError as error:
+            first, *problems = str(error).split("\n  ")
+            assert first.startswith(str(path))
+            assert problems or ": " in first
+            return
+        Path(name, "again.toml").write_text(tomli_w.dumps(recipe.resolved()), encoding="utf-8")
+        assert load_recipe(str(Path(name, "again.toml"))) == recipe
+
+
+GOOD_VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**32 - 1),
+        "description": st.text(max_size=20),
+        "train.epochs": st.integers(1, 50),
+        "train.learning_rate": st.floats(1e-8, 1.0, exclude_min=True),
+        "train.batch": st.integers(1, 512),
+        "eval.cutoffs": st.lists(st.integers(1, 100), min_size=1, max_size=4, unique=True),
+        "data.history": st.integers(1, 100),
+        "data.start": st.dates().map(str),
+        "align.msl.tau": st.floats(0.01, 100),
+        "model.scratch.hidden": st.sampled_from([16, 32, 64]),
+    },
+)
+
+
+@given(GOOD_VALUES)
+@settings(max_examples=40, deadline=None)
+def test_a_recipe_of_drawn_values_survives_its_resolved_form(values: dict[str, Any]) -> None:
+    overrides = [
+        f"{key}={tomli_w.dumps({'v': value})[4:].strip()}" for key, value in values.items()
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        path, again = Path(name, "good.toml"), Path(name, "again.toml")
+        path.write_text(GOOD)
+        recipe = load_recipe(str(path), overrides)
+        again.write_text(tomli_w.dumps(recipe.resolved()), encoding="utf-8")
+        assert load_recipe(str(again)) == recipe
+        assert recipe.seed == values.get("seed", 0)

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from llmrec_cli.tensors.losses import adaptive_temperature, first_token_stats, vocab_nll
@@ -262,3 +264,53 @@ def test_gaussian_negatives_give_the_target_the_wanted_probability(
     tau = adaptive_temperature(first_token_stats(legal, torch.ones(rows).bool()), fan_out, eta)
     odds = (gap / tau - (logits[:, 1:] / tau).logsumexp(1)).exp().mean()
     assert float(odds) == pytest.approx(eta, rel=0.05)
+
+
+sizes = st.tuples(st.integers(1, 7), st.integers(2, 12), st.integers(1, 5), st.integers(0, 2**16))
+
+
+def drawn(size: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions, vocabulary, width and seed as hidden, weight, target and bias, in float64."""
+    positions, vocabulary, width, seed = size
+    draw = torch.Generator().manual_seed(seed)
+    shapes = ((positions, width), (vocabulary, width), (vocabulary,))
+    hidden, weight, bias = (
+        3 * torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes
+    )
+    return hidden, weight, torch.randint(vocabulary, (positions,), generator=draw), bias
+
+
+@given(sizes, st.integers(1, 40), st.floats(-50, 50))
+@settings(max_examples=60, deadline=None)
+def test_vocab_nll_of_any_shape(size: tuple[int, int, int, int], chunk: int, shift: float) -> None:
+    """The definition; a constant beside every logit changes nothing; the words may be renamed."""
+    hidden, weight, target, bias = drawn(size)
+    nll = vocab_nll(hidden, weight, target, bias, chunk=chunk)
+    torch.testing.assert_close(nll.double(), reference(hidden, weight, target, bias))
+    torch.testing.assert_close(vocab_nll(hidden, weight, target, bias + shift, chunk=chunk), nll)
+    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(size[3]))
+    renamed = vocab_nll(hidden, weight[order], order.argsort()[target], bias[order], chunk=chunk)
+    torch.testing.assert_close(renamed, nll)
+
+
+@given(sizes, st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_statistics_do_not_know_the_order_of_rows_or_columns(
+    size: tuple[int, int, int, int], share: float
+) -> None:
+    rows, columns, _, seed = size
+    draw = torch.Generator().manual_seed(seed)
+    logits_AU = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+    target_A = torch.randint(columns, (rows,), generator=draw)
+    legal_AU = torch.rand(rows, columns, generator=draw) < share
+    legal_AU[torch.arange(rows), target_A] = True
+    first_A = torch.rand(rows, generator=draw) < share
+    whole = first_token_stats(legal_of(logits_AU, legal_AU, target_A), first_A)
+    by_row, by_column = (torch.randperm(n, generator=draw) for n in (rows, columns))
+    mixed = legal_of(
+        logits_AU[by_row][:, by_column],
+        legal_AU[by_row][:, by_column],
+        by_column.argsort()[target_A[by_row]],
+    )
+    for name, value in first_token_stats(mixed, first_A[by_row]).items():
+        torch.testing.assert_close(value, whole[name])

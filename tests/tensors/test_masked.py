@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from llmrec_cli.tensors.masked import LegalLogits, catalogue_columns, legal_logits
@@ -431,3 +433,23 @@ def test_with_tau_1_the_probabilities_of_all_items_sum_to_1(seed: int) -> None:
     legal = legal_logits(hidden_ND[node_P], head, trie, node_P, target_P)
     assert total_probability(1.0, legal) == pytest.approx(1, abs=1e-12)
     assert total_probability(2.0, legal) == pytest.approx(1, abs=1e-12)  # normalised at each node
+
+
+@given(st.integers(0, 2**16), st.floats(0.2, 5), st.floats(-30, 30))
+@settings(max_examples=25, deadline=None)
+def test_drawn_catalogues_equal_the_dense_mask_and_know_no_shift(
+    seed: int, tau: float, shift: float
+) -> None:
+    trie, node_P, target_P, hidden, weight, bias = draw_problem(seed, bias=True)
+    assert bias is not None
+    legal = legal_logits(hidden, Weights(weight, bias), trie, node_P, target_P)
+    expected = dense_nll(trie, node_P, target_P, hidden, weight, bias, tau)
+    torch.testing.assert_close(legal.nll(tau), expected[legal.active_A], rtol=1e-9, atol=1e-9)
+    beside = legal_logits(hidden, Weights(weight, bias + shift), trie, node_P, target_P)
+    torch.testing.assert_close(beside.nll(tau), legal.nll(tau), rtol=1e-9, atol=1e-9)
+    half = len(node_P) // 2
+    parts = [
+        legal_logits(hidden[at], Weights(weight, bias), trie, node_P[at], target_P[at]).nll(tau)
+        for at in (slice(half), slice(half, None))
+    ]
+    torch.testing.assert_close(sum(part.sum() for part in parts), legal.nll(tau).sum())

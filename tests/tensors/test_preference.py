@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from llmrec_cli.tensors.preference import answer_log_probs, dmpo, dpo, sdpo
@@ -137,3 +139,47 @@ def test_log_probabilities_of_answers_are_sums_over_their_tokens() -> None:
     log_prob_A[2].backward()
     assert nll_P.grad is not None
     assert nll_P.grad.tolist() == [0.0, 0.0, -1.0, -1.0]
+
+
+groups = st.tuples(
+    st.integers(1, 6), st.integers(1, 6), st.booleans(), st.integers(0, 2**16), st.floats(0.01, 3)
+)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(group=groups, shift=st.floats(-1000, 1000))
+@settings(max_examples=40, deadline=None)
+def test_losses_of_any_shape(
+    loss: Loss, group: tuple[int, int, bool, int, float], shift: float
+) -> None:
+    """The equations; negatives in any order, with their pairs; a shift of both sides; each group
+    for itself."""
+    count, k, pairs, seed, beta = group
+    draw = torch.Generator().manual_seed(seed)
+    chosen_GC = 5 * torch.randn(count, k if pairs else 1, generator=draw, dtype=torch.float64)
+    rejected_GK = 5 * torch.randn(count, k, generator=draw, dtype=torch.float64)
+    found = loss(chosen_GC, rejected_GK, beta)
+    each = zip(chosen_GC.expand(-1, k).tolist(), rejected_GK.tolist(), strict=True)
+    assert found.tolist() == pytest.approx([slow(loss, w, d, beta) for w, d in each], rel=1e-9)
+    order = torch.randperm(k, generator=draw)
+    beside = chosen_GC[:, order] if pairs else chosen_GC
+    torch.testing.assert_close(loss(beside, rejected_GK[:, order], beta), found)
+    shifted = loss(chosen_GC + shift, rejected_GK + shift, beta)
+    torch.testing.assert_close(shifted, found, rtol=1e-8, atol=1e-8)
+    alone = [loss(chosen_GC[[g]], rejected_GK[[g]], beta) for g in range(count)]
+    torch.testing.assert_close(torch.cat(alone), found)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_log_probs_of_answers_add_up_over_any_split(owners: list[int], seed: int) -> None:
+    nll_P = torch.randn(
+        len(owners), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    answer_P = torch.tensor(owners)
+    expected = [-sum(n for n, a in zip(nll_P.tolist(), owners, strict=True) if a == b)
+                for b in range(4)]  # fmt: skip
+    assert answer_log_probs(nll_P, answer_P, 4).tolist() == pytest.approx(expected, abs=1e-12)
+    cut = len(owners) // 2
+    parts = [answer_log_probs(nll_P[at], answer_P[at], 4) for at in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close(parts[0] + parts[1], answer_log_probs(nll_P, answer_P, 4))

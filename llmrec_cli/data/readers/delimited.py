@@ -21,7 +21,7 @@ import pyarrow.csv as pacsv
 
 from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, first_block, shown
 
-_NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_NUMBER: Final = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*")
 
 
 @dataclass(frozen=True)
