@@ -67,17 +67,29 @@ class Trail:
         Raises:
             DataError: as ``mark``.
         """
-        self._record(count(step, log))
+        return self.counted(count(step, log), log)
+
+    def counted(self, left: Step, log: Log) -> Log:
+        """Record a step that is counted already.
+
+        Raises:
+            DataError: as ``mark``.
+        """
+        self._record(left)
         return log
 
     def skip(self, step: str) -> None:
         """Record a step that takes nothing away."""
         self._record(replace(self.steps[-1], step=step))
 
+    def nothing_after(self, left: Step) -> str:
+        """What to say of a step that leaves no interaction."""
+        before = f" of {self.steps[-1].interactions:,}" if self.steps else ""
+        return f"no interaction{before} is left after: {left.step}"
+
     def _record(self, left: Step) -> None:
         if not left.interactions:
-            before = f" of {self.steps[-1].interactions:,}" if self.steps else ""
-            raise DataError(f"no interaction{before} is left after: {left.step}")
+            raise DataError(self.nothing_after(left))
         self.steps.append(left)
         n, users, items = left.interactions, left.users, left.items
         self.progress(f"{left.step}: {n:,} interactions, {users:,} users, {items:,} items")
@@ -120,9 +132,36 @@ def settled(log: Log, named: Named, section: DataSection, trail: Trail) -> Log:
         trail.skip(step)
     if section.k_core > 1:
         repeated = section.duplicates == "keep"
-        inside = core(log, section.k_core, repeated, trail.engine, trail.scratch)
-        log = trail.stand(f"data.k_core = {section.k_core}", inside)
+
+        def inside(k: int) -> Log:
+            return core(log, k, repeated, trail.engine, trail.scratch)
+
+        whole = inside(section.k_core)
+        left = count(f"data.k_core = {section.k_core}", whole)
+        if not left.interactions:
+            raise DataError(f"{trail.nothing_after(left)}; {_what_is_left(inside, section.k_core)}")
+        return trail.counted(left, whole)
     return log
+
+
+def _what_is_left(inside: Callable[[int], Log], empty: int) -> str:
+    """The largest k whose core holds anything, and what that is.
+
+    Args:
+        inside: the k-core; at ``empty`` there is none.
+    """
+    low, left = 1, None
+    while empty - low > 1:
+        k = (low + empty) // 2
+        found = count(f"k_core = {k}", inside(k))
+        if found.interactions:
+            low, left = k, found
+        else:
+            empty = k
+    if left is None:
+        return "no k_core above 1 leaves any"
+    n, users, items = left.interactions, left.users, left.items
+    return f"at most {left.step} leaves any: {n:,} interactions, {users:,} users, {items:,} items"
 
 
 def badly_rated(log: Log, lowest: float, section: DataSection) -> Log:

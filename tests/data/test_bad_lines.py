@@ -183,3 +183,18 @@ def test_formats_that_are_published_whole_have_no_lines_to_leave_out() -> None:
     words = ["data.on_bad_line=skip", "data.format=semantic-ids", "data.index=x.json"]
     with pytest.raises(RecipeError, match='format "semantic-ids" is published whole'):
         load_recipe("quickstart", words)
+
+
+def test_a_bad_line_among_good_ones_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.json"
+    section = DataSection(format="amazon2018", reviews=(str(path),))
+    good, bad = line("amazon2018", "B"), line("amazon2018", "B", overall="five")
+    advice = r'"overall" is \'five\', expected a number 1..5; fix the line or set data.on_bad_line'
+    path.write_bytes(b"\n".join([good, bad]))
+    with pytest.raises(DataError, match=advice):
+        read(section, Path, tmp_path)
+    path.write_bytes(line("amazon2023", "B"))
+    with pytest.raises(
+        DataError, match="this is an amazon2023 review; expected an amazon2018 review$"
+    ):
+        read(section, Path, tmp_path)

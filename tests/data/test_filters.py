@@ -123,10 +123,24 @@ def test_the_k_core_is_iterated_and_counts_each_pair_once(tmp_path: Path) -> Non
 
 
 def test_nothing_left_names_the_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^no interaction of 6 is left after: data\.k_core = 4$"):
+    with pytest.raises(DataError, match=r"^no interaction of 6 is left after: data\.k_core = 4; "):
         cleaned(tmp_path, ROWS, section(k_core=4))
     with pytest.raises(DataError, match=r"^no interaction is left after: as read$"):
         cleaned(tmp_path, [], section())
+
+
+@pytest.mark.parametrize(("k", "asked"), [(2, 9), (3, 4), (3, 17)])
+def test_an_empty_k_core_tells_the_largest_that_is_none(tmp_path: Path, k: int, asked: int) -> None:
+    square: list[Row] = [(f"u{u}", f"i{i}", None, 0) for u in range(k) for i in range(k)]
+    lonely: list[Row] = [("v", "i0", None, 0)]
+    told = (
+        rf"after: data\.k_core = {asked}; at most k_core = {k} leaves any: "
+        rf"{k * k} interactions, {k} users, {k} items$"
+    )
+    with pytest.raises(DataError, match=told):
+        cleaned(tmp_path, square + lonely, section(k_core=asked))
+    with pytest.raises(DataError, match="no k_core above 1 leaves any$"):
+        cleaned(tmp_path, lonely, section(k_core=asked))
 
 
 pairs_strategy = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=60)

@@ -120,7 +120,9 @@ class BadLines:
             LineFault: no (more) lines may be left out.
         """
         if not self.limit:
-            raise LineFault(f"{error}{self.advice}", error.brief, error.line, error.index)
+            # A file that is wrong from its first line on is another file, more likely.
+            advice = self.advice if error.line > 1 else ""
+            raise LineFault(f"{error}{advice}", error.brief, error.line, error.index)
         if self.skipped >= self.limit:
             raise DataError(
                 f"{error}; and {self.limit} bad lines before it, the most that "
