@@ -195,6 +195,6 @@ def test_a_bad_line_among_good_ones_says_what_to_do(tmp_path: Path) -> None:
         read(section, Path, tmp_path)
     path.write_bytes(line("amazon2023", "B"))
     with pytest.raises(
-        DataError, match="this is an amazon2023 review; expected an amazon2018 review$"
+        DataError, match=r"this is an amazon2023 review; expected an amazon2018 review$"
     ):
         read(section, Path, tmp_path)

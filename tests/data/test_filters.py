@@ -139,7 +139,7 @@ def test_an_empty_k_core_tells_the_largest_that_is_none(tmp_path: Path, k: int, 
     )
     with pytest.raises(DataError, match=told):
         cleaned(tmp_path, square + lonely, section(k_core=asked))
-    with pytest.raises(DataError, match="no k_core above 1 leaves any$"):
+    with pytest.raises(DataError, match=r"no k_core above 1 leaves any$"):
         cleaned(tmp_path, lonely, section(k_core=asked))
 
 
