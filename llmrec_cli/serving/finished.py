@@ -98,8 +98,9 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     prepared = load_prepared(recipe.prepared)
     ranks = alone(_device(device))
     bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
-    now = ground(recipe, bench.codec.tokenizer)
-    require_same_ground(finished.folder, now, whole_model=recipe.model.tuning == "full")
+    whole_model = recipe.model.tuning == "full"
+    now = ground(recipe, bench.codec.tokenizer, weights=not whole_model)
+    require_same_ground(finished.folder, now, whole_model=whole_model)
     return bench
 
 

@@ -31,12 +31,16 @@ _TOKENIZER: Final = (
 )
 
 
-def ground(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
-    """Hashes of everything that training and decoding read; facts of a run's manifest."""
+def ground(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str, Any]:
+    """Hashes of everything that training and decoding read; facts of a run's manifest.
+
+    Args:
+        weights: off: without the base's, which take their time (a second for about 1 GB).
+    """
     return {
         "prepared": sha256(recipe.prepared / MANIFEST_FILE),
         "base": recipe.model.backbone,
-        BASE_FILES: _base_files(recipe),
+        BASE_FILES: _base_files(recipe, weights),
         "vocabulary": len(tokenizer),
     }
 
@@ -48,10 +52,10 @@ def require_grounds(recipe: Recipe, tokenizer: Any, runs: Iterable[str]) -> None
         ArtefactError: as that.
     """
     trained = [run for run in runs if not run.startswith("baseline-")]
-    now = ground(recipe, tokenizer) if trained else {}
+    whole_model = recipe.model.tuning == "full"
+    now = ground(recipe, tokenizer, weights=not whole_model) if trained else {}
     for run in trained:
-        folder = recipe.run_folder(run)
-        require_same_ground(folder, now, whole_model=recipe.model.tuning == "full")
+        require_same_ground(recipe.run_folder(run), now, whole_model=whole_model)
 
 
 def require_same_ground(folder: Path, now: Mapping[str, Any], *, whole_model: bool) -> None:
@@ -94,11 +98,11 @@ def _differences(
             yield f"{BASE_FILES}.{name}", before.get(name), after.get(name)
 
 
-def _base_files(recipe: Recipe) -> dict[str, str]:
+def _base_files(recipe: Recipe, weights: bool) -> dict[str, str]:
     """SHA-256 of the tokenizer's files, and of configuration and weights, or their commit."""
     folder, commit = base_folder(base_source(recipe), recipe.model.revision)
     names = [name for name in _TOKENIZER if (folder / name).is_file()]
-    if commit is None:
+    if commit is None and weights:
         names += ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
     found = {name: sha256(folder / name) for name in names}
     return found if commit is None else found | {COMMIT: commit}

@@ -53,8 +53,9 @@ def trained(trained_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     copy = tmp_path / "home"
     shutil.copytree(trained_home, copy)
     monkeypatch.chdir(copy)
-    for file in copy.glob("runs/*/sft/recipe.toml"):
-        file.write_text(file.read_text().replace(str(trained_home), str(copy)))
+    for name in ("recipe.toml", "manifest.json"):
+        for file in copy.glob(f"runs/*/sft/{name}"):
+            file.write_text(file.read_text().replace(str(trained_home), str(copy)))
     return copy
 
 
@@ -181,10 +182,38 @@ def test_an_untouched_base_and_a_run_of_an_older_version_are_taken(
     manifest = json.loads(file.read_text())
     done(capsys, *commands(name, words)[2])
     del manifest["facts"]["base_files"]
+    manifest["facts"]["base"] = "where the base was"
     file.write_text(json.dumps(manifest))
     weights(lambda tensor: tensor + 0.01)(trained)
     for command in commands(name, words):
         done(capsys, *command)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_is_resumed_on_the_base_that_it_knows(
+    known: bool, trained: Path, capsys: Capsys
+) -> None:
+    """One that an older version began knows none."""
+    run = trained / "runs/full/sft"
+    manifest = json.loads((run / "manifest.json").read_text()) | {"status": "running"}
+    if not known:
+        del manifest["facts"]["base_files"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(run / "model")
+    weights(lambda tensor: tensor + 0.01)(trained)
+    ended = typed(capsys, "sft", "own.toml", "--resume", *FULL)
+    assert ended.code == (2 if known else 0), ended.err
+    assert ("started with base_files.model.safetensors = " in ended.err) == known
+
+
+def test_pairs_are_not_scored_on_another_base(trained: Path, capsys: Capsys) -> None:
+    words = ("name=pairs", *LORA[1:], "prompt.task=rank-pair", "train.select=auc")
+    shutil.copytree("runs/lora/prepared", "runs/pairs/prepared")
+    done(capsys, "sft", "own.toml", *words)
+    weights(lambda tensor: tensor + 0.01)(trained)
+    ended = typed(capsys, "eval", "own.toml", "--run", "sft", *words)
+    assert ended.code == 2
+    assert "sft: trained with base_files.model.safetensors = " in ended.err
 
 
 def test_a_base_of_the_same_content_elsewhere_is_the_same(trained: Path, capsys: Capsys) -> None:

@@ -22,7 +22,7 @@ from llmrec_cli.stage.fit import Room
 TEMPLATE, LONGEST = 233, 36  # tokens of the wording without a history, and of the longest item
 
 
-def write_gpt2(home: Path, positions: int) -> Plain:
+def write_gpt2(home: Path, positions: int, *, tied: bool = True) -> Plain:
     """A GPT-2, whose positions are learned: there is nothing behind the last one."""
     write_checkpoint(home / "base", byte_level(), ALL)
     torch.manual_seed(0)
@@ -32,6 +32,7 @@ def write_gpt2(home: Path, positions: int) -> Plain:
         n_layer=2,
         n_head=2,
         n_positions=positions,
+        tie_word_embeddings=tied,
         initializer_range=0.5,
         bos_token_id=None,
         eos_token_id=None,
@@ -131,6 +132,33 @@ def test_an_adapter_of_a_gpt2_is_trained_saved_and_read(
     words = ("model.tuning=lora", f"model.lora.targets={targets}")
     done(capsys, *SFT, *words)
     done(capsys, *EVAL, *words)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_of_semantic_ids_get_rows_whatever_the_embedding_is_called(
+    tied: bool, home: Path, capsys: Capsys
+) -> None:
+    write_gpt2(home, 1024, tied=tied)
+    index = {str(i): [f"<a_{i % 25}>", f"<b_{i // 5}>"] for i in range(50)}
+    users = {str(u): [(u * 7 + t * 3) % 50 for t in range(8)] for u in range(30)}
+    (home / "index.json").write_text(json.dumps(index))
+    (home / "inter.json").write_text(json.dumps(users))
+    words = (
+        "name=ids",
+        'data.format="semantic-ids"',
+        "data.reviews=./inter.json",
+        "data.metadata=[]",
+        "data.index=./index.json",
+        "prompt.template=sequence",
+        "model.tuning=lora",
+        'model.lora.targets=["c_attn"]',
+    )
+    for command in (("prepare", "own.toml"), SFT, EVAL):
+        done(capsys, *command, *words)
+    settings = json.loads(Path("runs/ids/sft/adapter/adapter_config.json").read_text())
+    assert set(settings["trainable_token_indices"]) == ({"wte"} if tied else {"wte", "lm_head"})
 
 
 def test_targets_that_the_backbone_does_not_have_are_named(home: Path, capsys: Capsys) -> None:
