@@ -30,7 +30,7 @@ from llmrec_cli.data.columns import (
     TITLE,
     USER_ID,
 )
-from llmrec_cli.data.readers.lines import shown
+from llmrec_cli.data.readers.block import shown
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import write_atomically, write_folder

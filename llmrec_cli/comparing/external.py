@@ -20,7 +20,7 @@ from llmrec_cli.comparing.cost import UNKNOWN
 from llmrec_cli.comparing.external_file import QUERY, Listed, is_ours, read_listed
 from llmrec_cli.data.columns import HISTORY, ITEM_ID, RANKED, ROW, SCORES, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.data.readers.lines import shown
+from llmrec_cli.data.readers.block import shown
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.entries import Entry, Evaluation, Ground

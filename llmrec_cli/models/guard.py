@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.data.readers.lines import printable
+from llmrec_cli.data.readers.block import printable
 from llmrec_cli.errors import ArtefactError, MachineError
 
 INDEX: Final = "model.safetensors.index.json"

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec_cli.data.readers import lines
-from llmrec_cli.data.readers.lines import blocks, split_lines
+from llmrec_cli.data.readers.block import split_lines
+from llmrec_cli.data.readers.lines import blocks
 from llmrec_cli.errors import DataError
 
 ODD = "a\u2028b\u2029c\x0cd\re\x0bf\x85g\x1ch"  # str.splitlines would make nine lines of it

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from llmrec_cli.data.readers.block import STRICT, BadLines, fault
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.items import ItemRows, no_items, with_id
 from llmrec_cli.data.readers.json_lines import Batch, Shape, mistaken, parse_object, read_records
-from llmrec_cli.data.readers.lines import STRICT, BadLines, fault
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmrec_cli.data.readers.lines import fault, shown
+from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.errors import LineFault
 
 Numbers = Sequence[float] | np.ndarray[Any, Any]

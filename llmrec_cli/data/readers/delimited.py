@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, first_block, shown
+from llmrec_cli.data.readers.block import STRICT, BadLines, Block, fault, shown
+from llmrec_cli.data.readers.lines import blocks, first_block
 
 _NUMBER: Final = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*")
 

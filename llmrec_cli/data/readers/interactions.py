@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines
+from llmrec_cli.data.readers.block import BadLines
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.items import ItemRows, no_items, with_id
-from llmrec_cli.data.readers.lines import BadLines
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.data.readers.tables import read_parts

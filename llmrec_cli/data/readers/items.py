@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from llmrec_cli.data.columns import BRAND, ITEM_ID, TITLE, TOKENS
+from llmrec_cli.data.readers.block import BadLines
 from llmrec_cli.data.readers.checks import is_torn, torn
-from llmrec_cli.data.readers.lines import BadLines
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, Notes
 from llmrec_cli.data.readers.titles import clean_title
 

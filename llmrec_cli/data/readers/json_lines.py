@@ -19,7 +19,8 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 import msgspec
 import numpy as np
 
-from llmrec_cli.data.readers.lines import STRICT, BadLines, Block, blocks, fault, shown
+from llmrec_cli.data.readers.block import STRICT, BadLines, Block, fault, shown
+from llmrec_cli.data.readers.lines import blocks
 from llmrec_cli.data.readers.literals import parse_literal
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -33,7 +33,8 @@ from llmrec_cli.data.columns import (
 )
 from llmrec_cli.data.prompts import load_template, template_names
 from llmrec_cli.data.rank_wording import Question, RankTemplate
-from llmrec_cli.data.readers.lines import blocks, fault, printable, shown
+from llmrec_cli.data.readers.block import fault, printable, shown
+from llmrec_cli.data.readers.lines import blocks
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, PAIR_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection

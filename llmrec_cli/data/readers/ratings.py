@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
+from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape
-from llmrec_cli.data.readers.lines import BadLines, fault, shown
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection

@@ -10,9 +10,9 @@ import polars as pl
 
 from llmrec_cli.data.columns import ITEM_ID, TOKENS
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE
+from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.json_lines import read_object
-from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.names import read_names
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, Locate, Notes, Source

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
+from llmrec_cli.data.readers.block import STRICT, BadLines, fault
 from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
-from llmrec_cli.data.readers.lines import STRICT, BadLines, fault
 from llmrec_cli.data.readers.source import Notes
 from llmrec_cli.errors import LineFault, MachineError
 

@@ -12,9 +12,9 @@ import polars as pl
 from llmrec_cli.data.columns import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.amazon import read_items
 from llmrec_cli.data.readers.amazon2023 import FIELDS, METADATA
+from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.data.readers.checks import Interactions, check, milliseconds
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
-from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import DataSection

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
 from llmrec_cli.data.readers.delimited import header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape, read_records
-from llmrec_cli.data.readers.lines import STRICT, BadLines, fault, first_block, head, shown
+from llmrec_cli.data.readers.lines import first_block, head
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
 

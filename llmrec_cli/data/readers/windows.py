@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
 from llmrec_cli.data.readers.delimited import Cells, header, read_cells
-from llmrec_cli.data.readers.lines import fault, shown
 from llmrec_cli.data.readers.names import read_names
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Source
 from llmrec_cli.data.readers.split2023 import read_splits
