@@ -16,7 +16,7 @@ import typer
 
 from llmrec_cli import __version__
 from llmrec_cli.commands import audit, comparing, material, pipeline, serving, shelf, sweeping
-from llmrec_cli.engine.launch import end_with_launcher, is_started
+from llmrec_cli.engine.group import end_with_launcher, is_started
 from llmrec_cli.exits import ended
 from llmrec_cli.terminal import out
 

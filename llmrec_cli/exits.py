@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
-from llmrec_cli.engine.launch import how_to_go_on, is_rank, note_failure
+from llmrec_cli.engine.group import how_to_go_on, is_rank, note_failure
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import LlmrecError, MachineError, folder_of
 from llmrec_cli.redaction import redacted

@@ -11,7 +11,7 @@ from llmrec_cli.align import align
 from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared
 from llmrec_cli.comparing.outputs import write_output
-from llmrec_cli.engine.launch import is_first_rank
+from llmrec_cli.engine.group import is_first_rank
 from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import MachineError
 from llmrec_cli.evaluate import POP, evaluate

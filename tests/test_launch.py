@@ -16,7 +16,8 @@ import pytest
 from commands import TINY, llmrec, ok
 
 from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.engine.launch import processes, restarted
+from llmrec_cli.engine.group import restarted
+from llmrec_cli.engine.launch import processes
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.stages import LaunchSection
 
@@ -244,7 +245,7 @@ def test_ranks_end_with_their_launcher(home: Path, no_orphans: str) -> None:
 
 RANK = """
 import os, sys, time
-from llmrec_cli.engine.launch import end_with_launcher
+from llmrec_cli.engine.group import end_with_launcher
 end_with_launcher(every=60)
 print(os.getpid(), flush=True)
 time.sleep(60)

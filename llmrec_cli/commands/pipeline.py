@@ -19,7 +19,8 @@ from llmrec_cli.commands.options import (
     Split,
 )
 from llmrec_cli.commands.screen import Screen
-from llmrec_cli.engine.launch import launched, restarted
+from llmrec_cli.engine.group import restarted
+from llmrec_cli.engine.launch import launched
 from llmrec_cli.recipe.file import load_recipe
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrec_cli.engine.launch import is_first_rank
+from llmrec_cli.engine.group import is_first_rank
 from llmrec_cli.files import machine_errors
 from llmrec_cli.report.text import harmless
 from llmrec_cli.terminal import err, out

@@ -1,4 +1,4 @@
-"""Starting a command on many processes, through Accelerate's launcher; joining a group that exists.
+"""Starting a command on many processes, through Accelerate's launcher.
 
 The process that the user started becomes the launcher: it starts the same command once per rank,
 passes signals on, and in the end tells what the rank that failed first had to say.  Under
@@ -7,7 +7,6 @@ passes signals on, and in the end tells what the rank that failed first had to s
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import math
@@ -16,58 +15,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmrec_cli.engine.group import FAILURES, LAUNCHER, how_to_go_on, is_rank
 from llmrec_cli.engine.stop import SIGNALS
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
 from llmrec_cli.recipe.stages import LaunchSection
 
-FAILURES = "LLMREC_FAILURES"
-"""Environment variable: the folder in which ranks leave what ended them."""
-
-LAUNCHER = "LLMREC_LAUNCHER"
-"""Environment variable: the process id of whoever started this one (a launcher, a sweep)."""
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _WORDLESS = "process {} ended with exit code {} and said nothing"
 _HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; {}"
-_RESUMABLE = ("sft", "align", "baseline")
 _ROUNDING = 2.0  # seconds; torch notes whole ones
-_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-
-
-def is_rank() -> bool:
-    """Whether this process was started as one of a group."""
-    return any(name in os.environ for name in _JOINED)
-
-
-def is_started() -> bool:
-    """Whether another process of llmrec, or a launcher, started this one and waits for it."""
-    return is_rank() or LAUNCHER in os.environ
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one that prints."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def how_to_go_on() -> str:
-    """What to type after an interruption; the commands that do not train just begin again."""
-    command = next(iter(sys.argv[1:]), "")
-    if command in _RESUMABLE:
-        return "go on with --resume"
-    return "go on with the same command"
-
-
-def restarted() -> bool:
-    """Whether torchrun or SLURM started this command again after a failure."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
 
 
 def processes(section: LaunchSection) -> int:
@@ -262,47 +222,3 @@ def _said(failures: Path, *, secondary: bool) -> GroupError | None:
 
 def _notes(failures: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]
-
-
-def note_failure(message: str, code: int, *, secondary: bool) -> bool:
-    """Leave this rank's message to the launcher; False where there is none that would read it.
-
-    Args:
-        secondary: it is a consequence of what happened elsewhere.
-    """
-    folder = os.environ.get(FAILURES)
-    if folder is None or not is_rank() or not Path(folder).is_dir():
-        return False
-    note = {"message": message, "code": code, "secondary": secondary, "time": time.time()}
-    path = Path(folder) / f"rank-{os.environ.get('RANK', '0')}.json"
-    path.with_suffix(".tmp").write_text(json.dumps(note))
-    path.with_suffix(".tmp").replace(path)
-    return True
-
-
-def end_with_launcher(every: float = 0.25) -> None:
-    """End this process when the one that started it is gone: no orphan goes on writing.
-
-    A child of our own launcher is ended by the kernel where that can be asked for (Linux).
-    """
-    parent, launcher = os.getppid(), int(os.environ.get(LAUNCHER, 0))
-    if parent == launcher:
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if launcher and not _alive(launcher):  # before this rank had come here
-        os._exit(128 + signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(every)
-        os._exit(128 + signal.SIGKILL)
-
-    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True

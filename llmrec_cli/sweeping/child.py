@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmrec_cli.engine.launch import LAUNCHER
+from llmrec_cli.engine.group import LAUNCHER
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
 from llmrec_cli.files import machine_errors
 from llmrec_cli.run_folder import METRICS_FILE
