@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import ITEM_ID, RANKED, ROW, USER_ID
+from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.data.readers.delimited import header
-from llmrec_cli.data.readers.lines import blocks, fault, head, shown
+from llmrec_cli.data.readers.lines import blocks, head
 from llmrec_cli.data.readers.tables import read_parts
 from llmrec_cli.errors import DataError
 
@@ -134,6 +135,11 @@ def _checked(listed: Listed) -> Listed:
         if number_E is not None and np.isnan(number_E).any():
             at = int(np.argmax(np.isnan(number_E)))
             raise listed.fault(at, f'"{name}" is not a number')
+    if listed.score_E is not None:  # predictions hold 32 bits
+        over_E = np.isfinite(listed.score_E) & (np.abs(listed.score_E) > np.finfo(np.float32).max)
+        if over_E.any():
+            at = int(np.argmax(over_E))
+            raise listed.fault(at, f'"{SCORE}" is {listed.score_E[at]:g}, expected at most 3.4e+38')
     return listed
 
 

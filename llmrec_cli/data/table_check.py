@@ -1,17 +1,17 @@
 """What readers of a prepared folder rely on, whoever wrote it: kinds of columns, ranges of indices.
 
 A manifest vouches for files that llmrec wrote, and not for those of a folder that was edited by
-hand.  Split files are judged by their schemas and statistics, without reading a row.
+hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import (
@@ -29,9 +29,8 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, rows_schema
 from llmrec_cli.errors import ArtefactError
 
-_INDICES: Final = {TARGET: TARGET} | {
-    name: f"{name}.list.element" for name in (HISTORY, NEGATIVES, DISLIKED)
-}  # columns that name items of the catalogue, and what parquet calls them
+_NEEDED: Final = (ROW, USER_ID, HISTORY, TARGET)  # in every row
+_INDICES: Final = (TARGET, HISTORY, NEGATIVES, DISLIKED)  # columns that name items of the catalogue
 
 
 def check_items(file: Path, items: pa.Table) -> None:
@@ -60,29 +59,46 @@ def check_items(file: Path, items: pa.Table) -> None:
 
 
 def check_rows(file: Path, items: int) -> None:
-    """Refuse a split file whose rows are none of this catalogue.
+    """Refuse a split file whose rows are none of this catalogue; a row group is in memory at once.
 
     Args:
         items: size of the catalogue.
 
     Raises:
         ArtefactError: no parquet file; columns of another kind; rows not numbered 0, 1, ...; a row
-            without a user or target; an item outside of the catalogue.
+            without a user, history or target; an item outside of the catalogue.
     """
     try:
         with pq.ParquetFile(file) as opened:
-            schema, metadata = opened.schema_arrow.remove_metadata(), opened.metadata
+            names = opened.schema_arrow.names
+            _check_columns(file, opened.schema_arrow.remove_metadata(), rows_schema(names))
+            read = [name for name in names if name in (*_NEEDED, *_INDICES)]
+            first = 0
+            for number in range(opened.num_row_groups):
+                group = opened.read_row_group(number, columns=read)
+                _check_group(file, group, first, items)
+                first += len(group)
+    except MemoryError:  # Arrow has a kind of its own
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ArtefactError(f"{file}: no readable parquet file ({reason})") from None
-    _check_columns(file, schema, rows_schema(schema.names))
-    _check_range(file, metadata, ROW, ROW, metadata.num_rows)
-    for name, path in _INDICES.items():
-        if name in schema.names:
-            _check_range(file, metadata, name, path, items)
-    for name in (ROW, USER_ID, TARGET):
-        if any(found.null_count for found in _statistics(metadata, name)):
+
+
+def _check_group(file: Path, rows: pa.Table, first: int, items: int) -> None:
+    """Rows from number ``first`` on."""
+    for name in _NEEDED:
+        if rows[name].null_count:
             raise _odd(file, f"its column {name} has rows without a value")
+    if not np.array_equal(rows[ROW].to_numpy(), np.arange(first, first + len(rows))):
+        raise _odd(file, f"its column {ROW} is not 0, 1, ... in order")
+    for name in (name for name in _INDICES if name in rows.column_names):
+        column = rows[name]
+        named = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        low, high = pc.min_max(named).as_py().values()
+        if named.null_count or (low is not None and (low < 0 or high >= items)):
+            found = "null" if named.null_count else low if low < 0 else high
+            raise _odd(file, f"its column {name} has {found}, expected 0..{items - 1}")
 
 
 def _check_columns(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
@@ -93,23 +109,6 @@ def _check_columns(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
         if found.field(name).type != expected.field(name).type:
             kinds = f"{found.field(name).type}, expected {expected.field(name).type}"
             raise _odd(file, f"its column {name} is {kinds}")
-
-
-def _check_range(file: Path, metadata: Any, name: str, path: str, size: int) -> None:
-    for found in _statistics(metadata, path):
-        if found.has_min_max and not (found.min >= 0 and found.max < size):
-            at = found.min if found.min < 0 else found.max
-            raise _odd(file, f"its column {name} has {at}, expected 0..{size - 1}")
-
-
-def _statistics(metadata: Any, path: str) -> Iterator[Any]:
-    """Those of a column in every row group."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for at in range(group.num_columns):
-            column = group.column(at)
-            if column.path_in_schema == path and column.statistics is not None:
-                yield column.statistics
 
 
 def _odd(file: Path, problem: str) -> ArtefactError:

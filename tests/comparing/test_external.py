@@ -200,6 +200,10 @@ def test_a_bad_row_of_parquet_is_named(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r'x.parquet:5: "score" is not a number'):
         opened(tmp_path / "x.parquet")
+    frame.loc[4, "score"] = -1e39
+    frame.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r'x.parquet:5: "score" is -1e\+39, expected at most 3.4e'):
+        opened(tmp_path / "x.parquet")
     frame.astype({"score": str}).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r'column "score" is .*string, expected numbers'):
         opened(tmp_path / "x.parquet")
