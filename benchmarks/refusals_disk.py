@@ -9,34 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.small import RECIPE
 from llmrec_cli import cli
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.run import run
 
 DISK = 24 << 20  # bytes
-SAMPLE = Path(__file__).resolve().parents[1] / "data/sample/amazon2018"
-RECIPE = f"""
-[data]
-format = "amazon2018"
-reviews = "{SAMPLE}/Synthetic_Toys.json.gz"
-metadata = "{SAMPLE}/meta_Synthetic_Toys.json.gz"
-history = 5
-[model]
-scratch = {{ hidden = 16, layers = 2, heads = 2, feed_forward = 16, vocabulary = 400 }}
-[train]
-rows = "sequence"
-max_steps = 3
-batch = 16
-validate_rows = 10
-learning_rate = 3e-3
-[baseline.itemknn]
-[align.msl]
-parent = "sft"
-[eval]
-rows = 60
-resamples = 100
-"""
 MORE = """
 extends = "tiny.toml"
 [baseline.gru4rec]

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from benchmarks.small import RECIPE
 from llmrec_cli import cli, exits
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.run import run
-
-SAMPLE = Path(__file__).parents[1] / "data/sample/amazon2018"
-RECIPE = f"""
-[data]
-format = "amazon2018"
-reviews = "{SAMPLE}/Synthetic_Toys.json.gz"
-metadata = "{SAMPLE}/meta_Synthetic_Toys.json.gz"
-history = 5
-[model]
-backbone = "scratch"
-scratch = {{ hidden = 16, layers = 1, heads = 2, feed_forward = 16, vocabulary = 400 }}
-[train]
-rows = "sequence"
-max_steps = 2
-batch = 16
-validate_rows = 10
-learning_rate = 3e-3
-[baseline.itemknn]
-[align.msl]
-parent = "sft"
-[eval]
-rows = 60
-resamples = 100
-"""
 
 
 def make_experiment(home: Path, name: str, *overrides: str) -> Path:
@@ -45,6 +23,14 @@ def make_experiment(home: Path, name: str, *overrides: str) -> Path:
         recipe = load_recipe("tiny.toml", [f"name={name}", *overrides])
         run(recipe, progress=Silent())
     return home / recipe.folder
+
+
+def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder that several tests change; it is the working folder."""
+    copy = tmp_path / "home"
+    shutil.copytree(made, copy)
+    monkeypatch.chdir(copy)
+    return copy
 
 
 @dataclass(frozen=True)

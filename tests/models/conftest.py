@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 from checkpoints_made import RECIPE, write_raw
+from experiments import copied
 
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
@@ -27,7 +27,4 @@ def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(prepared_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, which is the working folder."""
-    copy = tmp_path / "home"
-    shutil.copytree(prepared_home, copy)
-    monkeypatch.chdir(copy)
-    return copy
+    return copied(prepared_home, tmp_path, monkeypatch)

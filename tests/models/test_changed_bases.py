@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints_made import ALL, RECIPE, TITLES, byte_level, write_checkpoint, write_raw
-from experiments import typed
+from experiments import copied, typed
 from safetensors.torch import load_file, save_file
 from test_tokenizers import Capsys, done
 from transformers import AutoModelForCausalLM
@@ -50,9 +50,7 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained(trained_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy; paths of a recipe lead to the working folder."""
-    copy = tmp_path / "home"
-    shutil.copytree(trained_home, copy)
-    monkeypatch.chdir(copy)
+    copy = copied(trained_home, tmp_path, monkeypatch)
     for name in ("recipe.toml", "manifest.json"):
         for file in copy.glob(f"runs/*/sft/{name}"):
             file.write_text(file.read_text().replace(str(trained_home), str(copy)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import transformers.modeling_utils
-from experiments import RECIPE, typed
+from experiments import RECIPE, copied, typed
 from hostile import MODULE, change_json, code, pickled, write_base, zipped
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
@@ -201,10 +201,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = tmp_path / "home"
-    shutil.copytree(made, copy)
-    monkeypatch.chdir(copy)
-    return copy
+    return copied(made, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", CASES)

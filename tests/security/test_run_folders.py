@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from experiments import typed
+from experiments import copied, typed
 from hostile import MODULE, RECIPE, change_json, code, pickled, sign, write_base, write_raw, zipped
 
 from llmrec_cli import files
@@ -85,10 +85,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    copy = tmp_path / "home"
-    shutil.copytree(made, copy)
-    monkeypatch.chdir(copy)
-    return copy
+    return copied(made, tmp_path, monkeypatch)
 
 
 def pickle_at(name: str, make: Callable[[Path], bytes] = pickled) -> Plant:
