@@ -5,7 +5,6 @@ Shape suffixes: I items.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,17 +96,15 @@ def shared_entries(items: pd.DataFrame, leaf_of_item_I: np.ndarray[Any, Any]) ->
     """What to say of titles that differ, and that a tokenizer cannot tell apart; None: nothing."""
     if items[TOKENS].notna().any():
         return None
-    titles: dict[int, list[str]] = defaultdict(list)
-    for leaf, title in zip(leaf_of_item_I.tolist(), items[TITLE], strict=True):
-        if title not in titles[leaf]:
-            titles[leaf].append(title)
-    mixed = [found for found in titles.values() if len(found) > 1]
-    if not mixed:
+    named = pd.DataFrame({"leaf": leaf_of_item_I, TITLE: items[TITLE].to_numpy()}).drop_duplicates()
+    mixed = named[named["leaf"].duplicated(keep=False)]
+    if mixed.empty:
         return None
-    example = " and ".join(_short(title) for title in mixed[0][:2])
+    first = mixed.loc[mixed["leaf"] == mixed["leaf"].iloc[0], TITLE]
+    example = " and ".join(_short(title) for title in first[:2])
     return (
-        f"{sum(map(len, mixed)):,} titles have tokens that another title has too, such as "
-        f"{example}: they share {len(mixed):,} entries of the catalogue, and a hit on either counts"
+        f"{len(mixed):,} titles have tokens that another title has too, such as "
+        f"{example}: they share {mixed['leaf'].nunique():,} entries of the catalogue, and a hit on either counts"
     )
 
 
