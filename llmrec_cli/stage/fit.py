@@ -101,10 +101,11 @@ def shared_entries(items: pd.DataFrame, leaf_of_item_I: np.ndarray[Any, Any]) ->
     if mixed.empty:
         return None
     first = mixed.loc[mixed["leaf"] == mixed["leaf"].iloc[0], TITLE]
+    entries = mixed["leaf"].nunique()
     example = " and ".join(_short(title) for title in first[:2])
     return (
         f"{len(mixed):,} titles have tokens that another title has too, such as "
-        f"{example}: they share {mixed['leaf'].nunique():,} entries of the catalogue, and a hit on either counts"
+        f"{example}: they share {entries:,} entries of the catalogue, and a hit on either counts"
     )
 
 
