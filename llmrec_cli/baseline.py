@@ -22,6 +22,7 @@ from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import write_tensors
 from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.loop import train
+from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.methods import find
 from llmrec_cli.models.itemknn import fit_itemknn
@@ -100,6 +101,10 @@ def _train(
     model = scorer.build(bench, name).to(device)
     bench = replace(bench, encoder=scorer.leaf_encoder(bench))  # the same rows, as leaf numbers
     valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
+    rows = bench.training_rows(section.rows)
+    left_out = left_out_of(bench.prepared.split("train"), rows)
+    if line := left_out.line(bench.why_passes):
+        progress.say(f"baseline-{name}: train: {line}")
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     position = train(
         Job(
@@ -107,7 +112,7 @@ def _train(
             method=method,
             options=method.options(),
             trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
-            train_rows=bench.training_rows(section.rows),
+            train_rows=rows,
             valid_rows=bench.windows(valid),
             rank_valid=lambda: _validation_metrics(bench, model, valid),
             section=section,
@@ -128,6 +133,7 @@ def _train(
         "best_score": position.best_score,
         "stopped_early": position.stopped,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "histories": {"train": left_out.facts()},
     }
 
 

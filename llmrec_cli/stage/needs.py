@@ -85,7 +85,7 @@ def make_supply(
     """
     needs, device = stage.needs, stage.bench.ranks.device
     reference = _reference(stage, policy)
-    train, valid = _completed(stage, policy, reference, rows, valid_rows, folder)
+    train, valid = _completed(stage, policy, reference, rows, valid_rows, folder, progress)
     if needs.reference is not None and reference is not None:
         log_probs = partial(
             log_probs_of,
@@ -127,6 +127,7 @@ def _completed(
     rows: Sequence[AnyRow],
     valid_rows: Sequence[AnyRow],
     folder: Path,
+    progress: Progress,
 ) -> tuple[Serve, Serve]:
     """Rows of an update with their negatives, for training and for validation."""
     bench, wanted, sampler = stage.bench, stage.needs.negatives, stage.sampler()
@@ -145,6 +146,8 @@ def _completed(
         return [row for at in range(step, last) for row in rows_at(at)]
 
     known_valid = sampler.usable_rows(_catalogue_rows(valid_rows))
+    for note in sampler.dropped(_catalogue_rows(valid_rows), known_valid):
+        progress.say(f"validation: {note}")
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
+from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
@@ -78,7 +80,9 @@ def train_stage(
         supply = needs.make_supply(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )
-        progress.say(f"{run}: {len(ground.rows)} {section.rows} rows, {_parameters(policy)}")
+        progress.say(f"{run}: {len(ground.rows):,} {section.rows} rows, {_parameters(policy)}")
+        for line in _notes(bench, section, ground):
+            progress.say(f"{run}: {line}")
         job = Job(
             policy=policy,
             method=chosen,
@@ -96,7 +100,9 @@ def train_stage(
             supply=supply,
             trackers=opened.trackers,
         )
-        opened.outcome = _outcome(train(job, resume=resume), bench.ranks.count)
+        histories = {split: found.facts() for split, found in sorted(ground.left_out.items())}
+        outcome = _outcome(train(job, resume=resume), bench.ranks.count)
+        opened.outcome = outcome | {"histories": histories}
         if bench.ranks.is_first:
             name = "model" if recipe.model.tuning == "full" else "adapter"
             write_result(opened.folder / name, policy.model, bench.codec.tokenizer)
@@ -116,7 +122,28 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
         )
 
     usable = sampler.require(rows) if sampler else rows
-    return StageRows(usable, bench.windows(valid), rank_valid)
+    valid_rows = bench.windows(valid)
+    left_out = {
+        "train": left_out_of(bench.prepared.split("train"), rows),
+        "valid": left_out_of(valid, valid_rows),
+    }
+    notes = sampler.dropped(rows, usable) if sampler else ()
+    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
+
+
+def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows) -> Iterator[str]:
+    """What is left out of the rows on their way to the loss, one line each."""
+    yield from ground.notes
+    for split, found in sorted(ground.left_out.items()):
+        in_passes = split == "train" and section.rows == "sequence"
+        if line := found.line(bench.why_passes if in_passes else bench.encoder.why):
+            yield f"{split}: {line}"
+    known = len(bench.prepared.split("valid"))
+    if section.validate_rows is not None and section.validate_rows < known:
+        yield (
+            f"valid: checkpoints are chosen on {section.validate_rows:,} of {known:,} rows "
+            "(train.validate_rows)"
+        )
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:
