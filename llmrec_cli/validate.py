@@ -101,9 +101,11 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
     """Catalogue, one training row, row counts and memory, through the real code."""
+    from llmrec_cli.stage.check import check_plans
     from llmrec_cli.stage.workbench import open_workbench
 
     bench = open_workbench(recipe, Silent())
+    check_plans(recipe, bench, recipe.runs())
     yield _catalogue(bench)
     for split in bench.prepared.splits:
         yield f"{split}: {len(bench.prepared.split(split)):,} rows"

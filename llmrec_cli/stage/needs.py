@@ -31,13 +31,12 @@ from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
-from llmrec_cli.errors import RecipeError
 from llmrec_cli.files import sha256
 from llmrec_cli.methods.contract import Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.scorer import MODEL, load_sequential
+from llmrec_cli.stage.scorer import MODEL, load_sequential, require_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
 
@@ -289,11 +288,7 @@ def scorer_facts(stage: Stage) -> dict[str, Any]:
 
 def _scorer(bench: Workbench, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
-    if name not in bench.recipe.baseline:
-        raise RecipeError(
-            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
-            f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
-        )
+    require_sequential(bench.recipe, name)
     weights = bench.recipe.run_folder(f"baseline-{name}") / MODEL / WEIGHTS
     return load_sequential(bench, name), sha256(weights)
 

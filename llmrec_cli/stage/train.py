@@ -12,66 +12,45 @@ from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import left_out_of
-from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
-from llmrec_cli.methods import find
-from llmrec_cli.models.policy import Policy, check_depth
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import needs, workbench
-from llmrec_cli.stage.base import base_config
+from llmrec_cli.stage.check import check_plan, plan_run
 from llmrec_cli.stage.ground import ground, require_same_ground
 from llmrec_cli.stage.pair_task import StageRows, pair_stage
 from llmrec_cli.stage.trained import load_policy
 
 
-def train_stage(
-    recipe: Recipe,
-    run: str,
-    *,
-    method: str,
-    options: Any,
-    section: TrainSection,
-    parent: str | None,
-    resume: bool,
-    progress: Progress,
-) -> Path:
+def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -> Path:
     """Train one run of a recipe to its end.
 
     Args:
-        run: name of the run, its folder's name.
-        parent: run whose result is the start; None starts from the base.
+        run: ``sft`` or ``align-NAME``.
 
     Returns:
         The run's folder, with ``model/`` or ``adapter/`` from its best validation.
+
+    Raises:
+        UserError: the run cannot be trained (``check_plan``), or its folder is not free.
     """
-    parent_folder = run_folder.require_done(recipe, parent) if parent else None
+    plan = plan_run(recipe, run)
+    chosen, options, section = plan.method, plan.options, plan.section
+    parent_folder = run_folder.require_done(recipe, plan.parent) if plan.parent else None
     if resume and run_folder.is_done(recipe.run_folder(run)):
         run_folder.require_same_settings(recipe, run)
         progress.say(f"{recipe.run_folder(run)}: already finished")
         return recipe.run_folder(run)
     bench = workbench.open_workbench(recipe, progress)
-    chosen = find(method)
-    chosen.init_state(options, bench.trie)  # options that cannot work here fail before any writing
-    stage = needs.Stage(bench, chosen, options, section)
-    if stage.needs.reference and parent is None:
-        raise RecipeError(
-            f'[{run.replace("-", ".", 1)}] parent = "base": {method} is measured against the model '
-            'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
-        )
-    if stage.needs.hidden_states:
-        check_depth(base_config(recipe), stage.needs.hidden_states)
+    stage = check_plan(bench, plan)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
     else:
         ground = _catalogue_stage(stage)
-    sizes = {"training": len(ground.rows), "validation": len(ground.valid_rows)}
-    for name, count in sizes.items():
-        if count == 0:
-            raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         # A policy that is measured against its own beginning must not differ from it by noise.

@@ -30,6 +30,7 @@ from llmrec_cli.engine.rows import (
     window_rows,
 )
 from llmrec_cli.engine.supply import Pairs
+from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.eval import DecodeSection
@@ -295,6 +296,17 @@ def validation_metrics(
     ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
     target_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
     return means_at(rank_of(target_B, ranked.leaf_BK.cpu()), cutoff)
+
+
+def require_rows(prepared: Prepared) -> None:
+    """Refuse prepared data without rows to train on, or to choose a checkpoint by.
+
+    Raises:
+        DataError: which rows are missing.
+    """
+    for split, rows in (("train", "training"), ("valid", "validation")):
+        if len(prepared.split(split)) == 0:
+            raise DataError(f"{prepared.folder}: no {rows} rows; loosen data.k_core or the split")
 
 
 def subset(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:
