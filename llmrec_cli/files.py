@@ -116,8 +116,8 @@ def remove_leftovers(path: Path, *, claimed: bool = False) -> None:
     """Remove what killed processes left behind when they wrote ``path``.
 
     Args:
-        claimed: nobody else can be writing it; otherwise what is locked, or of another machine
-            whose locks may not be seen here, is left alone.
+        claimed: the caller keeps every other process from writing it; otherwise what is of another
+            machine is left alone, whose locks may not be seen here.
     """
     name = re.escape(path.name)
     ours = re.compile(rf"\.{name}\.(?:([0-9a-f]{{8}})-[0-9a-f]{{8}}\.tmp|(?:old\.)?tmp|partial)")
@@ -133,8 +133,8 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if not claimed:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_free(descriptor, claimed):
+                return
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -143,16 +143,26 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
             os.close(descriptor)
 
 
-def _hold(descriptor: int) -> bool:
-    """Lock what this process writes until it is closed; False: another one removes it, which came
-    before the lock and took it for a leftover."""
+def _is_free(descriptor: int, otherwise: bool) -> bool:
+    """Whether no process holds what is open, which this one holds then.
+
+    Args:
+        otherwise: what to say where there are no locks.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # no locks here: nobody can take it for a leftover
-        return True
-    return os.fstat(descriptor).st_nlink > 0
+    except OSError:
+        return otherwise
+    return True
+
+
+def _hold(descriptor: int) -> bool:
+    """Lock what this process writes until it is closed; False: another one removes it, which came
+    before the lock and took it for a leftover."""
+    # Where there are no locks, nobody takes it for a leftover either.
+    return _is_free(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
 
 
 def write_json(path: Path, value: Any) -> None:
