@@ -118,16 +118,20 @@ def claimed_to_make(folder: Path, say: Say) -> Iterator[None]:
     """
     lock = lock_of(folder)
     missing = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
-    with waited_for(lock, folder, say):
-        try:
-            remove_leftovers(folder, claimed=True)
-            yield
-        except BaseException:
-            lock.unlink(missing_ok=True)  # who waits for it notices, and makes another
-            with suppress(OSError):  # folders that hold something stay
-                for parent in missing:
-                    parent.rmdir()
-            raise
+    try:
+        with waited_for(lock, folder, say):
+            try:
+                remove_leftovers(folder, claimed=True)
+                yield
+            except BaseException:
+                with suppress(OSError):  # who waits for it notices, and makes another
+                    lock.unlink()
+                raise
+    except BaseException:
+        with suppress(OSError):  # folders that hold something stay
+            for parent in missing:
+                parent.rmdir()
+        raise
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def opened(
     ):
         made, existed = Opened(folder, trackers), folder.exists()
         ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
-        if ranks.most(ranks.is_first and is_done(folder)):
+        if ranks.most(int(ranks.is_first and is_done(folder))):
             made.finished = True
             yield made
             return
@@ -269,7 +269,7 @@ def opened_to_evaluate(
         ArtefactError: another llmrec is evaluating it; or a report is there, to be refused.
     """
     with claimed_to_evaluate(folder, split) if ranks.is_first else nullcontext():
-        there = ranks.most(ranks.is_first and is_evaluated(folder, split))
+        there = ranks.most(int(ranks.is_first and is_evaluated(folder, split)))
         if there and existing == "refuse":
             raise already_evaluated(folder, split)
         yield not there or existing == "again"

@@ -35,6 +35,7 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import base
+from llmrec_cli.sweeping.trial import _link
 
 ROOT = Path(__file__).resolve().parents[1]
 _HANG = 60.0  # seconds: a test that hangs fails in the end
@@ -501,6 +502,16 @@ def test_a_sweep_that_is_stopped_does_not_wait_on(tmp_path: Path) -> None:
         waited_for(lock, tmp_path, print, check),
     ):
         pass
+
+
+def test_a_sweep_links_nothing_that_is_being_written(recipe: Recipe) -> None:
+    scores = recipe.folder / "scores"
+    for name in ("whole", ".whole.1-1.tmp"):
+        (scores / name).mkdir(parents=True)
+    (scores / ".whole.lock").touch()
+    point = load_recipe("tiny.toml", ["name=point"])
+    _link(recipe, point, ["scores"])
+    assert names_in(point.folder) == {"scores", "scores/whole"}
 
 
 def test_a_race_that_goes_wrong_would_be_seen(tmp_path: Path) -> None:
