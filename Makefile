@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check audit sbom lock install-locked mutants fuzz torture refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
+.PHONY: quickstart test check audit sbom lock install-locked mutants fuzz torture races refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
@@ -25,6 +25,9 @@ test: setup              ## the test suite
 torture: setup           ## 300 kills and every refused file operation; half an hour, Linux
 	$(BIN)/python -m benchmarks.faults
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture --size full --out benchmarks/results
+
+races: setup             ## 50 pairs at random offsets of every pair of commands; two hours, Linux
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.races --out benchmarks/results
 
 refusals: setup          ## every command on disks that are full or read-only; 15 minutes, Linux
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.refusals --out benchmarks/results

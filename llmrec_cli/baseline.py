@@ -59,6 +59,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         workbench.require_rows(bench.prepared)
     facts = scorer.facts(bench)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
+        if opened.finished:
+            return folder
         opened.outcome = _fit(bench, name, opened, resume=resume, progress=progress)
     return folder
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from llmrec_cli.comparing.evaluated import (
     PREPARED,
     Grounds,
-    is_evaluated,
     is_run,
     open_run,
     require_evaluated,
@@ -31,7 +30,7 @@ from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.lists import Seen
 from llmrec_cli.report.pairs import PAIRED
 from llmrec_cli.report.question import Question
-from llmrec_cli.run_folder import nearest_beside
+from llmrec_cli.run_folder import is_evaluated, nearest_beside
 
 SFT = "sft"
 

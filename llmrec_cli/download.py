@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import tomli_w
-from filelock import FileLock, Timeout
 
+from llmrec_cli.claims import claimed_to_download
 from llmrec_cli.data.fetch import Fetched, fetch
 from llmrec_cli.data.locations import (
     Generation,
@@ -63,7 +63,7 @@ def download(
     wanted = _kinds(generation, kinds)
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with claimed_to_download(folder):
         shelf = _Shelf(folder, generation, category, progress)
         files = {kind: shelf.bring(kind, hosts) for kind in wanted}
     return Downloaded(generation, files, recipe_lines(generation, files))
@@ -241,21 +241,6 @@ def _kinds(generation: Generation, kinds: Sequence[str]) -> list[str]:
             there = ", ".join(generation.kinds)
             raise UserError(f"--what {kind}: {generation.name} has {there}")
     return list(dict.fromkeys(kinds))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep another download out of the folder; a dead one's claim is void.
-
-    Raises:
-        ArtefactError: another one is at work.
-    """
-    lock = FileLock(folder / ".downloads.lock", timeout=1)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise ArtefactError(f"{folder}: another download is at work there; wait for it") from None
 
 
 def _in_recipe(path: Path) -> str:

@@ -19,7 +19,7 @@ from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.ranks import Column
 from llmrec_cli.engine.rows import LeftOut
 from llmrec_cli.engine.usage import measured
-from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.errors import RecipeError
 from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
@@ -27,6 +27,7 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
 from llmrec_cli.report.predictions import build_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
+from llmrec_cli.run_folder import Existing
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.evaluate_candidates import (
     ScoreTwo,
@@ -51,6 +52,7 @@ def evaluate(
     *,
     split: str,
     again: bool,
+    keep: bool = False,
     progress: Progress,
 ) -> Compared:
     """Evaluate ``runs`` and put every evaluated run of the recipe side by side.
@@ -59,14 +61,17 @@ def evaluate(
         runs: run names; ``baseline-pop`` is fitted on the way, it costs nothing.
         split: ``test`` or ``valid``.
         again: evaluate anew where a report exists; without it, that is an error.
+        keep: leave a run alone where a report exists.
 
     Raises:
-        ArtefactError: a run is not finished, or was evaluated before.
+        ArtefactError: a run is not finished, was evaluated before, or is being evaluated.
     """
-    for run in runs:
-        _check_ready(recipe, run, split, again)
+    existing: Existing = "keep" if keep else "again" if again else "refuse"
+    runs = [run for run in runs if _is_wanted(recipe, run, split, existing)]
     if recipe.prompt.task == "rank-pair":
-        return evaluate_pairs(recipe, runs, split=split, progress=progress, pop=POP)
+        return evaluate_pairs(
+            recipe, runs, split=split, existing=existing, progress=progress, pop=POP
+        )
     if recipe.eval.data is not None:
         runs = _without_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
@@ -78,19 +83,28 @@ def evaluate(
     if line := histories.line(bench.encoder.why):
         progress.say(f"{split}: {line}")
     for run in runs:
-        _evaluate_run(bench, leaves, frame, others, histories, run, split, progress)
+        folder = recipe.run_folder(run)
+        with run_folder.opened_to_evaluate(folder, split, bench.ranks, existing) as is_wanted:
+            if is_wanted:
+                _evaluate_run(bench, leaves, frame, others, histories, run, split, progress)
     return compare_experiment(recipe, split, leaves)
 
 
-def _check_ready(recipe: Recipe, run: str, split: str, again: bool) -> None:
+def _is_wanted(recipe: Recipe, run: str, split: str, existing: Existing) -> bool:
+    """Whether a run is to be evaluated.
+
+    Raises:
+        RecipeError, ArtefactError: it cannot be.
+    """
     if run not in recipe.runs():
         raise RecipeError(f"--run {run}: unknown, expected one of {', '.join(recipe.runs())}")
+    there = run_folder.is_evaluated(recipe.run_folder(run), split)
+    if there and existing == "keep":
+        return False
     folder = recipe.run_folder(run) if run == POP else run_folder.require_done(recipe, run)
-    if (folder / run_folder.named("report.json", split)).exists() and not again:
-        raise ArtefactError(
-            f"{folder}: was evaluated on {split} before, and {split} is opened once per run; "
-            "add --again to repeat it (the manifest counts it)"
-        )
+    if there and existing == "refuse":
+        raise run_folder.already_evaluated(folder, split)
+    return True
 
 
 def _without_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
@@ -156,8 +170,7 @@ def _evaluate_run(
 def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Progress) -> _Ranker:
     recipe = bench.recipe
     if run == POP:
-        exists = recipe.run_folder(run).exists()
-        baseline(recipe, "pop", resume=exists, progress=Silent())
+        baseline(recipe, "pop", resume=True, progress=Silent())
         return _Ranker(partial(_rank_by_popularity, bench, leaves), by_count(leaves))
     if run.startswith("baseline-"):
         score = load_scorer(bench, run.removeprefix("baseline-"))

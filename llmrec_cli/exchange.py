@@ -69,7 +69,7 @@ def export_data(recipe: Recipe, to: Path) -> list[Path]:
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8", newline="")
 
-    write_folder(to, fill, hashes=False)
+    write_folder(to, fill, hashes=False, replaces=False)
     return [to / name for name in files]
 
 

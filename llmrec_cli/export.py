@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -60,11 +61,12 @@ def export(
     _check(finished, run, wanted)
     bench = lay_out(finished, "cpu")
     progress.say(f"exporting {run}")
-    write_folder(to, lambda folder: _fill(finished, bench, wanted, folder, to), hashes=False)
+    fill = partial(_fill, finished, bench, wanted)
+    write_folder(to, fill, hashes=False, replaces=False)
     return Exported(to, {file.name: file.stat().st_size for file in sorted(to.iterdir())})
 
 
-def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path, to: Path) -> None:
+def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) -> None:
     recipe = finished.recipe
     if recipe.model.tuning == "full":
         copy_result(finished.folder / "model", folder)
@@ -78,8 +80,6 @@ def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path, to
     card = model_card(gather_card(finished, bench, wanted))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     require_portable(folder, (recipe.folder, Path(recipe.model.backbone), folder))
-    if to.exists():
-        to.rmdir()  # empty, or an error: nothing that came meanwhile is lost
 
 
 def _require_free(to: Path) -> None:

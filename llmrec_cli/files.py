@@ -1,13 +1,21 @@
-"""Writing that survives a crash: temporary name in the same folder, fsync, rename, fsync."""
+"""Writing that survives a crash: temporary name in the same folder, fsync, rename, fsync.
+
+A temporary name is one process's alone, and locked while that process writes there.  What bears one
+and is not locked is of a process that was killed, and is removed when the same is written again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +24,8 @@ from llmrec_cli.errors import ArtefactError, MachineError
 
 HASHES = "files.json"
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)$")
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # of a rename: something is there
 
 
 @contextlib.contextmanager
@@ -51,18 +61,108 @@ def create_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         MachineError: disk full, no permission.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     with machine_errors(path):
+        remove_leftovers(path)
+        temporary, opened = _temporary_file(path)
         try:
-            with temporary.open("wb") as stream:
+            with opened as stream:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(path)
+                temporary.replace(path)
             sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside ``path`` that no other process has."""
+    return path.with_name(f".{path.name}.{_MACHINE}-{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A new folder under a temporary name beside ``folder``; gone at the end if it has it still."""
+    temporary, descriptor = _temporary_folder(folder)
+    try:
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_file(path: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temporary = temporary_name(path)
+        stream = temporary.open("xb")
+        if _hold(stream.fileno()):
+            return temporary, stream
+        stream.close()
+
+
+def _temporary_folder(folder: Path) -> tuple[Path, int]:
+    while True:
+        temporary = temporary_name(folder)
+        temporary.mkdir(parents=True)
+        with contextlib.suppress(FileNotFoundError):  # taken for a leftover
+            descriptor = os.open(temporary, os.O_RDONLY)
+            if _hold(descriptor):
+                return temporary, descriptor
+            os.close(descriptor)
+
+
+def remove_leftovers(path: Path, *, claimed: bool = False) -> None:
+    """Remove what killed processes left behind when they wrote ``path``.
+
+    Args:
+        claimed: the caller keeps every other process from writing it; otherwise what is of another
+            machine is left alone, whose locks may not be seen here.
+    """
+    name = re.escape(path.name)
+    ours = re.compile(rf"\.{name}\.(?:([0-9a-f]{{8}})-[0-9a-f]{{8}}\.tmp|(?:old\.)?tmp|partial)")
+    with contextlib.suppress(OSError):
+        for found in os.listdir(path.parent):
+            match = ours.fullmatch(found)
+            if match and (claimed or match[1] == _MACHINE):
+                _remove_leftover(path.with_name(found), claimed)
+
+
+def _remove_leftover(path: Path, claimed: bool) -> None:
+    """Remove a file or folder, unless a living process writes there."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not _is_free(descriptor, claimed):
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _is_free(descriptor: int, otherwise: bool) -> bool:
+    """Whether no process holds what is open, which this one holds then.
+
+    Args:
+        otherwise: what to say where there are no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return otherwise
+    return True
+
+
+def _hold(descriptor: int) -> bool:
+    """Lock what this process writes until it is closed; False: another one removes it, which came
+    before the lock and took it for a leftover."""
+    # Where there are no locks, nobody takes it for a leftover either.
+    return _is_free(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,20 +214,24 @@ def tensors_of(path: Path) -> Iterator[None]:
         raise ArtefactError(f"{path}: not the tensors that were stored here: {reason}") from error
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], *, hashes: bool = True) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], *, hashes: bool = True, replaces: bool = True
+) -> None:
     """Create ``folder`` whole or not at all; its files' SHA-256 stand in ``files.json``.
 
     ``fill(temporary)`` writes the files.  An older folder of that name is replaced.
 
     Args:
         hashes: off for a folder that is to hold nothing but what was filled in.
+        replaces: off: what lies there by then and holds something is left as it is.
+
+    Raises:
+        MachineError: disk full, no permission.
+        ArtefactError: not ``replaces``, and another process wrote there meanwhile.
     """
-    temporary, retired = (folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old.tmp"))
     with machine_errors(folder):
-        for leftover in (temporary, retired):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        remove_leftovers(folder)
+        with temporary_folder(folder) as temporary:
             fill(temporary)
             if hashes:
                 found = {name: sha256(temporary / name) for name in _names(temporary)}
@@ -135,14 +239,32 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, hashes: bool = T
             for name in _names(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)
-            if folder.exists():
+            retired = temporary_name(folder)
+            if replaces and folder.exists():
                 folder.rename(retired)  # half of a folder never bears its name
-            temporary.replace(folder)
-            sync_folder(folder.parent)
+            try:
+                publish(temporary, folder)
+            except FileExistsError:
+                raise ArtefactError(
+                    f"{folder}: another process wrote there meanwhile, and nothing is overwritten; "
+                    "name another folder"
+                ) from None
             shutil.rmtree(retired, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Give a whole folder its name, which nobody may have; an empty folder has none.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    try:
+        temporary.rename(folder)
+    except OSError as error:
+        if error.errno not in _EXISTS:
             raise
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder)) from error
+    sync_folder(folder.parent)
 
 
 def check_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from llmrec_cli.claims import claimed_to_make
 from llmrec_cli.data.catalog import catalogue, name_items
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
 from llmrec_cli.data.engines import engine_of
@@ -28,11 +29,14 @@ from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
 from llmrec_cli.data.split import cut_of, has_clock, require_clock
 from llmrec_cli.data.store import (
+    Manifest,
     Prepared,
     check_fits,
     fingerprint,
     load_prepared,
+    require_unchanged,
     staging,
+    states_of,
     write_items,
     write_manifest,
     write_split,
@@ -71,13 +75,31 @@ def _prepare(
 ) -> Prepared:
     progress("checking the sources")
     require_clock(section)
+    states = states_of(section, locate)
     asked = fingerprint(section, seed, locate)
-    if folder.exists():
-        check_fits(folder, asked)
-        return load_prepared(folder, reused=True)
+    if not folder.exists():
+        with claimed_to_make(folder, progress):
+            if not folder.exists():  # nobody made it while this process waited
+                with staging(folder) as stage:
+                    _make(section, seed, stage, folder, locate, progress, asked)
+                    require_unchanged(section, locate, states)
+                return load_prepared(folder)
+    check_fits(folder, asked)
+    return load_prepared(folder, reused=True)
 
+
+def _make(
+    section: DataSection,
+    seed: int,
+    stage: Path,
+    folder: Path,
+    locate: Locate,
+    progress: Progress,
+    asked: Manifest,
+) -> None:
+    """Write the files of a prepared folder to ``stage``, which will be ``folder``."""
     messages = folder.with_name(f"{folder.name}.spark.log")
-    with staging(folder) as stage, TemporaryDirectory(dir=stage) as temporary:
+    with TemporaryDirectory(dir=stage) as temporary:
         scratch = Path(temporary)
         with engine_of(section, messages) as engine:
             progress("reading")
@@ -94,7 +116,6 @@ def _prepare(
         write_items(stage, made.items)
         told = facts(made, stage, source.notes, section.files())
         write_manifest(stage, made.splits, asked | told)
-    return load_prepared(folder)
 
 
 def _say_lines(lines: Iterable[str], progress: Progress) -> None:

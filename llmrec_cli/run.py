@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from filelock import FileLock
-
 from llmrec_cli import run_folder
 from llmrec_cli.align import align
 from llmrec_cli.baseline import baseline
@@ -33,21 +31,18 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     or older than an evaluation.
     """
     require(recipe.track)
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(recipe.folder / ".prepare.lock"):  # processes of a group start together
-        prepare(recipe, Path, progress=progress.say)
+    prepare(recipe, Path, progress=progress.say)
     check_runs(recipe, Silent())
     for name in recipe.runs():
         kind, _, table = name.partition("-")
-        resume = recipe.run_folder(name).exists()
         if kind == "sft":
-            sft(recipe, resume=resume, progress=progress)
+            sft(recipe, resume=True, progress=progress)
         elif kind == "align":
-            align(recipe, table, resume=resume, progress=progress)
+            align(recipe, table, resume=True, progress=progress)
         elif name != POP:  # which eval fits
-            baseline(recipe, table, resume=resume, progress=progress)
-    fresh = [name for name in recipe.runs() if not _evaluated(recipe, name)]
-    compared = evaluate(recipe, fresh, split="test", again=False, progress=progress)
+            baseline(recipe, table, resume=True, progress=progress)
+    names = recipe.runs()
+    compared = evaluate(recipe, names, split="test", again=False, keep=True, progress=progress)
     for name in REPORTS if is_first_rank() else ():
         _report(recipe.folder / name, compared, progress)
     return compared
@@ -72,7 +67,3 @@ def _outdated(file: Path, compared: Compared) -> bool:
     reports = [run.folder / run_folder.REPORT_FILE for run in runs if run.folder is not None]
     newest = max((report.stat().st_mtime_ns for report in reports), default=0)
     return not file.exists() or file.stat().st_mtime_ns < newest
-
-
-def _evaluated(recipe: Recipe, name: str) -> bool:
-    return (recipe.run_folder(name) / run_folder.REPORT_FILE).is_file()

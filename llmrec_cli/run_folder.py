@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tomli_w
 
 from llmrec_cli import __version__
-from llmrec_cli.claims import claimed, taken_back
+from llmrec_cli.claims import claimed, claimed_to_evaluate, taken_back
 from llmrec_cli.engine.trackers import Trackers, tracked
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 RECIPE_FILE, MANIFEST_FILE, METRICS_FILE = "recipe.toml", "manifest.json", "metrics.jsonl"
 PREDICTIONS_FILE, PAIRS_FILE, REPORT_FILE = "predictions.parquet", "pairs.parquet", "report.json"
 BASE_FILES = "base_files"  # hashes of a base's files, among the facts of a language model's run
+Existing = Literal["refuse", "again", "keep"]
+"""What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -89,6 +91,7 @@ class Opened:
 
     folder: Path
     trackers: Trackers
+    finished: bool = False  # by another process, while this one waited: nothing is left to do
     outcome: Mapping[str, Any] = field(default_factory=dict)  # for the manifest, set at the end
 
 
@@ -119,6 +122,10 @@ def opened(
     ):
         made, existed = Opened(folder, trackers), folder.exists()
         ranks.first(lambda: open_run(recipe, run, facts, resume=resume))
+        if ranks.most(int(ranks.is_first and is_done(folder))):
+            made.finished = True
+            yield made
+            return
         with measured(ranks.device) as usage, taken_back(folder, existed or not ranks.is_first):
             yield made
         cost = usage.recorded(ranks)
@@ -231,12 +238,49 @@ def nearest_beside(folder: Path) -> str:
 
 
 def log_opening(folder: Path, split: str) -> None:
-    """Count in the run's manifest how often a split was opened for it."""
+    """Count in the run's manifest how often a split was opened for it.
+
+    Raises:
+        ArtefactError: another llmrec works in the folder.
+    """
     path = folder / MANIFEST_FILE
-    manifest = read_run_manifest(path) if path.is_file() else dict[str, Any](status="done")
-    opened = manifest.setdefault("opened", {})
-    opened[split] = opened.get(split, 0) + 1
-    write_json(path, manifest)
+    with claimed(folder):  # evaluations on two splits count in one file
+        manifest = read_run_manifest(path) if path.is_file() else dict[str, Any](status="done")
+        opened = manifest.setdefault("opened", {})
+        opened[split] = opened.get(split, 0) + 1
+        write_json(path, manifest)
+
+
+def is_evaluated(folder: Path, split: str) -> bool:
+    """Whether a run has a report on a split."""
+    return (folder / named(REPORT_FILE, split)).is_file()
+
+
+@contextmanager
+def opened_to_evaluate(
+    folder: Path, split: str, ranks: Ranks, existing: Existing
+) -> Iterator[bool]:
+    """A run that this process evaluates alone; whether there is anything to do.
+
+    Args:
+        existing: what to do with a report that another process has written meanwhile.
+
+    Raises:
+        ArtefactError: another llmrec is evaluating it; or a report is there, to be refused.
+    """
+    with claimed_to_evaluate(folder, split) if ranks.is_first else nullcontext():
+        there = ranks.most(int(ranks.is_first and is_evaluated(folder, split)))
+        if there and existing == "refuse":
+            raise already_evaluated(folder, split)
+        yield not there or existing == "again"
+
+
+def already_evaluated(folder: Path, split: str) -> ArtefactError:
+    """What to say of a report that is there."""
+    return ArtefactError(
+        f"{folder}: was evaluated on {split} before, and {split} is opened once per run; "
+        "add --again to repeat it (the manifest counts it)"
+    )
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

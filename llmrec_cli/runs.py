@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from llmrec_cli.claims import is_held, lock_of
 from llmrec_cli.comparing.evaluated import PREPARED, is_run, runs_in
 from llmrec_cli.data.columns import ITEMS_FILE
 from llmrec_cli.engine.log import MetricsLog
@@ -133,7 +132,10 @@ def _facts(folder: Path) -> dict[str, Any]:
         metric, score = headline(read_json(folder / REPORT_FILE))
         return {**found, "state": "evaluated", "metric": metric, "score": score}
     done = manifest.get("status") == "done"
-    return {**found, "state": "done" if done else "running" if _is_held(folder) else "stopped"}
+    return {
+        **found,
+        "state": "done" if done else "running" if is_held(lock_of(folder)) else "stopped",
+    }
 
 
 def headline(report: Mapping[str, Any]) -> tuple[str, float]:
@@ -165,18 +167,6 @@ def _steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | Non
         return None
     of_all: int = round(rows[-1]["step"] / rows[-1]["epoch"] * train["epochs"])
     return min(of_all, train.get("max_steps") or of_all)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a process of this machine works in the folder (``run_folder.claimed``)."""
-    lock = folder.with_name(f".{folder.name}.lock")
-    if not lock.is_file():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _runs(experiment: Path) -> list[Path]:

@@ -54,7 +54,7 @@ def sweep(
             f"llmrec sweep: package {error.name} is not installed: pip install 'llmrec[sweep]'"
         ) from None
     places = _places(plan, workers)
-    with choosing(plan, storage) as points:
+    with choosing(plan, storage, progress.say) as points:
         done = sum(row.state in ("complete", "pruned", "failed") for row in points.rows())
         with progress.track("sweep", plan.trials, done, unit="points") as advance:
             _Workers(points, progress, advance).run(places)
@@ -72,7 +72,7 @@ class _Workers:
 
     def __init__(self, points: Choosing, progress: Progress, advance: Advance) -> None:
         self._points = points
-        self._trials = Trials(points.plan)
+        self._trials = Trials(points.plan, progress.say)
         self._progress = progress
         self._advance = advance
         self._asking = threading.Lock()

@@ -264,7 +264,7 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
         history = [*rows[0].history, *rows[0].targets[:at]]
         alone = torch.from_numpy(load_scorer(bench, "sasrec")([history])).exp()[0]
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
-    (stored,) = (recipe.folder / "scores").iterdir()
+    (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
     needs.item_scores(bench, "sasrec", "train", rows)
     assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
@@ -282,7 +282,7 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     tables = [needs.item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")]
     needs.item_scores(bench, "gru4rec", "valid", rows[:3])
     assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
-    folders = sorted(p.name for p in (recipe.folder / "scores").glob("*-valid-*"))
+    folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
     (stored,) = (recipe.folder / "scores").glob("caser-valid-*")
     weights = recipe.run_folder("baseline-caser") / "model" / "weights.safetensors"

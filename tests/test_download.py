@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hosting import Host, Served, hosting
 from typer.testing import CliRunner
 
@@ -203,7 +204,7 @@ def test_a_file_that_shrank_and_a_damaged_record_are_told(mirror: Host) -> None:
 def test_two_downloads_do_not_share_a_folder(mirror: Host) -> None:
     Path("raw").mkdir()
     with (
-        story.FileLock("raw/.downloads.lock"),
+        FileLock("raw/.downloads.lock"),
         pytest.raises(ArtefactError, match="another download is at work"),
     ):
         download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())

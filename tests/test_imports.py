@@ -20,6 +20,7 @@ ALLOWED = {
     "data": ("recipe.data", "recipe.toml", "files"),
     "models": ("data", "methods.contract", "recipe.baseline", "recipe.model", "tensors"),
     "engine": (
+        "claims",
         "data",
         "files",
         "methods.contract",
@@ -43,6 +44,7 @@ MATERIAL = {
 STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "__init__",
     "__main__",
+    "claims",
     "errors",
     "exits",
     "files",

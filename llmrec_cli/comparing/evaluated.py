@@ -31,6 +31,7 @@ from llmrec_cli.run_folder import (
     PREDICTIONS_FILE,
     RECIPE_FILE,
     REPORT_FILE,
+    is_evaluated,
     named,
 )
 
@@ -63,11 +64,6 @@ def _order(folders: Iterable[Path]) -> dict[str, int]:
     baselines, aligns = (list(tables.get(kind, {})) for kind in ("baseline", "align"))
     names = [*(f"baseline-{n}" for n in baselines), "sft", *(f"align-{n}" for n in aligns)]
     return {name: place for place, name in enumerate(names)}
-
-
-def is_evaluated(folder: Path, split: str) -> bool:
-    """Whether a run has a report on a split."""
-    return (folder / named(REPORT_FILE, split)).is_file()
 
 
 def require_evaluated(folder: Path, split: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.files import sha256, sync_folder
+from llmrec_cli.files import publish, sha256, sync_folder, temporary_folder
 from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
@@ -86,31 +85,49 @@ def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) 
     return {"layout": LAYOUT, "data": data, "seed": seed, "sources": sources}
 
 
+def states_of(section: DataSection, locate: Callable[[str], Path]) -> list[tuple[int, ...]]:
+    """What tells of each source whether it was written to or replaced: inode, size and times."""
+    states = list[tuple[int, ...]]()
+    for name in section.files():
+        try:
+            found = locate(name).stat()
+        except OSError:  # ``fingerprint`` says so
+            states.append(())
+        else:
+            states.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+    return states
+
+
+def require_unchanged(
+    section: DataSection, locate: Callable[[str], Path], before: Sequence[tuple[int, ...]]
+) -> None:
+    """Refuse sources that changed since their ``states_of``: what was hashed is not what was read.
+
+    Raises:
+        DataError: names the first one.
+    """
+    for name, was, now in zip(section.files(), before, states_of(section, locate), strict=True):
+        if was != now:
+            raise DataError(f"{name}: changed while it was read; prepare again when it is whole")
+
+
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """A hidden sibling that becomes ``folder`` when the block ends, and vanishes on any error.
 
-    What a killed process left behind there is removed first: one process prepares a folder.
+    Where another process has made ``folder`` meanwhile, that one stays.
 
     Raises:
         MachineError: the disk refuses.
     """
-    stage = folder.with_name(f".{folder.name}.partial")
-    missing = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-        yield stage
-        stage.rename(folder)
-        sync_folder(folder.parent)
+        with temporary_folder(folder) as stage:
+            yield stage
+            with suppress(FileExistsError):
+                publish(stage, folder)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise MachineError(f"{folder}: not prepared: {where}{error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        with suppress(OSError):  # folders that hold something stay
-            for parent in missing:
-                parent.rmdir()
 
 
 def write_split(folder: Path, name: str, rows: pl.DataFrame) -> None:

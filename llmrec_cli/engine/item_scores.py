@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmrec_cli.claims import claimed_to_make
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
     read_json,
@@ -127,19 +129,26 @@ def fingerprint_of_rows(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def stored_vectors(folder: Path, facts: Mapping[str, str], compute: Callable[[], Tensor]) -> Tensor:
+def stored_vectors(
+    folder: Path,
+    facts: Mapping[str, str],
+    compute: Callable[[], Tensor],
+    say: Callable[[str], object] = lambda text: None,
+) -> Tensor:
     """Vectors computed before from the same model, data and rows; else computed and stored.
+
+    Args:
+        say: told whom this process waits for, where another one computes them.
 
     Raises:
         ArtefactError: what is stored is damaged.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent.with_name(".scores.lock")):  # one process computes for all
-        if folder.is_dir():
-            check_folder(folder)
-            if read_json(folder / FACTS) == dict(facts):
-                with tensors_of(folder / VECTORS):
-                    return load_file(folder / VECTORS)["vectors"]
+    with suppress(ArtefactError):  # perhaps being replaced: looked at again below
+        if (found := _read(folder, facts)) is not None:
+            return found
+    with claimed_to_make(folder, say):
+        if (found := _read(folder, facts)) is not None:
+            return found
         vector_QD = compute()
 
         def fill(temporary: Path) -> None:
@@ -148,3 +157,18 @@ def stored_vectors(folder: Path, facts: Mapping[str, str], compute: Callable[[],
 
         write_folder(folder, fill)
     return vector_QD
+
+
+def _read(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
+    """Vectors that are stored; None where none are, or others.
+
+    Raises:
+        ArtefactError: they are damaged.
+    """
+    if not folder.is_dir():
+        return None
+    check_folder(folder)
+    if read_json(folder / FACTS) != dict(facts):
+        return None
+    with tensors_of(folder / VECTORS):
+        return load_file(folder / VECTORS)["vectors"]

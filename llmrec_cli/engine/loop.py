@@ -253,7 +253,8 @@ def _due(job: Job, step: int, every: float) -> bool:
 def _resume(job: Job, optimizer: Any, checkpoints: Checkpoints, fresh: Position) -> Position:
     found = checkpoints.newest()
     if found is None:
-        job.progress.say(f"{job.folder}: no checkpoint yet, starting from the beginning")
+        if (job.folder / "metrics.jsonl").exists():  # else nothing was begun
+            job.progress.say(f"{job.folder}: no checkpoint yet, starting from the beginning")
         return fresh
     for reason in found.skipped:
         job.progress.say(f"skipped a damaged checkpoint: {reason}")

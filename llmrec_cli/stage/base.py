@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from llmrec_cli.claims import claimed_to_make
 from llmrec_cli.data.columns import ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.data.prompts import Template, load_rank_template, load_template
 from llmrec_cli.data.rank_wording import Question
@@ -65,8 +66,10 @@ def require_tokens(prepared: Prepared, codec: Codec) -> None:
 
 
 def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
-    """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights."""
-    template = prompt_template(recipe.prompt.template)
+    """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights.
+
+    Every process of a group comes here: the first one builds, the others wait for it and reuse.
+    """
     folder = recipe.folder / "base"
     made_from = {
         "scratch": recipe.model.scratch.model_dump(mode="json"),
@@ -76,10 +79,19 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
     }
     if recipe.prompt.task != "generate":
         made_from["task"] = recipe.prompt.task
-    if folder.is_dir():
-        _check_base(folder, made_from)
-        return
-    progress.say(f"building the embedded backbone in {folder}")
+    if not folder.is_dir():
+        with claimed_to_make(folder, progress.say):
+            if not folder.is_dir():  # nobody built it while this process waited
+                progress.say(f"building the embedded backbone in {folder}")
+                _build_scratch(recipe, prepared, folder, made_from)
+                return
+    _check_base(folder, made_from)
+
+
+def _build_scratch(
+    recipe: Recipe, prepared: Prepared, folder: Path, made_from: dict[str, Any]
+) -> None:
+    template = prompt_template(recipe.prompt.template)
     titles = [f'"{title}"' for title in prepared.items[TITLE].dropna()]
     semantic = semantic_tokens(prepared.items)
     texts = [] if semantic and template is None else titles

@@ -29,6 +29,7 @@ from llmrec_cli.report.pairs import (
     build_pair_report,
     write_pairs,
 )
+from llmrec_cli.run_folder import Existing
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.pair_task import candidates, left_out_of_pairs, pair_encoder, questions
@@ -36,12 +37,19 @@ from llmrec_cli.stage.trained import load_policy
 
 
 def evaluate_pairs(
-    recipe: Recipe, runs: Sequence[str], *, split: str, progress: Progress, pop: str
+    recipe: Recipe,
+    runs: Sequence[str],
+    *,
+    split: str,
+    existing: Existing,
+    progress: Progress,
+    pop: str,
 ) -> Compared:
     """Score the pairs of a split with every run, and put all evaluated runs side by side.
 
     Args:
         runs: names of finished runs that may be evaluated.
+        existing: what to do with a report that another process has written meanwhile.
         pop: the one of them that prefers what occurs more often in the training rows.
 
     Raises:
@@ -57,7 +65,8 @@ def evaluate_pairs(
     histories = left_out_of_pairs(asked, rows)
     if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
         progress.say(f"{split}: {line}")
-    for run in runs:
+
+    def evaluate_run(run: str) -> None:
         with measured(bench.ranks.device) as usage:
             if run == pop:
                 scores = _by_popularity(bench, asked)
@@ -66,6 +75,12 @@ def evaluate_pairs(
         pairs, cost = _table(frame, asked, scores), usage.recorded(bench.ranks)
         protocol = _protocol(bench, source, run, split)
         bench.ranks.first(partial(_write, bench, pairs, protocol, cost, histories, run))
+
+    for run in runs:
+        folder = recipe.run_folder(run)
+        with run_folder.opened_to_evaluate(folder, split, bench.ranks, existing) as is_wanted:
+            if is_wanted:
+                evaluate_run(run)
     return compare_experiment(recipe, split)
 
 

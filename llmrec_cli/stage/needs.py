@@ -97,7 +97,7 @@ def make_supply(
             train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
         drawn_valid = valid
         valid = _once(lambda rows: log_probs(drawn_valid(rows, 0)))
-    train_masses, valid_masses = _masses(stage, rows, valid_rows)
+    train_masses, valid_masses = _masses(stage, rows, valid_rows, progress)
     return Supply(
         train=train,
         valid=valid,
@@ -229,7 +229,7 @@ def _once(compute: Callable[[Sequence[AnyRow]], list[AnyRow]]) -> Serve:
 
 
 def _masses(
-    stage: Stage, rows: Sequence[AnyRow], valid_rows: Sequence[AnyRow]
+    stage: Stage, rows: Sequence[AnyRow], valid_rows: Sequence[AnyRow], progress: Progress
 ) -> tuple[Masses | None, Masses | None]:
     """Item probabilities of each target's history, from the baseline that the method names."""
     wanted, bench = stage.needs.item_scores, stage.bench
@@ -238,7 +238,7 @@ def _masses(
     ranges = leaf_ranges(bench.trie)
 
     def masses(split: str, own_rows: Sequence[Row]) -> Masses:
-        table = item_scores(bench, wanted.model, split, own_rows)
+        table = item_scores(bench, wanted.model, split, own_rows, progress.say)
 
         def of(part: Sequence[Row]) -> LeafMass:
             probability_AF = table.probabilities([row.number for row in part])
@@ -254,7 +254,13 @@ def _masses(
     )
 
 
-def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) -> ItemScoreTable:
+def item_scores(
+    bench: Workbench,
+    name: str,
+    split: str,
+    rows: Sequence[Row],
+    say: Callable[[str], object] = lambda text: None,
+) -> ItemScoreTable:
     """Item probabilities of every target's own history, by ``[baseline.name]``; made once.
 
     Raises:
@@ -269,7 +275,7 @@ def item_scores(bench: Workbench, name: str, split: str, rows: Sequence[Row]) ->
     }
     folder = recipe.folder / "scores" / f"{name}-{split}-{facts['rows'][:12]}"
     vectors_QD = stored_vectors(
-        folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item)
+        folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item), say
     )
     return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
 

@@ -53,6 +53,8 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
         ground = _catalogue_stage(stage)
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
+        if opened.finished:
+            return opened.folder
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
         policy = Policy(load_policy(bench, parent_folder, train=True, dropout=dropout))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.distributions import FloatDistribution as Floats
 from optuna.distributions import IntDistribution as Ints
@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from llmrec_cli.claims import is_held, waited_for
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.files import machine_errors
 from llmrec_cli.recipe.sweep import Range
@@ -140,11 +141,14 @@ def _queue_again(study: Study) -> None:
 
 
 @contextmanager
-def choosing(plan: Plan, storage: str | None) -> Iterator[Choosing]:
+def choosing(
+    plan: Plan, storage: str | None, say: Callable[[str], object] = lambda text: None
+) -> Iterator[Choosing]:
     """The study of a plan, made or gone on with.
 
     Args:
         storage: an optuna storage URL; None: SQLite in the study's folder.
+        say: told of another sweep that is waited for.
 
     Raises:
         ArtefactError: the study was begun with another plan; names what differs.
@@ -156,7 +160,7 @@ def choosing(plan: Plan, storage: str | None) -> Iterator[Choosing]:
         plan.folder.mkdir(parents=True, exist_ok=True)
     owner = uuid.uuid4().hex
     with storage_errors(storage), _alive(plan.folder, owner):
-        with FileLock(plan.folder / ".open.lock"):
+        with waited_for(plan.folder / ".open.lock", plan.folder, say):
             study = _open(plan, storage)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if _abandoned(plan.folder, trial):
@@ -286,10 +290,7 @@ def _abandoned(folder: Path, trial: FrozenTrial) -> bool:
     sign = _sign(folder, str(trial.user_attrs.get(OWNER)))
     if not sign.exists():  # of another machine, or of a process that was asked to end
         return time.time() - float(trial.user_attrs.get(SEEN, 0)) > _SILENT
-    try:
-        with FileLock(sign, timeout=0):
-            pass
-    except Timeout:
+    if is_held(sign):
         return False
     sign.unlink(missing_ok=True)
     return True

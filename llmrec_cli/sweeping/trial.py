@@ -11,16 +11,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
-
 from llmrec_cli import run_folder
+from llmrec_cli.claims import waited_for
 from llmrec_cli.files import machine_errors, read_json
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.sweeping.child import Watch, follow
+from llmrec_cli.sweeping.child import Interrupted, Watch, follow
 from llmrec_cli.sweeping.plan import Plan, Point, needed
 
 
@@ -71,6 +70,7 @@ class Trials:
     """The points of a plan as trainings.  Safe for threads, and for other sweeps in the folder."""
 
     plan: Plan
+    say: Callable[[str], object] = lambda text: None  # told of another sweep that is waited for
     _prepared: set[Path] = field(default_factory=set)  # grounds whose data were checked
 
     def score(self, point: Point, seed: int, place: Place, watch: Watch) -> float:
@@ -99,7 +99,13 @@ class Trials:
         folder = ground.recipe.folder
         with machine_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".sweep.lock"):  # one worker makes what all of them use
+
+        def check() -> None:
+            if ground.watch.stopping():
+                raise Interrupted
+
+        # One worker makes what all of them use; its process says whom another sweep waits for.
+        with waited_for(folder / ".sweep.lock", folder, self.say, check):
             if folder not in self._prepared:
                 ground.command("prepare")
                 self._prepared.add(folder)
@@ -132,7 +138,8 @@ def _link(ground: Recipe, recipe: Recipe, names: Sequence[str]) -> None:
             if source.is_dir() and not target.exists():
                 with tempfile.TemporaryDirectory(prefix=".link-", dir=recipe.folder) as temporary:
                     whole = Path(temporary) / name
-                    shutil.copytree(source, whole, copy_function=_link_file)
+                    hidden = shutil.ignore_patterns(".*")  # locks, and what is being written
+                    shutil.copytree(source, whole, ignore=hidden, copy_function=_link_file)
                     whole.rename(target)
 
 

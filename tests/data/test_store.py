@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from llmrec_cli.claims import claimed_to_make
 from llmrec_cli.data import store
 from llmrec_cli.data.columns import (
     BRAND,
@@ -42,6 +43,7 @@ from llmrec_cli.data.store import (
 )
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, ROWS_SCHEMA
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
+from llmrec_cli.files import temporary_name
 from llmrec_cli.recipe.data import DataSection
 
 ITEMS = pl.DataFrame(
@@ -175,12 +177,13 @@ def test_an_error_while_staging_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".prepared.partial"
-    left.mkdir()
-    (left / "train.parquet").write_text("half")
-    with staging(tmp_path / "prepared") as stage:
+    prepared = tmp_path / "prepared"
+    for left in (temporary_name(prepared), tmp_path / ".prepared.partial"):  # now, and before
+        left.mkdir()
+        (left / "train.parquet").write_text("half")
+    with claimed_to_make(prepared, print), staging(prepared) as stage:
         assert list(stage.iterdir()) == []
-    assert [file.name for file in tmp_path.iterdir()] == ["prepared"]
+    assert {file.name for file in tmp_path.iterdir()} == {"prepared", ".prepared.lock"}
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "write_table"])

@@ -141,10 +141,13 @@ def test_everything_is_durable_before_it_has_its_name(tmp_path: Path) -> None:
     model, optimizer = trained()
     with announced(note):
         Checkpoints(tmp_path).save(model, optimizer, {"step": 1})
-    committed = done.index(("rename", ".step-1.tmp"))
+    renamed = [path for name, path in done if name == "rename"]
+    (temporary,) = (path for path in renamed if "/" not in path)
+    assert temporary.startswith(".step-1.")
+    committed = done.index(("rename", temporary))
     synced = {path for name, path in done[:committed] if name == "fsync"}
     files = [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, "files.json"]
-    assert synced >= {".step-1.tmp", *(f".step-1.tmp/{file}" for file in files)}
+    assert synced >= {temporary, *(f"{temporary}/{file}" for file in files)}
     assert ("fsync", ".") in done[committed:]
 
 
