@@ -32,7 +32,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.files import sha256, sync_folder
+from llmrec_cli.files import follow_umask, sha256, sync_folder
 from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
@@ -101,6 +101,7 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
         yield stage
+        follow_umask(stage)
         stage.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
