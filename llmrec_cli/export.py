@@ -13,9 +13,11 @@ from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Progress
 from llmrec_cli.report.model_card import model_card
 from llmrec_cli.serving.card import Wanted, base_name, gather_card
+from llmrec_cli.serving.export_check import check_export
 from llmrec_cli.serving.export_files import (
     copy_result,
     make_portable,
+    plain_bench,
     require_portable,
     write_merged,
     write_ranking,
@@ -53,6 +55,7 @@ def export(
     Raises:
         ArtefactError: no finished language model, or ``to`` holds something.
         RecipeError: an option that does not fit the run.
+        ExportError: what was written does not give the run's scores; nothing is left of it.
         MachineError: the disk refuses.
     """
     _require_free(to)
@@ -60,16 +63,25 @@ def export(
     _check(finished, run, wanted)
     bench = lay_out(finished, "cpu")
     progress.say(f"exporting {run}")
-    write_folder(to, lambda folder: _fill(finished, bench, wanted, folder, to), hashes=False)
+
+    def fill(folder: Path) -> None:
+        _fill(finished, bench, wanted, folder)
+        progress.say("comparing it with the run, as transformers opens it")
+        found = check_export(finished, plain_bench(bench), folder, merged=wanted.merge)
+        progress.say(f"log-probabilities differ by at most {found:.1e} (nats, in fp32)")
+        if to.exists():
+            to.rmdir()  # empty, or an error: nothing that came meanwhile is lost
+
+    write_folder(to, fill, hashes=False)
     return Exported(to, {file.name: file.stat().st_size for file in sorted(to.iterdir())})
 
 
-def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path, to: Path) -> None:
+def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) -> None:
     recipe = finished.recipe
     if recipe.model.tuning == "full":
         copy_result(finished.folder / "model", folder)
     elif wanted.merge:
-        write_merged(finished, bench, folder)
+        write_merged(finished, plain_bench(bench), folder)
     else:
         copy_result(finished.folder / "adapter", folder)
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)
@@ -78,8 +90,6 @@ def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path, to
     card = model_card(gather_card(finished, bench, wanted))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     require_portable(folder, (recipe.folder, Path(recipe.model.backbone), folder))
-    if to.exists():
-        to.rmdir()  # empty, or an error: nothing that came meanwhile is lost
 
 
 def _require_free(to: Path) -> None:
