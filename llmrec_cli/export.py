@@ -68,12 +68,28 @@ def export(
         _fill(finished, bench, wanted, folder)
         progress.say("comparing it with the run, as transformers opens it")
         found = check_export(finished, plain_bench(bench), folder, merged=wanted.merge)
-        progress.say(f"log-probabilities differ by at most {found:.1e} (nats, in fp32)")
+        progress.say(
+            f"log-probabilities differ by at most {found:.1e} nats{_why(finished, wanted)}"
+        )
         if to.exists():
             to.rmdir()  # empty, or an error: nothing that came meanwhile is lost
 
     write_folder(to, fill, hashes=False)
     return Exported(to, {file.name: file.stat().st_size for file in sorted(to.iterdir())})
+
+
+def _why(finished: Finished, wanted: Wanted) -> str:
+    """What makes an export differ from its run, besides the order of additions."""
+    model = finished.recipe.model
+    reasons = []
+    if wanted.merge and model.dtype != "float32":
+        reasons.append(
+            f"merging rounds weights to {model.dtype} (model.dtype=float32 behind the command "
+            "writes them unrounded)"
+        )
+    if model.quantize != "none":
+        reasons.append(f"the run's base is quantized to {model.quantize}, here it is not")
+    return f": {'; '.join(reasons)}" if reasons else ""
 
 
 def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) -> None:

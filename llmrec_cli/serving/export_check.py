@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from llmrec_cli.errors import ExportError
 from llmrec_cli.models.backbone import load_config
 from llmrec_cli.models.guard import ADAPTER, check_adapter, check_source, loading
 from llmrec_cli.models.policy import Policy
+from llmrec_cli.serving.export_files import merge
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.base import base_source
 from llmrec_cli.stage.pair_task import pair_encoder, questions
@@ -29,41 +31,64 @@ Tokens = list[tuple[list[int], list[int]]]  # prompt, answer
 def check_export(finished: Finished, bench: Workbench, folder: Path, *, merged: bool) -> float:
     """Compare the log-probabilities of all tokens at every place of a few answers.
 
-    Both models compute in fp32, whatever dtype their weights are stored in.  Weights that were
-    merged in 16 bits are rounded once more: they may differ by twice what 16-bit arithmetic makes
-    of the run itself.
+    All models compute in fp32, whatever dtype their weights are stored in.  A merge is compared
+    twice, because 16 bits round it: merged in fp32 it has to be the run, and as transformers opens
+    it, it has to be what was merged in the stored dtype.
 
     Args:
         bench: of ``plain_bench``.
         folder: the exported one, which is not yet in its place.
 
     Returns:
-        The largest difference, nats.
+        The largest difference between the run and the folder, nats: of a merge, with its rounding.
 
     Raises:
-        ExportError: it is larger than rounding explains.
+        ExportError: a difference is larger than the order of additions explains.
     """
     rows = _rows(bench)
-    own, rounding = _run_scores(finished, bench, rows, rounds=merged)
-    model = _open_plainly(finished, folder)
-    ours, theirs = torch.cat(own), torch.cat([_plain_scores(model, *row) for row in rows])
-    if theirs.shape != ours.shape:
+    compare = _Compared(finished, bench.codec.tokenizer)
+    model = load_policy(bench, finished.folder, train=False).float()
+    own_PV = torch.cat([_policy_scores(Policy(model), *row) for row in rows])
+    expected, expected_PV = "in the run", own_PV
+    if merged:
+        model = merge(model)
+        expected_PV = _plain_scores(model, rows)
+        _nudge(model)
+        moved = float((_plain_scores(model, rows) - expected_PV).abs().max())
+        compare(own_PV, expected_PV, ("in the run", "merged in fp32"), CLOSE + 4 * moved)
+        expected = f"merged in {bench.recipe.model.dtype}"
+        if bench.recipe.model.dtype != "float32":
+            model = merge(load_policy(bench, finished.folder, train=False)).float()
+            expected_PV = _plain_scores(model, rows)
+    del model  # one model in memory at a time
+    found_PV = _plain_scores(_open_plainly(finished, folder), rows)
+    compare(expected_PV, found_PV, (expected, "as transformers opens the export"), CLOSE)
+    return float((own_PV - found_PV).abs().max())
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Refuses scores that are not those of the run."""
+
+    finished: Finished
+    tokenizer: Any
+
+    def __call__(
+        self, ours_PV: Tensor, theirs_PV: Tensor, named: tuple[str, str], allowed: float
+    ) -> None:
+        what = f"{self.finished.folder}: the export is another model than the run"
+        if theirs_PV.shape != ours_PV.shape:
+            sizes = f"{theirs_PV.shape[1]:,} tokens, {ours_PV.shape[1]:,} in the run"
+            raise ExportError(f"{what}: {sizes}; nothing was written: please report it")
+        difference_PV = (ours_PV - theirs_PV).abs().nan_to_num(torch.inf)
+        if float(difference_PV.max()) <= allowed:
+            return
+        at, token = divmod(int(difference_PV.argmax()), ours_PV.shape[1])
         raise ExportError(
-            f"{finished.folder}: the export has {theirs.shape[1]:,} tokens, the run "
-            f"{ours.shape[1]:,}; nothing was written: please report it"
+            f"{what}: log-probability of {self.tokenizer.convert_ids_to_tokens(token)!r} "
+            f"{float(ours_PV[at, token]):.4f} {named[0]}, {float(theirs_PV[at, token]):.4f} "
+            f"{named[1]} (rounding explains {allowed:.4f}); nothing was written: please report it"
         )
-    difference_PV = (ours - theirs).abs().nan_to_num(torch.inf)
-    largest, allowed = float(difference_PV.max()), CLOSE + 2 * rounding
-    if largest > allowed:
-        at, token = divmod(int(difference_PV.argmax()), ours.shape[1])
-        name = bench.codec.tokenizer.convert_ids_to_tokens(token)
-        raise ExportError(
-            f"{finished.folder}: the export is another model than the run: log-probability of "
-            f"{name!r} {float(ours[at, token]):.4f} in the run, {float(theirs[at, token]):.4f} as "
-            f"transformers opens the export (rounding explains {allowed:.4f}); nothing was "
-            "written: please report it"
-        )
-    return largest
 
 
 def _rows(bench: Workbench) -> Tokens:
@@ -86,18 +111,6 @@ def _rows(bench: Workbench) -> Tokens:
     return [(p.tolist(), a.tolist()) for p, a in zip(prompts, answers, strict=True)]
 
 
-def _run_scores(
-    finished: Finished, bench: Workbench, rows: Tokens, *, rounds: bool
-) -> tuple[list[Tensor], float]:
-    """The run's log-probabilities, each [P, V], and how far its dtype alone moves them."""
-    policy = Policy(load_policy(bench, finished.folder, train=False))
-    stored = [_policy_scores(policy, *row) for row in rows] if rounds else []
-    policy.float()
-    exact = [_policy_scores(policy, *row) for row in rows]
-    pairs = zip(stored, exact, strict=False)
-    return exact, max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-
-
 @torch.no_grad()
 def _policy_scores(policy: Policy, prompt: list[int], answer: list[int]) -> Tensor:
     """From the body's hidden states and the head's weights, as in training and ranking."""
@@ -110,10 +123,22 @@ def _policy_scores(policy: Policy, prompt: list[int], answer: list[int]) -> Tens
 
 
 @torch.no_grad()
-def _plain_scores(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
-    """From a call of the whole model."""
-    logits_TV: Tensor = model(input_ids=torch.tensor([[*prompt, *answer[:-1]]])).logits[0]
-    return logits_TV[len(prompt) - 1 :].float().log_softmax(-1)
+def _plain_scores(model: Any, rows: Tokens) -> Tensor:
+    """From calls of the whole model."""
+    found = []
+    for prompt, answer in rows:
+        logits_TV = model(input_ids=torch.tensor([[*prompt, *answer[:-1]]])).logits[0]
+        found.append(logits_TV[len(prompt) - 1 :].float().log_softmax(-1))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _nudge(model: Any) -> None:
+    """Move every weight by one unit in its last place, up or down: as far as rounding goes."""
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        up = torch.rand(weight.shape, generator=generator) < 0.5
+        weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf)))
 
 
 def _open_plainly(finished: Finished, folder: Path) -> Any:

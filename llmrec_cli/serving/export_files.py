@@ -46,16 +46,21 @@ def plain_bench(bench: Workbench) -> Workbench:
 def write_merged(finished: Finished, bench: Workbench, folder: Path) -> None:
     """An adapter added to its base, in the base's dtype, as one model.
 
-    Where LoRA acts on the embedding or the head of a tied model, the two are two matrices from then
-    on (``tie_word_embeddings = false``).
-
     Args:
         bench: of ``plain_bench``.
     """
-    model = load_policy(bench, finished.folder, train=False)
-    untie_adapted(model)
-    model.merge_and_unload().save_pretrained(folder)
+    merge(load_policy(bench, finished.folder, train=False)).save_pretrained(folder)
     copy_result(finished.folder / "adapter", folder, leave_out=("adapter_",))
+
+
+def merge(model: Any) -> Any:
+    """The model without its adapter, which is added to the weights; ``model`` is used up.
+
+    Where LoRA acts on the embedding or the head of a tied model, the two are two matrices from then
+    on (``tie_word_embeddings = false``).
+    """
+    untie_adapted(model)
+    return model.merge_and_unload()
 
 
 def make_portable(folder: Path, base: str | None, revision: str | None) -> None:

@@ -110,6 +110,26 @@ def test_rows_of_new_tokens_that_are_left_out_are_noticed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_weights_that_are_written_wrongly_are_noticed(
+    dtype: str, merge: bool, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merged head, or LoRA's own matrices, larger than they are."""
+    run = home.run("untied", "titles", "all", f"model.dtype={dtype}")
+
+    def write_ranking(bench: object, folder: Path) -> None:
+        [file] = folder.glob("*.safetensors")
+        larger = "lm_head" if merge else "lora_B"
+        tensors = {n: x * (1.1 if larger in n else 1) for n, x in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(export_module, "write_ranking", write_ranking)
+    with pytest.raises(ExportError, match="as transformers opens the export"):
+        export(run, tmp_path / "out", Wanted(merge=merge), progress=Silent())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_round_a_merge_and_nothing_else(
