@@ -36,6 +36,7 @@ class Exported:
 
     folder: Path
     files: dict[str, int]  # bytes of each
+    difference: float  # the largest, of log-probabilities of the run and the folder, nats
 
 
 def export(
@@ -63,8 +64,10 @@ def export(
     _check(finished, run, wanted)
     bench = lay_out(finished, "cpu")
     progress.say(f"exporting {run}")
+    found = 0.0
 
     def fill(folder: Path) -> None:
+        nonlocal found
         _fill(finished, bench, wanted, folder)
         progress.say("comparing it with the run, as transformers opens it")
         found = check_export(finished, plain_bench(bench), folder, merged=wanted.merge)
@@ -75,7 +78,8 @@ def export(
             to.rmdir()  # empty, or an error: nothing that came meanwhile is lost
 
     write_folder(to, fill, hashes=False)
-    return Exported(to, {file.name: file.stat().st_size for file in sorted(to.iterdir())})
+    files = {file.name: file.stat().st_size for file in sorted(to.iterdir())}
+    return Exported(to, files, found)
 
 
 def _why(finished: Finished, wanted: Wanted) -> str:
