@@ -92,13 +92,12 @@ class _Compared:
 
 
 def _rows(bench: Workbench) -> Tokens:
-    """Prompts and answers of the prepared data; token ids in order where it has no rows."""
+    """Prompts and answers of the prepared data; where it has no rows, items without a history."""
     for name in _SPLITS:
         if name in bench.prepared.splits and len(frame := bench.prepared.split(name).head(ROWS)):
             break
     else:
-        tokens = sorted({token for item in bench.catalogue for token in item.tolist()})
-        return [([bench.codec.start, *tokens[:ROWS]], tokens[-ROWS:])]
+        return [([bench.codec.start], item.tolist()) for item in bench.catalogue[:ROWS]]
     if bench.recipe.prompt.task == "generate":
         prompts = bench.encoder.encode(frame[HISTORY].tolist())
         answers = [bench.catalogue[item] for item in frame[TARGET]]

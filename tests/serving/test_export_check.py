@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from llmrec_cli.export import export
 from llmrec_cli.progress import Silent
 from llmrec_cli.serving import export_files
 from llmrec_cli.serving.card import Wanted
+from llmrec_cli.serving.export_check import check_export
+from llmrec_cli.serving.finished import lay_out, open_finished
 
 pytestmark = [pytest.mark.filterwarnings(words) for words in PEFT_SAYS]
 TITLES = [
@@ -157,3 +160,11 @@ def test_a_wrong_merge_is_refused_in_sixteen_bits_too(
     with pytest.raises(ExportError, match="another model than the run"):
         export(run, tmp_path / "out", Wanted(merge=True), progress=Silent())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_rows_the_items_themselves_are_compared(home: Home, tmp_path: Path) -> None:
+    finished = open_finished(home.run("tied", "ids", "attention"))
+    bench = export_files.plain_bench(lay_out(finished, "cpu"))
+    empty = replace(bench, prepared=replace(bench.prepared, manifest={"files": {}}))
+    export_files.copy_result(finished.folder / "adapter", tmp_path)
+    assert check_export(finished, empty, tmp_path, merged=False) < 1e-5
