@@ -7,6 +7,7 @@
     │   └── ArtefactError        a run folder, checkpoint, model or tokenizer that does not fit
     ├── MachineError         3   disk, permission, memory, a missing device or package
     ├── NumbersError         4   NaN or infinity in a loss or gradient
+    ├── ExportError          1   what was exported is another model than the run: a bug
     └── GroupError               what ended one of many processes, with its exit code
 
 Messages are one line (a RecipeError may list several problems): they name the file, line or key,
@@ -66,6 +67,10 @@ class NumbersError(LlmrecError):
     """A loss or gradient is NaN or infinite."""
 
     exit_code = 4
+
+
+class ExportError(LlmrecError):
+    """An exported model does not give the run's scores; a bug of llmrec, or of a library."""
 
 
 class GroupError(LlmrecError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +13,11 @@ from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Progress
 from llmrec_cli.report.model_card import model_card
 from llmrec_cli.serving.card import Wanted, base_name, gather_card
+from llmrec_cli.serving.export_check import check_export
 from llmrec_cli.serving.export_files import (
     copy_result,
     make_portable,
+    plain_bench,
     require_portable,
     write_merged,
     write_ranking,
@@ -35,6 +36,7 @@ class Exported:
 
     folder: Path
     files: dict[str, int]  # bytes of each
+    difference: float  # the largest, of log-probabilities of the run and the folder, nats
 
 
 def export(
@@ -54,6 +56,7 @@ def export(
     Raises:
         ArtefactError: no finished language model, or ``to`` holds something.
         RecipeError: an option that does not fit the run.
+        ExportError: what was written does not give the run's scores; nothing is left of it.
         MachineError: the disk refuses.
     """
     _require_free(to)
@@ -61,9 +64,34 @@ def export(
     _check(finished, run, wanted)
     bench = lay_out(finished, "cpu")
     progress.say(f"exporting {run}")
-    fill = partial(_fill, finished, bench, wanted)
+    found = 0.0
+
+    def fill(folder: Path) -> None:
+        nonlocal found
+        _fill(finished, bench, wanted, folder)
+        progress.say("comparing it with the run, as transformers opens it")
+        found = check_export(finished, plain_bench(bench), folder, merged=wanted.merge)
+        progress.say(
+            f"log-probabilities differ by at most {found:.1e} nats{_why(finished, wanted)}"
+        )
+
     write_folder(to, fill, hashes=False, replaces=False)
-    return Exported(to, {file.name: file.stat().st_size for file in sorted(to.iterdir())})
+    files = {file.name: file.stat().st_size for file in sorted(to.iterdir())}
+    return Exported(to, files, found)
+
+
+def _why(finished: Finished, wanted: Wanted) -> str:
+    """What makes an export differ from its run, besides the order of additions."""
+    model = finished.recipe.model
+    reasons = []
+    if wanted.merge and model.dtype != "float32":
+        reasons.append(
+            f"merging rounds weights to {model.dtype} (model.dtype=float32 behind the command "
+            "writes them unrounded)"
+        )
+    if model.quantize != "none":
+        reasons.append(f"the run's base is quantized to {model.quantize}, here it is not")
+    return f": {'; '.join(reasons)}" if reasons else ""
 
 
 def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) -> None:
@@ -71,7 +99,7 @@ def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) ->
     if recipe.model.tuning == "full":
         copy_result(finished.folder / "model", folder)
     elif wanted.merge:
-        write_merged(finished, bench, folder)
+        write_merged(finished, plain_bench(bench), folder)
     else:
         copy_result(finished.folder / "adapter", folder)
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -219,7 +220,8 @@ def write_folder(
 ) -> None:
     """Create ``folder`` whole or not at all; its files' SHA-256 stand in ``files.json``.
 
-    ``fill(temporary)`` writes the files.  An older folder of that name is replaced.
+    ``fill(temporary)`` writes the files.  An older folder of that name is replaced.  Modes follow
+    the umask, whatever the libraries that write choose.
 
     Args:
         hashes: off for a folder that is to hold nothing but what was filled in.
@@ -236,6 +238,7 @@ def write_folder(
             if hashes:
                 found = {name: sha256(temporary / name) for name in _names(temporary)}
                 write_json(temporary / HASHES, found)
+            follow_umask(temporary)
             for name in _names(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)
@@ -265,6 +268,20 @@ def publish(temporary: Path, folder: Path) -> None:
             raise
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder)) from error
     sync_folder(folder.parent)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give what lies in a new folder the mode that the folder has: 0777 without the umask.
+
+    safetensors writes files of mode 0600, which nobody else in the group can read.
+    """
+    allowed = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        kinds = 0o777 if path.is_dir() else 0o666  # nothing that is written here is a program
+        mode = stat.S_IMODE(path.stat().st_mode)
+        wanted = mode & ~kinds | allowed & kinds
+        if wanted != mode:
+            path.chmod(wanted)
 
 
 def check_folder(folder: Path) -> None:

@@ -42,7 +42,6 @@ from llmrec_cli.sft import sft
 
 pytestmark = [  # what peft has to say
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
 ]
 LOGIN = "hf_secret"
 SAMPLE = Path(__file__).parents[1] / "data/sample/amazon2018"

@@ -111,5 +111,10 @@ def export_command(
     made = export(run, to, wanted, overrides=overrides or (), progress=screen.progress())
     url = push(to, push_to, public=public) if push_to else None
     lines = [f"{to}: written", *(f"  {name}  {size:,} bytes" for name, size in made.files.items())]
-    found = {"folder": str(to), "files": made.files, "pushed": url}
+    found = {
+        "folder": str(to),
+        "files": made.files,
+        "difference": made.difference,
+        "pushed": url,
+    }
     screen.show(found, lines + ([f"pushed: {url}"] if url else []))

@@ -31,7 +31,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.files import publish, sha256, sync_folder, temporary_folder
+from llmrec_cli.files import follow_umask, publish, sha256, sync_folder, temporary_folder
 from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
@@ -123,6 +123,7 @@ def staging(folder: Path) -> Iterator[Path]:
     try:
         with temporary_folder(folder) as stage:
             yield stage
+            follow_umask(stage)
             with suppress(FileExistsError):
                 publish(stage, folder)
     except OSError as error:

@@ -188,10 +188,15 @@ def all_of(root: Path) -> list[Path]:
 
 
 def write_result(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write a finished model or adapter as an ordinary Hugging Face folder."""
+    """Write a finished model or adapter as an ordinary Hugging Face folder.
+
+    An adapter holds what was trained alone: PEFT would add both whole embedding matrices where new
+    tokens made them longer, whose rows are all in the adapter already (``stage.trained``).
+    """
+    alone = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {}
 
     def fill(temporary: Path) -> None:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, **alone)
         tokenizer.save_pretrained(temporary)
 
     write_folder(folder, fill)

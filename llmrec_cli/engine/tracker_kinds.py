@@ -85,6 +85,7 @@ def _mlflow(target: Target) -> Any:
     home = (target.folder / "mlflow").absolute()
     if not target.online:
         home.mkdir(exist_ok=True)
+        (home / "mlflow.db").touch()  # SQLite's own mode, 0644, takes no notice of a wider umask
         mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
     return MLflowTracker(
         target.project,

@@ -164,20 +164,29 @@ def _check_loaded(source: str | Path, found: Mapping[str, Any]) -> None:
         raise ArtefactError(f"{named(source)}: its weights have no {name}, which config.json needs")
 
 
-def fit_vocabulary(model: Any, tokenizer: Any) -> None:
+def fit_vocabulary(model: Any, tokenizer: Any) -> range:
     """Give a pretrained model rows for tokens that its tokenizer learnt since (semantic IDs).
 
     New rows are drawn around the mean of the old ones (transformers' ``mean_resizing``).
+
+    Returns:
+        The token ids of the new rows.
     """
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    before: int = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return range(before, model.get_input_embeddings().num_embeddings)
 
 
 def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) -> Any:
     """Wrap a model in a LoRA adapter; embeddings of new tokens are trained and saved with it.
 
+    A tied model has one row for a token's embedding and its place in the head.
+
     Raises:
-        RecipeError: the model has no module of the names in ``model.lora.targets``.
+        RecipeError: the model has no module of the names in ``model.lora.targets``, or new tokens
+            are to be trained beside LoRA on the matrices that hold their rows.
+        ArtefactError: new tokens are to be trained in a head that has a bias.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers.pytorch_utils import Conv1D
@@ -195,8 +204,11 @@ def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) ->
     embedding, head = (
         named[module] for module in (model.get_input_embeddings(), model.get_output_embeddings())
     )
-    trained = {embedding: list(new_token_ids), head: list(new_token_ids)}
     tied = bool(model.config.tie_word_embeddings)
+    holders = (embedding,) if tied else (embedding, head)
+    trained = {name: list(new_token_ids) for name in holders}
+    if new_token_ids:
+        _check_new_rows(model, section.lora.targets, trained)
     return get_peft_model(
         model,
         LoraConfig(
@@ -206,9 +218,7 @@ def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) ->
             lora_dropout=lora.dropout,
             target_modules=targets,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in named),
-            trainable_token_indices=(
-                None if not new_token_ids else {embedding: trained[embedding]} if tied else trained
-            ),
+            trainable_token_indices=trained if new_token_ids else None,
         ),
     )
 
@@ -224,6 +234,41 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
             f"model.lora.targets = {', '.join(targets)}: the backbone has no such module; expected "
             f'"all-linear", or some of {", ".join(sorted(known))}'
         )
+
+
+def _check_new_rows(model: Any, targets: Sequence[str], trained: Iterable[str]) -> None:
+    """Refuse what PEFT cannot train rows of new tokens beside, or would leave out."""
+    both = sorted({*trained} & {name.rpartition(".")[2] for name in targets})
+    if both:
+        raise RecipeError(
+            f"model.lora.targets = {', '.join(targets)}: the rows of new tokens (semantic IDs) in "
+            f"{' and '.join(both)} are trained themselves, which LoRA on the same matrix excludes; "
+            f"leave {' and '.join(both)} out"
+        )
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ArtefactError(
+            f"model type {model.config.model_type!r}: its output head has a bias, which PEFT "
+            'leaves out where rows of new tokens are trained; use model.tuning = "full", or titles'
+        )
+
+
+def untie_adapted(model: Any) -> None:
+    """Give the head a matrix of its own where LoRA acts on it or on the embedding.
+
+    A tied model has one matrix for both.  A delta that is merged into it would act in both places.
+    """
+    base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [layer for layer in (embedding, head) if hasattr(layer, "get_delta_weight")]
+    if not adapted or not base.config.tie_word_embeddings:
+        return
+    weight_VD = head.weight.detach().clone()  # without LoRA's delta; trained rows are in it
+    plain = getattr(head, "base_layer", head)
+    if hasattr(plain, "token_adapter"):  # the embedding's trained rows, inside of LoRA's layer
+        plain = head.base_layer = plain.token_adapter.get_base_layer()
+    plain.weight = nn.Parameter(weight_VD, requires_grad=False)
+    for config in (base.config, base.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def add_dropout(model: Any, rate: float) -> None:

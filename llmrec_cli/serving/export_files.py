@@ -13,6 +13,8 @@ from typing import Any, Final
 from llmrec_cli.data.columns import COUNT, ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import HASHES, read_json, write_json
+from llmrec_cli.models.backbone import untie_adapted
+from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.base import prompt_template
 from llmrec_cli.stage.trained import load_policy
@@ -33,13 +35,32 @@ def copy_result(source: Path, folder: Path, *, leave_out: tuple[str, ...] = ()) 
             shutil.copyfile(file, folder / file.name)
 
 
+def plain_bench(bench: Workbench) -> Workbench:
+    """The same run on a base of plain weights, with an attention that every machine has."""
+    model = bench.recipe.model
+    attention = model.attention if model.attention in TREE_ATTENTION else "sdpa"
+    section = model.model_copy(update={"quantize": "none", "attention": attention})
+    return replace(bench, recipe=bench.recipe.model_copy(update={"model": section}))
+
+
 def write_merged(finished: Finished, bench: Workbench, folder: Path) -> None:
-    """An adapter added to its base, in the base's dtype, as one model."""
-    section = bench.recipe.model.model_copy(update={"quantize": "none"})
-    bench = replace(bench, recipe=bench.recipe.model_copy(update={"model": section}))
-    model = load_policy(bench, finished.folder, train=False).merge_and_unload()
-    model.save_pretrained(folder)
+    """An adapter added to its base, in the base's dtype, as one model.
+
+    Args:
+        bench: of ``plain_bench``.
+    """
+    merge(load_policy(bench, finished.folder, train=False)).save_pretrained(folder)
     copy_result(finished.folder / "adapter", folder, leave_out=("adapter_",))
+
+
+def merge(model: Any) -> Any:
+    """The model without its adapter, which is added to the weights; ``model`` is used up.
+
+    Where LoRA acts on the embedding or the head of a tied model, the two are two matrices from then
+    on (``tie_word_embeddings = false``).
+    """
+    untie_adapted(model)
+    return model.merge_and_unload()
 
 
 def make_portable(folder: Path, base: str | None, revision: str | None) -> None:

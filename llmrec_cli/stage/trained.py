@@ -46,12 +46,11 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
 
     section = bench.recipe.model
     model = backbone.load_model(base_source(bench.recipe), section)
-    new_ids = sorted(
-        bench.codec.tokenizer.get_vocab()[t] for t in semantic_tokens(bench.prepared.items)
-    )
-    backbone.fit_vocabulary(model, bench.codec.tokenizer)
+    vocabulary = bench.codec.tokenizer.get_vocab()
+    semantic = {vocabulary[token] for token in semantic_tokens(bench.prepared.items)}
+    drawn = backbone.fit_vocabulary(model, bench.codec.tokenizer)  # anew whenever one is loaded
     if parent is None:
-        return backbone.add_lora(model, section, new_ids)
+        return backbone.add_lora(model, section, sorted(semantic.union(drawn)))
     if section.quantize != "none" and train:
         from peft import prepare_model_for_kbit_training
 

@@ -227,6 +227,8 @@ def _open(plan: Plan, storage: str | None) -> Study:
 
 
 def _storage(folder: Path, storage: str | None) -> optuna.storages.BaseStorage:
+    if storage is None:
+        (folder / DATABASE).touch()  # SQLite's own mode, 0644, takes no notice of a wider umask
     try:
         url = f"sqlite:///{folder / DATABASE}" if storage is None else storage
         return optuna.storages.get_storage(url)

@@ -135,7 +135,6 @@ def test_an_adapter_of_a_gpt2_is_trained_saved_and_read(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("tied", [True, False])
 def test_tokens_of_semantic_ids_get_rows_whatever_the_embedding_is_called(
     tied: bool, home: Path, capsys: Capsys

@@ -6,6 +6,8 @@ Training is played: a point's figure is a function of its values and its seed.
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 import threading
 import time
@@ -52,6 +54,19 @@ def play(monkeypatch: pytest.MonkeyPatch, played: Played) -> list[tuple[Point, i
 def tried(plan: Plan, **how: Any) -> Board:
     how = {"storage": None, "workers": 1, **how}
     return sweep(plan, progress=Silent(), **how)
+
+
+def test_a_study_follows_the_umask(tmp_path: Path) -> None:
+    """Of a group's shared folder: every member may add points."""
+    before = os.umask(0o002)
+    try:
+        with choosing(plan := plan_in(tmp_path, *GRID), None):
+            files = [path for path in plan.folder.rglob("*") if path.is_file()]
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+    finally:
+        os.umask(before)
+    assert {study.DATABASE, ".open.lock"} <= set(modes)
+    assert set(modes.values()) == {0o664}
 
 
 def tau(point: Point, seed: int, watch: Watch) -> float:
