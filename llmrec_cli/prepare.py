@@ -26,7 +26,7 @@ from llmrec_cli.data.order import ordered
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
-from llmrec_cli.data.split import cut_of, has_clock, require_clock
+from llmrec_cli.data.split import cut_of, require_clock
 from llmrec_cli.data.store import (
     Prepared,
     check_fits,
@@ -37,7 +37,7 @@ from llmrec_cli.data.store import (
     write_manifest,
     write_split,
 )
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataSection, has_clock
 from llmrec_cli.recipe.recipe import Recipe
 
 Progress = Callable[[str], None]

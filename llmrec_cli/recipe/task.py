@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmrec_cli.methods import find
+from llmrec_cli.recipe.data import DataSection, clock_problem
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.stages import AlignSection
 from llmrec_cli.recipe.train import TrainSection
 
 DRAWS = ("uniform", "popularity", "disliked")  # what a pair's other candidate can be drawn by
+
+
+def data_problems(recipe: Recipe) -> Iterator[str]:
+    """What a ``[data]`` section asks of a source that cannot give it, one line per problem."""
+    for table, data in _data_tables(recipe):
+        if (problem := clock_problem(data)) is not None:
+            yield f"[{table}] {problem}"
+        if data.format == "semantic-ids" and data.identity == "disambiguate":
+            yield (
+                f'[{table}] identity = "disambiguate": semantic IDs have no title to extend; '
+                'use "merge"'
+            )
+        if data.format == "interactions" and data.metadata and not data.columns.title:
+            yield f"[{table}.columns] title is missing: which column of metadata has titles?"
+
+
+def _data_tables(recipe: Recipe) -> Iterator[tuple[str, DataSection]]:
+    yield "data", recipe.data
+    if recipe.eval.data is not None:
+        yield "eval.data", recipe.eval.data
 
 
 def task_problems(recipe: Recipe) -> Iterator[str]:
@@ -21,10 +42,13 @@ def task_problems(recipe: Recipe) -> Iterator[str]:
             f'[eval.prompt] task = "{recipe.prompt_for_eval.task}": expected the task that is '
             f'trained, "{recipe.prompt.task}"'
         )
-    for table, data in (("data", recipe.data), ("eval.data", recipe.eval.data)):
-        if data is not None and data.format == "rank-pairs" and not pair:
-            yield f'[{table}] format = "rank-pairs": needs [prompt] task = "rank-pair"'
-        if data is not None and data.format == "semantic-ids" and pair:
+    for table, data in _data_tables(recipe):
+        if data.format == "rank-pairs" and not pair:
+            yield (
+                f'[{table}] format = "rank-pairs": needs [prompt] task = "rank-pair", with a '
+                'wording such as "games" as its template, and train.select = "auc" or "loss"'
+            )
+        if data.format == "semantic-ids" and pair:
             yield f'[{table}] format = "semantic-ids": task "rank-pair" ranks titles; it has none'
     stages: dict[str, TrainSection] = {"sft.train": recipe.sft.train}
     stages |= {f"align.{name}.train": section.train for name, section in recipe.align.items()}

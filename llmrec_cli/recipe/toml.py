@@ -40,3 +40,10 @@ def require_bounds(table: dict[str, Any]) -> None:
         level = [value for value in values if isinstance(value, dict | list)]
     if level:
         raise ValueError(_TOO_DEEP)
+
+
+def show(value: object) -> str:
+    """A value as a recipe would write it, cut to one short line."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    text = text.replace("'", '"') if isinstance(value, str) else text
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -95,7 +95,7 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """What a study must have in common with the sweep that goes on with it."""
-        plain = self.recipe.resolved()
+        plain = self.recipe.every_value()
         for key in ("name", "out", "description", "launch", "track", "sweep"):
             plain.pop(key, None)
         plain["eval"] = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
