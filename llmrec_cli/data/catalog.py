@@ -62,7 +62,9 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
         dropped=filled.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
     )
     if 2 * len(named.dropped) > len(listed):
-        raise DataError(_mostly_nameless(named, len(listed), by_tokens, section))
+        branded = listed.filter(pl.coalesce(TITLE, BRAND).is_not_null()).height
+        by_brand = section.untitled == "drop" and 2 * branded >= len(listed)
+        raise DataError(_mostly_nameless(named, len(listed), by_tokens, by_brand, section))
     return named
 
 
@@ -86,11 +88,14 @@ def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[st
     """Make equal titles distinct: append the brand in parentheses, then a counter from 2 on.
 
     Titles that are already unique stay as they are.  Among items that share title and brand the
-    first one goes without a counter.
+    first one goes without a counter.  A title that is the brand itself (``untitled = "brand"``)
+    says it already.
     """
     times = Counter(titles)
     branded = [
-        f"{title} ({brand})" if times[title] > 1 and brand else title
+        f"{title} ({brand})"
+        if times[title] > 1 and brand and brand.casefold() != title.casefold()
+        else title
         for title, brand in zip(titles, brands, strict=True)
     ]
     taken = set(branded)
@@ -123,7 +128,14 @@ def _as_title(name: str) -> pl.Expr:
     return pl.when(line != "").then(line)
 
 
-def _mostly_nameless(named: Named, n_items: int, by_tokens: bool, section: DataSection) -> str:
+def _mostly_nameless(
+    named: Named, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
+) -> str:
+    """What to say, and to set instead.
+
+    Args:
+        by_brand: brands would name enough of the items.
+    """
     examples = ", ".join(repr(item) for item in named.dropped[:EXAMPLES])
     what = f"{len(named.dropped):,} of {n_items:,} items (e.g. {examples})"
     if by_tokens:
@@ -136,7 +148,7 @@ def _mostly_nameless(named: Named, n_items: int, by_tokens: bool, section: DataS
         )
     brand_too = section.untitled == "brand"
     lack = "neither a usable title nor a brand" if brand_too else "no usable title"
-    instead = '"id"' if brand_too else '"brand" or "id"'
+    instead = '"brand" or "id"' if by_brand else '"id"'
     return (
         f"{policy}: {what} have {lack}: set data.untitled = {instead},"
         " or name the right metadata file in data.metadata"

@@ -217,7 +217,10 @@ class DataSection(Section):
             )
         if form.comes_split != (self.split == "given"):
             expected = one_of(possible_splits(form, clock=has_clock(self)))
-            raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
+            default = "" if "split" in self.model_fields_set else ", the default"
+            raise ValueError(
+                f'split = "{self.split}"{default}: format "{self.format}" needs split = {expected}'
+            )
         if self.spark != SparkSection() and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
         if self.start and self.end and self.start >= self.end:
@@ -252,7 +255,7 @@ def has_clock(section: DataSection) -> bool:
 
 
 def clock_problem(section: DataSection) -> str | None:
-    """What a source without times cannot do, as ``key = value: problem``; None: nothing is asked."""
+    """What is asked of a source without times, as ``key = value: problem``; None: nothing."""
     if has_clock(section):
         return None
     form = FORMATS[section.format]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,7 +95,7 @@ def possible_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
     return ("leave-one-out", *(("global-time",) if clock else ()), "few-shot")
 
 
-def one_of(words: tuple[str, ...] | list[str]) -> str:
+def one_of(words: Sequence[str]) -> str:
     """``"a", "b" or "c"``."""
     quoted = [f'"{word}"' for word in words]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

@@ -48,6 +48,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sequences_need_their_template(self) -> Recipe:
+        if self.prompt.task == "rank-pair":
+            return self  # which has no sequences, whatever the template (task.py)
         stages: dict[str, StageSection | AlignSection] = {"sft": self.sft}
         stages |= {f"align.{name}": section for name, section in self.align.items()}
         for name, stage in stages.items():
@@ -126,7 +128,7 @@ class Recipe(Section):
         return without_refused(self.every_value(), self)
 
     def every_value(self) -> dict[str, Any]:
-        """Plain values of every key, those that play no part too: to compare with a run's record."""
+        """Plain values of all keys, those that play no part too: to compare with a run's record."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         for section in (*plain["align"].values(), *plain["baseline"].values()):
             section.update(section.pop("options"))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Path: TypeAlias = tuple[str, ...]
 Table: TypeAlias = dict[str, Any]
 
-_TABLES: Final = {"splits": Splits, "columns": Columns}
+_TABLES: Final[Mapping[str, type[BaseModel]]] = {"splits": Splits, "columns": Columns}
 _TRUE_ANYWAY: Final[Mapping[str, tuple[object, ...]]] = {
     "k_core": (0, 1),
     "duplicates": ("keep",),
@@ -109,7 +109,8 @@ def unused_keys(recipe: Recipe) -> Iterator[Unused]:
     if not set(recipe.track.trackers) - {"tensorboard"}:
         yield Unused(("track", "online"), "no tracker of [track] sends to a server", default=False)
     if recipe.sweep is not None and recipe.sweep.sampler == "grid":
-        yield Unused(("sweep", "trials"), 'sampler = "grid" tries all of its points', default=_default(SweepSection, "trials"))
+        why = 'sampler = "grid" tries all of its points'
+        yield Unused(("sweep", "trials"), why, default=_default(SweepSection, "trials"))
 
 
 def _data(table: Path, data: DataSection) -> Iterator[Unused]:

@@ -55,8 +55,12 @@ def test_more_than_half_without_a_title_stops_with_examples_and_a_way_out() -> N
         name_items(occurring, KNOWN, section())
     assert str(error.value) == (
         "data.untitled = \"drop\": 4 of 5 items (e.g. 'p', 'q', 'r') have no usable title: set"
-        ' data.untitled = "brand" or "id", or name the right metadata file in data.metadata'
+        ' data.untitled = "id", or name the right metadata file in data.metadata'
     )
+    branded = pl.concat([KNOWN, known(*((name, None, "Acme") for name in "pqr"))])
+    with pytest.raises(DataError, match=r'set data\.untitled = "brand" or "id", or name'):
+        name_items(occurring, branded, section())
+    assert name_items(occurring, branded, section(untitled="brand")).dropped == ["s"]
     with pytest.raises(DataError, match=r'neither a usable title nor a brand: set .* = "id"'):
         name_items(occurring, KNOWN, section(untitled="brand"))
     exactly_half = name_items(ids("b", "p"), KNOWN, section())

@@ -42,7 +42,9 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
 
 def _interactions(path: Path, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
     numbers = [name for name in (columns.timestamp, columns.rating) if name]
-    for part in read_parts(path, [columns.user, columns.item], numbers, bad):
+    timeless = {columns.timestamp: "timestamp = false there where file order is time order"}
+    absent = {name: advice for name, advice in timeless.items() if name}
+    for part in read_parts(path, [columns.user, columns.item], numbers, bad, absent):
         yield Interactions(
             users=part.texts[columns.user],
             items=part.texts[columns.item],
