@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from llmrec_cli.data.catalog import catalogue, name_items
+from llmrec_cli.data.catalog import catalogue, name_items, require_names
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
 from llmrec_cli.data.engines import engine_of
 from llmrec_cli.data.facts import Made, facts
@@ -71,6 +71,7 @@ def _prepare(
 ) -> Prepared:
     progress("checking the sources")
     require_clock(section)
+    require_names(section)
     asked = fingerprint(section, seed, locate)
     if folder.exists():
         check_fits(folder, asked)

@@ -18,8 +18,13 @@ from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.formats import FORMATS
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
+_NO_METADATA = (
+    '{what}, and no metadata file is named: set data.untitled = "id" to use ids as titles, or name'
+    " the item metadata in data.metadata"
+)
 EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 
 
@@ -66,6 +71,19 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
         by_brand = section.untitled == "drop" and 2 * branded >= len(listed)
         raise DataError(_mostly_nameless(named, len(listed), by_tokens, by_brand, section))
     return named
+
+
+def require_names(section: DataSection) -> None:
+    """Refuse a source whose items can have no title, before it is read.
+
+    Raises:
+        DataError: titles come from metadata files, none is named, and ids are not to serve.
+    """
+    if FORMATS[section.format].names or section.metadata or section.untitled == "id":
+        return
+    raise DataError(
+        f'data.untitled = "{section.untitled}": {_NO_METADATA.format(what="no item has a title")}'
+    )
 
 
 def has_tokens(items: pl.DataFrame) -> bool:
@@ -141,11 +159,8 @@ def _mostly_nameless(
     if by_tokens:
         return f"{what} are not in the semantic-ID index: data.index must list the items that occur"
     policy = f'data.untitled = "{section.untitled}"'
-    if not section.metadata and section.format not in ("msl-windows", "semantic-ids"):
-        return (
-            f"{policy}: {what} have no title, and no metadata file is named: set"
-            ' data.untitled = "id" to use ids as titles, or name the item metadata in data.metadata'
-        )
+    if not section.metadata and not FORMATS[section.format].names:
+        return f"{policy}: {_NO_METADATA.format(what=f'{what} have no title')}"
     brand_too = section.untitled == "brand"
     lack = "neither a usable title nor a brand" if brand_too else "no usable title"
     instead = '"brand" or "id"' if by_brand else '"id"'

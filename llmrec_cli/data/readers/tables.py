@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
 from llmrec_cli.data.readers.delimited import header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape, read_records
-from llmrec_cli.data.readers.lines import first_block, head
+from llmrec_cli.data.readers.lines import first_block, head, only_beginnings
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
 
@@ -121,6 +121,8 @@ def _parquet(
                 row.__add__,
             )
             row += len(batch)
+            if only_beginnings():
+                return
     except MemoryError:  # Arrow has a kind of its own
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
