@@ -71,7 +71,6 @@ def _prepare(
 ) -> Prepared:
     progress("checking the sources")
     require_clock(section)
-    require_names(section)
     asked = fingerprint(section, seed, locate)
     if folder.exists():
         check_fits(folder, asked)
@@ -83,6 +82,7 @@ def _prepare(
         with engine_of(section, messages) as engine:
             progress("reading")
             source = read(section, locate, scratch)
+            require_names(section)
             _tell_bad_lines(source.notes, progress)
             if source.interactions is None:
                 progress("writing")

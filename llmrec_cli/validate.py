@@ -63,8 +63,8 @@ def _check_sources(data: DataSection) -> None:
     from llmrec_cli.data.catalog import require_names
     from llmrec_cli.data.readers import check_beginnings
 
-    require_names(data)
     check_beginnings(data, Path)
+    require_names(data)
 
 
 def _prepared(recipe: Recipe) -> Iterator[str]:

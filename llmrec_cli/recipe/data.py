@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmrec_cli.recipe.formats import FORMATS, one_of, possible_splits
+from llmrec_cli.recipe.formats import FORMATS, Format, one_of, possible_splits
 
 
 def one_or_many(value: object) -> object:
@@ -209,7 +209,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> DataSection:
-        form = FORMATS[self.format]
+        form = format_of(self.format)
         missing = [key for key in form.needs if not dig(self, key)]
         if missing:
             raise ValueError(
@@ -248,17 +248,22 @@ class DataSection(Section):
         return [path for part in parts for path in part] + ([self.index] if self.index else [])
 
 
+def format_of(name: str) -> Format:
+    """What a format of ``data.format`` uses of ``[data]``."""
+    return FORMATS[name]
+
+
 def has_clock(section: DataSection) -> bool:
     """Whether the source has times that compare across users, rather than an order alone."""
     in_order = section.format == "interactions" and section.columns.timestamp is False
-    return FORMATS[section.format].clock and not in_order
+    return format_of(section.format).clock and not in_order
 
 
 def clock_problem(section: DataSection) -> str | None:
     """What is asked of a source without times, as ``key = value: problem``; None: nothing."""
     if has_clock(section):
         return None
-    form = FORMATS[section.format]
+    form = format_of(section.format)
     lacks = f'format "{form.name}"' if not form.clock else "a source with columns.timestamp = false"
     if section.split == "global-time":
         others = one_of(possible_splits(form, clock=False))

@@ -70,7 +70,7 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
 
 
-def blocks(path: Path, bad: BadLines = STRICT, beginning: int = BLOCK) -> Iterator[Block]:
+def blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Iterator[Block]:
     """Stream a plain or gzip text file (told apart by its first bytes) as blocks of whole lines.
 
     A UTF-8 byte order mark at the start is skipped.
@@ -78,7 +78,8 @@ def blocks(path: Path, bad: BadLines = STRICT, beginning: int = BLOCK) -> Iterat
     Args:
         path: the file.
         bad: what becomes of lines that are not UTF-8.
-        beginning: bytes after which it stops inside of ``beginnings``, at the end of a piece.
+        beginning: bytes after which it stops inside of ``beginnings``, at the end of a piece; 0:
+            one piece.
 
     Raises:
         DataError: missing, empty, truncated or corrupt file, a gzip bomb, a line above 16 MiB,
@@ -88,7 +89,7 @@ def blocks(path: Path, bad: BadLines = STRICT, beginning: int = BLOCK) -> Iterat
     first, rest, taken, cut = 1, b"", 0, _CUT.get()
     try:
         for piece in _text(path):
-            if cut is not None and taken >= beginning and first > 1:
+            if cut is not None and taken >= (beginning or BLOCK) and first > 1:
                 cut.add(path)
                 return
             taken += len(piece)
