@@ -133,3 +133,28 @@ def test_the_catalogue_is_in_order_of_item_id() -> None:
     assert merged[TITLE].to_list() == ["X", "X", "Y", "X"]
     apart = catalogue(rows, section(identity="disambiguate"))
     assert apart[TITLE].to_list() == ["X", "X (Acme)", "Y", "X (2)"]
+
+
+def test_a_title_that_is_its_brand_is_not_extended_by_it() -> None:
+    """Seen: "Meredith (Meredith) (2)" with ``untitled = "brand"``."""
+    rows = known(("a", None, "Meredith"), ("b", None, "Meredith"), ("c", "MEREDITH", "Meredith"))
+    rows = pl.concat([rows, known(("d", "MEREDITH", "Acme"), ("e", "Tea", "Tea"))])
+    asked = section(untitled="brand", identity="disambiguate")
+    named = name_items(ids("a", "b", "c", "d", "e"), rows, asked)
+    titles = catalogue(named.items, asked)[TITLE].to_list()
+    assert titles == ["Meredith", "Meredith (2)", "MEREDITH", "MEREDITH (Acme)", "Tea"]
+
+
+WORDS = st.sampled_from(["A", "a", "A (2)", "A (B)", "B", "b", "STRASSE", "straße"])
+
+
+@given(st.lists(st.tuples(WORDS, st.none() | WORDS)))
+def test_no_brand_is_appended_to_itself(rows: list[tuple[str, str | None]]) -> None:
+    titles = [title for title, _ in rows]
+    names = disambiguate(titles, [brand for _, brand in rows])
+    assert len(set(names)) == len(rows)
+    for name, (title, brand) in zip(names, rows, strict=True):
+        if titles.count(title) == 1:
+            assert name == title
+        if brand and brand.casefold() == title.casefold():
+            assert not name.startswith(f"{title} ({brand})")
