@@ -214,7 +214,8 @@ def _eval(recipe: Recipe) -> Iterator[Unused]:
     if recipe.prompt.task == "rank-pair":
         why = 'task "rank-pair" asks for one of two candidates; nothing is searched'
         yield Unused(("eval", "decode"), why, default=type(decode)().model_dump())
-        yield Unused(("eval", "seen"), why, default=_default(type(section), "seen"))
+        for key in ("seen", "cutoffs"):
+            yield Unused(("eval", key), why, default=_default(type(section), key))
         yield Unused(("eval", "auc"), 'task "rank-pair" has it in every report', default=False)
     elif decode.search != "beam" and not decode.beam_error:
         why = f'search = "{decode.search}" has no beam'

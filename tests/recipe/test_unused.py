@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import tomli_w
+from experiments import typed
 
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import Columns, DataFormat, DataSection, Splits, dig
@@ -200,6 +201,7 @@ NOTES = [
     ("amazon2018", "track.online=true", "no tracker of [track] sends to a server"),
     ("rank-pairs", "eval.auc=true", "has it in every report"),
     ("rank-pairs", "eval.seen=remove", "nothing is searched"),
+    ("rank-pairs", "eval.cutoffs=[3]", "nothing is searched"),
     ("rank-pairs", "eval.decode.mask=after", "nothing is searched"),
     ("rank-pairs", "align.dmpo.negatives=uniform", "has its rejected answers in the files"),
 ]
@@ -261,3 +263,17 @@ def test_a_runs_own_record_may_state_every_key(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="k_core = 5: format"):
         load_recipe(str(path))
     assert load_recipe(str(path), whole=True) == recipe
+
+
+def test_a_note_is_seen_once_by_whoever_types_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = 'note: [model.lora] r = 4 plays no part: tuning = "full" trains all weights\n'
+    words = ("quickstart", "model.lora.r=4")
+    assert typed(capsys, "validate", *words).out.endswith(note)
+    assert typed(capsys, "validate", *words, "--quiet").out == f"valid\n{note}"
+    prepared = typed(capsys, "prepare", *words)
+    assert (prepared.code, prepared.err.count(note)) == (0, 1)
+    monkeypatch.setenv("LLMREC_LAUNCHER", "1")  # who started this process has said it
+    assert note not in typed(capsys, "prepare", *words).err
