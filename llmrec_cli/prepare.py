@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from llmrec_cli.claims import claimed_to_make
-from llmrec_cli.data.catalog import catalogue, name_items
+from llmrec_cli.data.catalog import catalogue, name_items, require_names
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
 from llmrec_cli.data.engines import engine_of
 from llmrec_cli.data.facts import Made, facts, lines_of_cuts, lines_of_given
@@ -27,7 +27,7 @@ from llmrec_cli.data.order import ordered
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
-from llmrec_cli.data.split import cut_of, has_clock, require_clock
+from llmrec_cli.data.split import cut_of, require_clock
 from llmrec_cli.data.store import (
     Manifest,
     Prepared,
@@ -41,7 +41,7 @@ from llmrec_cli.data.store import (
     write_manifest,
     write_split,
 )
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataSection, has_clock
 from llmrec_cli.recipe.recipe import Recipe
 
 Progress = Callable[[str], None]
@@ -104,6 +104,7 @@ def _make(
         with engine_of(section, messages) as engine:
             progress("reading")
             source = read(section, locate, scratch)
+            require_names(section)
             _tell_bad_lines(source.notes, progress)
             if source.interactions is None:
                 progress("writing")

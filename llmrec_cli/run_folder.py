@@ -134,7 +134,7 @@ def opened(
 
 def settings(recipe: Recipe, run: str) -> dict[str, Any]:
     """The part of a recipe that a training run depends on."""
-    plain: dict[str, Any] = redacted_in(recipe.resolved())
+    plain: dict[str, Any] = redacted_in(recipe.every_value())
     kind, _, name = run.partition("-")
     if kind == "baseline":
         return _baseline_settings(plain, name)

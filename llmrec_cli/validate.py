@@ -29,7 +29,8 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
 
     Args:
         rows: also look at the rows as a model would see them, from what is prepared, or from small
-            sources prepared in a temporary folder.  Without it nothing heavy is imported.
+            sources prepared in a temporary folder.  Without it only the first lines of each source
+            are read, and no model is imported.
 
     Raises:
         LlmrecError: the first thing that would stop a run.
@@ -54,8 +55,18 @@ def _sources(recipe: Recipe) -> Iterator[str]:
         missing = [path for path in data.files() if not Path(path).is_file()]
         if missing:
             raise DataError(f"{', '.join(missing)}: no such file (a source of [{table}])")
+        _check_sources(data)
         for path in data.files():
             yield f"source {path}: {Path(path).stat().st_size:,} bytes"
+
+
+def _check_sources(data: DataSection) -> None:
+    """What `prepare` says of the first lines of the sources; a few MiB of each are read."""
+    from llmrec_cli.data.catalog import require_names
+    from llmrec_cli.data.readers import check_beginnings
+
+    check_beginnings(data, Path)
+    require_names(data)
 
 
 def _prepared(recipe: Recipe) -> Iterator[str]:

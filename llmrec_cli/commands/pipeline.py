@@ -40,7 +40,9 @@ def prepare_command(
     from llmrec_cli.report.audit_text import short_lines
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    prepared = prepare(load_recipe(recipe, overrides or ()), Path, screen.progress().say)
+    prepared = prepare(
+        load_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
+    )
     told = short_lines(verdicts(with_audit(prepared)))
     told += ["what this means: llmrec audit RECIPE"] if told else []
     screen.show(
@@ -64,9 +66,11 @@ def validate_command(
     """
     from llmrec_cli.validate import validate
 
-    lines = list(validate(load_recipe(recipe, overrides or ()), rows=rows))
+    notes: list[str] = []
+    loaded = load_recipe(recipe, overrides or (), say=notes.append)
+    lines = [*validate(loaded, rows=rows), *notes]
     screen = Screen(as_json=as_json, quiet=quiet)
-    screen.show({"valid": True, "lines": lines}, ["valid"] if quiet else lines)
+    screen.show({"valid": True, "lines": lines}, ["valid", *notes] if quiet else lines)
 
 
 def sft_command(
@@ -81,11 +85,11 @@ def sft_command(
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
     """
-    loaded = load_recipe(recipe, overrides or ())
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
     from llmrec_cli.sft import sft  # torch: a wrong recipe is told before
 
-    screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or restarted(), progress=screen.progress()))
 
@@ -111,11 +115,11 @@ def align_command(
 
     Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
     """
-    loaded = load_recipe(recipe, overrides or (), aligns=[method])
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
     from llmrec_cli.align import align  # torch: a wrong recipe is told before
 
-    screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         go_on = resume or restarted()
         _done(screen, align(loaded, method, resume=go_on, progress=screen.progress()))
@@ -142,11 +146,11 @@ def baseline_command(
 
     Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
     """
-    loaded = load_recipe(recipe, overrides or (), baselines=[model])
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
     from llmrec_cli.baseline import baseline  # torch: a wrong recipe is told before
 
-    screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         go_on = resume or restarted()
         _done(screen, baseline(loaded, model, resume=go_on, progress=screen.progress()))
@@ -177,11 +181,12 @@ def eval_command(
     aligns, baselines = (
         [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
     )
-    loaded = load_recipe(recipe, overrides or (), aligns, baselines)
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), aligns, baselines, say=screen.note)
 
     from llmrec_cli.evaluate import evaluate  # torch: a wrong recipe is told before
 
-    screen, runs = Screen(as_json=as_json, quiet=quiet), run or loaded.runs()
+    runs = run or loaded.runs()
     if not launched(loaded.launch, config):
         progress = screen.progress()
         found = evaluate(loaded, runs, split=split, again=again, progress=progress)
@@ -199,11 +204,11 @@ def run_command(
 
     Example: llmrec run quickstart
     """
-    loaded = load_recipe(recipe, overrides or ())
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
     from llmrec_cli.run import reports, run  # torch: a wrong recipe is told before
 
-    screen = Screen(as_json=as_json, quiet=quiet)
     if not launched(loaded.launch, config):
         progress = screen.progress()
         show(screen, run(loaded, progress=progress), full=False)

@@ -6,11 +6,12 @@ Colours and boxes only where stdout is a terminal, and none with ``NO_COLOR`` se
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmrec_cli.engine.group import is_first_rank
+from llmrec_cli.engine.group import LAUNCHER, is_first_rank
 from llmrec_cli.files import machine_errors
 from llmrec_cli.report.text import harmless
 from llmrec_cli.terminal import err, out
@@ -35,6 +36,11 @@ class Screen:
         if self.quiet or not is_first_rank():
             return Silent()
         return Rich(err) if err.is_terminal else Lines()
+
+    def note(self, line: str) -> None:
+        """Say what a person should know beforehand; once, where llmrec starts processes itself."""
+        if LAUNCHER not in os.environ:
+            self.progress().say(line)
 
     def show(
         self, value: Any, lines: Sequence[str], rich: Sequence[RenderableType] | None = None

@@ -17,9 +17,13 @@ import polars as pl
 from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataSection, format_of
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
+_NO_METADATA = (
+    '{what}, and no metadata file is named: set data.untitled = "id" to use ids as titles, or name'
+    " the item metadata in data.metadata"
+)
 EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 
 
@@ -62,8 +66,23 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
         dropped=filled.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
     )
     if 2 * len(named.dropped) > len(listed):
-        raise DataError(_mostly_nameless(named, len(listed), by_tokens, section))
+        branded = listed.filter(pl.coalesce(TITLE, BRAND).is_not_null()).height
+        by_brand = section.untitled == "drop" and 2 * branded >= len(listed)
+        raise DataError(_mostly_nameless(named, len(listed), by_tokens, by_brand, section))
     return named
+
+
+def require_names(section: DataSection) -> None:
+    """Refuse a source whose items can have no title, before it is cleaned.
+
+    Raises:
+        DataError: titles come from metadata files, none is named, and ids are not to serve.
+    """
+    if format_of(section.format).names or section.metadata or section.untitled == "id":
+        return
+    raise DataError(
+        f'data.untitled = "{section.untitled}": {_NO_METADATA.format(what="no item has a title")}'
+    )
 
 
 def has_tokens(items: pl.DataFrame) -> bool:
@@ -86,11 +105,14 @@ def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[st
     """Make equal titles distinct: append the brand in parentheses, then a counter from 2 on.
 
     Titles that are already unique stay as they are.  Among items that share title and brand the
-    first one goes without a counter.
+    first one goes without a counter.  A title that is the brand itself (``untitled = "brand"``)
+    says it already.
     """
     times = Counter(titles)
     branded = [
-        f"{title} ({brand})" if times[title] > 1 and brand else title
+        f"{title} ({brand})"
+        if times[title] > 1 and brand and brand.casefold() != title.casefold()
+        else title
         for title, brand in zip(titles, brands, strict=True)
     ]
     taken = set(branded)
@@ -123,20 +145,24 @@ def _as_title(name: str) -> pl.Expr:
     return pl.when(line != "").then(line)
 
 
-def _mostly_nameless(named: Named, n_items: int, by_tokens: bool, section: DataSection) -> str:
+def _mostly_nameless(
+    named: Named, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
+) -> str:
+    """What to say, and to set instead.
+
+    Args:
+        by_brand: brands would name enough of the items.
+    """
     examples = ", ".join(repr(item) for item in named.dropped[:EXAMPLES])
     what = f"{len(named.dropped):,} of {n_items:,} items (e.g. {examples})"
     if by_tokens:
         return f"{what} are not in the semantic-ID index: data.index must list the items that occur"
     policy = f'data.untitled = "{section.untitled}"'
-    if not section.metadata and section.format not in ("msl-windows", "semantic-ids"):
-        return (
-            f"{policy}: {what} have no title, and no metadata file is named: set"
-            ' data.untitled = "id" to use ids as titles, or name the item metadata in data.metadata'
-        )
+    if not section.metadata and not format_of(section.format).names:
+        return f"{policy}: {_NO_METADATA.format(what=f'{what} have no title')}"
     brand_too = section.untitled == "brand"
     lack = "neither a usable title nor a brand" if brand_too else "no usable title"
-    instead = '"id"' if brand_too else '"brand" or "id"'
+    instead = '"brand" or "id"' if by_brand else '"id"'
     return (
         f"{policy}: {what} have {lack}: set data.untitled = {instead},"
         " or name the right metadata file in data.metadata"

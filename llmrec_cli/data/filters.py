@@ -107,15 +107,24 @@ def eligible(log: Log, section: DataSection, trail: Trail) -> Log:
     """
     log = trail.stand("as read", log)
     if section.start is not None or section.end is not None:
-        step = f"data.start = {section.start}, data.end = {section.end}"
+        sides = (("start", section.start), ("end", section.end))
+        step = ", ".join(f"data.{key} = {date}" for key, date in sides if date is not None)
         log = trail.mark(step, in_time(log, section))
     if section.min_rating is not None:
         step = f"data.min_rating = {section.min_rating:g}"
+        _require_ratings(step, log, trail)
         log = trail.mark(step, rated(log, section.min_rating))
     if section.duplicates != "keep":
         step = f"data.duplicates = {section.duplicates}"
         log = trail.mark(step, unrepeated(log, section.duplicates))
     return log
+
+
+def _require_ratings(step: str, log: Log, trail: Trail) -> None:
+    """Refuse a threshold where nothing is rated: it would drop everything."""
+    if not _size(log.filter(~nw.col(RATING).is_null()).head(1)):
+        n = trail.steps[-1].interactions
+        raise DataError(f"{step}: none of {n:,} interactions has a rating; remove data.min_rating")
 
 
 def settled(log: Log, named: Named, section: DataSection, trail: Trail) -> Log:

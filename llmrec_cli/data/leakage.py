@@ -29,6 +29,7 @@ from llmrec_cli.data.columns import (
     split_file,
 )
 from llmrec_cli.data.store import Manifest, Prepared
+from llmrec_cli.recipe.data import format_of
 
 DAY: Final = 86_400_000  # milliseconds
 CHECKS: Final = {
@@ -80,8 +81,8 @@ def with_audit(prepared: Prepared) -> Manifest:
 
 def has_times(data: Mapping[str, Any]) -> bool:
     """Whether the source of a ``[data]`` section has times that compare across users."""
-    in_order = data["format"] == "interactions" and data["columns"]["timestamp"] is None
-    return not in_order and data["format"] not in ("semantic-ids", "rank-pairs")
+    in_order = data["format"] == "interactions" and not data["columns"]["timestamp"]
+    return not in_order and format_of(data["format"]).clock
 
 
 def measure(prepared: Prepared) -> Measured:

@@ -27,7 +27,7 @@ from llmrec_cli.data.engines.engine import Engine, Log, parts
 from llmrec_cli.data.order import Ints, Sizes, moments, rows_at, sizes_of
 from llmrec_cli.data.users import Users
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataSection, clock_problem
 
 Bools: TypeAlias = NDArray[np.bool_]
 Moment: TypeAlias = tuple[int, int]  # time in ms, input position
@@ -173,21 +173,13 @@ def global_time(targets: Path, interactions: int, section: DataSection, seed: in
 
 
 def require_clock(section: DataSection) -> None:
-    """Refuse ``global-time`` of a source without times.
+    """Refuse what goes by the clock of a source without times.
 
     Raises:
-        DataError: the source has none.
+        DataError: the source has none; the message says what to set instead.
     """
-    if section.split == "global-time" and not has_clock(section):
-        raise DataError(
-            'data.split = "global-time": format "semantic-ids" has no times that compare across'
-            ' users; use "leave-one-out" or "few-shot"'
-        )
-
-
-def has_clock(section: DataSection) -> bool:
-    """Whether times compare across users: semantic-ID files have places in a user's list only."""
-    return section.format not in ("semantic-ids", "rank-pairs")
+    if (problem := clock_problem(section)) is not None:
+        raise DataError(f"data.{problem}")
 
 
 def sampled(n_rows: Mapping[str, int], section: DataSection, seed: int) -> dict[str, Ints]:

@@ -110,6 +110,13 @@ def needs(options: PreferenceOptions, k: int, *, reference: bool = True) -> Need
     return Needs(reference=options.reference if reference else None, negatives=negatives)
 
 
+def idle(options: PreferenceOptions) -> dict[str, str]:
+    """Options of a draw that is not made."""
+    why = f'negatives = "{options.negatives}" has no use for it'
+    drawn = {"pool": "model", "refresh": "model", "below": "disliked"}
+    return {key: why for key, draw in drawn.items() if options.negatives != draw}
+
+
 def legal_only(options: PreferenceOptions) -> bool:
     """Forced positions have log-probability 0 over legal tokens."""
     return options.support == "legal"
@@ -191,6 +198,7 @@ def preference_method(
     options: type[PreferenceOptions],
     loss: Callable[[Forward, Batch, Any, State], LossSums],
     needs: Callable[[Any], Needs],
+    idle: Callable[[Any], Mapping[str, str]] = idle,
 ) -> Method:
     """A method of this family: all but its loss and its needs is shared."""
     return Method(
@@ -198,6 +206,7 @@ def preference_method(
         options=options,
         loss=loss,
         needs=needs,
+        idle=idle,
         legal_only=legal_only,
         answer_log_probs=answer_log_probs,
         metrics=metrics,

@@ -146,6 +146,8 @@ class Method:
     loss: Callable[[Forward, Batch, Any, State], LossSums]
     needs: Callable[[Any], Needs] = lambda options: Needs()
     legal_only: Callable[[Any], bool] = lambda options: False  # no loss at forced positions
+    idle: Callable[[Any], Mapping[str, str]] = lambda options: {}
+    """Options that play no part, given the others: field name -> why."""
     answer_log_probs: Callable[[Forward, Batch, Any], Tensor] | None = None
     """``log pi(y | x)`` of each answer, [A], nats; with ``Needs.reference`` the engine calls it on
     the reference model, and ``loss`` on the policy."""

@@ -32,6 +32,12 @@ def needs(options: DmpoOptions) -> Needs:
     return shared.needs(options, options.k, reference=options.variant == "paper")
 
 
+def idle(options: DmpoOptions) -> dict[str, str]:
+    """As of the family; and the released variant's reference cancels."""
+    cancels = {"reference": 'variant = "released" has no reference model'}
+    return shared.idle(options) | (cancels if options.variant == "released" else {})
+
+
 def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> LossSums:
     """``-log sigmoid(beta D_w - 1/k sum_i beta D_i)`` summed over groups; DMPO, arXiv:2405.16127.
 
@@ -50,4 +56,5 @@ METHOD = shared.preference_method(
     options=DmpoOptions,
     loss=loss,
     needs=needs,
+    idle=idle,
 )

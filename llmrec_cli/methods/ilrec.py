@@ -89,6 +89,22 @@ class IlrecOptions(Options):
         return self.crr and self.mu > 0
 
 
+def idle(options: IlrecOptions) -> dict[str, str]:
+    """Options of terms that are switched off."""
+    weights = {"a": ("cpo", options.cpo), "lambda_": ("cpd", options.cpd)}
+    weights["mu"] = ("crr", options.crr)
+    found = {key: f"{switch} = false" for key, (switch, on) in weights.items() if not on}
+    if not options.rewards():
+        why = "there is no reward term (crr, mu)"
+        found |= dict.fromkeys(("reward_temperature", "scores", "reward_history"), why)
+    if not options.penalises() and not options.rewards():
+        why = "no term looks for negatives (cpo, crr)"
+        found |= dict.fromkeys(("phi", "space", "negatives_from"), why)
+    if not needs(options).hidden_states:
+        found |= dict.fromkeys(("n", "ensemble"), "no term looks at the layers before the last")
+    return found
+
+
 def needs(options: IlrecOptions) -> Needs:
     """Hidden states for what looks at layers, item scores for CRR."""
     selects = options.penalises() or options.rewards()
@@ -234,6 +250,7 @@ METHOD = Method(
     options=IlrecOptions,
     loss=loss,
     needs=needs,
+    idle=idle,
     legal_only=lambda options: options.support == "legal",
     metrics=metrics,
 )

@@ -37,6 +37,14 @@ class MslOptions(Options):
         return self
 
 
+def idle(options: MslOptions) -> dict[str, str]:
+    """ATS's options, where tau is fixed."""
+    if options.tau == "ats":
+        return {}
+    why = f'tau = {options.tau:g} is fixed, and not "ats"'
+    return {name: why for name in MslOptions.model_fields if name.startswith("ats_")}
+
+
 def init_state(options: MslOptions, trie: Trie) -> State:
     """Start value of tau.
 
@@ -109,6 +117,7 @@ METHOD = Method(
     options=MslOptions,
     loss=loss,
     legal_only=lambda options: True,
+    idle=idle,
     init_state=init_state,
     update_state=update_state,
 )

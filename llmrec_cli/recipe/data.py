@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from llmrec_cli.recipe.formats import FORMATS, Format, one_of, possible_splits
+
 
 def one_or_many(value: object) -> object:
     """A text alone, as a list of one."""
@@ -66,13 +68,30 @@ class Splits(Section):
 Column = Annotated[str, Field(min_length=1)]
 
 
+def _column_or_false(value: object) -> object:
+    """A recipe says ``false`` where there is no such column; Python may say None."""
+    if value is None:
+        return False
+    if value is True or not isinstance(value, str | bool):
+        raise ValueError("expected a column's name, or false: no time column")
+    return value
+
+
+TimeColumn = Annotated[
+    Column | Literal[False],
+    BeforeValidator(_column_or_false, json_schema_input_type=Column | Literal[False]),
+]
+
+
 class Columns(Section):
     """Column names of `interactions` sources (CSV, parquet or JSON lines)."""
 
     user: Column = Field(default="user_id", description="user column; read as a string")
     item: Column = Field(default="item_id", description="item column; read as a string")
-    timestamp: Column | None = Field(
-        default="timestamp", description="time column; without one, file order is time order"
+    timestamp: TimeColumn = Field(
+        default="timestamp",
+        description="time column; false: there is none, and file order is time order, over all "
+        "files of reviews as listed",
     )
     rating: Column | None = Field(default=None, description="rating column, numbers")
     title: Column | None = Field(default=None, description="title column, in metadata files")
@@ -190,23 +209,23 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> DataSection:
-        given = self.format in ("split2023", "msl-windows", "rank-pairs")
-        needed = ["splits.train", "splits.test"] if given else ["reviews"]
-        needed += ["index"] if self.format == "semantic-ids" else []
-        needed += ["metadata"] if self.format == "msl-windows" else []
-        missing = [key for key in needed if not _dig(self, key)]
+        form = format_of(self.format)
+        missing = [key for key in form.needs if not dig(self, key)]
         if missing:
             raise ValueError(
                 f'format = "{self.format}" needs the file names in {", ".join(missing)}'
             )
-        if given != (self.split == "given"):
-            expected = '"given"' if given else '"leave-one-out", "global-time" or "few-shot"'
-            raise ValueError(f'split = "{self.split}": format "{self.format}" needs {expected}')
+        if form.comes_split != (self.split == "given"):
+            expected = one_of(possible_splits(form, clock=has_clock(self)))
+            default = "" if "split" in self.model_fields_set else ", the default"
+            raise ValueError(
+                f'split = "{self.split}"{default}: format "{self.format}" needs split = {expected}'
+            )
         if self.spark != SparkSection() and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
         if self.start and self.end and self.start >= self.end:
             raise ValueError(f"start = {self.start}, end = {self.end}: expected start before end")
-        if self.on_bad_line == "skip" and (given or self.format == "semantic-ids"):
+        if self.on_bad_line == "skip" and not form.uses_key("on_bad_line"):
             raise ValueError(
                 f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'
             )
@@ -229,7 +248,36 @@ class DataSection(Section):
         return [path for part in parts for path in part] + ([self.index] if self.index else [])
 
 
-def _dig(section: Section, dotted: str) -> Any:
+def format_of(name: str) -> Format:
+    """What a format of ``data.format`` uses of ``[data]``."""
+    return FORMATS[name]
+
+
+def has_clock(section: DataSection) -> bool:
+    """Whether the source has times that compare across users, rather than an order alone."""
+    in_order = section.format == "interactions" and section.columns.timestamp is False
+    return format_of(section.format).clock and not in_order
+
+
+def clock_problem(section: DataSection) -> str | None:
+    """What is asked of a source without times, as ``key = value: problem``; None: nothing."""
+    if has_clock(section):
+        return None
+    form = format_of(section.format)
+    lacks = f'format "{form.name}"' if not form.clock else "a source with columns.timestamp = false"
+    if section.split == "global-time":
+        others = one_of(possible_splits(form, clock=False))
+        return (
+            f'split = "global-time": {lacks} has no times that compare across users; use {others}'
+        )
+    for key, value in (("start", section.start), ("end", section.end)):
+        if value is not None and form.uses_key(key):
+            return f"{key} = {value}: {lacks} has no times, only an order; remove {key}"
+    return None
+
+
+def dig(section: Section, dotted: str) -> Any:
+    """The value behind a dotted key."""
     value: Any = section
     for key in dotted.split("."):
         value = getattr(value, key)

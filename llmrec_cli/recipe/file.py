@@ -11,8 +11,9 @@ from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
 from llmrec_cli.recipe.problems import KINDS, Table, did_you_mean, model_problems, problems_of
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.task import task_problems
+from llmrec_cli.recipe.task import data_problems, task_problems
 from llmrec_cli.recipe.toml import parse, require_bounds
+from llmrec_cli.recipe.unused import unused_notes, unused_problems
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[2] / "recipes"
@@ -24,6 +25,9 @@ def load_recipe(
     overrides: Iterable[str] = (),
     aligns: Iterable[str] = (),
     baselines: Iterable[str] = (),
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    whole: bool = False,
 ) -> Recipe:
     """Load, merge and check a recipe.
 
@@ -33,6 +37,8 @@ def load_recipe(
         overrides: ``key=value`` with a dotted key; the value is TOML, else a plain string.
         aligns, baselines: alignments and conventional models that are wanted; default options
             where the recipe is silent.
+        say: receives a line for each set of keys that play no part and are no mistake.
+        whole: the file is a run's own record, which may state every key there is.
 
     Raises:
         RecipeError: every problem at once, one line each.
@@ -49,10 +55,13 @@ def load_recipe(
         problems = list(model_problems(Recipe, resolved))
     if not problems:
         recipe = Recipe.model_validate(resolved)
-        problems = list(task_problems(recipe))
+        problems = [*data_problems(recipe), *task_problems(recipe)]
+        problems += [] if whole else unused_problems(table, recipe)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
+    for note in () if whole else unused_notes(table, recipe):
+        say(f"note: {note}")
     return recipe
 
 

@@ -72,7 +72,10 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _fits(self) -> ModelSection:
         if self.quantize != "none" and self.tuning != "lora":
-            raise ValueError(f'quantize = "{self.quantize}" needs tuning = "lora"')
+            scratch = " and a pretrained backbone" if self.backbone == "scratch" else ""
+            raise ValueError(f'quantize = "{self.quantize}" needs tuning = "lora"{scratch}')
         if self.backbone == "scratch" and self.tuning != "full":
-            raise ValueError('backbone = "scratch" has nothing to adapt: use tuning = "full"')
+            raise ValueError(
+                'backbone = "scratch" has nothing to adapt: use tuning = "full", quantize = "none"'
+            )
         return self

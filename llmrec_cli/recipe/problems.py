@@ -15,6 +15,7 @@ from llmrec_cli import methods
 from llmrec_cli.recipe.baseline import BASELINES, BaselineSection
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.stages import AlignSection
+from llmrec_cli.recipe.toml import show
 
 Table = dict[str, Any]
 
@@ -69,7 +70,7 @@ def problems_of(table: Table) -> Iterator[str]:
     for kind in KINDS:
         sections = table.get(kind.table, {})
         if not isinstance(sections, dict):
-            yield f"{kind.table} = {_show(sections)}: expected tables such as [{kind.example}]"
+            yield f"{kind.table} = {show(sections)}: expected tables such as [{kind.example}]"
             continue
         for name, section in sections.items():
             yield from _stage_problems(kind, name, section)
@@ -78,19 +79,19 @@ def problems_of(table: Table) -> Iterator[str]:
 def _stage_problems(kind: Kind, name: str, section: object) -> Iterator[str]:
     table = f"{kind.table}.{name}"
     if not isinstance(section, dict):
-        yield f"[{kind.table}] {name} = {_show(section)}: expected a table [{table}]"
+        yield f"[{kind.table}] {name} = {show(section)}: expected a table [{table}]"
         return
     own, rest = kind.apart(name, section)
     chosen = own[kind.key]
     if chosen not in kind.known():
         hint = did_you_mean(str(chosen), kind.known())
         known = ", ".join(kind.known())
-        shown = f"[{table}] {kind.key} = {_show(chosen)}"
+        shown = f"[{table}] {kind.key} = {show(chosen)}"
         yield f"{shown}: unknown {kind.key}, expected one of {known}.{hint}"
         return
     for only in kind.alone:
         if chosen != name and only in (chosen, name):
-            yield f"[{table}] {kind.key} = {_show(chosen)}: {only} is [{kind.table}.{only}] alone"
+            yield f"[{table}] {kind.key} = {show(chosen)}: {only} is [{kind.table}.{only}] alone"
     options = kind.options(chosen)
     placeholder = own | {"options": options.model_construct()}
     yield from model_problems(kind.section, placeholder, (kind.table, name))
@@ -150,7 +151,7 @@ def _describe(
     where = f"[{table}] " if table else ""
     if problem["type"] == "missing":
         return f"{where}{key}: ", "missing", ""
-    shown = f"{where}{key} = {_show(problem['input'])}: "
+    shown = f"{where}{key} = {show(problem['input'])}: "
     if problem["type"] == "extra_forbidden":
         known = [*_keys(section), *also] if section else []
         return shown, f"unknown key.{did_you_mean(key, known)}", ""
@@ -203,12 +204,6 @@ def _nearest_word(problem: Mapping[str, Any]) -> str:
         return ""
     hint = did_you_mean(str(problem["input"]), re.findall(r"'([^']+)'", problem["msg"]))
     return f".{hint}" if hint else ""
-
-
-def _show(value: object) -> str:
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    text = text.replace("'", '"') if isinstance(value, str) else text
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

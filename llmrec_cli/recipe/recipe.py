@@ -20,6 +20,7 @@ from llmrec_cli.recipe.stages import AlignSection, LaunchSection, StageSection
 from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.track import TrackSection
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.recipe.unused import without_refused
 
 
 class Recipe(Section):
@@ -47,6 +48,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sequences_need_their_template(self) -> Recipe:
+        if self.prompt.task == "rank-pair":
+            return self  # which has no sequences, whatever the template (task.py)
         stages: dict[str, StageSection | AlignSection] = {"sft": self.sft}
         stages |= {f"align.{name}": section for name, section in self.align.items()}
         for name, stage in stages.items():
@@ -118,7 +121,14 @@ class Recipe(Section):
         return found
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``."""
+        """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``.
+
+        Without the keys that no recipe of this kind may set: it loads as it stands.
+        """
+        return without_refused(self.every_value(), self)
+
+    def every_value(self) -> dict[str, Any]:
+        """Plain values of all keys, those that play no part too: to compare with a run's record."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         for section in (*plain["align"].values(), *plain["baseline"].values()):
             section.update(section.pop("options"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date, time
 from typing import Any
 
 MAX_DEPTH = 50  # tables and lists; dotted keys nest them without end
@@ -40,3 +41,11 @@ def require_bounds(table: dict[str, Any]) -> None:
         level = [value for value in values if isinstance(value, dict | list)]
     if level:
         raise ValueError(_TOO_DEEP)
+
+
+def show(value: object) -> str:
+    """A value as a recipe would write it, cut to one short line."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    text = value.isoformat() if isinstance(value, date | time) else text
+    text = text.replace("'", '"') if isinstance(value, str | list) else text
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -70,7 +70,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             f"{folder}: holds the run {run}, and its files name it so: expected a folder {run} in "
             "its experiment's folder"
         )
-    recipe = load_recipe(str(file), overrides)
+    recipe = load_recipe(str(file), overrides, whole=True)
     root = _working_folder(home.parent.parent, Path(recipe.out))
     recorded = parse(file.read_text(encoding="utf-8"))
     found = recipe.model_copy(

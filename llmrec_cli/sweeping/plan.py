@@ -95,7 +95,7 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """What a study must have in common with the sweep that goes on with it."""
-        plain = self.recipe.resolved()
+        plain = self.recipe.every_value()
         for key in ("name", "out", "description", "launch", "track", "sweep"):
             plain.pop(key, None)
         plain["eval"] = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
@@ -292,7 +292,8 @@ def _require_judge(plan: Plan) -> None:
             "llmrec eval --split valid"
         )
     if stage.train.select == "loss" and any(".train." not in f".{key}" for key in plan.space):
+        figure = "auc" if plan.recipe.prompt.task == "rank-pair" else "ndcg"
         raise RecipeError(
             f'sweep of {plan.run}: train.select = "loss", and losses under different options do '
-            'not compare; set train.select = "ndcg"'
+            f'not compare; set train.select = "{figure}"'
         )

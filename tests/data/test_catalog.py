@@ -55,8 +55,12 @@ def test_more_than_half_without_a_title_stops_with_examples_and_a_way_out() -> N
         name_items(occurring, KNOWN, section())
     assert str(error.value) == (
         "data.untitled = \"drop\": 4 of 5 items (e.g. 'p', 'q', 'r') have no usable title: set"
-        ' data.untitled = "brand" or "id", or name the right metadata file in data.metadata'
+        ' data.untitled = "id", or name the right metadata file in data.metadata'
     )
+    branded = pl.concat([KNOWN, known(*((name, None, "Acme") for name in "pqr"))])
+    with pytest.raises(DataError, match=r'set data\.untitled = "brand" or "id", or name'):
+        name_items(occurring, branded, section())
+    assert name_items(occurring, branded, section(untitled="brand")).dropped == ["s"]
     with pytest.raises(DataError, match=r'neither a usable title nor a brand: set .* = "id"'):
         name_items(occurring, KNOWN, section(untitled="brand"))
     exactly_half = name_items(ids("b", "p"), KNOWN, section())
@@ -129,3 +133,28 @@ def test_the_catalogue_is_in_order_of_item_id() -> None:
     assert merged[TITLE].to_list() == ["X", "X", "Y", "X"]
     apart = catalogue(rows, section(identity="disambiguate"))
     assert apart[TITLE].to_list() == ["X", "X (Acme)", "Y", "X (2)"]
+
+
+def test_a_title_that_is_its_brand_is_not_extended_by_it() -> None:
+    """Seen: "Meredith (Meredith) (2)" with ``untitled = "brand"``."""
+    rows = known(("a", None, "Meredith"), ("b", None, "Meredith"), ("c", "MEREDITH", "Meredith"))
+    rows = pl.concat([rows, known(("d", "MEREDITH", "Acme"), ("e", "Tea", "Tea"))])
+    asked = section(untitled="brand", identity="disambiguate")
+    named = name_items(ids("a", "b", "c", "d", "e"), rows, asked)
+    titles = catalogue(named.items, asked)[TITLE].to_list()
+    assert titles == ["Meredith", "Meredith (2)", "MEREDITH", "MEREDITH (Acme)", "Tea"]
+
+
+WORDS = st.sampled_from(["A", "a", "A (2)", "A (B)", "B", "b", "STRASSE", "straße"])
+
+
+@given(st.lists(st.tuples(WORDS, st.none() | WORDS)))
+def test_no_brand_is_appended_to_itself(rows: list[tuple[str, str | None]]) -> None:
+    titles = [title for title, _ in rows]
+    names = disambiguate(titles, [brand for _, brand in rows])
+    assert len(set(names)) == len(rows)
+    for name, (title, brand) in zip(names, rows, strict=True):
+        if titles.count(title) == 1:
+            assert name == title
+        if brand and brand.casefold() == title.casefold():
+            assert not name.startswith(f"{title} ({brand})")

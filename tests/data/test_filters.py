@@ -181,3 +181,37 @@ def test_a_step_that_takes_nothing_is_counted_without_being_carried_out(tmp_path
     _, trail = cleaned(tmp_path, ROWS, section(duplicates="first"), named=["a"])
     assert [file.name for file in tmp_path.glob("step-*")] == ["step-2.parquet"]  # step 1 went
     assert trail.steps[-1].interactions == 1
+
+
+def test_a_threshold_over_what_nobody_rated_says_so(tmp_path: Path) -> None:
+    """Seen: "no interaction is left after min_rating" where there was no rating at all."""
+    unrated: list[Row] = [("u", "a", None, 1), ("u", "b", None, 2), ("v", "a", None, 1)]
+    with pytest.raises(DataError) as error:
+        cleaned(tmp_path, unrated, section(min_rating=4.0))
+    assert str(error.value) == (
+        "data.min_rating = 4: none of 3 interactions has a rating; remove data.min_rating"
+    )
+    assert cleaned(tmp_path, unrated, section())[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "step"),
+    [
+        ({"start": "2020-01-01"}, "data.start = 2020-01-01"),
+        ({"end": "1970-01-01"}, "data.end = 1970-01-01"),
+        (
+            {"start": "2019-01-01", "end": "2020-01-01"},
+            "data.start = 2019-01-01, data.end = 2020-01-01",
+        ),
+        ({"min_rating": 5.0}, "data.min_rating = 5"),
+        ({"k_core": 2}, "data.k_core = 2"),
+    ],
+)
+def test_the_step_that_empties_the_log_is_named_by_what_was_set(
+    keys: dict[str, object], step: str, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("u", "a", 4.0, 1), ("v", "b", None, 2)]
+    with pytest.raises(DataError) as error:
+        cleaned(tmp_path, rows, section(**keys))
+    said, _, _ = str(error.value).partition(";")
+    assert said == f"no interaction of 2 is left after: {step}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from llmrec_cli.data.readers import (
@@ -17,10 +18,11 @@ from llmrec_cli.data.readers import (
     split2023,
     windows,
 )
+from llmrec_cli.data.readers.lines import beginnings
 from llmrec_cli.data.readers.source import Locate, Source
 from llmrec_cli.recipe.data import DataFormat, DataSection
 
-__all__ = ["Source", "read"]
+__all__ = ["Source", "check_beginnings", "read"]
 
 _READERS: Final[dict[DataFormat, Callable[[DataSection, Locate, Path], Source]]] = {
     "amazon2014": amazon2014.read,
@@ -35,6 +37,16 @@ _READERS: Final[dict[DataFormat, Callable[[DataSection, Locate, Path], Source]]]
     "semantic-ids": semantic_ids.read,
     "rank-pairs": rank_pairs.read,
 }
+
+
+def check_beginnings(section: DataSection, locate: Locate) -> None:
+    """Read the first lines of every source, as ``read`` would: a few MiB of each file.
+
+    Raises:
+        LlmrecError: what ``read`` would say of them.
+    """
+    with TemporaryDirectory(prefix="llmrec-check-") as scratch, beginnings():
+        read(section, locate, Path(scratch))
 
 
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:

@@ -21,7 +21,8 @@ from llmrec_cli.recipe.data import Columns, DataSection
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """Read interactions and, where named, metadata with titles.
 
-    Without a timestamp column the order of the lines is the order in time.
+    With ``columns.timestamp = false`` the order of the lines is the order in time, over all files
+    in the order in which the recipe lists them.
 
     Raises:
         DataError: anything wrong in a file.
@@ -40,13 +41,15 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
 
 
 def _interactions(path: Path, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
-    numbers = [name for name in (columns.timestamp, columns.rating) if name is not None]
-    for part in read_parts(path, [columns.user, columns.item], numbers, bad):
+    numbers = [name for name in (columns.timestamp, columns.rating) if name]
+    timeless = {columns.timestamp: "timestamp = false there where file order is time order"}
+    absent = {name: advice for name, advice in timeless.items() if name}
+    for part in read_parts(path, [columns.user, columns.item], numbers, bad, absent):
         yield Interactions(
             users=part.texts[columns.user],
             items=part.texts[columns.item],
             ratings=None if columns.rating is None else part.numbers[columns.rating],
-            timestamps=None if columns.timestamp is None else part.numbers[columns.timestamp],
+            timestamps=part.numbers[columns.timestamp] if columns.timestamp else None,
             line_of=part.line_of,
         )
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from llmrec_cli.data.readers.block import STRICT, BadLines, Block, fault, shown
-from llmrec_cli.data.readers.lines import blocks
+from llmrec_cli.data.readers.lines import blocks, document
 from llmrec_cli.data.readers.literals import parse_literal
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -208,13 +208,51 @@ def mistaken(fields: Mapping[str, object], what: str) -> str | None:
     return f"this is {' or '.join(found)}" if found and what not in found else None
 
 
+def read_document(path: Path) -> bytes:
+    """The text of a JSON document; of a large one's beginning, its complete entries.
+
+    Raises:
+        DataError, MachineError: see ``lines.blocks``.
+    """
+    data, whole = document(path)
+    return data if whole else _complete_entries(data)
+
+
+def _complete_entries(data: bytes) -> bytes:
+    """The beginning of an array or object as one that ends after its last complete entry.
+
+    What is neither, or goes wrong in its first half, stays as it is: its reader will say so.
+    """
+    text = data.decode()
+    decoder = json.JSONDecoder()
+    at = end = _skip_space(text, 0) + 1
+    opening = text[at - 1 : at]
+    try:
+        while opening in ("[", "{"):
+            if opening == "{":
+                _, at = decoder.raw_decode(text, _skip_space(text, at))
+                at = _skip_space(text, at) + 1  # the colon
+            _, at = decoder.raw_decode(text, _skip_space(text, at))
+            end, at = at, _skip_space(text, at) + 1  # the comma
+    except (ValueError, RecursionError):
+        if end > len(text) // 2:
+            return (text[:end] + {"[": "]", "{": "}"}[opening]).encode()
+    return data
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
+
+
 def read_object(path: Path, kind: type[T] | Any, what: str) -> Any:
     """Read a file that is one JSON object, such as item id -> title.
 
     Raises:
         DataError: see ``lines.blocks``; or not the expected object.
     """
-    data = b"".join(block.data for block in blocks(path))
+    data = read_document(path)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

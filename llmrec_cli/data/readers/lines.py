@@ -10,6 +10,8 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -36,6 +38,29 @@ _FOREIGN: Final = {
 }
 
 
+DOCUMENT: Final = 16 << 20  # bytes of a JSON document that are read where its beginning will do
+
+_CUT: Final[ContextVar[set[Path] | None]] = ContextVar("cut", default=None)
+
+
+@contextmanager
+def beginnings() -> Iterator[None]:
+    """Whoever reads inside sees the first block of every file, and nothing behind it.
+
+    So one reader serves both to read a source and to check its first lines.
+    """
+    token = _CUT.set(set())
+    try:
+        yield
+    finally:
+        _CUT.reset(token)
+
+
+def only_beginnings() -> bool:
+    """Whether the reader at work is to look at beginnings only."""
+    return _CUT.get() is not None
+
+
 class _Damage(Exception):
     """The byte stream ends early, is corrupt, or is a bomb; ``blocks`` adds file and line."""
 
@@ -45,7 +70,7 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord("\n")))
 
 
-def blocks(path: Path, bad: BadLines = STRICT) -> Iterator[Block]:
+def blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Iterator[Block]:
     """Stream a plain or gzip text file (told apart by its first bytes) as blocks of whole lines.
 
     A UTF-8 byte order mark at the start is skipped.
@@ -53,15 +78,21 @@ def blocks(path: Path, bad: BadLines = STRICT) -> Iterator[Block]:
     Args:
         path: the file.
         bad: what becomes of lines that are not UTF-8.
+        beginning: bytes after which it stops inside of ``beginnings``, at the end of a piece; 0:
+            one piece.
 
     Raises:
         DataError: missing, empty, truncated or corrupt file, a gzip bomb, a line above 16 MiB,
             bytes that are not UTF-8, or a format that is no text.
         MachineError: the file exists but cannot be read.
     """
-    first, rest = 1, b""
+    first, rest, taken, cut = 1, b"", 0, _CUT.get()
     try:
         for piece in _text(path):
+            if cut is not None and taken >= (beginning or BLOCK) and first > 1:
+                cut.add(path)
+                return
+            taken += len(piece)
             whole, rest = _cut(path, first, rest, piece)
             if whole:
                 count = count_lines(whole)
@@ -73,6 +104,18 @@ def blocks(path: Path, bad: BadLines = STRICT) -> Iterator[Block]:
         yield bad.tried(Block(path, first, 1, rest), _utf8)
     elif first == 1:
         raise fault(path, 1, "the file has no lines")
+
+
+def document(path: Path) -> tuple[bytes, bool]:
+    """The text of a file that is one JSON document, and whether it is there to the end.
+
+    (It is, but for a large one inside of ``beginnings``.)
+
+    Raises:
+        DataError, MachineError: as ``blocks``.
+    """
+    data = b"".join(block.data for block in blocks(path, beginning=DOCUMENT))
+    return data, path not in (_CUT.get() or ())
 
 
 def _cut(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, bytes]:

@@ -34,7 +34,7 @@ from llmrec_cli.data.columns import (
 from llmrec_cli.data.prompts import load_template, template_names
 from llmrec_cli.data.rank_wording import Question, RankTemplate
 from llmrec_cli.data.readers.block import fault, printable, shown
-from llmrec_cli.data.readers.lines import blocks
+from llmrec_cli.data.readers.json_lines import read_document
 from llmrec_cli.data.readers.source import ITEM_SCHEMA, PAIR_SCHEMA, Locate, Notes, Source
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
@@ -103,7 +103,7 @@ def _wordings() -> dict[str, RankTemplate]:
 
 
 def _records(path: Path) -> list[Record]:
-    data = b"".join(block.data for block in blocks(path))
+    data = read_document(path)
     try:
         return msgspec.json.decode(data, type=list[Record])
     except msgspec.ValidationError as error:

@@ -54,11 +54,12 @@ def read_splits(
     """
     rows: dict[str, pl.DataFrame] = {}
     notes: Notes = {}
-    for split in SPLITS:
-        names: tuple[str, ...] = getattr(section.splits, split)
-        if not names and split in needed:
+    for split in needed:  # before anything is read
+        if not getattr(section.splits, split):
             problem = f'format "{section.format}" needs {", ".join(needed)}'
             raise RecipeError(f"[data.splits] {split} is empty: {problem}")
+    for split in SPLITS:
+        names: tuple[str, ...] = getattr(section.splits, split)
         parts = [(name, *read_one(locate(name))) for name in names]
         if parts:
             rows[split] = pl.concat([frame for _, frame, _ in parts])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
 from llmrec_cli.data.readers.delimited import header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape, read_records
-from llmrec_cli.data.readers.lines import first_block, head
+from llmrec_cli.data.readers.lines import first_block, head, only_beginnings
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
 
@@ -41,7 +42,11 @@ class Part:
 
 
 def read_parts(
-    path: Path, texts: Sequence[str], numbers: Sequence[str] = (), bad: BadLines = STRICT
+    path: Path,
+    texts: Sequence[str],
+    numbers: Sequence[str] = (),
+    bad: BadLines = STRICT,
+    absent: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Part]:
     """Stream the named columns of a file.
 
@@ -50,23 +55,24 @@ def read_parts(
         texts: columns of ids and titles; whole numbers become their decimal notation.
         numbers: columns of numbers; parquet's dates become milliseconds.
         bad: what becomes of lines that are wrong.
+        absent: what to do where a column is not there, for the message.
 
     Raises:
         DataError: a column is absent or of the wrong type, or the file is damaged.
     """
     if head(path)[:4] == b"PAR1":
-        return _parquet(path, texts, numbers)
+        return _parquet(path, texts, numbers, absent)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
         return _json(path, texts, numbers, bad)
     delimiter = "\t" if b"\t" in opening.partition(b"\n")[0] else ","
+    _require_columns(path, [*texts, *numbers], header(path, delimiter), absent)
     return _csv(path, texts, numbers, delimiter, bad)
 
 
 def _csv(
     path: Path, texts: Sequence[str], numbers: Sequence[str], delimiter: str, bad: BadLines
 ) -> Iterator[Part]:
-    _require_columns(path, [*texts, *numbers], header(path, delimiter))
     for cells in read_cells(path, delimiter=delimiter, numbers=numbers, bad=bad):
         yield Part(
             {name: cells.strings(name) for name in texts},
@@ -100,10 +106,12 @@ def _require_plausible(path: Path, rows: int) -> None:
         raise fault(path, 1, f"{rows:,} rows in {size:,} bytes: a parquet bomb?")
 
 
-def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[Part]:
+def _parquet(
+    path: Path, texts: Sequence[str], numbers: Sequence[str], absent: Mapping[str, str]
+) -> Iterator[Part]:
     try:
         file = pq.ParquetFile(path)
-        _require_columns(path, [*texts, *numbers], file.schema_arrow.names)
+        _require_columns(path, [*texts, *numbers], file.schema_arrow.names, absent)
         _require_plausible(path, file.metadata.num_rows)
         row = 1
         for batch in file.iter_batches(columns=[*texts, *numbers]):
@@ -113,6 +121,8 @@ def _parquet(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterat
                 row.__add__,
             )
             row += len(batch)
+            if only_beginnings():
+                return
     except MemoryError:  # Arrow has a kind of its own
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -145,10 +155,13 @@ def _floats(path: Path, name: str, column: pa.Array) -> np.ndarray[Any, Any]:
     return values
 
 
-def _require_columns(path: Path, wanted: Sequence[str], found: Sequence[str]) -> None:
+def _require_columns(
+    path: Path, wanted: Sequence[str], found: Sequence[str], absent: Mapping[str, str]
+) -> None:
     for name in wanted:
         if name not in found:
+            instead = f"; {absent[name]}" if name in absent else ""
             near = difflib.get_close_matches(name, found, 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             problem = f'no column "{name}" among {shown(", ".join(found), 200)}'
-            raise fault(path, 1, f"{problem}{hint} ([data.columns] names them)")
+            raise fault(path, 1, f"{problem}{hint} ([data.columns] names them{instead})")

@@ -1,0 +1,101 @@
+"""What each source format uses of `[data]`: one value per format.  No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_EVERY: Final = (
+    *("format", "split", "history", "min_history", "few_shot_users", "sample"),
+    *("engine", "memory", "spark"),
+)
+_LINES: Final = ("on_bad_line", "bad_line_limit")
+_NAMES: Final = ("metadata", "untitled", "identity")
+_TIMES: Final = ("start", "end")
+_REVIEWS: Final = (*_NAMES, *_LINES, *_TIMES, "duplicates", "k_core", "min_rating")
+_PARTS: Final = ("splits.train", "splits.test")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of the sources.
+
+    Attributes:
+        name: ``data.format``.
+        needs: keys of ``[data]`` that must name files; dotted where a table holds them.
+        uses: further keys that play a part, beside those that every format uses; the name of a
+            table stands for all of its keys.
+        comes_split: the source comes split already, and is not cleaned.
+        clock: the source has times that compare across users.
+        names: what a title is taken from where no metadata file is named; empty: from nothing.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    comes_split: bool = False
+    clock: bool = True
+    names: str = ""
+
+    def uses_key(self, key: str) -> bool:
+        """Whether a (dotted) key of ``[data]`` plays a part in this format."""
+        table = key.partition(".")[0]
+        return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
+
+
+_FORMATS: Final = (
+    Format("amazon2014", ("reviews",), _REVIEWS),
+    Format("amazon2018", ("reviews",), _REVIEWS),
+    Format("amazon2023", ("reviews",), _REVIEWS),
+    Format("ratings2014", ("reviews",), _REVIEWS),
+    Format("ratings2018", ("reviews",), _REVIEWS),
+    Format("ratings2023", ("reviews",), _REVIEWS),
+    Format("split2023", _PARTS, ("splits.valid", *_NAMES), comes_split=True),
+    Format("interactions", ("reviews",), (*_REVIEWS, "columns")),
+    Format(
+        "msl-windows",
+        (*_PARTS, "metadata"),
+        ("splits.valid", *_NAMES),
+        comes_split=True,
+    ),
+    Format(
+        "semantic-ids",
+        ("reviews", "index"),
+        ("metadata", "duplicates", "k_core", "identity"),
+        clock=False,
+        names="tokens",
+    ),
+    Format(
+        "rank-pairs",
+        _PARTS,
+        ("splits.preference", "splits.valid"),
+        comes_split=True,
+        clock=False,
+        names="the prompts",
+    ),
+)
+
+FORMATS: Final[Mapping[str, Format]] = {form.name: form for form in _FORMATS}
+
+
+def users_of(key: str) -> list[str]:
+    """Names of the formats in which a (dotted) key of ``[data]`` plays a part."""
+    return [form.name for form in _FORMATS if form.uses_key(key)]
+
+
+def possible_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
+    """The values of ``data.split`` that a source can be split by.
+
+    Args:
+        clock: whether the source, as the recipe reads it, has times that compare across users.
+    """
+    if form.comes_split:
+        return ("given",)
+    return ("leave-one-out", *(("global-time",) if clock else ()), "few-shot")
+
+
+def one_of(words: Sequence[str]) -> str:
+    """``"a", "b" or "c"``."""
+    quoted = [f'"{word}"' for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
