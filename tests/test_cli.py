@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli import exits
+from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 from llmrec_cli.progress import Lines, Rich
 from llmrec_cli.run_folder import claimed
@@ -85,8 +86,8 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (PanicException("Os { code: 11, message: Resource temporarily unavailable }"), 3),
         (PanicException("index out of bounds"), 1),
         (NumbersError("step 3"), 4),
-        (exits._Stopped(signal.SIGINT), 130),
-        (exits._Stopped(signal.SIGTERM), 143),
+        (Stopped(signal.SIGINT), 130),
+        (Stopped(signal.SIGTERM), 143),
         (RuntimeError("surprise"), 1),
     ],
 )
@@ -166,7 +167,7 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
     command: str, advice: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped() -> None:
-        raise exits._Stopped(signal.SIGTERM)
+        raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("sys.argv", ["llmrec", command])
     assert exits.guarded(stopped) == 143
@@ -188,7 +189,7 @@ def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(exits, "_fail", said)
     monkeypatch.setattr("sys.argv", ["llmrec"])
-    before = {number: signal.getsignal(number) for number in exits.SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         code = exits.ended(failing)
         signal.raise_signal(signal.SIGTERM)  # and on the way out
