@@ -21,7 +21,7 @@ from benchmarks.small import SAMPLE
 from llmrec_cli import cli, exits
 
 PACKAGE = Path(llmrec_cli.__file__).parent
-ODD = "“curly” café 中文 🎸"  # noqa: RUF001 - on purpose
+ODD = "“curly” café 中文 🎸"
 LETTERS = {"ascii": "", "latin-1": "é"}
 RUN = "runs/odd/baseline-itemknn"
 COMMANDS = {
@@ -91,9 +91,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def there(
     home: Path, monkeypatch: pytest.MonkeyPatch, signals_as_before: None
-) -> Iterator[pytest.MonkeyPatch]:
+) -> pytest.MonkeyPatch:
     monkeypatch.chdir(home)
-    yield monkeypatch
+    return monkeypatch
 
 
 def typed(patch: pytest.MonkeyPatch, screen: Screen, *words: str) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmrec_cli.engine.group import FAILURES, LAUNCHER, how_to_go_on, is_rank
 from llmrec_cli.engine.stop import Stopped, heeded, passed_on
-from llmrec_cli.engine.variables import check_variables
+from llmrec_cli.engine.variables import REFUSED, check_variables
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
 from llmrec_cli.recipe.stages import LaunchSection
 
@@ -50,7 +50,7 @@ def launched(section: LaunchSection, config: Path | None) -> bool:
     """Run the command that is running on many processes, where the recipe wants that.
 
     Args:
-        config: an ``accelerate config`` file, for FSDP, DeepSpeed, or several machines.
+        config: an ``accelerate config`` file, for FSDP, or several machines.
 
     Returns:
         False where this very process has to do the work: alone, or as a rank of a group.
@@ -149,7 +149,7 @@ def _many_on_cpus(config: str | None) -> bool:
     """Whether a config file asks for many CPU processes; Accelerate starts one, but with MPI.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be read, or asks for what llmrec cannot work under.
     """
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
@@ -161,6 +161,13 @@ def _many_on_cpus(config: str | None) -> bool:
         asked = load_config_from_file(config)
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise _refused(error) from error
+    for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if asked.distributed_type == kind:
+            name = f"ACCELERATE_USE_{kind.value}"
+            raise RecipeError(
+                f"--accelerate-config {config}: distributed_type: {kind.value}: {REFUSED[name]}; "
+                "use MULTI_GPU or FSDP"
+            )
     return bool(asked.distributed_type == DistributedType.MULTI_CPU and asked.num_processes > 1)
 
 

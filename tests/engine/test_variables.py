@@ -183,6 +183,17 @@ def test_what_llmrec_cannot_work_under_is_refused(
         make_accelerator(recipe())
 
 
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM"])
+def test_a_config_file_that_asks_for_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"distributed_type: {kind}\nnum_processes: 1\nnum_machines: 1\n")
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda parsed: None)
+    with pytest.raises(UserError, match=f"config.yaml: distributed_type: {kind}: .* use MULTI_GPU"):
+        launched(LaunchSection(), config)
+
+
 def test_the_cpu_by_the_environment_against_the_gpu_by_the_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
