@@ -409,7 +409,8 @@ def test_half_of_a_launcher_is_refused_and_one_process_works(home: Path, no_orph
 
 def test_accelerate_launch_is_joined(home: Path, no_orphans: str) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
-    group = start(home, *launcher, "-m", "llmrec_cli", "sft", *fresh(home, no_orphans), TWO)
+    words = [*fresh(home, no_orphans), "train.max_steps=1", TWO]
+    group = start(home, *launcher, "-m", "llmrec_cli", "sft", *words)
     _, said = group.communicate(timeout=120)
     assert group.returncode == 0, said
     assert outcome(home, no_orphans)["processes"] == 1
