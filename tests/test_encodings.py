@@ -30,7 +30,7 @@ COMMANDS = {
     "baseline": ["--model", "itemknn", "tiny.toml", "--resume"],
     "sft": ["tiny.toml", "--resume"],
     "align": ["--method", "msl", "tiny.toml", "--resume"],
-    "eval": ["tiny.toml"],
+    "eval": ["tiny.toml", "--again"],
     "run": ["tiny.toml"],
     "sweep": ["tiny.toml"],
     "compare": ["runs/odd", "--out", "board.md", "--out", "board.html"],
@@ -171,7 +171,7 @@ NARROW = {
 FAILING = f"""
 from llmrec_cli import cli
 def fail():
-    raise RuntimeError({ODD!r})
+    raise RuntimeError({ODD!a})
 cli.app = fail
 cli.main()
 """

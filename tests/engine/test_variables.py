@@ -232,7 +232,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
         {"ACCELERATE_FP8_BACKEND": "TE"},
         {"ACCELERATE_SOMETHING_NEW": "1"},
-        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
         SLURM,
     ],
     ids=str,
