@@ -396,8 +396,8 @@ def test_half_of_a_launcher_is_refused_and_one_process_works(home: Path, no_orph
     assert done.returncode == 2
     assert said == (
         "llmrec sft: error: RANK=0 is set, as torchrun or accelerate launch does, but not "
-        "WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset RANK, or start llmrec through a launcher that "
-        "sets all of them\n"
+        "WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset RANK, LOCAL_RANK, or start llmrec through a "
+        "launcher that sets all of them\n"
     )
     one = start(home, "sft", *words, set_too=[*half, "WORLD_SIZE=1", "OMP_NUM_THREADS=1"])
     _, said = one.communicate(timeout=60)

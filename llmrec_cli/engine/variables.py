@@ -97,9 +97,10 @@ def _group(launcher: str, names: Mapping[str, str], found: Mapping[str, str]) ->
     needed = [*names.values(), *_MEETING]
     missing = [name for name in needed if not os.environ.get(name)]
     if missing and not one:
+        unset = ", ".join(names[own] for own in names if own in found)
         raise UserError(
             f"{first}={value} is set, as {launcher} does, but not {', '.join(missing)}; unset "
-            f"{first}, or start llmrec through a launcher that sets all of them"
+            f"{unset}, or start llmrec through a launcher that sets all of them"
         )
     group = Group(launcher, numbers.get(RANK, 0), numbers[SIZE], numbers.get(LOCAL_RANK, 0))
     if not 0 <= group.local_rank <= group.rank < group.size:
