@@ -16,9 +16,9 @@ import typer
 
 from llmrec_cli import __version__
 from llmrec_cli.commands import audit, comparing, material, pipeline, serving, shelf, sweeping
-from llmrec_cli.engine.group import end_with_launcher, is_started
+from llmrec_cli.engine.group import end_with_launcher
 from llmrec_cli.exits import ended
-from llmrec_cli.terminal import out
+from llmrec_cli.terminal import let_go, out, show_any_text
 
 app = typer.Typer(
     name="llmrec",
@@ -91,6 +91,12 @@ def main() -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # libraries' advice to developers, not to users
         warnings.simplefilter("ignore")
-    if is_started():
-        end_with_launcher()
-    sys.exit(ended(app))
+    show_any_text()
+    code = ended(_command)
+    let_go()
+    sys.exit(code)
+
+
+def _command() -> None:
+    end_with_launcher()
+    app()

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli import __version__
+from llmrec_cli.engine.variables import LAUNCHERS, SINGLE, recorded_variables
+from llmrec_cli.redaction import redacted_in
 from llmrec_cli.run_folder import circumstances
 
 NEEDED: Final = (
@@ -50,11 +52,8 @@ OPTIONAL: Final = (
     "trackio",
 )
 VARIABLES: Final = (  # whose values are numbers and switches
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
+    *(name for names in LAUNCHERS.values() for name in names.values()),
+    *SINGLE,
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
     "NO_COLOR",
@@ -78,7 +77,8 @@ def environment() -> dict[str, Any]:
         "memory": _memory(),
         "disk free, GB": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "torch": _torch(),
-        "variables": {n: _known(v) for n in VARIABLES if (v := os.environ.get(n)) is not None},
+        "variables": {n: _known(v) for n in VARIABLES if (v := os.environ.get(n)) is not None}
+        | redacted_in(recorded_variables()),
     }
 
 
@@ -118,7 +118,8 @@ def _processor() -> dict[str, Any]:
 
 def _model() -> str | None:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or None
@@ -128,7 +129,7 @@ def _memory() -> dict[str, float | None]:
     """Of the machine, and what a container may use of it, GB."""
     limit = None
     try:
-        text = _CGROUP.read_text().strip()
+        text = _CGROUP.read_text(encoding="ascii").strip()
         limit = round(int(text) / 1e9, 1) if text.isdecimal() else None
     except OSError:
         pass
@@ -167,10 +168,10 @@ def _gpu(properties: Any) -> dict[str, Any]:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(done.stdout.split()), None)
+    return next(iter(done.stdout.decode(errors="replace").split()), None)
 
 
 def _quietly(ask: Callable[[], Any]) -> Any:

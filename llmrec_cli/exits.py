@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from llmrec_cli.engine.group import how_to_go_on, is_rank, note_failure
-from llmrec_cli.engine.stop import SIGNALS
+from llmrec_cli.engine.stop import Stopped, heeded
 from llmrec_cli.errors import LlmrecError, MachineError, folder_of
 from llmrec_cli.redaction import redacted
 from llmrec_cli.report.text import plain
@@ -28,6 +28,7 @@ _NO_MEMORY = (
     "failed to map segment from shared object",
     "Resource temporarily unavailable",
 )
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
 _LONGEST = 2000  # characters of a line; a key or a word may have any number
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
@@ -35,19 +36,22 @@ _ALONE = "another process of the group ended, or gave no answer within launch.ti
 def ended(command: Callable[[], object]) -> int:
     """Run ``command`` with signals turned into exit codes too.
 
-    The first of them counts while the command runs; after it nothing is left to do but to say
-    how it ended, and no signal comes between.
+    The first of them ends the command.  While it cleans up, only SIGINT and SIGTERM break in: a
+    closed terminal sends SIGHUP more than once, and a limit on processor time SIGXCPU every second.
+    After the command nothing is left to do but to say how it ended, and no signal comes between.
     """
-    running = True
+    running, stopping = True, False
 
     def stop(number: int, frame: object) -> None:
-        if running:
-            raise _Stopped(number)
+        nonlocal stopping
+        if running and (not stopping or number in _INSISTENT):
+            stopping = True
+            raise Stopped(number)
 
     def heard() -> None:
         nonlocal running
         try:
-            for number in SIGNALS:
+            for number in heeded():
                 signal.signal(number, stop)
             command()
         finally:
@@ -62,9 +66,8 @@ def guarded(command: Callable[[], object]) -> int:
         command()
     except LlmrecError as error:
         return _fail(str(error), error.exit_code)
-    except _Stopped as stop:
-        name = "interrupted" if stop.number == signal.SIGINT else "terminated"
-        return _fail(f"{name}; {how_to_go_on()}", 128 + stop.number, secondary=True)
+    except Stopped as stop:
+        return _fail(f"{stop}; {how_to_go_on()}", stop.exit_code, secondary=True)
     except (MemoryError, OSError) as error:
         return _fail(_machine_line(error), MachineError.exit_code)
     except SystemExit as error:
@@ -80,13 +83,6 @@ def guarded(command: Callable[[], object]) -> int:
             raise
         return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
     return 0
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; not a KeyboardInterrupt, which typer would swallow."""
-
-    def __init__(self, number: int) -> None:
-        self.number = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
 
 def _fail(message: str, code: int, *, secondary: bool = False) -> int:
@@ -132,7 +128,8 @@ def _left_alone(error: Exception) -> bool:
 def _bug(error: BaseException) -> int:
     log = folder_of(error) / "debug.log"
     try:
-        log.write_text(redacted("".join(traceback.format_exception(error))))
+        story = redacted("".join(traceback.format_exception(error)))
+        log.write_text(story, encoding="utf-8", errors="backslashreplace")
         where = f"the traceback is in {log.resolve()}; please report it"
     except OSError:
         where = "please report it"

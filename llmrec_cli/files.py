@@ -321,8 +321,9 @@ def _is_ours(written: bytes, value: Any) -> bool:
 
 
 def _json_bytes(value: Any) -> bytes:
+    """UTF-8; of a file name that is none, the bytes become the escapes that JSON has for them."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+    return (text + "\n").encode(errors="backslashreplace")
 
 
 def _names(folder: Path) -> list[str]:

@@ -52,11 +52,13 @@ class Lines:
     """Plain lines, a few per task, for logs and pipes."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
-        self.stream = stream or sys.stderr
+        self.stream: TextIO | None = stream or sys.stderr
         self.every = every  # seconds between two lines of one task
 
     def say(self, text: str) -> None:
         """Write one line; where nobody can read it any more, the work goes on."""
+        if self.stream is None:  # stderr was closed by whoever started this
+            return
         with suppress(OSError):
             print(harmless(text), file=self.stream, flush=True)
 

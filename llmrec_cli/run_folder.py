@@ -17,6 +17,7 @@ import tomli_w
 from llmrec_cli import __version__
 from llmrec_cli.claims import claimed, claimed_to_evaluate, taken_back
 from llmrec_cli.engine.trackers import Trackers, tracked
+from llmrec_cli.engine.variables import recorded_variables
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
@@ -77,6 +78,8 @@ def open_run(recipe: Recipe, run: str, facts: Mapping[str, Any], *, resume: bool
         if BASE_FILES not in recorded["facts"]:  # begun by an older version
             described["facts"] = {k: v for k, v in facts.items() if k != BASE_FILES}
         _check_same(folder, recorded, described)
+        if recorded.get("variables") not in (None, now := _variables()):
+            write_json(folder / MANIFEST_FILE, {**recorded, "variables_resumed": now})
         return folder
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,13 @@ def circumstances() -> dict[str, Any]:
         "machine": platform.machine(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "git": _git_state(),
+        "variables": _variables(),
     }
+
+
+def _variables() -> dict[str, str]:
+    found: dict[str, str] = redacted_in(recorded_variables())
+    return found
 
 
 def finish(folder: Path, outcome: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
@@ -320,7 +329,7 @@ def _git_state() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()

@@ -91,7 +91,10 @@ def _copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
     data = _DATA.findall(text)
     text = _EXTENDS.sub(lambda match: f'{match[1]}"{Path(match[2]).name}"', text)
     text = _DATA.sub(lambda match: f'"./{_below(match[1])}"', text)
-    yield target, text.encode()
+    try:
+        yield target, text.encode()
+    except UnicodeEncodeError:  # its own name stands in it
+        raise RecipeError(f"--to {target}: expected a name that is UTF-8") from None
     for base in bases:
         yield target.parent / Path(base).name, (source.parent / base).read_bytes()
     for file in data:

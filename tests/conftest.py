@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from llmrec_cli.engine.stop import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +22,15 @@ def shared_data() -> Path:
             f"no genuine data beside the checkout (expected {folder.relative_to(ROOT.parent)})"
         )
     return folder
+
+
+@pytest.fixture
+def signals_as_before() -> Iterator[None]:
+    """Afterwards every signal means what it meant, whatever the test installs."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

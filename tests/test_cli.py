@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli import exits
+from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
+from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Lines, Rich
 from llmrec_cli.run_folder import claimed
 from llmrec_cli.terminal import Terminal
@@ -85,8 +87,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         (PanicException("Os { code: 11, message: Resource temporarily unavailable }"), 3),
         (PanicException("index out of bounds"), 1),
         (NumbersError("step 3"), 4),
-        (exits._Stopped(signal.SIGINT), 130),
-        (exits._Stopped(signal.SIGTERM), 143),
+        *((Stopped(n), 130 if n == signal.SIGINT else 143) for n in SIGNALS),
         (RuntimeError("surprise"), 1),
     ],
 )
@@ -166,7 +167,7 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
     command: str, advice: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped() -> None:
-        raise exits._Stopped(signal.SIGTERM)
+        raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("sys.argv", ["llmrec", command])
     assert exits.guarded(stopped) == 143
@@ -188,22 +189,59 @@ def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
     monkeypatch.setattr(exits, "_fail", said)
     monkeypatch.setattr("sys.argv", ["llmrec"])
-    before = {number: signal.getsignal(number) for number in exits.SIGNALS}
-    try:
-        code = exits.ended(failing)
-        signal.raise_signal(signal.SIGTERM)  # and on the way out
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    code = exits.ended(failing)
+    signal.raise_signal(signal.SIGTERM)  # and on the way out
     return code
 
 
+@pytest.mark.usefixtures("signals_as_before")
 @pytest.mark.parametrize("signals", [0, 1, 2])
 def test_a_signal_that_comes_after_the_end_changes_nothing(
     signals: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ended_while_failing(signals, monkeypatch) == 2
     assert capsys.readouterr().err == "llmrec: error: row 7 is odd\n"
+
+
+@pytest.mark.usefixtures("signals_as_before")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_ends_a_command_and_leaves_no_half_of_a_folder(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is whole already stays; a second signal of a kind that comes twice does no harm."""
+    cleaned: list[int] = []
+
+    def fill(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        try:
+            signal.raise_signal(number)
+        finally:
+            if number not in (signal.SIGINT, signal.SIGTERM):  # a person who insists
+                signal.raise_signal(number)
+                signal.raise_signal(signal.SIGHUP)
+            cleaned.append(number)
+
+    def command() -> None:
+        write_folder(tmp_path / "prepared", lambda folder: None)
+        write_folder(tmp_path / "second", fill)
+
+    for heard in SIGNALS:
+        signal.signal(heard, signal.SIG_DFL)
+    monkeypatch.setattr("sys.argv", ["llmrec", "prepare"])
+    assert exits.ended(command) == (130 if number == signal.SIGINT else 143)
+    assert cleaned == [number]
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+    said = capsys.readouterr().err
+    assert said == f"llmrec prepare: error: {SIGNALS[number]}; go on with the same command\n"
+
+
+@pytest.mark.usefixtures("signals_as_before")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_was_ignored_before_the_start_is_ignored(number: int) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    assert exits.ended(lambda: signal.raise_signal(number)) == 0
+    assert signal.getsignal(number) == signal.SIG_IGN
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ if os.environ.get("RANK") == "1":
 
     loop._update = broken
 '''
+ON_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal of this session, whose end is SIGHUP
+runpy.run_module("llmrec_cli", run_name="__main__", alter_sys=True)
+"""
 SLOW = '''
 """Loaded by every Python process of a test: a checkpoint takes three seconds to be written."""
 import os, time
@@ -74,15 +80,38 @@ def fresh(home: Path, name: str) -> list[str]:
     return [*WORDS, f"name={name}"]
 
 
-def start(home: Path, *words: str, hook: str = "") -> subprocess.Popen[str]:
-    """Start a command in its own process group, ``hook`` loaded by each of its processes."""
-    environment = dict(os.environ)
+HANGUP = {  # whatever these tests themselves were started by
+    kind: [
+        sys.executable,
+        "-c",
+        "import os, signal, sys\n"
+        f"signal.signal(signal.SIGHUP, signal.{meaning})\n"
+        "os.execv(sys.argv[1], sys.argv[1:])",
+    ]
+    for kind, meaning in (("terminal", "SIG_DFL"), ("nohup", "SIG_IGN"))
+}
+
+
+def start(
+    home: Path,
+    *words: str,
+    hook: str = "",
+    ignores: bool = False,
+    set_too: Sequence[str] = (),
+) -> subprocess.Popen[str]:
+    """Start a command in its own process group, ``hook`` loaded by each of its processes.
+
+    Args:
+        ignores: under ``nohup``.
+        set_too: NAME=VALUE, further variables of its environment.
+    """
+    environment = os.environ | dict(pair.split("=", 1) for pair in set_too)
     if hook:
         (home / "sitecustomize.py").write_text(hook)
         environment["PYTHONPATH"] = os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])
     command = words if words[0] == sys.executable else (sys.executable, "-m", "llmrec_cli", *words)
     return subprocess.Popen(
-        command,
+        [*HANGUP["nohup" if ignores else "terminal"], *command],
         cwd=home,
         env=environment,
         stdout=subprocess.PIPE,
@@ -167,7 +196,7 @@ def test_a_failing_rank_ends_all_with_its_one_line(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
     home: Path, no_orphans: str, number: signal.Signals
 ) -> None:
@@ -188,6 +217,58 @@ def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
     if number == signal.SIGTERM:
         ok(llmrec(home, "sft", *words, TWO, "--resume"))
         assert losses(home, no_orphans) == losses(home, "quickstart")
+
+
+def test_what_nohup_started_ends_with_no_terminal(home: Path, no_orphans: str) -> None:
+    """Neither the launcher, nor torch's part of it, nor a rank hears that the terminal closes."""
+    group = start(home, "sft", *fresh(home, no_orphans), TWO, ignores=True)
+    metrics = home / "runs" / no_orphans / "sft/metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2)
+    for process in (group.pid, *ranks_of(no_orphans)):
+        os.kill(process, signal.SIGHUP)
+    _, said = group.communicate(timeout=60)
+    assert group.returncode == 0, said
+    assert losses(home, no_orphans) == losses(home, "quickstart")
+
+
+def test_a_terminal_that_closes_leaves_a_checkpoint(home: Path, no_orphans: str) -> None:
+    """SIGHUP comes from the kernel, and nobody reads the bars and the last line any more."""
+    words = [*fresh(home, no_orphans), "train.save_every=1000", "train.epochs=200"]
+    ours, theirs = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    alone = subprocess.Popen(
+        [*HANGUP["terminal"], sys.executable, "-c", ON_TERMINAL, "sft", *words],
+        cwd=home,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    folder = home / "runs" / no_orphans / "sft"
+    metrics = folder / "metrics.jsonl"
+    wait_for(lambda: os.read(ours, 4096) and metrics.is_file() and metrics.read_bytes())
+    os.close(ours)
+    assert alone.wait(timeout=60) == 143
+    found = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    assert found.state["step"] == len(losses(home, no_orphans))
+
+
+def test_one_process_of_a_config_file_is_told_to_stop(home: Path, no_orphans: str) -> None:
+    """Accelerate waits for it, and would leave it to be killed with its launcher."""
+    config = "distributed_type: 'NO'\nnum_processes: 1\nnum_machines: 1\nmachine_rank: 0\n"
+    (home / "one.yaml").write_text(config)
+    words = [*fresh(home, no_orphans), "train.save_every=1000", "train.epochs=200"]
+    launcher = start(home, "sft", *words, "--accelerate-config", "one.yaml")
+    folder = home / "runs" / no_orphans / "sft"
+    wait_for(lambda: (folder / "metrics.jsonl").is_file() and losses(home, no_orphans))
+    os.kill(launcher.pid, signal.SIGHUP)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 143, said
+    assert said.splitlines()[-1] == "llmrec sft: error: terminated (SIGHUP); go on with --resume"
+    assert Checkpoints(folder / "checkpoints").newest() is not None
 
 
 def test_a_hanging_rank_ends_all_within_the_limit(home: Path, no_orphans: str) -> None:
@@ -307,9 +388,29 @@ def test_torchrun_is_joined_and_its_restart_goes_on(
     assert losses(home, no_orphans) == losses(home, "quickstart")
 
 
+def test_half_of_a_launcher_is_refused_and_one_process_works(home: Path, no_orphans: str) -> None:
+    words = [*fresh(home, no_orphans), "train.max_steps=1", TWO]
+    half = [f"{name}=0" for name in ("RANK", "LOCAL_RANK")]
+    done = start(home, "sft", *words, set_too=half)
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert said == (
+        "llmrec sft: error: RANK=0 is set, as torchrun or accelerate launch does, but not "
+        "WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset RANK, LOCAL_RANK, or start llmrec through a "
+        "launcher that sets all of them\n"
+    )
+    one = start(home, "sft", *words, set_too=[*half, "WORLD_SIZE=1", "OMP_NUM_THREADS=1"])
+    _, said = one.communicate(timeout=60)
+    assert one.returncode == 0, said
+    assert outcome(home, no_orphans)["processes"] == 1
+    manifest = json.loads((home / "runs" / no_orphans / "sft/manifest.json").read_text())
+    assert manifest["variables"]["OMP_NUM_THREADS"] == "1"
+
+
 def test_accelerate_launch_is_joined(home: Path, no_orphans: str) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
-    group = start(home, *launcher, "-m", "llmrec_cli", "sft", *fresh(home, no_orphans), TWO)
+    words = [*fresh(home, no_orphans), "train.max_steps=1", TWO]
+    group = start(home, *launcher, "-m", "llmrec_cli", "sft", *words)
     _, said = group.communicate(timeout=120)
     assert group.returncode == 0, said
     assert outcome(home, no_orphans)["processes"] == 1

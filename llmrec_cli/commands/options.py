@@ -27,7 +27,7 @@ Config = Annotated[
     typer.Option(
         "--accelerate-config",
         metavar="FILE",
-        help="Accelerate's config file: FSDP, DeepSpeed, several machines.",
+        help="Accelerate's config file: FSDP, several machines.",
     ),
 ]
 Split = Annotated[Literal["test", "valid"], typer.Option(help="Which rows to rank.")]

@@ -12,31 +12,40 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from llmrec_cli.engine.variables import Group, find_group
+from llmrec_cli.errors import UserError
+
 FAILURES = "LLMREC_FAILURES"
 """Environment variable: the folder in which ranks leave what ended them."""
 
 LAUNCHER = "LLMREC_LAUNCHER"
-"""Environment variable: the process id of whoever started this one (a launcher, a sweep)."""
+"""Environment variable: the process id of the llmrec that started this one (a launcher, a sweep).
+
+Only llmrec sets it, and nothing else makes this process the child of another one.
+"""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_JOINED = ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION")  # set by torchrun, by accelerate launch
 _RESUMABLE = ("sft", "align", "baseline")
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 def is_rank() -> bool:
     """Whether this process was started as one of a group."""
-    return any(name in os.environ for name in _JOINED)
-
-
-def is_started() -> bool:
-    """Whether another process of llmrec, or a launcher, started this one and waits for it."""
-    return is_rank() or LAUNCHER in os.environ
+    return FAILURES in os.environ or _group() is not None
 
 
 def is_first_rank() -> bool:
     """Whether this process is the one that prints."""
-    return os.environ.get("RANK", "0") == "0"
+    group = _group()
+    return group is None or group.rank == 0
+
+
+def _group() -> Group | None:
+    """The group; half of a launcher's variables are refused where a group would be joined."""
+    try:
+        return find_group()
+    except UserError:
+        return None
 
 
 def how_to_go_on() -> str:
@@ -63,25 +72,40 @@ def note_failure(message: str, code: int, *, secondary: bool) -> bool:
         return False
     note = {"message": message, "code": code, "secondary": secondary, "time": time.time()}
     path = Path(folder) / f"rank-{os.environ.get('RANK', '0')}.json"
-    path.with_suffix(".tmp").write_text(json.dumps(note))
+    path.with_suffix(".tmp").write_bytes(json.dumps(note).encode())
     path.with_suffix(".tmp").replace(path)
     return True
 
 
 def end_with_launcher(every: float = 0.25) -> None:
-    """End this process when the one that started it is gone: no orphan goes on writing.
+    """End this process when the llmrec that started it is gone: no orphan goes on writing.
 
-    A child of our own launcher is ended by the kernel where that can be asked for (Linux).
+    The kernel ends it where that can be asked for (Linux).  Nothing happens without ``LAUNCHER``:
+    whoever else started this process, a shell or a launcher, may end before it.
+
+    Raises:
+        UserError: ``LAUNCHER`` is no process id.
     """
-    parent, launcher = os.getppid(), int(os.environ.get(LAUNCHER, 0))
+    known = os.environ.get(LAUNCHER)
+    if known is None:
+        return
+    if not known.isdecimal() or int(known) == 0:
+        raise UserError(f"{LAUNCHER}={known}: only llmrec sets this variable; unset it")
+    parent, launcher = os.getppid(), int(known)
     if parent == launcher:
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if launcher and not _alive(launcher):  # before this rank had come here
+
+    def is_gone() -> bool:
+        return os.getppid() != parent if parent == launcher else not _alive(launcher)
+
+    if is_gone() or not _alive(launcher):  # before this rank had come here
+        with suppress(OSError, AttributeError):
+            sys.stderr.write(f"llmrec: ended with process {launcher} ({LAUNCHER}), which is gone\n")
         os._exit(128 + signal.SIGKILL)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not is_gone():
             time.sleep(every)
         os._exit(128 + signal.SIGKILL)
 
@@ -91,6 +115,8 @@ def end_with_launcher(every: float = 0.25) -> None:
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
+    except PermissionError:  # somebody else's
+        return True
     return True

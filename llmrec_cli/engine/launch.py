@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llmrec_cli.engine.group import FAILURES, LAUNCHER, how_to_go_on, is_rank
-from llmrec_cli.engine.stop import SIGNALS
+from llmrec_cli.engine.stop import Stopped, heeded, passed_on
+from llmrec_cli.engine.variables import REFUSED, check_variables
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
 from llmrec_cli.recipe.stages import LaunchSection
 
@@ -49,7 +50,7 @@ def launched(section: LaunchSection, config: Path | None) -> bool:
     """Run the command that is running on many processes, where the recipe wants that.
 
     Args:
-        config: an ``accelerate config`` file, for FSDP, DeepSpeed, or several machines.
+        config: an ``accelerate config`` file, for FSDP, or several machines.
 
     Returns:
         False where this very process has to do the work: alone, or as a rank of a group.
@@ -58,7 +59,9 @@ def launched(section: LaunchSection, config: Path | None) -> bool:
         RecipeError: more processes than GPUs, or a config file that Accelerate refuses.
         GroupError: a rank failed; with its message and exit code.
         MachineError: a rank was killed, or ended without a word.
+        UserError: variables of another launcher that fit no group.
     """
+    check_variables()
     if is_rank():
         return False
     count = processes(section)
@@ -117,13 +120,15 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
 
     parsed = launch_command_parser().parse_args(list(arguments))
     parsed.multi_gpu |= _many_on_cpus(parsed.config_file)
-    parsed.signals_to_handle = "SIGHUP"  # torchrun would put its own handlers over those below
+    parsed.signals_to_handle = ""  # torchrun would put its own handlers over those below
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
     os.environ[LAUNCHER] = str(os.getpid())
     os.environ |= _import_paths()
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # torchrun's options of another job: its nodes, its restarts
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
-    with _passed_on(SignalException):
+    with _passed_on(SignalException) as arrived:
         try:
             launch_command(parsed)
         except ChildFailedError as error:
@@ -133,11 +138,10 @@ def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) ->
             raise _said(failures, secondary=False) or wordless from None
         except (ValueError, KeyError, TypeError) as error:
             raise _refused(error) from error
-        except SignalException as error:
-            number = int(error.sigval)
-            name = "interrupted" if number == signal.SIGINT else "terminated"
-            message = f"{name}; {how_to_go_on()}"
-            ended = GroupError(message, 128 + number)
+        except SignalException:
+            _end_children(arrived[0], section.timeout)
+            stopped = Stopped(arrived[0])
+            ended = GroupError(f"{stopped}; {how_to_go_on()}", stopped.exit_code)
             raise _said(failures, secondary=False) or ended from None
 
 
@@ -145,7 +149,7 @@ def _many_on_cpus(config: str | None) -> bool:
     """Whether a config file asks for many CPU processes; Accelerate starts one, but with MPI.
 
     Raises:
-        RecipeError: it cannot be read.
+        RecipeError: it cannot be read, or asks for what llmrec cannot work under.
     """
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
@@ -157,6 +161,13 @@ def _many_on_cpus(config: str | None) -> bool:
         asked = load_config_from_file(config)
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise _refused(error) from error
+    for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if asked.distributed_type == kind:
+            name = f"ACCELERATE_USE_{kind.value}"
+            raise RecipeError(
+                f"--accelerate-config {config}: distributed_type: {kind.value}: {REFUSED[name]}; "
+                "use MULTI_GPU or FSDP"
+            )
     return bool(asked.distributed_type == DistributedType.MULTI_CPU and asked.num_processes > 1)
 
 
@@ -166,22 +177,42 @@ def _refused(error: Exception) -> RecipeError:
 
 
 @contextmanager
-def _passed_on(exception: Any) -> Iterator[None]:
-    """Turn the first signal into the launcher's exception, which it passes on; ignore others."""
+def _passed_on(exception: Any) -> Iterator[list[int]]:
+    """Turn the first signal into the launcher's exception, which it passes on; ignore others.
+
+    Signals that are ignored here are ignored by the ranks, which inherit that.
+
+    Yields:
+        The signals that have arrived.
+    """
     arrived: list[int] = []
 
     def first(number: int, frame: object) -> None:
         arrived.append(number)
         if len(arrived) == 1:
-            passed = signal.SIGTERM if number == signal.SIGUSR1 else signal.Signals(number)
-            raise exception(f"signal {number}", passed)
+            raise exception(f"signal {number}", passed_on(number))
 
-    before = {number: signal.signal(number, first) for number in SIGNALS}
+    before = {number: signal.signal(number, first) for number in heeded()}
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _end_children(number: int, timeout: int) -> None:
+    """Pass a signal on to what still runs: Accelerate leaves a single process to itself."""
+    import psutil  # of Accelerate
+
+    left = list[Any]()
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "llmrec_cli" in child.cmdline():
+                child.send_signal(passed_on(number))
+                left.append(child)
+    for child in psutil.wait_procs(left, timeout)[1]:
+        with suppress(psutil.Error):
+            child.kill()
 
 
 def _group_error(

@@ -66,14 +66,15 @@ def _set_back(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            _RESET.write_text("5")
+            _RESET.write_bytes(b"5")
 
 
 def _peak(device: torch.device) -> int:
     with contextlib.suppress(OSError, RuntimeError, AssertionError, ImportError):
         if device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(device))
-        found = _HIGHEST.search(_STATUS.read_text()) if _STATUS.exists() else None
+        status = _STATUS.read_bytes().decode(errors="replace") if _STATUS.exists() else ""
+        found = _HIGHEST.search(status)
         return int(found[1]) * 1024 if found else _of_the_process()
     return 0
 

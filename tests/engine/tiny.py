@@ -47,7 +47,13 @@ def rows(n: int = 22) -> list[Row]:
     return made
 
 
-def job(folder: Path, method: str = "lml", dropout: float = 0.2, **section: Any) -> Job:
+def job(
+    folder: Path,
+    method: str = "lml",
+    dropout: float = 0.2,
+    ranks: Ranks | None = None,
+    **section: Any,
+) -> Job:
     config = LlamaConfig(
         vocab_size=12,
         hidden_size=16,
@@ -73,7 +79,7 @@ def job(folder: Path, method: str = "lml", dropout: float = 0.2, **section: Any)
         section=TrainSection(**{**settings, **section}),
         seed=3,
         folder=folder,
-        ranks=Ranks(Accelerator(cpu=True)),
+        ranks=ranks or Ranks(Accelerator(cpu=True)),
         progress=Silent(),
     )
 

@@ -170,7 +170,8 @@ def _cause(error: Exception) -> str:
 
 def _complaint(log: Path) -> str:
     """What a JVM wrote that ended before it could be asked."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines()]
     told = [line for line in lines if re.search(r"(Exception|Error)\b.*: ", line)]
     return _cut(next(iter(told), "Java ended at once"))
 
