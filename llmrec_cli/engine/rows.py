@@ -12,20 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import HISTORY, TARGET, TITLE, TOKENS, USER
-from llmrec_cli.data.prompts import Template
+from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
+from llmrec_cli.data.leaves import has_tokens
+from llmrec_cli.data.prompts import SEQUENCE, Template, require_titles
 from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]
+_AT_ONCE = 8  # items of a history that is encoded to be checked
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     Raises:
         DataError: an item has no token (quotes do not count), or contains EOS.
     """
-    if items[TOKENS].notna().any():
+    if has_tokens(items):
         vocabulary, empty = codec.tokenizer.get_vocab(), list[int]()
         sequences = [[vocabulary[token] for token in tokens] for tokens in items[TOKENS]]
     else:
@@ -96,10 +98,21 @@ class Encoder(Protocol):
         ...
 
 
+class _Words(NamedTuple):
+    """Token ids of what stands around the semantic IDs of a text prompt."""
+
+    head: IntArray
+    separator: IntArray
+    tail: IntArray
+    no_history: IntArray  # the whole prompt
+
+
 class PromptEncoder:
     """Histories to prompt ids, for a text template or for bare item sequences.
 
-    A prompt that is too long loses its oldest items whole; a title is never cut.
+    In a text prompt, an item that is known by its semantic ID is its tokens, as in the response
+    (LC-Rec, arXiv:2311.09049); any other item is its title.  A prompt that is too long loses its
+    oldest items whole; no item is ever cut.
 
     Args:
         max_tokens: longest prompt.
@@ -118,7 +131,11 @@ class PromptEncoder:
         self.template = template
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
-        self.titles = items[TITLE].fillna("").tolist() if template else []
+        self.titles, self.words = list[str](), None
+        if template is not None and has_tokens(items):
+            self.words = _encode_words(template, codec)
+        elif template is not None:
+            self.titles = require_titles(template.name, template.render, items)
         self.max_tokens = max_tokens
         self.why = why or f"prompt.max_tokens = {max_tokens}"
 
@@ -126,6 +143,8 @@ class PromptEncoder:
         """Prompt ids of each history (catalogue indices, oldest first)."""
         if self.template is None:
             return [self._bare(history) for history in histories]
+        if self.words is not None:
+            return [self._around_ids(self.words, history) for history in histories]
         return self._texts(self.template, [list(history) for history in histories])
 
     def _bare(self, history: Sequence[int]) -> IntArray:
@@ -137,6 +156,25 @@ class PromptEncoder:
             parts.append(self.catalogue[item])
         start = np.array([self.codec.start], dtype=np.int32)
         return np.concatenate([start, *reversed(parts)])
+
+    def _around_ids(self, words: _Words, history: Sequence[int]) -> IntArray:
+        """Semantic IDs between the template's words; each piece is encoded on its own."""
+        room, parts = self.max_tokens - len(words.head) - len(words.tail), list[IntArray]()
+        for item in reversed(history):
+            tokens = self.catalogue[item][:-1]  # without EOS
+            part = np.concatenate([tokens, words.separator]) if parts else tokens
+            room -= len(part)
+            if room < 0:
+                break
+            parts.append(part)
+        if parts:
+            return np.concatenate([words.head, *reversed(parts), words.tail])
+        if len(words.no_history) > self.max_tokens:
+            raise self._too_long(len(words.no_history))
+        return words.no_history
+
+    def _too_long(self, tokens: int) -> DataError:
+        return DataError(f"{self.why}: the template alone takes {tokens} tokens in this tokenizer")
 
     def _texts(self, template: Template, histories: list[list[int]]) -> list[IntArray]:
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
@@ -151,12 +189,57 @@ class PromptEncoder:
                     histories[i] = histories[i][1:]
                     too_long.append(i)
                 elif len(tokens) > self.max_tokens:
-                    raise DataError(
-                        f"{self.why}: the template alone takes {len(tokens)} tokens in this "
-                        "tokenizer"
-                    )
+                    raise self._too_long(len(tokens))
             waiting = too_long
         return prompts
+
+
+def _encode_words(template: Template, codec: Codec) -> _Words:
+    head, no_history = codec.encode_prompts([template.head, template.no_history])
+    separator, tail = codec.encode([template.separator, template.tail])
+    return _Words(*(np.asarray(ids, np.int32) for ids in (head, separator, tail, no_history)))
+
+
+def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
+    """Refuse prompts from which a history, or one of its items, is missing.
+
+    (Of titles, ``require_titles`` sees to it before they are tokens.)
+
+    Args:
+        items: the catalogue; ITEM_ID is read.
+
+    Raises:
+        DataError: names template, item and what was expected.
+    """
+    name = encoder.template.name if encoder.template else SEQUENCE
+    lengths = np.diff(encoder.catalogue.start_S1)
+    shortest = int(lengths.argmin())
+    with_one, without = encoder.encode([[shortest], []])
+    if np.array_equal(with_one, without):
+        raise DataError(
+            f'[prompt] template = "{name}", {encoder.why}: no history is left, not even the '
+            f"shortest item ({lengths[shortest]} tokens) has room behind the template "
+            f"({len(without)}): raise prompt.max_tokens"
+        )
+    if encoder.titles:
+        return
+    for start in range(0, len(items), _AT_ONCE):
+        history = range(start, min(start + _AT_ONCE, len(items)))
+        for item in _missing(encoder, history):  # together they may have no room
+            no_room = np.array_equal(encoder.encode([[item]])[0], without)
+            if not no_room and _missing(encoder, [item]):
+                raise DataError(
+                    f'[prompt] template = "{name}": a history with the item '
+                    f"{items[ITEM_ID].iloc[item]!r} lacks it: expected the "
+                    f"{lengths[item] - 1} tokens of its name in the prompt"
+                )
+
+
+def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
+    """Items of a history whose tokens are not in its prompt."""
+    (prompt,) = encoder.encode([history])
+    ids = prompt.tobytes()
+    return [item for item in history if encoder.catalogue[item][:-1].tobytes() not in ids]
 
 
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, TITLE, USER_ID
+from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, USER_ID
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
-from llmrec_cli.data.prompts import load_rank_template
+from llmrec_cli.data.prompts import load_rank_template, require_titles
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.pairs import (
     DrawnPairs,
@@ -87,9 +87,10 @@ def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
 
     Raises:
         RecipeError: the template has no wording for the task.
+        DataError: an item has no title to be shown.
     """
-    titles = bench.prepared.items[TITLE].fillna("").tolist()
     template = load_rank_template(prompt.template, Path)
+    titles = require_titles(prompt.template, template.render_history, bench.prepared.items)
     return PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
 
 
