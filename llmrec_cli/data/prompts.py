@@ -173,11 +173,11 @@ def require_titles(
         prompt = render(history)
         for at, title in enumerate(map(one_line, history), start):
             if not title.strip() or prompt.count(title) <= blank.count(title):
-                item = items[ITEM_ID].iloc[at]
                 raise DataError(
-                    f'[prompt] template = "{name}": item {item!r} has the title {title!r}, and a '
-                    "history with it does not show it: expected every item of a history in its "
-                    "prompt; give the item a title (data.metadata, data.untitled) or leave it out"
+                    f'[prompt] template = "{name}": a history with the item '
+                    f"{items[ITEM_ID].iloc[at]!r} (title {titles[at]!r}) does not show it: expected "
+                    "every item of a history in its prompt; give the item a title (data.metadata, "
+                    "data.untitled) or leave it out"
                 )
     return titles
 
