@@ -175,9 +175,9 @@ def require_titles(
             if not title.strip() or prompt.count(title) <= blank.count(title):
                 raise DataError(
                     f'[prompt] template = "{name}": a history with the item '
-                    f"{items[ITEM_ID].iloc[at]!r} (title {titles[at]!r}) does not show it: expected "
-                    "every item of a history in its prompt; give the item a title (data.metadata, "
-                    "data.untitled) or leave it out"
+                    f"{items[ITEM_ID].iloc[at]!r} (title {titles[at]!r}) does not show it: "
+                    "expected every item of a history in its prompt; give the item a title "
+                    "(data.metadata, data.untitled) or leave it out"
                 )
     return titles
 
