@@ -18,11 +18,11 @@ import torch
 from llmrec_cli import run_folder
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.negatives import owned_entries
-from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.checkpoint import write_tensors
 from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.loop import train
-from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.engine.rows import left_out_of
+from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find
 from llmrec_cli.models.itemknn import fit_itemknn
 from llmrec_cli.models.sequential import Sequential
@@ -56,17 +56,11 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         return folder
     bench = workbench.open_workbench(recipe, progress)
     if recipe.baseline[name].model not in UNTRAINED:
-        _require_rows(bench.prepared)
+        workbench.require_rows(bench.prepared)
     facts = scorer.facts(bench)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         opened.outcome = _fit(bench, name, opened, resume=resume, progress=progress)
     return folder
-
-
-def _require_rows(prepared: Prepared) -> None:
-    for split, rows in (("train", "training"), ("valid", "validation")):
-        if len(prepared.split(split)) == 0:
-            raise DataError(f"{prepared.folder}: no {rows} rows; loosen data.k_core or the split")
 
 
 def _fit(
@@ -100,6 +94,10 @@ def _train(
     model = scorer.build(bench, name).to(device)
     bench = replace(bench, encoder=scorer.leaf_encoder(bench))  # the same rows, as leaf numbers
     valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
+    rows = bench.training_rows(section.rows)
+    left_out = left_out_of(bench.prepared.split("train"), rows)
+    if line := left_out.line(bench.why_passes):
+        progress.say(f"baseline-{name}: train: {line}")
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     position = train(
         Job(
@@ -107,7 +105,7 @@ def _train(
             method=method,
             options=method.options(),
             trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
-            train_rows=bench.training_rows(section.rows),
+            train_rows=rows,
             valid_rows=bench.windows(valid),
             rank_valid=lambda: _validation_metrics(bench, model, valid),
             section=section,
@@ -128,6 +126,7 @@ def _train(
         "best_score": position.best_score,
         "stopped_early": position.stopped,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "histories": {"train": left_out.facts()},
     }
 
 

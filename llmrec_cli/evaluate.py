@@ -17,6 +17,7 @@ from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.engine.ranks import Column
+from llmrec_cli.engine.rows import LeftOut
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.files import sha256, write_json
@@ -73,8 +74,11 @@ def evaluate(
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     others = candidates_of(bench, frame, split) if recipe.eval.auc else None
+    histories = bench.left_out(frame)
+    if line := histories.line(bench.encoder.why):
+        progress.say(f"{split}: {line}")
     for run in runs:
-        _evaluate_run(bench, leaves, frame, others, run, split, progress)
+        _evaluate_run(bench, leaves, frame, others, histories, run, split, progress)
     return compare_experiment(recipe, split, leaves)
 
 
@@ -110,6 +114,7 @@ def _evaluate_run(
     leaves: Leaves,
     frame: pd.DataFrame,
     others: list[int] | None,  # of each row, to score beside its target
+    histories: LeftOut,  # of the prompts of these rows
     run: str,
     split: str,
     progress: Progress,
@@ -135,6 +140,8 @@ def _evaluate_run(
             seed=seed,
             short="miss",
         )
+        if not run.startswith("baseline-"):
+            report["histories"] = histories.facts()
         report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
         if pairs is not None:
             write_pairs(folder / run_folder.named(run_folder.PAIRS_FILE, split), pairs)

@@ -8,7 +8,7 @@ that was made from the same three is simply reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ import polars as pl
 from llmrec_cli.data.catalog import catalogue, name_items
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
 from llmrec_cli.data.engines import engine_of
-from llmrec_cli.data.facts import Made, facts
+from llmrec_cli.data.facts import Made, facts, lines_of_cuts, lines_of_given
 from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, settled
 from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
 from llmrec_cli.data.order import ordered
@@ -90,13 +90,20 @@ def _prepare(
             if source.interactions is None:
                 progress("writing")
                 made = take_rows(source.rows or {}, source.items, section, seed, stage)
+                _say_lines(lines_of_given(made.cleaning, section), progress)
             else:
                 trail = Trail(engine, scratch, progress)
                 made = make_rows(source.interactions, source.items, section, seed, trail, stage)
+        _say_lines(lines_of_cuts(made, section), progress)
         write_items(stage, made.items)
         told = facts(made, stage, source.notes, section.files())
         write_manifest(stage, made.splits, asked | told)
     return load_prepared(folder)
+
+
+def _say_lines(lines: Iterable[str], progress: Progress) -> None:
+    for line in lines:
+        progress(line)
 
 
 def _tell_bad_lines(notes: Mapping[str, Any], progress: Progress) -> None:
@@ -141,6 +148,7 @@ def make_rows(
         tied=tally.ties(),
         clock=has_clock(section),
         cleaning=[asdict(step) for step in trail.steps],
+        counts=tally.splits,
     )
 
 
@@ -161,7 +169,7 @@ def take_rows(
     listed = known[ITEM_ID] if section.format == "msl-windows" else None
     named = name_items(occurring(rows, listed), known, section)
     items = catalogue(named.items, section)
-    splits, cleaning = given_rows(rows, items, section, seed)
+    splits, cleaning, counts = given_rows(rows, items, section, seed)
     for name, part in splits.items():
         write_split(folder, name, part)
     return Made(
@@ -171,4 +179,5 @@ def take_rows(
         tied=None,
         clock=has_clock(section),
         cleaning=cleaning,
+        counts=counts,
     )

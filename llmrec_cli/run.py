@@ -16,15 +16,18 @@ from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import MachineError
 from llmrec_cli.evaluate import POP, evaluate
 from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Progress
+from llmrec_cli.progress import Progress, Silent
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.sft import sft
+from llmrec_cli.stage.check import check_runs
 
 REPORTS = ("report.html", "comparison.json")
 
 
 def run(recipe: Recipe, *, progress: Progress) -> Compared:
     """Prepare, train, fine-tune, align and evaluate; compare on the test split.
+
+    What would stop a later stage is found before the first one is trained.
 
     The comparison is also written into the experiment's folder (``REPORTS``), where it is not there
     or older than an evaluation.
@@ -33,6 +36,7 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     recipe.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(recipe.folder / ".prepare.lock"):  # processes of a group start together
         prepare(recipe, Path, progress=progress.say)
+    check_runs(recipe, Silent())
     for name in recipe.runs():
         kind, _, table = name.partition("-")
         resume = recipe.run_folder(name).exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmrec_cli.methods.lml import LmlOptions
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage.train import train_stage
@@ -12,13 +11,4 @@ from llmrec_cli.stage.train import train_stage
 
 def sft(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
     """Fine-tune the backbone; returns the run's folder ``out/name/sft``."""
-    return train_stage(
-        recipe,
-        "sft",
-        method="lml",
-        options=LmlOptions(),
-        section=recipe.sft.train,
-        parent=None,
-        resume=resume,
-        progress=progress,
-    )
+    return train_stage(recipe, "sft", resume=resume, progress=progress)

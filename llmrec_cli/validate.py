@@ -21,6 +21,8 @@ from llmrec_cli.run_folder import is_done
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
 
+COUNTED = 10_000  # rows of a split whose prompts are made to see what has no room in them
+
 
 def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     """Lines for the terminal; nothing is left behind.
@@ -99,16 +101,22 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
     """Catalogue, one training row, row counts and memory, through the real code."""
+    from llmrec_cli.stage.check import check_plans
     from llmrec_cli.stage.workbench import open_workbench
 
     bench = open_workbench(recipe, Silent())
+    check_plans(recipe, bench, recipe.runs())
     yield _catalogue(bench)
     for split in bench.prepared.splits:
         yield f"{split}: {len(bench.prepared.split(split)):,} rows"
+        if recipe.prompt.task == "generate":
+            yield from _left_out(bench, split)
     if recipe.eval.data is not None:
         other = open_workbench(recipe, Silent(), evaluation=True)
         yield f"to evaluate on: {_catalogue(other)}"
         yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
+        if recipe.prompt.task == "generate":
+            yield from _left_out(other, "test")
     longest = 0
     for number, (name, section) in enumerate(_stages(recipe)):
         rows, first, tokens = _rows(bench, name, section)
@@ -120,6 +128,17 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
             yield "one training row (token: loss and legal tokens where it is predicted):"
             yield from _indent("\n".join(first))
     yield from _memory(recipe, bench, longest)
+
+
+def _left_out(bench: Any, split: str) -> Iterator[str]:
+    """What the prompts of a split have no room for, of ``COUNTED`` rows at most."""
+    from llmrec_cli.stage.workbench import subset
+
+    frame = bench.prepared.split(split)
+    some = subset(frame, COUNTED)
+    if line := bench.left_out(some).line(bench.encoder.why):
+        drawn = f" (of {COUNTED:,} rows that were looked at)" if len(some) < len(frame) else ""
+        yield f"{split}: {line}{drawn}"
 
 
 def _catalogue(bench: Any) -> str:

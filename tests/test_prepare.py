@@ -12,8 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.data.columns import DISLIKED, HISTORY, ITEM_ID, RATING, TARGET, TIMESTAMP, USER_ID
+from llmrec_cli.data.columns import (
+    CUT_ITEMS,
+    CUT_ROWS,
+    DISLIKED,
+    HISTORY,
+    ITEM_ID,
+    RATING,
+    TARGET,
+    TIMESTAMP,
+    UNSAMPLED,
+    USER_ID,
+)
 from llmrec_cli.data.store import Prepared
+from llmrec_cli.data.verdicts import verdicts
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
@@ -134,6 +146,52 @@ def test_msl_books_keep_the_whole_title_list(shared_data: Path, tmp_path: Path) 
     assert len(prepared.split("test")) == 4383
     unseen = prepared.manifest["audit"]["test targets never seen in training"]["count"]
     assert unseen / 4383 == pytest.approx(0.65, abs=0.05)
+
+
+def test_rows_that_a_published_split_loses_are_told(shared_data: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    asked = recipe(tmp_path, BEAUTY_SOURCES["published"] | {"history": 5})
+    prepared = prepare(asked, lambda name: shared_data / name, lines.append)
+    empty = sum(not row[-1] for row in published_rows(shared_data / PUBLISHED["train"]))
+    long = sum(len(row[-1].split()) > 5 for row in published_rows(shared_data / PUBLISHED["test"]))
+    assert empty
+    assert long
+    [left_out] = [line for line in lines if line.startswith("train: left out")]
+    assert left_out.startswith(f"train: left out {empty:,} of ")
+    assert left_out.endswith("the history is shorter than data.min_history = 1")
+    [cut] = [line for line in lines if line.startswith("test: ")]
+    assert cut.startswith(f"test: {long:,} of {len(prepared.split('test')):,} rows have a history")
+
+
+def test_the_same_rows_in_every_split_are_a_warning(tmp_path: Path) -> None:
+    rows = ["user_id,item_ids,timestamp"]
+    rows += [f'u{n},"[{n}, {n + 1}, {n + 2}]",{1_500_000_000 + n}' for n in range(9)]
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    titles = {str(n): f"title {n}" for n in range(12)}
+    (tmp_path / "titles.json").write_text(json.dumps(titles))
+    data: dict[str, object] = {
+        "format": "msl-windows",
+        "split": "given",
+        "splits": dict.fromkeys(("train", "valid", "test"), str(tmp_path / "rows.csv")),
+        "metadata": str(tmp_path / "titles.json"),
+    }
+    prepared = prepare(recipe(tmp_path, data), Path)
+    [verdict] = [
+        v for v in verdicts(prepared.manifest) if v.check == "rows that stand in two splits"
+    ]
+    assert (verdict.level, verdict.count, verdict.of) == ("warning", 9, 9)
+
+
+def test_the_histories_that_a_log_cuts_are_counted(
+    ratings: dict[str, object], tmp_path: Path
+) -> None:
+    whole = prepare(recipe(tmp_path, ratings | {"history": 50}, name="whole"), Path)
+    cut = prepare(recipe(tmp_path, ratings | {"history": 2, "sample": {"train": 5}}), Path)
+    for split in ("valid", "test"):
+        longer = [len(history) - 2 for history in whole.split(split)[HISTORY] if len(history) > 2]
+        counts = cut.manifest["splits"][split]
+        assert (counts[CUT_ROWS], counts[CUT_ITEMS]) == (len(longer), sum(longer))
+    assert cut.manifest["splits"]["train"][UNSAMPLED] == len(whole.split("train"))
 
 
 def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from llmrec_cli import __version__
 from llmrec_cli.audit import audit_folder
 from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.engine.rows import LEFT_OUT_KEYS
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.entries import Entry, Evaluation
 from llmrec_cli.report.page import Page
@@ -126,6 +127,9 @@ def _facts(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
         f"95 %, percentile bootstrap over users, {comparison.resamples:,} resamples, seed "
         f"{comparison.seed}",
     )
+    cut = _distinct(filter(None, map(_cut_histories, runs)))
+    if cut:
+        yield Fact("Histories in prompts", "; ".join(cut))
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     if seeds:
         yield Fact("Seeds", ", ".join(map(str, seeds)))
@@ -148,6 +152,19 @@ def _facts_of_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator
     if leaves.n_items != leaves.n_leaves:
         catalogue += f" ({leaves.n_items:,} items, of which equal ones count as one)"
     yield Fact("Candidates", catalogue)
+
+
+def _cut_histories(run: Evaluation) -> str | None:
+    """How much of the histories a run's prompts left out; None: nothing, or not recorded."""
+    found = run.report.get("histories")
+    counts = [found.get(key) for key in LEFT_OUT_KEYS] if isinstance(found, Mapping) else []
+    if not counts or not all(isinstance(n, int) for n in counts) or not counts[-1]:
+        return None
+    rows, cut_rows, items, left_out = counts
+    return (
+        f"{run.label}: {cut_rows:,} of {rows:,} rows do not see their whole history; {left_out:,} "
+        f"of {items:,} items are left out"
+    )
 
 
 def _software(run: Evaluation) -> str:

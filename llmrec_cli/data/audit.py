@@ -51,6 +51,7 @@ def audit(
         "targets in their own history": {name: repeats(rows) for name, rows in splits.items()},
         "test targets never seen in training": unseen_targets(items, splits["test"]),
         "users in several splits": users_in_common(splits),
+        "rows that stand in two splits": rows_in_common(splits, clock),
         "interactions that tie in time": tied,
         "training rows later than the earliest test row": overlap_in_time(splits)
         if clock
@@ -104,6 +105,40 @@ def users_in_common(splits: Mapping[str, pl.LazyFrame]) -> Finding:
     if PREFERENCE in users:
         pairs += [("train", PREFERENCE), (PREFERENCE, "valid"), (PREFERENCE, "test")]
     return {f"{a} and {b}": len(users[a].join(users[b], on=USER, how="semi")) for a, b in pairs}
+
+
+def rows_in_common(splits: Mapping[str, pl.LazyFrame], clock: bool) -> dict[str, Finding]:
+    """Rows of a later split that an earlier one holds too, by pair of splits.
+
+    Two rows are the same where user, target and history are; where times compare across users,
+    also where user, target and time are (the history may have been cut elsewhere).  Of pairs, the
+    candidates must be the same too.
+    """
+    pairs = [("train", "valid"), ("train", "test"), ("valid", "test")]
+    candidates = [NEGATIVES] if _of_pairs(splits) else []
+    keys = [[USER_ID, TARGET, HISTORY, *candidates]]
+    if clock:
+        keys.append([USER_ID, TARGET, TIMESTAMP, *candidates])
+    return {f"{a} and {b}": _rows_in_common(splits[a], splits[b], keys) for a, b in pairs}
+
+
+def _rows_in_common(a: pl.LazyFrame, b: pl.LazyFrame, keys: list[list[str]]) -> Finding:
+    """Rows of ``b`` that stand in ``a`` by any of ``keys``."""
+    place = "place in b"
+    rows = b.with_row_index(place)
+    hits = [
+        rows.select(place, *map(_hashable, key))
+        .join(a.select(map(_hashable, key)).unique(), on=key, how="semi")
+        .select(place, USER_ID)
+        for key in keys
+    ]
+    return _found(pl.concat(hits).unique(place).sort(place).select(USER_ID), _count(b))
+
+
+def _hashable(name: str) -> pl.Expr:
+    """A column to join on: a list of items by its hash, 64 bits."""
+    lists = (HISTORY, NEGATIVES)
+    return pl.col(name).hash() if name in lists else pl.col(name)
 
 
 def overlap_in_time(splits: Mapping[str, pl.LazyFrame]) -> Finding:

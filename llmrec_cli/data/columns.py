@@ -40,6 +40,15 @@ MANIFEST_FILE: Final = "manifest.json"
 PREDICTIONS_FILE: Final = "predictions.parquet"
 REPORT_FILE: Final = "report.json"
 
+# Counts of a manifest: what a source that comes split lost, and what was cut of every split.
+AS_READ: Final = "rows as read"
+NO_TARGET: Final = "rows whose target has no usable title"
+SHORT_HISTORY: Final = "rows with a history below data.min_history"
+NO_TITLE: Final = "history items without a usable title"
+UNSAMPLED: Final = "rows before data.sample"
+CUT_ROWS: Final = "rows with a history cut to data.history"
+CUT_ITEMS: Final = "history items cut"
+
 
 def in_order(splits: Iterable[str]) -> list[str]:
     """Names of splits in the order in which they are written."""

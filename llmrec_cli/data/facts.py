@@ -12,14 +12,21 @@ import polars as pl
 from llmrec_cli.data.audit import Finding, audit
 from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
 from llmrec_cli.data.columns import (
+    AS_READ,
     DISLIKED,
     ITEM_ID,
     NEGATIVES,
+    NO_TARGET,
+    NO_TITLE,
+    SHORT_HISTORY,
     TARGET,
     TITLE,
     USER,
     split_file,
 )
+from llmrec_cli.data.rows import SplitCounts
+from llmrec_cli.data.verdicts.verdict import percent
+from llmrec_cli.recipe.data import DataSection
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -54,6 +61,7 @@ class Made:
     tied: Finding | None  # see ``audit``; None for a source that comes split
     clock: bool  # times compare across users
     cleaning: Any  # JSON-able: what each step left, or for given rows what went
+    counts: Mapping[str, SplitCounts]  # by split: what data.sample and data.history took
 
 
 def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
@@ -73,9 +81,45 @@ def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[st
         "reader": _renamed(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
-        "splits": {name: _split(rows) for name, rows in splits.items()},
+        "splits": {name: _split(rows) | made.counts[name].facts() for name, rows in splits.items()},
         "audit": audit(made.items, splits, made.tied, made.clock),
     }
+
+
+def lines_of_given(cleaning: Mapping[str, Mapping[str, int]], section: DataSection) -> list[str]:
+    """What to say of rows and history items that a source that comes split lost; by split."""
+    reasons = {
+        NO_TARGET: "the target has no usable title",
+        SHORT_HISTORY: f"the history is shorter than data.min_history = {section.min_history}",
+    }
+    lines = []
+    for name, counts in cleaning.items():
+        read = counts[AS_READ]
+        for key, reason in reasons.items():
+            if lost := counts[key]:
+                rows = f"{lost:,} of {read:,} rows ({percent(lost / read)})"
+                lines.append(f"{name}: left out {rows}: {reason}")
+        if lost := counts[NO_TITLE]:
+            lines.append(f"{name}: left out {lost:,} history items without a usable title")
+    return lines
+
+
+def lines_of_cuts(made: Made, section: DataSection) -> list[str]:
+    """What to say of rows that were not sampled, and of histories that were cut; by split."""
+    lines = []
+    for name, counts in made.counts.items():
+        total = counts.unsampled
+        size: int | None = getattr(section.sample, name, None)
+        kept = total if size is None else min(size, total)
+        if kept < total:
+            lines.append(f"{name}: kept {kept:,} of {total:,} rows (data.sample)")
+        if counts.cut_rows:
+            lines.append(
+                f"{name}: {counts.cut_rows:,} of {kept:,} rows have a history of more than "
+                f"data.history = {section.history} items: the oldest {counts.cut_items:,} items "
+                "are left out"
+            )
+    return lines
 
 
 def _catalogue(made: Made) -> Facts:

@@ -9,24 +9,30 @@ import polars as pl
 from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import (
+    AS_READ,
     CHOSEN_FIRST,
     HISTORY,
     ITEM,
     ITEM_ID,
     NEGATIVES,
+    NO_TARGET,
+    NO_TITLE,
     PREFERENCE,
     ROW,
+    SHORT_HISTORY,
     TARGET,
     USER,
     USER_ID,
     in_order,
 )
+from llmrec_cli.data.rows import SplitCounts
 from llmrec_cli.data.split import sample, shuffled
 from llmrec_cli.data.windows import ROW_COLUMNS
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
 
 _ITEM_TYPE = pl.List(pl.Int32)
+_CUT = "cut"  # history items beyond data.history
 
 
 def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
@@ -40,7 +46,7 @@ def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None)
 
 def given_rows(
     rows: Mapping[str, pl.DataFrame], items: pl.DataFrame, section: DataSection, seed: int
-) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]]]:
+) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]], dict[str, SplitCounts]]:
     """Encode the rows of each split, in the order of their file.
 
     Items outside the catalogue leave histories, and take their row along where they are its
@@ -52,7 +58,8 @@ def given_rows(
         items: the catalogue.
 
     Returns:
-        The rows of each split with ROW_COLUMNS (and those of pairs), and the counts of what went.
+        The rows of each split with ROW_COLUMNS (and those of pairs); the rows and items that went,
+        by reason; and what ``data.sample`` and ``data.history`` took.
 
     Raises:
         DataError: a split has no row left.
@@ -60,6 +67,7 @@ def given_rows(
     users = _user_index(rows)
     made: dict[str, pl.DataFrame] = {}
     counts: dict[str, dict[str, int]] = {}
+    shortened: dict[str, SplitCounts] = {}
     for name in in_order(rows):
         frame = rows[name]
         made[name], counts[name] = _encode(frame, users, items, section)
@@ -68,8 +76,11 @@ def given_rows(
                 f'data.split = "given": no {name} row of {len(frame):,} is left with'
                 f" data.min_history = {section.min_history} and titled items"
             )
-        made[name] = made[name][sample(len(made[name]), section, seed, name)]
-    return made, counts
+        unsampled = len(made[name])
+        made[name] = made[name][sample(unsampled, section, seed, name)]
+        shortened[name] = SplitCounts().plus(unsampled, made[name][_CUT].to_numpy())
+        made[name] = made[name].drop(_CUT)
+    return made, counts, shortened
 
 
 def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
@@ -112,25 +123,28 @@ def _encode(
         .join(histories, on=ROW, how="left", maintain_order="left")
         .join(users, on=USER_ID, how="left", maintain_order="left")
         .join(index, left_on=TARGET, right_on=ITEM_ID, how="left", maintain_order="left")
+        .with_columns(pl.col(HISTORY).fill_null(pl.lit([], dtype=_ITEM_TYPE)))
         .with_columns(
-            pl.col(HISTORY).fill_null(pl.lit([], dtype=_ITEM_TYPE)).list.tail(section.history),
+            pl.col(HISTORY).list.tail(section.history),
+            (pl.col(HISTORY).list.len().cast(pl.Int64) - section.history)
+            .clip(lower_bound=0)
+            .alias(_CUT),
             pl.col(ITEM).alias(TARGET),
         )
     )
     known = encoded.filter(pl.col(TARGET).is_not_null())
     kept = known.filter(pl.col(HISTORY).list.len() >= section.min_history)
     counts = {
-        "rows as read": len(frame),
-        "rows whose target has no usable title": len(encoded) - len(known),
-        "rows with a history below data.min_history": len(known) - len(kept),
-        "history items without a usable title": len(_flat(rows))
-        - int(histories[HISTORY].list.len().sum()),
+        AS_READ: len(frame),
+        NO_TARGET: len(encoded) - len(known),
+        SHORT_HISTORY: len(known) - len(kept),
+        NO_TITLE: len(_flat(rows)) - int(histories[HISTORY].list.len().sum()),
     }
     if NEGATIVES not in rows.columns:
-        return kept.select(ROW_COLUMNS), counts
+        return kept.select(*ROW_COLUMNS, _CUT), counts
     negatives = _indices(rows, NEGATIVES, index)
     pairs = kept.drop(NEGATIVES).join(negatives, on=ROW, how="left", maintain_order="left")
-    return pairs.select(*ROW_COLUMNS, NEGATIVES, CHOSEN_FIRST), counts
+    return pairs.select(*ROW_COLUMNS, NEGATIVES, CHOSEN_FIRST, _CUT), counts
 
 
 def _indices(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:

@@ -37,6 +37,7 @@ CHECKS: Final = {
     "targets in their own history",
     "test targets never seen in training",
     "users in several splits",
+    "rows that stand in two splits",
     "interactions that tie in time",
     "training rows later than the earliest test row",
     "popularity in training",

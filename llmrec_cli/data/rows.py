@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 from llmrec_cli.data.audit import Finding
 from llmrec_cli.data.catalog import EXAMPLES
 from llmrec_cli.data.columns import (
+    CUT_ITEMS,
+    CUT_ROWS,
     DISLIKED,
     POSITION,
     SPLITS,
     TIMESTAMP,
+    UNSAMPLED,
     USER,
     USER_ID,
     split_file,
@@ -40,6 +44,36 @@ from llmrec_cli.data.users import Users, whole_users, with_bad
 from llmrec_cli.data.windows import Portion, cut_users, rows_of, training_counts
 
 
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """What a split lost between its source and its file."""
+
+    unsampled: int = 0  # rows before data.sample
+    cut_rows: int = 0  # rows whose history was cut to data.history
+    cut_items: int = 0  # history items that went with it
+
+    def plus(self, unsampled: int, cut_R: NDArray[Any]) -> SplitCounts:
+        """With further rows.
+
+        Args:
+            unsampled: how many rows there were before any sampling.
+            cut_R: history items that each kept row lost.
+        """
+        return SplitCounts(
+            self.unsampled + unsampled,
+            self.cut_rows + int((cut_R > 0).sum()),
+            self.cut_items + int(cut_R.sum()),
+        )
+
+    def facts(self) -> dict[str, int]:
+        """For the manifest."""
+        return {
+            UNSAMPLED: self.unsampled,
+            CUT_ROWS: self.cut_rows,
+            CUT_ITEMS: self.cut_items,
+        }
+
+
 @dataclass(slots=True)
 class Tally:
     """What is counted while users pass by."""
@@ -49,11 +83,16 @@ class Tally:
     tied_users: int = 0  # who have interactions at one time
     tied_interactions: int = 0
     tied: list[str] = field(default_factory=list)  # ids of the first few of these users
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
 
     def add(self, portion: Portion) -> None:
         """Count one more portion of the log."""
         log = portion.users.log
         self.count_I += training_counts(log, portion.windows["train"], len(self.count_I))
+        for name, part in portion.windows.items():
+            cut_R = portion.users.place_N[part.target_R] - (part.target_R - part.start_R)
+            counts = self.splits.get(name, SplitCounts())
+            self.splits[name] = counts.plus(portion.unsampled[name], cut_R)
         self.users += log[USER].n_unique()
         tied = log.filter(pl.struct(USER, TIMESTAMP).is_duplicated())[USER_ID]
         ids = tied.unique(maintain_order=True)

@@ -45,6 +45,7 @@ class Portion:
 
     users: Users
     windows: Mapping[str, Windows]  # of each split, in order of user and time
+    unsampled: Mapping[str, int]  # rows of each split before any sampling
     held_R: Ints  # targets of valid and test before any sampling, in no order
 
 
@@ -57,16 +58,18 @@ def cut_users(batches: Iterable[Users], cut: Cut, history: int) -> Iterator[Port
     """
     seen = dict.fromkeys(SPLITS, 0)  # candidates in the batches before
     for users in batches:
-        windows, held = {}, []
+        windows, unsampled, held = {}, {}, []
         for name, mask_N in cut.candidates(users).items():
             found_R = np.flatnonzero(mask_N)
+            all_R = _chosen(found_R, seen[name], cut.part.get(name))
+            unsampled[name] = len(all_R)
             if name != "train":
-                held.append(_chosen(found_R, seen[name], cut.part.get(name)))
+                held.append(all_R)
             target_R = _chosen(found_R, seen[name], cut.kept.get(name))
             seen[name] += len(found_R)
             place_R = users.place_N[target_R]
             windows[name] = Windows(target_R - np.minimum(place_R, history), target_R)
-        yield Portion(users, windows, np.concatenate(held))
+        yield Portion(users, windows, unsampled, np.concatenate(held))
 
 
 def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:

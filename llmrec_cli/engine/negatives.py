@@ -118,6 +118,16 @@ class NegativeSampler:
             )
         return [replace(row, number=number) for number, row in enumerate(usable)]
 
+    def dropped(self, rows: Sequence[Row], usable: Sequence[Row]) -> tuple[str, ...]:
+        """What to say of rows that ``require`` or ``usable_rows`` left out; nothing of none."""
+        lost = len(rows) - len(usable)
+        if not lost:
+            return ()
+        return (
+            f"left out {lost:,} of {len(rows):,} rows: fewer than k = {self.wanted.k} possible "
+            f"negatives ({self.wanted.draw})",
+        )
+
     def usable_rows(self, rows: Sequence[Row]) -> list[Row]:
         """The validation rows that have enough negatives, as they are.
 

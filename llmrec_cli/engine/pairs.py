@@ -79,12 +79,16 @@ class PairEncoder:
         longest = [max(len(a), len(b)) for a, b in zip(answers[::2], answers[1::2], strict=True)]
         questions = [question for pairs in users for question in self._questions(pairs)]
         prompts, texts = iter(self._prompts(questions, longest)), iter(answers)
+        shown = iter([len(question.history) for question in questions])  # what had room
         return [
             PairRow(
                 prompts=tuple(next(prompts) for _ in pairs.others),
                 answers=tuple((next(texts), next(texts)) for _ in pairs.others),
                 user=pairs.user,
                 number=pairs.number,
+                left_out=tuple(
+                    missed for _ in pairs.others if (missed := len(pairs.history) - next(shown))
+                ),
             )
             for pairs in users
         ]

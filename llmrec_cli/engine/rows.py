@@ -11,8 +11,8 @@ rank-pair task, whose answers are texts rather than items.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import astuple, dataclass, replace
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,7 @@ class Row:
     prompts: tuple[IntArray, ...] = ()  # of each target of a user row, the first is ``prompt``
     negatives: tuple[tuple[int, ...], ...] = ()  # of each target, equally many; empty: none
     reference: FloatArray | None = None  # log pi_ref of each answer: a target, then its negatives
+    left_out: tuple[int, ...] = ()  # history items not seen, of each target that misses any
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class PairRow:
     user: int = -1
     number: int = -1
     reference: FloatArray | None = None  # log pi_ref: of all chosen answers and rejected, by pair
+    left_out: tuple[int, ...] = ()  # history items not shown, of each prompt that misses any
 
 
 AnyRow = Row | PairRow
@@ -90,12 +92,72 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     return [[*tokens, codec.eos] for tokens in sequences]
 
 
+class Prompts(NamedTuple):
+    """Prompts of some histories, and what they leave out."""
+
+    ids: Sequence[IntArray]
+    left_out_N: IntArray  # of each prompt: history items, the oldest ones, without room in it
+
+
 class Encoder(Protocol):
     """Turns histories into prompts."""
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> Sequence[IntArray]:
-        """Prompt ids of each history (catalogue indices, oldest first)."""
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        """The prompt of each history (catalogue indices, oldest first)."""
         ...
+
+
+LEFT_OUT_KEYS: Final = (
+    "rows",
+    "rows that see a part of their history",
+    "history items",
+    "history items left out",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How much of the histories the rows of a split do not see."""
+
+    rows: int  # targets
+    cut_rows: int  # those that do not see their whole history
+    items: int  # history items of all of them
+    left_out: int  # those that are not seen
+
+    def facts(self) -> dict[str, int]:
+        """For manifests and reports."""
+        return dict(zip(LEFT_OUT_KEYS, astuple(self), strict=True))
+
+    def line(self, why: str) -> str | None:
+        """What a person has to know; None: every row sees its whole history.
+
+        Args:
+            why: the setting that leaves no room.
+        """
+        if not self.left_out:
+            return None
+        seen, whole = self.items - self.left_out, self.items
+        return (
+            f"{self.cut_rows:,} of {self.rows:,} rows do not see their whole history: "
+            f"{self.left_out:,} of {whole:,} history items are left out, the oldest first ({why}); "
+            f"a row sees {seen / self.rows:.1f} of {whole / self.rows:.1f} items on average"
+        )
+
+
+def count_left_out(lengths: Iterable[int], left_out: Iterable[int]) -> LeftOut:
+    """Count over targets.
+
+    Args:
+        lengths: items of the whole history of each target.
+        left_out: those of them that it does not see; targets that see all may be missing.
+    """
+    items, lost = list(lengths), [n for n in left_out if n]
+    return LeftOut(len(items), len(lost), sum(items), sum(lost))
+
+
+def left_out_of(frame: pd.DataFrame, rows: Sequence[Row]) -> LeftOut:
+    """What the rows made of a split (by any of the functions below) leave out of its histories."""
+    return count_left_out(map(len, frame[HISTORY]), (n for row in rows for n in row.left_out))
 
 
 class _Words(NamedTuple):
@@ -139,26 +201,40 @@ class PromptEncoder:
         self.max_tokens = max_tokens
         self.why = why or f"prompt.max_tokens = {max_tokens}"
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> list[IntArray]:
+    def encode(self, histories: Sequence[Sequence[int]]) -> Sequence[IntArray]:
         """Prompt ids of each history (catalogue indices, oldest first)."""
-        if self.template is None:
-            return [self._bare(history) for history in histories]
-        if self.words is not None:
-            return [self._around_ids(self.words, history) for history in histories]
-        return self._texts(self.template, [list(history) for history in histories])
+        return self.encode_counted(histories).ids
 
-    def _bare(self, history: Sequence[int]) -> IntArray:
-        room, parts = self.max_tokens - 1, []
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        """Prompt ids of each history, and how many of its items have no room in them."""
+        shown = [list(history) for history in histories]
+        if self.template is None:
+            ids = [self._bare(history) for history in shown]
+        elif self.words is not None:
+            ids = [self._around_ids(self.words, history) for history in shown]
+        else:
+            ids = self._texts(self.template, shown)
+        pairs = zip(histories, shown, strict=True)
+        left_out = [len(whole) - len(seen) for whole, seen in pairs]
+        return Prompts(ids, np.array(left_out, dtype=np.int32))
+
+    def _bare(self, history: list[int]) -> IntArray:
+        """The prompt; what has no room leaves ``history``."""
+        room, parts = self.max_tokens - 1, list[IntArray]()
         for item in reversed(history):
             room -= len(self.catalogue[item])
             if room < 0:
                 break
             parts.append(self.catalogue[item])
+        del history[: len(history) - len(parts)]
         start = np.array([self.codec.start], dtype=np.int32)
         return np.concatenate([start, *reversed(parts)])
 
-    def _around_ids(self, words: _Words, history: Sequence[int]) -> IntArray:
-        """Semantic IDs between the template's words; each piece is encoded on its own."""
+    def _around_ids(self, words: _Words, history: list[int]) -> IntArray:
+        """Semantic IDs between the template's words; each piece is encoded on its own.
+
+        What has no room leaves ``history``.
+        """
         room, parts = self.max_tokens - len(words.head) - len(words.tail), list[IntArray]()
         for item in reversed(history):
             tokens = self.catalogue[item][:-1]  # without EOS
@@ -167,6 +243,7 @@ class PromptEncoder:
             if room < 0:
                 break
             parts.append(part)
+        del history[: len(history) - len(parts)]
         if parts:
             return np.concatenate([words.head, *reversed(parts), words.tail])
         if len(words.no_history) > self.max_tokens:
@@ -177,6 +254,7 @@ class PromptEncoder:
         return DataError(f"{self.why}: the template alone takes {tokens} tokens in this tokenizer")
 
     def _texts(self, template: Template, histories: list[list[int]]) -> list[IntArray]:
+        """The prompts; what has no room leaves its history."""
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
         waiting = list(range(len(histories)))
         while waiting:
@@ -186,7 +264,7 @@ class PromptEncoder:
             for i, tokens in zip(waiting, ids, strict=True):
                 prompts[i] = np.asarray(tokens, dtype=np.int32)
                 if len(tokens) > self.max_tokens and histories[i]:
-                    histories[i] = histories[i][1:]
+                    del histories[i][0]
                     too_long.append(i)
                 elif len(tokens) > self.max_tokens:
                     raise self._too_long(len(tokens))
@@ -245,10 +323,19 @@ def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     """One row per (history, target) of a prepared split."""
     histories = [tuple(int(item) for item in history) for history in frame[HISTORY]]
-    columns = zip(encoder.encode(histories), histories, frame[TARGET], frame[USER], strict=True)
+    prompts = encoder.encode_counted(histories)
+    left_out = prompts.left_out_N.tolist()
+    columns = zip(prompts.ids, histories, frame[TARGET], frame[USER], left_out, strict=True)
     return [
-        Row(prompt, (int(target),), history, user=int(user), number=number)
-        for number, (prompt, history, target, user) in enumerate(columns)
+        Row(
+            prompt,
+            (int(target),),
+            history,
+            user=int(user),
+            number=number,
+            left_out=(lost,) if lost else (),
+        )
+        for number, (prompt, history, target, user, lost) in enumerate(columns)
     ]
 
 
@@ -274,12 +361,25 @@ def sequence_rows(
     columns = zip(frame[USER], frame[HISTORY], frame[TARGET], strict=True)
     user, seen = None, list[int]()  # all items of the user so far
     start = first = 0  # where the open pass begins, and where its targets begin
+    lengths = list[int]()  # of the whole histories of its targets
 
     def close() -> None:
         if user is not None and first < len(seen):
-            history = tuple(seen[start:first])
-            prompt = encoder.encode([history])[0]
-            rows.append(Row(prompt, tuple(seen[first:]), history, user=int(user), number=len(rows)))
+            history, targets = tuple(seen[start:first]), tuple(seen[first:])
+            prompts = encoder.encode_counted([history])
+            in_prompt = len(history) - int(prompts.left_out_N[0])
+            missed = (whole - in_prompt - at for at, whole in enumerate(lengths))
+            rows.append(
+                Row(
+                    prompts.ids[0],
+                    targets,
+                    history,
+                    user=int(user),
+                    number=len(rows),
+                    left_out=tuple(n for n in missed if n > 0),
+                )
+            )
+        lengths.clear()
 
     for row_user, history, target in columns:
         continues = user == row_user and list(seen[len(seen) - len(history) :]) == list(history)
@@ -291,6 +391,7 @@ def sequence_rows(
             close()
             start, first = max(len(seen) - longest // 2, 0), len(seen)
         seen.append(int(target))
+        lengths.append(len(history))
     close()
     return rows
 
@@ -306,7 +407,9 @@ def user_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
         if rows and _continues(rows[-1], window):
             last = rows[-1]
             prompts = (*(last.prompts or (last.prompt,)), window.prompt)
-            rows[-1] = replace(last, targets=(*last.targets, *window.targets), prompts=prompts)
+            targets = (*last.targets, *window.targets)
+            left_out = (*last.left_out, *window.left_out)
+            rows[-1] = replace(last, targets=targets, prompts=prompts, left_out=left_out)
         else:
             rows.append(replace(window, number=len(rows)))
     return rows
@@ -351,6 +454,7 @@ def as_windows(row: Row, catalogue: Sequence[Sequence[int]] | Ragged) -> list[Ro
             history=(*row.history, *row.targets[:at]),
             negatives=row.negatives[at : at + 1],
             reference=None,
+            left_out=(),
         )
         for at, prompt in enumerate(contexts(row, catalogue.__getitem__))
     ]

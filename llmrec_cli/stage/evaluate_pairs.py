@@ -14,6 +14,7 @@ from llmrec_cli import run_folder
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
 from llmrec_cli.engine.pairs import UserPairs, score_pairs
+from llmrec_cli.engine.rows import LeftOut, PairRow
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.policy import Policy
@@ -30,7 +31,7 @@ from llmrec_cli.report.pairs import (
 )
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.ground import require_grounds
-from llmrec_cli.stage.pair_task import candidates, pair_encoder, questions
+from llmrec_cli.stage.pair_task import candidates, left_out_of_pairs, pair_encoder, questions
 from llmrec_cli.stage.trained import load_policy
 
 
@@ -51,15 +52,20 @@ def evaluate_pairs(
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     asked = questions(bench, frame, split)
     source = candidates(frame, asked)
+    encoder = pair_encoder(bench, recipe.prompt_for_eval)
+    rows = encoder.encode(asked)
+    histories = left_out_of_pairs(asked, rows)
+    if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
+        progress.say(f"{split}: {line}")
     for run in runs:
         with measured(bench.ranks.device) as usage:
             if run == pop:
                 scores = _by_popularity(bench, asked)
             else:
-                scores = _by_model(bench, asked, run, progress)
+                scores = _by_model(bench, rows, run, progress)
         pairs, cost = _table(frame, asked, scores), usage.recorded(bench.ranks)
         protocol = _protocol(bench, source, run, split)
-        bench.ranks.first(partial(_write, bench, pairs, protocol, cost, run))
+        bench.ranks.first(partial(_write, bench, pairs, protocol, cost, histories, run))
     return compare_experiment(recipe, split)
 
 
@@ -68,6 +74,7 @@ def _write(
     pairs: pd.DataFrame,
     protocol: PairProtocol,
     cost: Mapping[str, Any],
+    histories: LeftOut,
     run: str,
 ) -> None:
     recipe, folder = bench.recipe, bench.recipe.run_folder(run)
@@ -81,16 +88,16 @@ def _write(
         seed=recipe.seed,
     )
     report["cost"] = dict(cost)
+    report["histories"] = histories.facts()
     write_json(folder / run_folder.named(run_folder.REPORT_FILE, protocol.split), report)
     run_folder.log_opening(folder, protocol.split)
 
 
 def _by_model(
-    bench: workbench.Workbench, asked: Sequence[UserPairs], run: str, progress: Progress
+    bench: workbench.Workbench, rows: Sequence[PairRow], run: str, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = bench.recipe
     policy = Policy(load_policy(bench, recipe.run_folder(run), train=False)).eval()
-    rows = pair_encoder(bench, recipe.prompt_for_eval).encode(asked)
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
         scores = score_pairs(

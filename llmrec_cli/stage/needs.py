@@ -31,13 +31,12 @@ from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
-from llmrec_cli.errors import RecipeError
 from llmrec_cli.files import sha256
 from llmrec_cli.methods.contract import Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.scorer import MODEL, load_sequential
+from llmrec_cli.stage.scorer import MODEL, load_sequential, require_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
 
@@ -85,7 +84,7 @@ def make_supply(
     """
     needs, device = stage.needs, stage.bench.ranks.device
     reference = _reference(stage, policy)
-    train, valid = _completed(stage, policy, reference, rows, valid_rows, folder)
+    train, valid = _completed(stage, policy, reference, rows, valid_rows, folder, progress)
     if needs.reference is not None and reference is not None:
         log_probs = partial(
             log_probs_of,
@@ -127,6 +126,7 @@ def _completed(
     rows: Sequence[AnyRow],
     valid_rows: Sequence[AnyRow],
     folder: Path,
+    progress: Progress,
 ) -> tuple[Serve, Serve]:
     """Rows of an update with their negatives, for training and for validation."""
     bench, wanted, sampler = stage.bench, stage.needs.negatives, stage.sampler()
@@ -145,6 +145,8 @@ def _completed(
         return [row for at in range(step, last) for row in rows_at(at)]
 
     known_valid = sampler.usable_rows(_catalogue_rows(valid_rows))
+    for note in sampler.dropped(_catalogue_rows(valid_rows), known_valid):
+        progress.say(f"validation: {note}")
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)
@@ -286,11 +288,7 @@ def scorer_facts(stage: Stage) -> dict[str, Any]:
 
 def _scorer(bench: Workbench, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
-    if name not in bench.recipe.baseline:
-        raise RecipeError(
-            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
-            f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
-        )
+    require_sequential(bench.recipe, name)
     weights = bench.recipe.run_folder(f"baseline-{name}") / MODEL / WEIGHTS
     return load_sequential(bench, name), sha256(weights)
 

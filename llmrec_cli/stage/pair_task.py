@@ -7,7 +7,7 @@ own:    (history, target) rows    -> one liked item against drawn ones, anew in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from llmrec_cli.engine.pairs import (
     require_k,
     score_pairs,
 )
-from llmrec_cli.engine.rows import AnyRow, PairRow
+from llmrec_cli.engine.rows import AnyRow, LeftOut, PairRow, count_left_out
 from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.recipe.data import PromptSection
@@ -47,6 +47,8 @@ class StageRows:
     valid_rows: Sequence[AnyRow]
     rank_valid: Callable[[Any], Mapping[str, float]]  # of a policy in evaluation mode
     pairs: Pairs | None = None  # of the rank-pair task: completes the rows of an update
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # of histories, by split
+    notes: tuple[str, ...] = ()  # what else a person has to know of these rows
 
 
 def pair_stage(
@@ -64,7 +66,10 @@ def pair_stage(
     prepared, encoder = bench.prepared, pair_encoder(bench, bench.recipe.prompt)
     frame = prepared.split(PREFERENCE if aligns and PREFERENCE in prepared.splits else "train")
     valid = subset(prepared.split("valid"), section.validate_rows)
-    valid_rows = _equally_many(encoder.encode(questions(bench, valid, "valid")))
+    asked = questions(bench, valid, "valid")
+    encoded = encoder.encode(asked)
+    valid_rows, notes = _equally_many(encoded)
+    left_out = {"valid": left_out_of_pairs(asked, encoded)}
 
     def rank_valid(policy: Any) -> Mapping[str, float]:
         ranks = bench.ranks
@@ -72,14 +77,21 @@ def pair_stage(
         return {"auc_paired": auc_paired(valid[USER_ID].tolist(), scores)}
 
     if NEGATIVES in frame.columns:
-        given = encoder.encode(given_pairs(frame))
+        training = given_pairs(frame)
+        given = encoder.encode(training)
         require_k(given, wanted.k if wanted else None, frame[USER_ID].tolist())
-        return StageRows(given, valid_rows, rank_valid, Pairs(_same, _same))
+        left_out["train"] = left_out_of_pairs(training, given)
+        return StageRows(given, valid_rows, rank_valid, Pairs(_same, _same), left_out, notes)
     sampler = _sampler(bench, frame, wanted or ONE_UNIFORM)
-    own = sampler.require(question_rows(frame))
+    asked_rows = question_rows(frame)
+    own = sampler.require(asked_rows)
+    notes += sampler.dropped(asked_rows, own)
     steps_per_epoch = -(-len(own) // section.batch)
     draw = DrawnPairs(encoder, sampler, bench.recipe.seed, steps_per_epoch)
-    return StageRows(own, valid_rows, rank_valid, Pairs(draw, _same))
+    first = [row for row in draw(own, 0) if isinstance(row, PairRow)]  # pairs of the first epoch
+    whole = (len(row.history) for row in own for _ in range((wanted or ONE_UNIFORM).k))
+    left_out["train"] = count_left_out(whole, (n for row in first for n in row.left_out))
+    return StageRows(own, valid_rows, rank_valid, Pairs(draw, _same), left_out, notes)
 
 
 def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
@@ -128,10 +140,27 @@ def _sampler(bench: Workbench, frame: pd.DataFrame, wanted: Negatives) -> Negati
     return NegativeSampler(wanted, leaves, users, bench.recipe.seed)
 
 
-def _equally_many(rows: Sequence[PairRow]) -> list[PairRow]:
-    """Every user's first k pairs, k what the user with the fewest has: a batch is a rectangle."""
+def left_out_of_pairs(asked: Sequence[UserPairs], rows: Sequence[PairRow]) -> LeftOut:
+    """How much of their histories the prompts of these pairs leave out."""
+    whole = (len(pairs.history) for pairs in asked for _ in pairs.others)
+    return count_left_out(whole, (n for row in rows for n in row.left_out))
+
+
+def _equally_many(rows: Sequence[PairRow]) -> tuple[list[PairRow], tuple[str, ...]]:
+    """Every user's first k pairs, k what the user with the fewest has: a batch is a rectangle.
+
+    Returns:
+        The rows, and what to say of the pairs that are left out.
+    """
     k = min((len(row.prompts) for row in rows), default=0)
-    return [replace(row, prompts=row.prompts[:k], answers=row.answers[:k]) for row in rows]
+    cut = [replace(row, prompts=row.prompts[:k], answers=row.answers[:k]) for row in rows]
+    pairs, lost = sum(len(row.prompts) for row in rows), sum(len(row.prompts) - k for row in rows)
+    if not lost:
+        return cut, ()
+    return cut, (
+        f"validation: left out {lost:,} of {pairs:,} pairs: every user counts with {k}, as many as "
+        "the user with the fewest has",
+    )
 
 
 def _same(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:

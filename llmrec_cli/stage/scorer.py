@@ -22,6 +22,7 @@ from llmrec_cli.models.itemknn import score_itemknn, similarities
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import ItemknnOptions
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import workbench
 
 Scores = NDArray[np.float32]
@@ -37,15 +38,29 @@ def build(bench: workbench.Workbench, name: str) -> Sequential:
     Raises:
         RecipeError: the model has no state of a history (pop, itemknn).
     """
-    section = bench.recipe.baseline[name]
-    options = section.options
-    if not isinstance(options, SequentialOptions):
+    options = require_sequential(bench.recipe, name)
+    longest = bench.recipe.data.history + 1
+    return build_sequential(options, bench.trie.n_leaves, longest, bench.recipe.seed)
+
+
+def require_sequential(recipe: Recipe, name: str) -> SequentialOptions:
+    """The options of ``[baseline.NAME]``, whose scores are asked for.
+
+    Raises:
+        RecipeError: no such table, or a model without a state of a history (pop, itemknn).
+    """
+    if name not in recipe.baseline:
+        raise RecipeError(
+            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
+            f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
+        )
+    section = recipe.baseline[name]
+    if not isinstance(section.options, SequentialOptions):
         raise RecipeError(
             f'[baseline.{name}] model = "{section.model}": has no state of a history to score '
             "items from; expected sasrec, gru4rec or caser"
         )
-    longest = bench.recipe.data.history + 1
-    return build_sequential(options, bench.trie.n_leaves, longest, bench.recipe.seed)
+    return section.options
 
 
 def leaf_encoder(bench: workbench.Workbench) -> PromptEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,66 +11,46 @@ from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
-from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
-from llmrec_cli.methods import find
-from llmrec_cli.models.policy import Policy, check_depth
+from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import needs, workbench
-from llmrec_cli.stage.base import base_config
+from llmrec_cli.stage.check import check_plan, plan_run
 from llmrec_cli.stage.ground import ground, require_same_ground
 from llmrec_cli.stage.pair_task import StageRows, pair_stage
 from llmrec_cli.stage.trained import load_policy
 
 
-def train_stage(
-    recipe: Recipe,
-    run: str,
-    *,
-    method: str,
-    options: Any,
-    section: TrainSection,
-    parent: str | None,
-    resume: bool,
-    progress: Progress,
-) -> Path:
+def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -> Path:
     """Train one run of a recipe to its end.
 
     Args:
-        run: name of the run, its folder's name.
-        parent: run whose result is the start; None starts from the base.
+        run: ``sft`` or ``align-NAME``.
 
     Returns:
         The run's folder, with ``model/`` or ``adapter/`` from its best validation.
+
+    Raises:
+        UserError: the run cannot be trained (``check_plan``), or its folder is not free.
     """
-    parent_folder = run_folder.require_done(recipe, parent) if parent else None
+    plan = plan_run(recipe, run)
+    chosen, options, section = plan.method, plan.options, plan.section
+    parent_folder = run_folder.require_done(recipe, plan.parent) if plan.parent else None
     if resume and run_folder.is_done(recipe.run_folder(run)):
         run_folder.require_same_settings(recipe, run)
         progress.say(f"{recipe.run_folder(run)}: already finished")
         return recipe.run_folder(run)
     bench = workbench.open_workbench(recipe, progress)
-    chosen = find(method)
-    chosen.init_state(options, bench.trie)  # options that cannot work here fail before any writing
-    stage = needs.Stage(bench, chosen, options, section)
-    if stage.needs.reference and parent is None:
-        raise RecipeError(
-            f'[{run.replace("-", ".", 1)}] parent = "base": {method} is measured against the model '
-            'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
-        )
-    if stage.needs.hidden_states:
-        check_depth(base_config(recipe), stage.needs.hidden_states)
+    stage = check_plan(bench, plan)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
     else:
         ground = _catalogue_stage(stage)
-    sizes = {"training": len(ground.rows), "validation": len(ground.valid_rows)}
-    for name, count in sizes.items():
-        if count == 0:
-            raise DataError(f"{recipe.prepared}: no {name} rows; loosen data.k_core or the split")
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         # A policy that is measured against its own beginning must not differ from it by noise.
@@ -78,7 +59,9 @@ def train_stage(
         supply = needs.make_supply(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )
-        progress.say(f"{run}: {len(ground.rows)} {section.rows} rows, {_parameters(policy)}")
+        progress.say(f"{run}: {len(ground.rows):,} {section.rows} rows, {_parameters(policy)}")
+        for line in _notes(bench, section, ground):
+            progress.say(f"{run}: {line}")
         job = Job(
             policy=policy,
             method=chosen,
@@ -96,7 +79,9 @@ def train_stage(
             supply=supply,
             trackers=opened.trackers,
         )
-        opened.outcome = _outcome(train(job, resume=resume), bench.ranks.count)
+        histories = {split: found.facts() for split, found in sorted(ground.left_out.items())}
+        outcome = _outcome(train(job, resume=resume), bench.ranks.count)
+        opened.outcome = outcome | {"histories": histories}
         if bench.ranks.is_first:
             name = "model" if recipe.model.tuning == "full" else "adapter"
             write_result(opened.folder / name, policy.model, bench.codec.tokenizer)
@@ -116,7 +101,28 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
         )
 
     usable = sampler.require(rows) if sampler else rows
-    return StageRows(usable, bench.windows(valid), rank_valid)
+    valid_rows = bench.windows(valid)
+    left_out = {
+        "train": left_out_of(bench.prepared.split("train"), rows),
+        "valid": left_out_of(valid, valid_rows),
+    }
+    notes = sampler.dropped(rows, usable) if sampler else ()
+    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
+
+
+def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows) -> Iterator[str]:
+    """What is left out of the rows on their way to the loss, one line each."""
+    yield from ground.notes
+    for split, found in sorted(ground.left_out.items()):
+        in_passes = split == "train" and section.rows == "sequence"
+        if line := found.line(bench.why_passes if in_passes else bench.encoder.why):
+            yield f"{split}: {line}"
+    known = len(bench.prepared.split("valid"))
+    if section.validate_rows is not None and section.validate_rows < known:
+        yield (
+            f"valid: checkpoints are chosen on {section.validate_rows:,} of {known:,} rows "
+            "(train.validate_rows)"
+        )
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:

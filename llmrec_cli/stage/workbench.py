@@ -20,8 +20,11 @@ from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import (
     IntArray,
+    LeftOut,
     PromptEncoder,
+    Prompts,
     Row,
+    count_left_out,
     encode_catalogue,
     require_histories,
     sequence_rows,
@@ -29,6 +32,7 @@ from llmrec_cli.engine.rows import (
     window_rows,
 )
 from llmrec_cli.engine.supply import Pairs
+from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.eval import DecodeSection
@@ -74,6 +78,11 @@ class Workbench:
             return user_rows(frame, _Shared(self.encoder, self.ranks))
         return sequence_rows(frame, self.encoder, self.recipe.data.history, self._fits)
 
+    @property
+    def why_passes(self) -> str:
+        """Why a target of a sequence may not see its whole history, as a setting and its value."""
+        return f'rows = "sequence": passes of at most {self.recipe.data.history + 1} items'
+
     def _fits(self, history: Sequence[int], targets: Sequence[int]) -> bool:
         """Whether a pass has room; of a prompt in words, the longest one is taken for it."""
         prompt = self.room.prompt
@@ -110,10 +119,21 @@ class Workbench:
         seen = self.seen_leaves(frame) if exclude else ()
         histories = frame[HISTORY].tolist()
 
-        def prompts_of(numbers: Sequence[int]) -> list[IntArray]:
+        def prompts_of(numbers: Sequence[int]) -> Sequence[IntArray]:
             return self.encoder.encode([histories[i] for i in numbers])
 
         return self._ranked(model, len(frame), prompts_of, seen, options, advance)
+
+    def left_out(self, frame: pd.DataFrame) -> LeftOut:
+        """How much of the histories of ``frame`` has no room in their prompts; by all processes."""
+        histories = frame[HISTORY].tolist()
+
+        def work(numbers: Sequence[int]) -> list[Column]:
+            prompts = self.encoder.encode_counted([histories[i] for i in numbers])
+            return [(torch.from_numpy(prompts.left_out_N), 0)]
+
+        [left_out_N] = self.ranks.shared_out(len(frame), work)
+        return count_left_out(map(len, histories), left_out_N.tolist())
 
     def _ranked(
         self,
@@ -185,9 +205,13 @@ class _Shared:
     encoder: PromptEncoder
     ranks: Ranks
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> Ragged:
-        found = self.ranks.mapped(lambda: Ragged.of(self.encoder.encode(histories)).arrays())
-        return Ragged.from_arrays(found)
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        def make() -> dict[str, np.ndarray[Any, Any]]:
+            prompts = self.encoder.encode_counted(histories)
+            return Ragged.of(prompts.ids).arrays() | {"left_out_N": prompts.left_out_N}
+
+        found = self.ranks.mapped(make)
+        return Prompts(Ragged.from_arrays(found), found["left_out_N"])
 
 
 def decode_options(decode: DecodeSection, k: int) -> DecodeOptions:
@@ -283,6 +307,17 @@ def validation_metrics(
     ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
     target_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
     return means_at(rank_of(target_B, ranked.leaf_BK.cpu()), cutoff)
+
+
+def require_rows(prepared: Prepared) -> None:
+    """Refuse prepared data without rows to train on, or to choose a checkpoint by.
+
+    Raises:
+        DataError: which rows are missing.
+    """
+    for split, rows in (("train", "training"), ("valid", "validation")):
+        if len(prepared.split(split)) == 0:
+            raise DataError(f"{prepared.folder}: no {rows} rows; loosen data.k_core or the split")
 
 
 def subset(frame: pd.DataFrame, rows: int | None) -> pd.DataFrame:

@@ -65,10 +65,34 @@ def test_every_check_by_hand() -> None:
         },
         "test targets never seen in training": {"count": 2, "of": 2, "examples": ["c", "d"]},
         "users in several splits": {"train and valid": 1, "train and test": 1, "valid and test": 1},
+        "rows that stand in two splits": {
+            "train and valid": {"count": 0, "of": 1, "examples": []},
+            "train and test": {"count": 0, "of": 2, "examples": []},
+            "valid and test": {"count": 0, "of": 2, "examples": []},
+        },
         "interactions that tie in time": TIED,
         "training rows later than the earliest test row": {"count": 1, "of": 3},
         "popularity in training": {"gini": 0.625, "share of the top 1 % of items": 0.75},
     }
+
+
+def test_rows_that_stand_in_two_splits() -> None:
+    train = rows((0, [1, 2], 3, 5), (1, [2], 0, 6), (2, [1], 0, 8))
+    test = rows(
+        (0, [1, 2], 3, 9),  # the same history and target, at another time
+        (1, [1, 2], 0, 6),  # the same target at the same time, behind a longer history
+        (2, [1], 1, 8),  # another target
+        (3, [1], 0, 8),  # another user
+    )
+    splits = {"train": train, "valid": rows((2, [1], 0, 8)), "test": test}
+    found = audit(ITEMS, splits, None, clock=True)["rows that stand in two splits"]
+    assert found == {
+        "train and valid": {"count": 1, "of": 1, "examples": ["u2"]},
+        "train and test": {"count": 2, "of": 4, "examples": ["u0", "u1"]},
+        "valid and test": {"count": 0, "of": 4, "examples": []},
+    }
+    without = audit(ITEMS, splits, None, clock=False)["rows that stand in two splits"]
+    assert without["train and test"]["count"] == 1, "times that mean nothing are not compared"
 
 
 def test_checks_that_cannot_be_made_say_so() -> None:

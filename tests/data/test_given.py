@@ -8,6 +8,7 @@ import pytest
 from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, USER, USER_ID
 from llmrec_cli.data.given import given_rows, occurring, pair_counts
 from llmrec_cli.data.readers.source import ROW_SCHEMA
+from llmrec_cli.data.rows import SplitCounts
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
 
@@ -34,7 +35,7 @@ SOURCE = {
 
 
 def test_rows_keep_their_order_and_lose_only_unnamed_items() -> None:
-    made, counts = given_rows(SOURCE, ITEMS, section(history=3), seed=0)
+    made, counts, cuts = given_rows(SOURCE, ITEMS, section(history=3), seed=0)
     got = {name: part[[USER, HISTORY, TARGET]].rows() for name, part in made.items()}
     assert got == {
         "train": [(2, [], 0), (2, [0, 1], 2), (2, [1, 2, 0], 1)],
@@ -43,13 +44,16 @@ def test_rows_keep_their_order_and_lose_only_unnamed_items() -> None:
     }
     assert list(counts["train"].values()) == [4, 1, 0, 1]
     assert list(counts["valid"].values()) == [1, 0, 0, 1]
+    assert cuts["train"] == SplitCounts(unsampled=3, cut_rows=1, cut_items=1)  # "abca" to "bca"
+    assert cuts["test"] == SplitCounts(unsampled=2)
 
 
 def test_min_history_counts_what_is_left_and_sample_keeps_order() -> None:
     with pytest.raises(DataError, match=r"no valid row of 1 is left with data\.min_history = 1"):
         given_rows(SOURCE, ITEMS, section(min_history=1), seed=0)
-    made, _ = given_rows(SOURCE, ITEMS, section(sample={"train": 2}), seed=0)
+    made, _, cuts = given_rows(SOURCE, ITEMS, section(sample={"train": 2}), seed=0)
     assert made["train"].height == 2
+    assert cuts["train"].unsampled == 3
     assert made["train"][USER_ID].to_list() == ["z", "z"]
 
 
@@ -59,6 +63,6 @@ def test_occurring_items_are_those_of_rows_and_of_the_list() -> None:
 
 
 def test_pairs_count_once_however_many_rows_show_them() -> None:
-    made, _ = given_rows(SOURCE, ITEMS, section(), seed=0)
+    made, _, _ = given_rows(SOURCE, ITEMS, section(), seed=0)
     assert pair_counts(made["train"], 4).tolist() == [1, 1, 1, 0]
     assert pair_counts(made["test"], 4).tolist() == [2, 2, 0, 1]

@@ -9,13 +9,33 @@ import polars as pl
 import pytest
 
 from llmrec_cli.data.audit import overlap_in_time
-from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, TIMESTAMP, USER, USER_ID
+from llmrec_cli.data.columns import (
+    AS_READ,
+    CUT_ITEMS,
+    CUT_ROWS,
+    HISTORY,
+    ITEM,
+    ITEM_ID,
+    NO_TARGET,
+    NO_TITLE,
+    SHORT_HISTORY,
+    SPLITS,
+    TARGET,
+    TIMESTAMP,
+    UNSAMPLED,
+    USER,
+    USER_ID,
+)
 from llmrec_cli.data.leakage import Ahead, Measured, ahead, undecided, unheard
 from llmrec_cli.data.verdicts import Verdict, raised, verdicts
 from llmrec_cli.data.verdicts.verdict import percent
 
 NOTHING = {"count": 0, "of": 100, "examples": []}
 DAY = 86_400_000
+
+
+CUTS = {UNSAMPLED: 100, CUT_ROWS: 0, CUT_ITEMS: 0}
+KEPT = {AS_READ: 100, NO_TARGET: 0, SHORT_HISTORY: 0, NO_TITLE: 0}
 
 
 def manifest(split: str = "leave-one-out", form: str = "amazon2018", **audit: Any) -> Any:
@@ -26,13 +46,24 @@ def manifest(split: str = "leave-one-out", form: str = "amazon2018", **audit: An
         "targets in their own history": dict.fromkeys(("train", "valid", "test"), NOTHING),
         "test targets never seen in training": NOTHING,
         "users in several splits": {"train and valid": 0, "train and test": 0, "valid and test": 0},
+        "rows that stand in two splits": dict.fromkeys(
+            ("train and valid", "train and test", "valid and test"), NOTHING
+        ),
         "interactions that tie in time": NOTHING | {"interactions": 0},
         "training rows later than the earliest test row": {"count": 0, "of": 100},
         "popularity in training": {"gini": 0.5, "share of the top 1 % of items": 0.1},
     }
     assert set(audit) <= set(clean) | {"test pairs that are trained on"}
     return {
-        "data": {"split": split, "format": form, "columns": {"timestamp": "timestamp"}},
+        "data": {
+            "split": split,
+            "format": form,
+            "columns": {"timestamp": "timestamp"},
+            "history": 20,
+            "min_history": 1,
+        },
+        "cleaning": {name: dict(KEPT) for name in SPLITS} if split == "given" else [],
+        "splits": {name: {"rows": 100} | CUTS for name in SPLITS},
         "catalogue": {"items": 100, "of these without a name, dropped": 0, "examples": []},
         "audit": clean | audit,
     }
@@ -49,8 +80,37 @@ def judged(check: str, told: Any, **further: Any) -> Verdict:
 
 def test_nothing_wrong_is_ok_throughout() -> None:
     assert {v.level for v in verdicts(manifest())} == {"ok"}
-    assert len(verdicts(manifest())) == 8
+    assert len(verdicts(manifest())) == 10
     assert raised(verdicts(manifest())) == ()
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "ok"), (1, "note"), (5, "warning")])
+def test_rows_in_two_splits_are_a_leak(count: int, level: str) -> None:
+    told = found(count, 100, *["u7"][:count])
+    common = {"train and valid": NOTHING, "train and test": told, "valid and test": NOTHING}
+    verdict = judged(
+        "rows that stand in two splits", manifest(**{"rows that stand in two splits": common})
+    )
+    assert (verdict.level, verdict.count, verdict.of) == (level, count, 100)
+    assert ("test rows stand in train" in verdict.text) == bool(count)
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "ok"), (4, "note"), (81, "warning")])
+def test_rows_that_a_given_split_lost_are_told(count: int, level: str) -> None:
+    told = manifest(split="given")
+    told["cleaning"]["test"][SHORT_HISTORY] = count
+    verdict = judged("rows of the source that are left out", told)
+    assert (verdict.level, verdict.count, verdict.of) == (level, count, 100)
+    assert (f"{count} have a history below 1" in verdict.text) == bool(count)
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "ok"), (4, "ok"), (5, "note")])
+def test_cut_histories_are_told(count: int, level: str) -> None:
+    told = manifest()
+    told["splits"]["test"] |= {CUT_ROWS: count, CUT_ITEMS: 7 * count}
+    verdict = judged("histories cut to data.history", told)
+    assert (verdict.level, verdict.count, verdict.of) == (level, count, 100)
+    assert (f"{7 * count} older ones" in verdict.text) == bool(count)
 
 
 def test_what_needs_attention_comes_warnings_first() -> None:

@@ -76,6 +76,8 @@ def test_a_long_prompt_loses_its_oldest_items_whole(scratch: tuple[Policy, Codec
     whole = UserPairs((0, 3, 4), 1, (2,), (True,))
     longest = len(encoder(codec).encode([whole])[0].prompts[0])
     (row,) = encoder(codec, longest - 1).encode([whole])
+    assert row.left_out == (1,)
+    assert encoder(codec).encode([whole])[0].left_out == ()
     assert "shopped:  <Title:Wii Sports>  <Title:Zelda> ." in text(codec, row.prompts[0])
     assert len(row.prompts[0]) < longest
     with pytest.raises(DataError, match=r"max_tokens = 10: without any history, .*'Doom'"):

@@ -10,9 +10,13 @@ import pytest
 
 from llmrec_cli.data.prompts import Template, load_template
 from llmrec_cli.engine.rows import (
+    LeftOut,
     PromptEncoder,
+    Row,
     as_windows,
+    count_left_out,
     encode_catalogue,
+    left_out_of,
     require_histories,
     sequence_rows,
     user_rows,
@@ -192,6 +196,61 @@ def test_prompts_that_lost_their_oldest_items_share_too_little(
     longest = max(len(row.prompt) for row in window_rows(frame, bare(codec, items)))
     rows = user_rows(frame, bare(codec, items, max_tokens=longest - 1))
     assert [row.targets for row in rows] == [(1, 2, 3), (4,)]
+
+
+def shown_items(row: Row, catalogue: list[list[int]]) -> int:
+    """How many items stand in a bare prompt, by its tokens."""
+    lengths = [len(catalogue[item]) for item in reversed(row.history)]
+    fits = [n for n in range(len(lengths) + 1) if sum(lengths[:n]) == len(row.prompt) - 1]
+    assert len(fits) == 1
+    return fits[0]
+
+
+@pytest.mark.parametrize("max_tokens", [512, 40, 20])
+def test_what_bare_prompts_leave_out_is_counted_window_by_window(
+    items: pd.DataFrame, codec: Codec, max_tokens: int
+) -> None:
+    frame = split({0: [0, 1, 2, 3, 4, 5, 6, 7], 1: [5, 6]}, longest=6)
+    catalogue = encode_catalogue(items, codec)
+    rows = window_rows(frame, bare(codec, items, max_tokens))
+    missed = [len(row.history) - shown_items(row, catalogue) for row in rows]
+    found = left_out_of(frame, rows)
+    assert found == LeftOut(
+        rows=len(frame),
+        cut_rows=sum(n > 0 for n in missed),
+        items=sum(map(len, frame["history"])),
+        left_out=sum(missed),
+    )
+    assert (found.line("why") is None) == (not any(missed))
+    assert any(missed) == (max_tokens == 20)
+    assert left_out_of(frame, user_rows(frame, bare(codec, items, max_tokens))) == found
+
+
+def test_what_texts_leave_out_is_counted(items: pd.DataFrame, codec: Codec) -> None:
+    template: Template = load_template("items", lambda name: None)  # type: ignore[arg-type,return-value]  # shipped
+    three = len(codec.encode_prompts([template.render(TITLES[5:])])[0])
+    prompts = wording(codec, items, three).encode_counted([list(range(8)), [5, 6, 7], []])
+    assert prompts.left_out_N.tolist() == [5, 0, 0]
+    line = count_left_out([8, 3, 0], prompts.left_out_N.tolist()).line("prompt.max_tokens = 9")
+    assert line == (
+        "1 of 3 rows do not see their whole history: 5 of 11 history items are left out, the "
+        "oldest first (prompt.max_tokens = 9); a row sees 2.0 of 3.7 items on average"
+    )
+
+
+def test_what_the_passes_of_a_sequence_leave_out_is_counted(
+    items: pd.DataFrame, codec: Codec
+) -> None:
+    history = np.random.default_rng(0).integers(0, 8, 40).tolist()
+    frame = split({0: history}, longest=6)
+    catalogue = encode_catalogue(items, codec)
+    rows = sequence_rows(frame, bare(codec, items), longest=6)
+    windows = [w for row in rows for w in as_windows(row, catalogue)]
+    whole = frame["history"].map(len).tolist()
+    missed = [n - min(n, len(w.history)) for n, w in zip(whole, windows, strict=True)]
+    assert sum(missed)
+    found = left_out_of(frame, rows)
+    assert (found.cut_rows, found.left_out) == (sum(n > 0 for n in missed), sum(missed))
 
 
 IDS = [[f"<a_{i % 3}>", f"<b_{i // 3}>", "<a_12>"] for i in range(len(TITLES))]

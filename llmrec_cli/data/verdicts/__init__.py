@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmrec_cli.data.columns import CUT_ROWS
 from llmrec_cli.data.leakage import Measured
 from llmrec_cli.data.verdicts.identity import items_without_a_name, shared_identity
 from llmrec_cli.data.verdicts.popularity import PopScores, concentration, score_of_pop
 from llmrec_cli.data.verdicts.rows import (
+    cut_histories,
+    rows_in_two_splits,
+    rows_left_out,
     targets_in_history,
     trained_pairs,
     unseen_targets,
@@ -41,10 +45,15 @@ def verdicts(
         targets_in_history(audit["targets in their own history"]),
         unseen_targets(audit["test targets never seen in training"], data, measured),
         users_on_both_sides(audit["users in several splits"], data),
+        rows_in_two_splits(audit["rows that stand in two splits"]),
         ties(audit["interactions that tie in time"], data, measured),
         later_training(audit["training rows later than the earliest test row"], data, measured),
         concentration(audit["popularity in training"]),
     ]
+    if data["split"] == "given":
+        found.append(rows_left_out(manifest["cleaning"], data))
+    if all(CUT_ROWS in counts for counts in manifest["splits"].values()):  # older ones lack it
+        found.append(cut_histories(manifest["splits"], data))
     if "test pairs that are trained on" in audit:
         found.append(trained_pairs(audit["test pairs that are trained on"]))
     if pop is not None:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmrec_cli.data.audit import Finding
+from llmrec_cli.data.columns import AS_READ, CUT_ITEMS, CUT_ROWS, NO_TARGET, SHORT_HISTORY
 from llmrec_cli.data.leakage import Measured
 from llmrec_cli.data.verdicts.verdict import (
+    Level,
     Verdict,
     examples_of,
     level_of,
@@ -85,6 +87,96 @@ def users_on_both_sides(found: Mapping[str, int], data: Mapping[str, Any]) -> Ve
         "makes their rows easier than a new user's."
     )
     return Verdict(check, "warning", most, None, text, figures=sides)
+
+
+def rows_in_two_splits(found: Mapping[str, Finding]) -> Verdict:
+    """Rows that are trained on and measured on: a leak, whatever the protocol.
+
+    Args:
+        found: by pair of splits, in order; counted in the later split.
+    """
+    check, test = "rows that stand in two splits", found["train and test"]
+    where = [
+        f"{part(rows)} {pair.split()[-1]} rows stand in {pair.split()[0]}"
+        for pair, rows in found.items()
+        if rows["count"]
+    ]
+    count = sum(rows["count"] for rows in found.values())
+    if not count:
+        return Verdict(check, "ok", 0, test["of"], "No row stands in two splits.")
+    text = (
+        f"The same user, target and history (or time): {'; '.join(where)}. A model has learnt "
+        "these answers, so the figures are too good. Expected splits without a row in common."
+    )
+    trained = [rows for pair, rows in found.items() if pair.startswith("train")]
+    levels = [level_of(rows) for rows in found.values()]
+    level: Level = "warning" if "warning" in levels else "note"
+    worst = max(trained, key=share)
+    worst = worst if worst["count"] else found["valid and test"]
+    figures = {f"{pair}: rows": float(rows["count"]) for pair, rows in found.items()}
+    examples = examples_of(worst["examples"])
+    return Verdict(check, level, worst["count"], worst["of"], text, examples, figures)
+
+
+def rows_left_out(cleaning: Mapping[str, Mapping[str, int]], data: Mapping[str, Any]) -> Verdict:
+    """Rows of a source that comes split that stand in no split now.
+
+    Args:
+        cleaning, data: of the manifest.
+    """
+    check = "rows of the source that are left out"
+    lost: dict[str, Finding] = {
+        name: {
+            "count": counts[NO_TARGET] + counts[SHORT_HISTORY],
+            "of": counts[AS_READ],
+            "examples": [],
+        }
+        for name, counts in cleaning.items()
+    }
+    test = lost["test"]
+    where = [
+        f"{part(found)} {name} rows ({_reasons(cleaning[name], data)})"
+        for name, found in lost.items()
+        if found["count"]
+    ]
+    if not where:
+        return Verdict(check, "ok", 0, test["of"], "Every row of the source is kept.")
+    text = f"Left out: {'; '.join(where)}. All figures are about the others."
+    figures = {f"{name} rows": float(found["count"]) for name, found in lost.items()}
+    return Verdict(check, level_of(test, "note"), test["count"], test["of"], text, figures=figures)
+
+
+def _reasons(counts: Mapping[str, int], data: Mapping[str, Any]) -> str:
+    reasons = {
+        f"{counts[SHORT_HISTORY]:,} have a history below {data['min_history']}": SHORT_HISTORY,
+        f"{counts[NO_TARGET]:,} have a target without a title": NO_TARGET,
+    }
+    return ", ".join(text for text, key in reasons.items() if counts[key])
+
+
+def cut_histories(splits: Mapping[str, Mapping[str, int]], data: Mapping[str, Any]) -> Verdict:
+    """Rows whose history is longer than ``data.history``, which keeps the newest items.
+
+    Args:
+        splits, data: of the manifest.
+    """
+    check, longest = "histories cut to data.history", data["history"]
+    lost: dict[str, Finding] = {
+        name: {"count": counts[CUT_ROWS], "of": counts["rows"], "examples": []}
+        for name, counts in splits.items()
+    }
+    test = lost["test"]
+    where = [f"{part(found)} {name} rows" for name, found in lost.items() if found["count"]]
+    if not where:
+        text = f"No history is longer than {longest} items."
+        return Verdict(check, "ok", 0, test["of"], text)
+    items = sum(counts[CUT_ITEMS] for counts in splits.values())
+    text = (
+        f"The last {longest} items are kept of {', '.join(where)}; {items:,} older ones are left "
+        "out, for every model alike."
+    )
+    level: Level = "note" if level_of(test) == "warning" else "ok"  # a choice, to be known
+    return Verdict(check, level, test["count"], test["of"], text)
 
 
 def trained_pairs(found: Finding) -> Verdict:

@@ -1,0 +1,179 @@
+"""What stops a training stage, asked before any stage is trained.
+
+    recipe -> one ``Plan`` per language-model run -> ``check_plan`` on prepared data and trie
+
+``llmrec run`` and ``validate --rows`` check every plan first, so that a wrong temperature or k
+does not come to light after hours of other stages.  ``train_stage`` checks its own plan again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmrec_cli import run_folder
+from llmrec_cli.engine.rows import Prompts, window_rows
+from llmrec_cli.errors import DataError, RecipeError, UserError
+from llmrec_cli.methods import find
+from llmrec_cli.methods.contract import Method
+from llmrec_cli.methods.lml import LmlOptions
+from llmrec_cli.models.policy import check_depth
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.baseline import UNTRAINED
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.stage import scorer
+from llmrec_cli.stage.base import base_config
+from llmrec_cli.stage.needs import Stage
+from llmrec_cli.stage.pair_task import pair_encoder, pair_stage, questions
+from llmrec_cli.stage.workbench import Workbench, open_workbench, require_rows
+
+_PARENTS = {"sft": "sft", "base": None}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One language-model run of a recipe."""
+
+    run: str  # its name, which is its folder's
+    method: Method
+    name: str  # of the method
+    options: Any
+    section: TrainSection
+    parent: str | None  # the run whose result is the start; None: the base
+
+
+def plan_run(recipe: Recipe, run: str) -> Plan:
+    """The plan of ``sft`` or ``align-NAME``.
+
+    Raises:
+        RecipeError: the recipe has no such table.
+    """
+    if run == "sft":
+        return Plan(run, find("lml"), "lml", LmlOptions(), recipe.sft.train, None)
+    name = run.removeprefix("align-")
+    if name not in recipe.align:
+        known = ", ".join(recipe.align) or "none"
+        raise RecipeError(
+            f"[align.{name}]: not in the recipe (it has {known}); add the table to run it"
+        )
+    table = recipe.align[name]
+    parent = _PARENTS.get(table.parent, f"align-{table.parent}")
+    return Plan(run, find(table.method), table.method, table.options, table.train, parent)
+
+
+def check_runs(recipe: Recipe, progress: Progress) -> None:
+    """Check every run of a recipe that is not finished, and what it is to be evaluated on.
+
+    Args:
+        progress: told what ``open_workbench`` has to say.
+
+    Raises:
+        UserError: the first thing that would stop a run; the message names its table.
+    """
+    runs = [run for run in recipe.runs() if not run_folder.is_done(recipe.run_folder(run))]
+    if not runs:
+        return
+    bench = open_workbench(recipe, progress)
+    check_plans(recipe, bench, runs)
+    other = bench
+    if recipe.eval.data is not None:
+        other = open_workbench(recipe, progress, evaluation=True)
+    _check_evaluation(other)
+
+
+def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:
+    """Check runs on an open workbench.
+
+    Raises:
+        UserError: as ``check_runs``.
+    """
+    for run in runs:
+        kind, _, name = run.partition("-")
+        try:
+            if kind != "baseline":
+                _check_stage(check_plan(bench, plan_run(recipe, run)), run)
+            elif recipe.baseline[name].model not in UNTRAINED:
+                require_rows(bench.prepared)
+        except UserError as error:
+            table = f"[{run.replace('-', '.', 1)}]"
+            if str(error).startswith(table):
+                raise
+            raise type(error)(f"{table} {error}") from error
+
+
+def check_plan(bench: Workbench, plan: Plan) -> Stage:
+    """Check one run.
+
+    Returns:
+        Its stage.
+
+    Raises:
+        RecipeError: options that cannot work on this catalogue, or a parent that cannot serve.
+        DataError: too few rows, or too few possible negatives.
+        ArtefactError: the backbone has too few layers.
+    """
+    recipe = bench.recipe
+    plan.method.init_state(plan.options, bench.trie)
+    stage = Stage(bench, plan.method, plan.options, plan.section)
+    if stage.needs.reference and plan.parent is None:
+        raise RecipeError(
+            f'[{plan.run.replace("-", ".", 1)}] parent = "base": {plan.name} is measured against '
+            'the model it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
+        )
+    if stage.needs.hidden_states:
+        check_depth(base_config(recipe), stage.needs.hidden_states)
+    if stage.needs.item_scores is not None:
+        scorer.require_sequential(recipe, stage.needs.item_scores.model)
+    require_rows(bench.prepared)
+    return stage
+
+
+def _check_stage(stage: Stage, run: str) -> None:
+    """What training finds anyway when it makes its rows."""
+    if stage.bench.recipe.prompt.task == "rank-pair":
+        pair_stage(stage.bench, stage.section, stage.needs.negatives, aligns=run != "sft")
+    else:
+        stage.bench.encoder.encode([()])  # a wording that leaves no room for any item
+        _check_negatives(stage)
+
+
+@dataclass(frozen=True)
+class _NoPrompts:
+    """Rows whose prompts nobody looks at: nothing is tokenized."""
+
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        none = np.zeros(0, np.int32)
+        return Prompts([none] * len(histories), np.zeros(len(histories), np.int32))
+
+
+def _check_negatives(stage: Stage) -> None:
+    sampler, prepared = stage.sampler(), stage.bench.prepared
+    if sampler is None:
+        return
+    wanted, batch = sampler.wanted, stage.section.batch
+    usable = sampler.require(window_rows(prepared.split("train"), _NoPrompts()))
+    sampler.usable_rows(window_rows(prepared.split("valid"), _NoPrompts()))
+    smallest = len(usable) % batch or batch  # the last update of an epoch
+    if wanted.draw == "in-batch" and stage.section.rows == "window" and smallest <= wanted.k:
+        raise RecipeError(
+            f'k = {wanted.k}: negatives = "in-batch" draws from the other rows of an update, and '
+            f"{len(usable):,} rows with train.batch = {batch} leave {smallest} rows for the last "
+            f"update of an epoch; expected at least {wanted.k + 1}: choose another train.batch, or "
+            "lower k"
+        )
+
+
+def _check_evaluation(bench: Workbench) -> None:
+    """Whether the prompts of the test split can be made at all."""
+    recipe = bench.recipe
+    if recipe.prompt.task != "rank-pair":
+        bench.encoder.encode([()])
+        return
+    frame = bench.prepared.split("test")
+    if len(frame) == 0:
+        raise DataError(f"{bench.prepared.folder}: no test rows")
+    pair_encoder(bench, recipe.prompt_for_eval).encode(questions(bench, frame, "test"))
