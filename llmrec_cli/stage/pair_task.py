@@ -27,6 +27,7 @@ from llmrec_cli.engine.pairs import (
     given_pairs,
     question_rows,
     require_k,
+    require_room,
     score_pairs,
 )
 from llmrec_cli.engine.rows import AnyRow, LeftOut, PairRow, count_left_out
@@ -99,11 +100,13 @@ def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
 
     Raises:
         RecipeError: the template has no wording for the task.
-        DataError: an item has no title to be shown.
+        DataError: an item has no title to be shown, or no item of a history has room.
     """
     template = load_rank_template(prompt.template, Path)
     titles = require_titles(prompt.template, template.render_history, bench.prepared.items)
-    return PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
+    encoder = PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
+    require_room(encoder, prompt.template)
+    return encoder
 
 
 def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:

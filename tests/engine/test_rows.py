@@ -311,10 +311,11 @@ def test_the_text_of_a_semantic_id_stays_letters(id_codec: Codec) -> None:
 def test_a_long_prompt_of_ids_loses_its_oldest_items_whole(id_codec: Codec) -> None:
     history, whole = [0, 1, 2, 3], len(by_ids(id_codec, None).encode([[0, 1, 2, 3]])[0])
     for room in range(whole, whole - 12, -1):
-        (prompt,) = by_ids(id_codec, None, room).encode([history])
+        (prompt,), left_out_N = by_ids(id_codec, None, room).encode_counted([history])
         kept = next(history[n:] for n in range(5) if len(prompt) == length(id_codec, history[n:]))
         assert prompt.tolist() == by_ids(id_codec, None).encode([kept])[0].tolist()
         assert len(prompt) <= room
+        assert left_out_N.tolist() == [len(history) - len(kept)]
         longer = history[len(history) - len(kept) - 1 :]
         assert kept == history or length(id_codec, longer) > room, "no more items than needed"
 
