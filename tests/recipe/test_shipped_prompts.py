@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET
+from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET, TOKENS
 from llmrec_cli.data.prompts import load_rank_template, load_template, template_names
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.engine.pairs import given_pairs
@@ -209,3 +209,29 @@ def distinct(frame: pd.DataFrame) -> int:
     """Histories that differ: so many prompts have to."""
     assert TARGET in frame
     return len({tuple(cast("Sequence[int]", history)) for history in frame[HISTORY]})
+
+
+GENUINE = {
+    "forty users": ("odd-samples/semantic-ids-text-prompt/inter.json", "index.json"),
+    "Instruments": ("sid-instruments/Instruments.inter.json.gz", "Instruments.index.json.gz"),
+}
+
+
+@pytest.mark.parametrize("name", GENUINE)
+def test_no_two_histories_of_the_papers_recipe_share_a_prompt(
+    name: str, shared_data: Path, tmp_path: Path, backbone: Path
+) -> None:
+    """Items of one ID (48 of Instruments) are one entry, here as in the answer."""
+    reviews, index = GENUINE[name]
+    folder = (shared_data / reviews).parent
+    files = [f"data.reviews={shared_data / reviews}", f"data.index={folder / index}"]
+    words = [*files, "data.k_core=0", f"out={tmp_path / 'runs'}", f"model.backbone={backbone}"]
+    recipe = load_recipe("papers/ilrec-instruments", words)
+    prepare(recipe, Path)
+    bench = open_workbench(recipe, Silent())
+    assert bench.recipe.prompt.template == "instruments"
+    frame, tokens = bench.prepared.split("test"), bench.prepared.items[TOKENS].map(tuple).tolist()
+    spelt = {tuple(tokens[item] for item in history) for history in frame[HISTORY]}
+    prompts = bench.encoder.encode(frame[HISTORY].tolist())
+    assert len(spelt) > len(frame) * 0.9
+    assert len({prompt.tobytes() for prompt in prompts}) == len(spelt)
