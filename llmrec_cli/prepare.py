@@ -24,6 +24,7 @@ from llmrec_cli.data.facts import Made, facts, lines_of_cuts, lines_of_given
 from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, settled
 from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
 from llmrec_cli.data.order import ordered
+from llmrec_cli.data.prompts import require_prompts
 from llmrec_cli.data.readers import read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
@@ -58,15 +59,18 @@ def prepare(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None)
         progress: receives one line per step.
 
     Raises:
-        RecipeError: a file or column that the format needs is not named.
-        DataError: the sources, or a folder that was prepared from something else.
+        RecipeError: a file or column that the format needs is not named; no such template.
+        DataError: the sources, a folder that was prepared from something else, or a prompt that
+            would not show every item of a history.
         ArtefactError: a folder that was prepared before and has changed since.
         MachineError: the disk refuses, or the engine that is asked for fails or is missing.
     """
     prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
+    require_prompts(recipe.prompt, prepared.items)
     if recipe.eval.data is not None:
         progress("preparing eval.data")
-        _prepare(recipe.eval.data, recipe.seed, recipe.prepared_for_eval, locate, progress)
+        other = _prepare(recipe.eval.data, recipe.seed, recipe.prepared_for_eval, locate, progress)
+        require_prompts(recipe.prompt_for_eval, other.items)
     return prepared
 
 

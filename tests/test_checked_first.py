@@ -33,7 +33,7 @@ IMPOSSIBLE = {
     ),
     "prompt": (
         ["prompt.template=items", "prompt.max_tokens=16", "train.rows=window"],
-        "[sft] prompt.max_tokens = 16: the template alone takes",
+        "prompt.max_tokens = 16: the template alone takes",
     ),
 }
 

@@ -81,9 +81,19 @@ KINDS = {  # name -> the run's own tables, and what wraps its weights
     "lora": TITLES + '[prompt]\ntemplate = "items"\n[model]\nbackbone = "./acme-base"\n'
     'tuning = "lora"\n',
     "ids": IDS + '[model]\nbackbone = "./acme-base"\ntuning = "lora"\n',
+    "ids-text": IDS + '[prompt]\ntemplate = "items"\n[model]\nbackbone = "./acme-base"\n'
+    'tuning = "lora"\n',
 }
-LONGER = {"ids": ("train.max_steps=40", "train.learning_rate=1e-1", "train.validate_every=99")}
-WAYS = [("full", False), ("lora", False), ("lora", True), ("ids", False), ("ids", True)]
+_IDS_LONGER = ("train.max_steps=40", "train.learning_rate=1e-1", "train.validate_every=99")
+LONGER = {"ids": _IDS_LONGER, "ids-text": _IDS_LONGER}
+WAYS = [
+    ("full", False),
+    ("lora", False),
+    ("lora", True),
+    ("ids", False),
+    ("ids", True),
+    ("ids-text", False),
+]
 
 
 def write_base(folder: Path) -> None:
@@ -153,9 +163,13 @@ def plain_model(folder: Path, base: Path) -> Any:
 
 def plain_prompt(kind: str, tokenizer: Any, history: list[dict[str, Any]]) -> list[int]:
     """The prompt of a history, written out here."""
-    if kind != "lora":
+    if kind not in ("lora", "ids-text"):
         return [tokenizer.bos_token_id, *(token for item in history for token in item["tokens"])]
-    titles = ", ".join(f'"{item["title"]}"' for item in history)
+    names = [f'"{item["title"]}"' for item in history]
+    if kind == "ids-text":
+        names = ["".join(tokenizer.convert_ids_to_tokens(i["tokens"][:-1])) for i in history]
+        assert all(name.startswith("<a_") for name in names)
+    titles = ", ".join(names)
     ids: list[int] = tokenizer(
         "Below is an instruction that describes a task, paired with an input that provides further "
         "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
@@ -226,7 +240,7 @@ def test_the_code_of_the_card_runs_and_ranks_as_the_run_does(
     assert [title for *_, title in shown] == [str(item.title) for item in found]
 
 
-@pytest.mark.parametrize("kind", ["lora", "ids"])
+@pytest.mark.parametrize("kind", ["lora", "ids", "ids-text"])
 def test_rank_py_is_a_command_of_its_own(
     home: Path,
     tmp_path: Path,

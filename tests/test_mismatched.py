@@ -163,6 +163,11 @@ CASES: dict[str, tuple[Change, str, tuple[tuple[str, ...], ...]]] = {
         "item 3 has neither a title nor tokens",
         READERS,
     ),
+    "tokens of some": (
+        values(ITEMS, 3, "tokens", ["<a_1>"]),
+        "item 0 has no tokens, and others have",
+        READERS,
+    ),
     "no title column": (
         table(ITEMS, lambda f: f.drop(columns="title")),
         "its columns are item, item_id, brand, tokens, count, expected item, item_id, title",

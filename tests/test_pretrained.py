@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from commands import SMALL, llmrec, ok
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from llmrec_cli import Recommender
 from llmrec_cli.engine import checkpoint
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluate import evaluate
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.progress import Silent
+from llmrec_cli.prepare import prepare
+from llmrec_cli.progress import Lines, Silent
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.stage import workbench
+from llmrec_cli.run import run
+from llmrec_cli.sft import sft
+from llmrec_cli.stage import base, workbench
 from llmrec_cli.stage.trained import load_policy
 
 
@@ -118,3 +126,161 @@ def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
         drawn.append(checkpoint.trained_weights(load_policy(bench, None, train=True)))
     assert drawn[0].keys() == drawn[1].keys()
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+INDEX = {str(i): [f"<a_{i % 5}>", f"<b_{i // 5}>"] for i in range(30)}
+TEXT_OVER_IDS = """
+[data]
+format = "semantic-ids"
+reviews = "./inter.json"
+index = "./index.json"
+k_core = 0
+history = 3
+min_history = 3
+sample = { train = 60, valid = 5, test = 20 }
+[prompt]
+template = "instruments"
+[train]
+max_steps = 3
+batch = 8
+learning_rate = 1e-2
+validate_rows = 5
+[baseline.sasrec]
+hidden = 16
+train = { max_steps = 1 }
+[align.msl]
+parent = "base"
+[align.ilrec]
+parent = "base"
+n = 1
+[eval]
+resamples = 100
+"""
+
+
+def write_ids(folder: Path) -> None:
+    users = {str(u): [(u * 7 + t * 3) % 30 for t in range(8)] for u in range(40)}
+    (folder / "index.json").write_text(json.dumps(INDEX))
+    (folder / "inter.json").write_text(json.dumps(users))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@pytest.mark.parametrize(("tuning", "rows"), [("lora", "window"), ("full", "user")])
+def test_a_text_prompt_over_semantic_ids_tells_users_apart(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, rows: str
+) -> None:
+    """As in ILRec's host LC-Rec: histories of as many items give prompts and lists of their own."""
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    monkeypatch.chdir(tmp_path)
+    words = [f"model.backbone={hub_folder}", f"model.tuning={tuning}", f"train.rows={rows}"]
+    recipe = load_recipe("ids.toml", words)
+    run(recipe, progress=Silent())
+    for name in ("sft", "align-msl", "align-ilrec"):
+        found = pd.read_parquet(recipe.run_folder(name) / "predictions.parquet")
+        assert {len(history) for history in found["history"]} == {3}
+        scores = {tuple(scores) for scores in found["scores"]}
+        assert len(scores) == len({tuple(history) for history in found["history"]}) > 10
+        assert len({tuple(ranked) for ranked in found["ranked"]}) > 1
+
+    opened = Recommender.load(recipe.run_folder("align-ilrec"))
+    items = opened.bench.prepared.items
+    row = found.iloc[4]
+    history = [items["item_id"].iloc[item] for item in row["history"]]
+    again = opened.recommend(history, 10, exclude_history=False)
+    ranked = [items["item_id"].iloc[item] for item in row["ranked"][:10]]
+    assert [item.item_id for item in again] == ranked
+    (prompt,) = opened.bench.encoder.encode([row["history"].tolist()])
+    told = "".join(opened.bench.codec.tokenizer.convert_ids_to_tokens(prompt))
+    listed = ",\u0120".join("".join(INDEX[item]) for item in history)
+    assert f"before:\u0120{listed}\u010a\u010a###" in told
+
+
+def test_a_run_whose_histories_were_empty_is_not_ranked_with_full_ones(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older versions rendered semantic IDs as nothing; their manifests do not say otherwise."""
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("ids.toml", [f"model.backbone={hub_folder}", "train.max_steps=1"])
+    prepare(recipe, Path)
+    sft(recipe, resume=False, progress=Silent())
+    path = recipe.run_folder("sft") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["facts"].pop("history") == "semantic IDs"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="trained with history = None, now it is 'semantic IDs"):
+        evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
+
+
+@pytest.mark.parametrize("titled", [False, True])
+def test_a_base_of_our_own_spells_the_words_around_semantic_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, titled: bool
+) -> None:
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    titles = {item: f"Fiddle {item}" for item in INDEX}
+    (tmp_path / "meta.json").write_text(json.dumps(titles))
+    monkeypatch.chdir(tmp_path)
+    words = ["model.scratch.hidden=16", 'data.metadata=["./meta.json"]' if titled else "seed=0"]
+    recipe = load_recipe("ids.toml", words)
+    assert prepare(recipe, Path).items["title"].notna().any() == titled
+    bench = workbench.open_workbench(recipe, Silent())
+    vocabulary = bench.codec.tokenizer.get_vocab()
+    assert {"\u0120musical", "\u0120Response"} <= set(vocabulary), "words, and not letters"
+    assert not any("iddle" in token for token in vocabulary), "no prompt has a title"
+    prompts = bench.encoder.encode([[0, 1, 2], [2, 1, 0]])
+    assert prompts[0].tolist() != prompts[1].tolist()
+    assert len(prompts[0]) == len(prompts[1]) < 120
+
+
+def test_a_base_for_empty_histories_is_not_built_upon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("ids.toml", ["model.scratch.hidden=16"])
+    prepare(recipe, Path)
+    with monkeypatch.context() as older:
+        older.setattr(base, "history_fact", lambda recipe: {})
+        workbench.open_workbench(recipe, Silent())
+    with pytest.raises(ArtefactError, match=r"built with history = None, .* now has semantic IDs"):
+        workbench.open_workbench(recipe, Silent())
+
+
+def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    wording = 'instruction = "Go on."\nhistory = "Seen: {history}."\nempty = "Nothing seen."\n'
+    (tmp_path / "plain.toml").write_text(wording)
+    (tmp_path / "mine.toml").write_text(wording + 'item = "<{title}>"\n')
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, list[str]] = {}
+    for name in ("plain", "mine"):
+        heard = Lines(io.StringIO())
+        words = [f"model.backbone={hub_folder}", f"prompt.template={name}.toml", f"name={name}"]
+        recipe = load_recipe("ids.toml", words)
+        prepare(recipe, Path)
+        workbench.open_workbench(recipe, heard)
+        assert isinstance(heard.stream, io.StringIO)
+        said[name] = heard.stream.getvalue().splitlines()
+    assert said["plain"] == []
+    assert said["mine"] == [
+        "mine: its item = '<{title}>' is the wording of a title; semantic IDs stand bare in "
+        "histories, as in answers"
+    ]
+
+
+def test_a_template_that_is_none_is_refused_when_data_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="Did you mean instruments"):
+        prepare(load_recipe("ids.toml", ["prompt.template=instrument"]), Path)

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from llmrec_cli.data.catalog import EXAMPLES, has_tokens, shares_identity
+from llmrec_cli.data.catalog import EXAMPLES, shares_identity
 from llmrec_cli.data.columns import (
     COUNT,
     HISTORY,
@@ -28,6 +28,7 @@ from llmrec_cli.data.columns import (
     USER,
     USER_ID,
 )
+from llmrec_cli.data.leaves import has_tokens
 
 Finding: TypeAlias = dict[str, Any]
 

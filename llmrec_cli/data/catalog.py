@@ -15,6 +15,7 @@ from itertools import count
 import polars as pl
 
 from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection, format_of
@@ -83,11 +84,6 @@ def require_names(section: DataSection) -> None:
     raise DataError(
         f'data.untitled = "{section.untitled}": {_NO_METADATA.format(what="no item has a title")}'
     )
-
-
-def has_tokens(items: pl.DataFrame) -> bool:
-    """Whether items are known by semantic IDs rather than by titles."""
-    return bool(items[TOKENS].is_not_null().any())
 
 
 def catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from llmrec_cli.data.columns import COUNT, TITLE, TOKENS
@@ -32,6 +33,16 @@ class Leaves:
     @property
     def n_leaves(self) -> int:
         return len(self.count_L)
+
+
+def has_tokens(items: pl.DataFrame | pd.DataFrame) -> bool:
+    """Whether items are known by semantic IDs rather than by titles.
+
+    A catalogue that has both is known by its semantic IDs; titles are only shown to people.
+    """
+    tokens = items[TOKENS]
+    named = tokens.is_not_null() if isinstance(tokens, pl.Series) else tokens.notna()
+    return bool(named.any())
 
 
 def gather_leaves(items: pd.DataFrame, leaf_of_item: ArrayLike) -> Leaves:

@@ -2,7 +2,8 @@
 
 A template file has the keys of ``Wording``.  Titles are put in as they are: nothing in a title is
 ever read as a placeholder.  Prompt and response are tokenized separately (docs/methods), so a
-prompt ends where the response begins.
+prompt ends where the response begins.  Where items are known by semantic IDs, the engine puts their
+tokens between the same words (``engine.rows``).
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from llmrec_cli.data.columns import ITEM_ID, TITLE
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.rank_wording import RankTemplate, RankWording, take_apart
 from llmrec_cli.data.wording import count_placeholders, one_line
-from llmrec_cli.errors import RecipeError
+from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.toml import parse
 
 SEQUENCE: Final = "sequence"
@@ -39,6 +44,7 @@ Write a response that appropriately completes the request.
 
 _SHIPPED: Final = files("llmrec_cli.data") / "templates"
 _MAX_BYTES: Final = 1 << 16
+_AT_ONCE: Final = 8  # items of a history that is rendered to be checked
 
 
 class Wording(BaseModel):
@@ -49,7 +55,9 @@ class Wording(BaseModel):
     instruction: str = Field(min_length=1, description="what the model is asked to do")
     history: str = Field(description="the sentence that lists the history, with one {history}")
     empty: str = Field(min_length=1, description="the sentence for a user without a history")
-    item: str = Field(default='"{title}"', description="one item, with one {title}")
+    item: str = Field(
+        default='"{title}"', description="one title, with one {title}; a semantic ID stands bare"
+    )
     separator: str = Field(default=", ", min_length=1, description="text between two items")
     layout: str = Field(
         default=ALPACA, description="the whole prompt, with one {instruction} and one {history}"
@@ -143,6 +151,54 @@ def load_rank_template(name_or_path: str, locate: Callable[[str], Path]) -> Rank
             "with a [rank] table"
         )
     return found
+
+
+def require_titles(
+    name: str, render: Callable[[Sequence[str]], str], items: pd.DataFrame
+) -> list[str]:
+    """The titles of a catalogue, each of which a rendered history shows.
+
+    Args:
+        name: of the template, for the message.
+        render: makes a prompt of the titles of a history.
+        items: ITEM_ID and TITLE are read.
+
+    Raises:
+        DataError: a history lacks one of its items, so that no model would see it.
+    """
+    titles = [title if isinstance(title, str) else "" for title in items[TITLE]]
+    blank = render([""])
+    for start in range(0, len(titles), _AT_ONCE):
+        history = titles[start : start + _AT_ONCE]
+        prompt = render(history)
+        for at, title in enumerate(map(one_line, history), start):
+            if not title.strip() or prompt.count(title) <= blank.count(title):
+                raise DataError(
+                    f'[prompt] template = "{name}": a history with the item '
+                    f"{items[ITEM_ID].iloc[at]!r} (title {titles[at]!r}) does not show it: "
+                    "expected every item of a history in its prompt; give the item a title "
+                    "(data.metadata, data.untitled) or leave it out"
+                )
+    return titles
+
+
+def require_prompts(prompt: PromptSection, items: pd.DataFrame) -> None:
+    """Refuse prompts that would not show every item of a history, as far as titles make them.
+
+    (Semantic IDs and bare items are tokens: ``engine.rows`` looks at them.)
+
+    Raises:
+        RecipeError: no such template.
+        DataError: as ``require_titles``.
+    """
+    if prompt.task == "rank-pair":
+        require_titles(
+            prompt.template, load_rank_template(prompt.template, Path).render_history, items
+        )
+    elif prompt.template != SEQUENCE:
+        template = load_template(prompt.template, Path)
+        if not has_tokens(items):
+            require_titles(prompt.template, template.render, items)
 
 
 def parse_template(content: bytes, name: str, where: str) -> Template:

@@ -6,6 +6,7 @@ and taken apart again, byte for byte.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -69,6 +70,10 @@ class RankTemplate:
         before, between, after = self.question
         first, second = self._item(question.first), self._item(question.second)
         return f"{told}{before}{first}{between}{second}{after}"
+
+    def render_history(self, history: Sequence[str]) -> str:
+        """The prompt of a history of titles, with nothing for candidates."""
+        return self.render(Question(tuple(history), "", ""))
 
     def render_answer(self, liked: str, other: str) -> str:
         """The answer that puts ``liked`` first."""

@@ -42,7 +42,8 @@ def check_items(file: Path, items: pa.Table) -> None:
 
     Raises:
         ArtefactError: columns of another kind; no items; indices that are not 0, 1, ... in order;
-            an id that is missing or occurs twice; an item without a title and without tokens.
+            an id that is missing or occurs twice; an item without a title and without tokens;
+            items with tokens beside items without.
     """
     _check_columns(file, items.schema, ITEMS_SCHEMA)
     item_I = items[ITEM].to_numpy()
@@ -53,9 +54,12 @@ def check_items(file: Path, items: pa.Table) -> None:
     ids = items[ITEM_ID]
     if ids.null_count or len(ids.unique()) != len(ids):
         raise _odd(file, f"its column {ITEM_ID} has an id twice, or none")
-    nameless = items[TITLE].is_null().to_numpy() & items[TOKENS].is_null().to_numpy()
-    if nameless.any():
-        raise _odd(file, f"item {int(np.argmax(nameless))} has neither a title nor tokens")
+    untitled, tokenless = items[TITLE].is_null().to_numpy(), items[TOKENS].is_null().to_numpy()
+    if (untitled & tokenless).any():
+        at = int(np.argmax(untitled & tokenless))
+        raise _odd(file, f"item {at} has neither a title nor tokens")
+    if tokenless.any() and not tokenless.all():
+        raise _odd(file, f"item {int(np.argmax(tokenless))} has no tokens, and others have")
 
 
 def check_rows(file: Path, items: int) -> None:

@@ -137,6 +137,27 @@ class PairEncoder:
         return question._replace(history=question.history[1:])
 
 
+def require_room(encoder: PairEncoder, name: str) -> None:
+    """Refuse prompts that have no room for any item of a history.
+
+    Args:
+        name: of the template, for the message.
+
+    Raises:
+        DataError: not even the shortest title has room behind the template.
+    """
+    shortest = min(range(len(encoder.titles)), key=lambda item: len(encoder.titles[item]))
+    told = UserPairs((shortest,), shortest, (shortest,), (True,))
+    (row,) = encoder.encode([told])
+    if row.left_out:
+        title, tokens = encoder.titles[shortest], len(row.prompts[0])
+        raise DataError(
+            f'[prompt] template = "{name}", max_tokens = {encoder.max_tokens}: no history is left, '
+            f"not even the shortest title ({title!r}) has room behind the template ({tokens} "
+            "tokens): raise prompt.max_tokens"
+        )
+
+
 def given_pairs(frame: pd.DataFrame) -> list[UserPairs]:
     """The pairs of a prepared split that has them, numbered by their place."""
     columns = [frame[name] for name in (HISTORY, TARGET, NEGATIVES, CHOSEN_FIRST, USER)]

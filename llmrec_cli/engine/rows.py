@@ -18,14 +18,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import HISTORY, TARGET, TITLE, TOKENS, USER
-from llmrec_cli.data.prompts import Template
+from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
+from llmrec_cli.data.leaves import has_tokens
+from llmrec_cli.data.prompts import SEQUENCE, Template, require_titles
 from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]
+_AT_ONCE = 8  # items of a history that is encoded to be checked
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:
     Raises:
         DataError: an item has no token (quotes do not count), or contains EOS.
     """
-    if items[TOKENS].notna().any():
+    if has_tokens(items):
         vocabulary, empty = codec.tokenizer.get_vocab(), list[int]()
         sequences = [[vocabulary[token] for token in tokens] for tokens in items[TOKENS]]
     else:
@@ -158,10 +160,21 @@ def left_out_of(frame: pd.DataFrame, rows: Sequence[Row]) -> LeftOut:
     return count_left_out(map(len, frame[HISTORY]), (n for row in rows for n in row.left_out))
 
 
+class _Words(NamedTuple):
+    """Token ids of what stands around the semantic IDs of a text prompt."""
+
+    head: IntArray
+    separator: IntArray
+    tail: IntArray
+    no_history: IntArray  # the whole prompt
+
+
 class PromptEncoder:
     """Histories to prompt ids, for a text template or for bare item sequences.
 
-    A prompt that is too long loses its oldest items whole; a title is never cut.
+    In a text prompt, an item that is known by its semantic ID is its tokens, as in the response
+    (LC-Rec, arXiv:2311.09049); any other item is its title.  A prompt that is too long loses its
+    oldest items whole; no item is ever cut.
 
     Args:
         max_tokens: longest prompt.
@@ -180,7 +193,11 @@ class PromptEncoder:
         self.template = template
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
-        self.titles = items[TITLE].fillna("").tolist() if template else []
+        self.titles, self.words = list[str](), None
+        if template is not None and has_tokens(items):
+            self.words = _encode_words(template, codec)
+        elif template is not None:
+            self.titles = require_titles(template.name, template.render, items)
         self.max_tokens = max_tokens
         self.why = why or f"prompt.max_tokens = {max_tokens}"
 
@@ -193,6 +210,8 @@ class PromptEncoder:
         shown = [list(history) for history in histories]
         if self.template is None:
             ids = [self._bare(history) for history in shown]
+        elif self.words is not None:
+            ids = [self._around_ids(self.words, history) for history in shown]
         else:
             ids = self._texts(self.template, shown)
         pairs = zip(histories, shown, strict=True)
@@ -211,6 +230,29 @@ class PromptEncoder:
         start = np.array([self.codec.start], dtype=np.int32)
         return np.concatenate([start, *reversed(parts)])
 
+    def _around_ids(self, words: _Words, history: list[int]) -> IntArray:
+        """Semantic IDs between the template's words; each piece is encoded on its own.
+
+        What has no room leaves ``history``.
+        """
+        room, parts = self.max_tokens - len(words.head) - len(words.tail), list[IntArray]()
+        for item in reversed(history):
+            tokens = self.catalogue[item][:-1]  # without EOS
+            part = np.concatenate([tokens, words.separator]) if parts else tokens
+            room -= len(part)
+            if room < 0:
+                break
+            parts.append(part)
+        del history[: len(history) - len(parts)]
+        if parts:
+            return np.concatenate([words.head, *reversed(parts), words.tail])
+        if len(words.no_history) > self.max_tokens:
+            raise self._too_long(len(words.no_history))
+        return words.no_history
+
+    def _too_long(self, tokens: int) -> DataError:
+        return DataError(f"{self.why}: the template alone takes {tokens} tokens in this tokenizer")
+
     def _texts(self, template: Template, histories: list[list[int]]) -> list[IntArray]:
         """The prompts; what has no room leaves its history."""
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
@@ -225,12 +267,57 @@ class PromptEncoder:
                     del histories[i][0]
                     too_long.append(i)
                 elif len(tokens) > self.max_tokens:
-                    raise DataError(
-                        f"{self.why}: the template alone takes {len(tokens)} tokens in this "
-                        "tokenizer"
-                    )
+                    raise self._too_long(len(tokens))
             waiting = too_long
         return prompts
+
+
+def _encode_words(template: Template, codec: Codec) -> _Words:
+    head, no_history = codec.encode_prompts([template.head, template.no_history])
+    separator, tail = codec.encode([template.separator, template.tail])
+    return _Words(*(np.asarray(ids, np.int32) for ids in (head, separator, tail, no_history)))
+
+
+def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
+    """Refuse prompts from which a history, or one of its items, is missing.
+
+    (Of titles, ``require_titles`` sees to it before they are tokens.)
+
+    Args:
+        items: the catalogue; ITEM_ID is read.
+
+    Raises:
+        DataError: names template, item and what was expected.
+    """
+    name = encoder.template.name if encoder.template else SEQUENCE
+    lengths = np.diff(encoder.catalogue.start_S1)
+    shortest = int(lengths.argmin())
+    with_one, without = encoder.encode([[shortest], []])
+    if np.array_equal(with_one, without):
+        raise DataError(
+            f'[prompt] template = "{name}", {encoder.why}: no history is left, not even the '
+            f"shortest item ({lengths[shortest]} tokens) has room behind the template "
+            f"({len(without)}): raise prompt.max_tokens"
+        )
+    if encoder.titles:
+        return
+    for start in range(0, len(items), _AT_ONCE):
+        history = range(start, min(start + _AT_ONCE, len(items)))
+        for item in _missing(encoder, history):  # together they may have no room
+            no_room = np.array_equal(encoder.encode([[item]])[0], without)
+            if not no_room and _missing(encoder, [item]):
+                raise DataError(
+                    f'[prompt] template = "{name}": a history with the item '
+                    f"{items[ITEM_ID].iloc[item]!r} lacks it: expected the "
+                    f"{lengths[item] - 1} tokens of its name in the prompt"
+                )
+
+
+def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
+    """Items of a history whose tokens are not in its prompt."""
+    (prompt,) = encoder.encode([history])
+    ids = prompt.tobytes()
+    return [item for item in history if encoder.catalogue[item][:-1].tobytes() not in ids]
 
 
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:

@@ -26,7 +26,7 @@ AT_ONCE = 32  # prefixes read together
 class Catalogue:
     """Items, what they are asked for with, and how."""
 
-    items: list[dict[str, Any]]  # item_id, title, tokens (the last one is EOS), text (in prompts)
+    items: list[dict[str, Any]]  # item_id, title, tokens (the last one is EOS), text (of a title)
     prompt: dict[str, Any]
     decode: dict[str, Any]
     trie: dict[int, Any]  # token -> what may follow; after EOS, numbers of items
@@ -65,10 +65,25 @@ class Catalogue:
     def _ids(self, tokenizer: Any, told: list[dict[str, Any]]) -> list[int]:
         if "start" in self.prompt:  # items only, one after the other
             return [self.prompt["start"], *(token for item in told for token in item["tokens"])]
-        text = self.prompt["separator"].join(item["text"] for item in told)
-        whole = self.prompt["head"] + text + self.prompt["tail"] if told else self.prompt["empty"]
-        ids: list[int] = tokenizer(whole, split_special_tokens=True)["input_ids"]
-        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+        if not told:
+            return encoded(tokenizer, self.prompt["empty"], first=True)
+        if "text" in told[0]:
+            text = self.prompt["separator"].join(item["text"] for item in told)
+            whole = self.prompt["head"] + text + self.prompt["tail"]
+            return encoded(tokenizer, whole, first=True)
+        ids = encoded(tokenizer, self.prompt["head"], first=True)
+        for place, item in enumerate(told):  # semantic IDs, between words encoded on their own
+            ids += encoded(tokenizer, self.prompt["separator"]) if place else []
+            ids += item["tokens"][:-1]
+        return ids + encoded(tokenizer, self.prompt["tail"])
+
+
+def encoded(tokenizer: Any, text: str, first: bool = False) -> list[int]:
+    """Token ids of a text, behind BOS where it comes first; special tokens in it are spelt out."""
+    ids: list[int] = tokenizer(text, split_special_tokens=True, add_special_tokens=first)[
+        "input_ids"
+    ]
+    return ids[:-1] if first and ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def rank(

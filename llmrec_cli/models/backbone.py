@@ -20,7 +20,7 @@ from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.models.guard import backbone as named
 from llmrec_cli.models.guard import check_source, first_line, harmless, loading
 from llmrec_cli.models.policy import body
-from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.models.tokenizer import add_item_tokens, train_tokenizer
 from llmrec_cli.recipe.model import ModelSection, ScratchModel
 
 transformers_logging.disable_progress_bar()  # it would tear ours
@@ -38,7 +38,7 @@ def build_scratch(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer(texts, vocabulary=section.vocabulary)
-    tokenizer.add_tokens(list(new_tokens))
+    add_item_tokens(tokenizer, new_tokens)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=section.hidden,

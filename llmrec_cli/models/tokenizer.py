@@ -62,6 +62,14 @@ def make_codec(tokenizer: Any) -> Codec:
     return Codec(tokenizer, eos=int(eos), start=int(eos if bos is None else bos))
 
 
+def add_item_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Give a tokenizer the tokens of semantic IDs, as special tokens.
+
+    They are looked up, never found in text: ``<a_1>`` in a title or a wording stays letters.
+    """
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+
+
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Any:
     """A byte-level BPE tokenizer trained on ``texts``, as an ordinary Hugging Face tokenizer.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmrec_cli import __version__
 from llmrec_cli.data.columns import COUNT, TITLE
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import read_manifest
@@ -80,7 +81,6 @@ def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
     """The card of a language model's run."""
     recipe = finished.recipe
     grounds = _grounds(finished, bench)
-    by_title = bench.prepared.items[TITLE].notna().any()
     ranks = recipe.prompt.task == "generate"
     base = base_name(recipe, wanted)
     is_adapter = recipe.model.tuning == "lora" and not wanted.merge
@@ -94,7 +94,7 @@ def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
         load_code=_adapter_code(recipe, base) if is_adapter else FULL_CODE,
         load_notes=tuple(_load_notes(recipe, wanted, base, is_adapter=is_adapter)),
         rank_code=RANK_CODE if ranks else None,
-        answer="title, in quotes" if by_title else "semantic ID",
+        answer="semantic ID" if has_tokens(bench.prepared.items) else "title, in quotes",
         decoding=_decoding(recipe),
         example=None if ranks else _example(bench),
         sources=[

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.data.columns import COUNT, ITEM_ID, TITLE
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import HASHES, read_json, write_json
 from llmrec_cli.models.backbone import untie_adapted
@@ -110,6 +111,7 @@ def _items(bench: Workbench) -> list[dict[str, Any]]:
     """The catalogue, the most popular first: of equal entries, the one that is recommended."""
     template = prompt_template(bench.recipe.prompt_for_eval.template)
     items = bench.prepared.items
+    by_tokens = has_tokens(items)  # then prompts show the tokens, too
     found = []
     for item in items[COUNT].sort_values(ascending=False, kind="stable").index:
         title = items[TITLE].iloc[item]
@@ -120,8 +122,8 @@ def _items(bench: Workbench) -> list[dict[str, Any]]:
             "count": int(items[COUNT].iloc[item]),
             "tokens": bench.catalogue[item].tolist(),
         }
-        if template is not None:
-            entry["text"] = template.render_item(named or "")
+        if template is not None and not by_tokens:
+            entry["text"] = template.render_item(title)
         found.append(entry)
     return found
 

@@ -18,12 +18,13 @@ from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
-from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.models.tokenizer import Codec, add_item_tokens
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 
 SEQUENCE = "sequence"
 BASE_FILE = "base.json"
+HISTORY_FACT = "history"  # in manifests: what text prompts name items by; absent: by titles
 
 
 def semantic_tokens(items: pd.DataFrame) -> list[str]:
@@ -35,7 +36,7 @@ def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
     """The backbone's tokenizer, with the tokens of semantic IDs in it."""
     source = base_source(recipe)
     tokenizer = backbone.load_tokenizer(source, recipe.model.revision)
-    tokenizer.add_tokens(semantic_tokens(prepared.items))
+    add_item_tokens(tokenizer, semantic_tokens(prepared.items))
     return tokenizer
 
 
@@ -48,6 +49,16 @@ def base_source(recipe: Recipe) -> str:
 def base_config(recipe: Recipe) -> Any:
     """The architecture of the weights below everything that is trained."""
     return backbone.load_config(base_source(recipe), recipe.model.revision)
+
+
+def history_fact(recipe: Recipe) -> dict[str, str]:
+    """What a text prompt names items by, where they have semantic IDs.
+
+    Older versions named them by titles, and by nothing where there were none: what was trained so
+    must not go on, or be ranked, with other prompts.
+    """
+    by_ids = recipe.data.format == "semantic-ids" and recipe.prompt.template != SEQUENCE
+    return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 
 def prompt_template(name_or_path: str) -> Template | None:
@@ -79,6 +90,7 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
     }
     if recipe.prompt.task != "generate":
         made_from["task"] = recipe.prompt.task
+    made_from |= history_fact(recipe)
     if not folder.is_dir():
         with claimed_to_make(folder, progress.say):
             if not folder.is_dir():  # nobody built it while this process waited
@@ -92,15 +104,16 @@ def _build_scratch(
     recipe: Recipe, prepared: Prepared, folder: Path, made_from: dict[str, Any]
 ) -> None:
     template = prompt_template(recipe.prompt.template)
-    titles = [f'"{title}"' for title in prepared.items[TITLE].dropna()]
     semantic = semantic_tokens(prepared.items)
-    texts = [] if semantic and template is None else titles
+    texts = [] if semantic else [f'"{title}"' for title in prepared.items[TITLE].dropna()]
     if recipe.prompt.task == "rank-pair":
         rank = load_rank_template(recipe.prompt.template, Path)
         names = prepared.items[TITLE].dropna()
         texts = [rank.render(Question((name,), name, name)) for name in names]  # wording counts
+    elif template is not None and semantic:  # only the words: IDs have tokens of their own
+        texts = [template.head + template.separator + template.tail, template.no_history]
     elif template is not None:
-        texts += [template.render(titles[:1])]
+        texts += [template.render(texts[:1])]
     model, tokenizer = backbone.build_scratch(recipe.model.scratch, texts, semantic, recipe.seed)
 
     def fill(temporary: Path) -> None:

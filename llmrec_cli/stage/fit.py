@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import ITEM_ID, TITLE, TOKENS
+from llmrec_cli.data.columns import ITEM_ID, TITLE
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.recipe.recipe import Recipe
@@ -94,7 +95,7 @@ def room(recipe: Recipe, config: Any, catalogue: Ragged, items: pd.DataFrame, mo
 
 def shared_entries(items: pd.DataFrame, leaf_of_item_I: np.ndarray[Any, Any]) -> str | None:
     """What to say of titles that differ, and that a tokenizer cannot tell apart; None: nothing."""
-    if items[TOKENS].notna().any():
+    if has_tokens(items):
         return None
     named = pd.DataFrame({"leaf": leaf_of_item_I, TITLE: items[TITLE].to_numpy()}).drop_duplicates()
     mixed = named[named["leaf"].duplicated(keep=False)]

@@ -15,7 +15,7 @@ from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.models.backbone import base_folder
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.run_folder import BASE_FILES, MANIFEST_FILE
-from llmrec_cli.stage.base import base_source
+from llmrec_cli.stage.base import HISTORY_FACT, base_source, history_fact
 
 COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
 _TOKENIZER: Final = (
@@ -42,6 +42,7 @@ def ground(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str,
         "base": recipe.model.backbone,
         BASE_FILES: _base_files(recipe, weights),
         "vocabulary": len(tokenizer),
+        **history_fact(recipe),
     }
 
 
@@ -86,8 +87,9 @@ def _differences(
     named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
     skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
     for key, found in now.items():
-        if key not in skipped and recorded.get(key, found) != found:
-            yield key, recorded[key], found
+        before = recorded.get(key, None if key == HISTORY_FACT else found)
+        if key not in skipped and before != found:
+            yield key, before, found
     before, after = recorded.get(BASE_FILES), now[BASE_FILES]
     if before is None:  # a run of an older version
         return

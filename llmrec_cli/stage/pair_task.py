@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, TITLE, USER_ID
+from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, USER_ID
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
-from llmrec_cli.data.prompts import load_rank_template
+from llmrec_cli.data.prompts import load_rank_template, require_titles
 from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.pairs import (
     DrawnPairs,
@@ -27,6 +27,7 @@ from llmrec_cli.engine.pairs import (
     given_pairs,
     question_rows,
     require_k,
+    require_room,
     score_pairs,
 )
 from llmrec_cli.engine.rows import AnyRow, LeftOut, PairRow, count_left_out
@@ -99,10 +100,13 @@ def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
 
     Raises:
         RecipeError: the template has no wording for the task.
+        DataError: an item has no title to be shown, or no item of a history has room.
     """
-    titles = bench.prepared.items[TITLE].fillna("").tolist()
     template = load_rank_template(prompt.template, Path)
-    return PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
+    titles = require_titles(prompt.template, template.render_history, bench.prepared.items)
+    encoder = PairEncoder(template, bench.codec, titles, prompt.max_tokens, bench.room.context)
+    require_room(encoder, prompt.template)
+    return encoder
 
 
 def questions(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:

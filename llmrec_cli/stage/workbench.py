@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from llmrec_cli.data.columns import HISTORY, TARGET
+from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
 from llmrec_cli.engine.ragged import Ragged
@@ -24,6 +25,7 @@ from llmrec_cli.engine.rows import (
     Row,
     count_left_out,
     encode_catalogue,
+    require_histories,
     sequence_rows,
     user_rows,
     window_rows,
@@ -241,6 +243,12 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     shared = shared_entries(bench.prepared.items, bench.leaf_of_item)
     if shared is not None:
         progress.say(f"{bench.prepared.folder}: {shared}")
+    template = bench.encoder.template
+    if template and has_tokens(bench.prepared.items) and template.render_item("") != '""':
+        progress.say(
+            f"{template.name}: its item = {template.render_item('{title}')!r} is the wording of a "
+            "title; semantic IDs stand bare in histories, as in answers"
+        )
     return bench
 
 
@@ -262,13 +270,16 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
     check_vocabulary(recipe, config, codec.tokenizer, semantic_tokens(trained_on.items))
     catalogue, trie = _laid_out(prepared, codec, ranks)
     space = room(recipe, config, catalogue, prepared.items, prompt.max_tokens)
+    encoder = PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why)
+    if prompt.task == "generate":
+        require_histories(encoder, prepared.items)
     return Workbench(
         recipe=recipe,
         prepared=prepared,
         codec=codec,
         catalogue=catalogue,
         trie=trie.to(ranks.device),
-        encoder=PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why),
+        encoder=encoder,
         room=space,
         ranks=ranks,
     )

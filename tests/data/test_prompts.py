@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from llmrec_cli.data.prompts import Template, load_template, parse_template, template_names
-from llmrec_cli.errors import RecipeError
+from llmrec_cli.data.prompts import (
+    Template,
+    load_rank_template,
+    load_template,
+    parse_template,
+    require_prompts,
+    require_titles,
+    template_names,
+)
+from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.recipe.data import PromptSection
 
 INTRODUCTION = (
     "Below is an instruction that describes a task, paired with an input that provides further "
@@ -153,3 +163,41 @@ def test_a_file_far_too_large_is_not_read(tmp_path: Path) -> None:
     file.write_bytes(MINIMAL + b"#" * (1 << 16))
     with pytest.raises(RecipeError, match="larger than 65536 bytes"):
         load_template(str(file), Path)
+
+
+def catalogue(*titles: str | None) -> pd.DataFrame:
+    ids = [f"B{number}" for number in range(len(titles))]
+    return pd.DataFrame({"item_id": ids, "title": titles, "tokens": None})
+
+
+@pytest.mark.parametrize("task", ["generate", "rank-pair"])
+@pytest.mark.parametrize("title", [None, "", "  ", "\n", "\x00"])
+def test_an_item_without_a_title_cannot_stand_in_a_history(task: str, title: str | None) -> None:
+    prompt = PromptSection.model_validate({"task": task, "template": "items"})
+    require_prompts(prompt, catalogue("Kite", "user", "The Hobbit"))  # "user" is in the wording
+    with pytest.raises(DataError) as error:
+        require_prompts(prompt, catalogue(*["Kite"] * 9, title, "Top"))
+    assert str(error.value) == (
+        f"[prompt] template = \"items\": a history with the item 'B9' (title {title or ''!r}) does "
+        "not show it: expected every item of a history in its prompt; give the item a title "
+        "(data.metadata, data.untitled) or leave it out"
+    )
+
+
+def test_semantic_ids_and_bare_items_need_no_title() -> None:
+    ids = catalogue(None, None).assign(tokens=[["<a_1>"], ["<a_2>"]])
+    require_prompts(PromptSection(template="items"), ids)
+    require_prompts(PromptSection(template="sequence"), catalogue("", ""))
+    with pytest.raises(RecipeError, match="Did you mean items"):
+        require_prompts(PromptSection(template="itms"), ids)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_wording_that_shows_too_few_items_is_refused(kept: int) -> None:
+    whole = shipped("items").render
+    titles = catalogue("Kite", "Top", "Ball", "Yo-yo")
+    with pytest.raises(DataError, match="does not show it"):
+        require_titles("mine", lambda history: whole(history[len(history) - kept :]), titles)
+    assert require_titles("mine", whole, titles) == ["Kite", "Top", "Ball", "Yo-yo"]
+    rank = load_rank_template("items", Path).render_history
+    assert require_titles("mine", rank, titles) == ["Kite", "Top", "Ball", "Yo-yo"]

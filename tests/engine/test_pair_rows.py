@@ -23,6 +23,7 @@ from llmrec_cli.engine.pairs import (
     liked_first,
     question_rows,
     require_k,
+    require_room,
     score_pairs,
 )
 from llmrec_cli.engine.ranks import Ranks
@@ -69,6 +70,17 @@ def test_prompts_and_answers_read_as_released(scratch: tuple[Policy, Codec, Trie
     assert text(codec, rejected) == " <Title:Zelda> ,  <Title:Doom> "
     assert chosen[-1] == rejected[-1] == codec.eos
     assert codec.eos not in chosen[:-1]
+
+
+def test_prompts_without_room_for_any_title_are_refused(
+    scratch: tuple[Policy, Codec, Trie],
+) -> None:
+    """Every history would be empty, and nobody would see it but for a count."""
+    _, codec, _ = scratch
+    alone = len(encoder(codec).encode([UserPairs((), 0, (0,), (True,))])[0].prompts[0])
+    require_room(encoder(codec), "games")
+    with pytest.raises(DataError, match=r"template = \"games\".*no history is left.*'Halo'"):
+        require_room(encoder(codec, alone + 1), "games")
 
 
 def test_a_long_prompt_loses_its_oldest_items_whole(scratch: tuple[Policy, Codec, Trie]) -> None:

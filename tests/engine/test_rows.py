@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,12 +17,13 @@ from llmrec_cli.engine.rows import (
     count_left_out,
     encode_catalogue,
     left_out_of,
+    require_histories,
     sequence_rows,
     user_rows,
     window_rows,
 )
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.models.tokenizer import Codec, make_codec, train_tokenizer
+from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec, train_tokenizer
 
 TITLES = ["Red kite", "Blue kite", "Red kite, large", "Sledge & rope", "Ä", "Top", "Yo-yo", "Ball"]
 
@@ -248,3 +251,122 @@ def test_what_the_passes_of_a_sequence_leave_out_is_counted(
     assert sum(missed)
     found = left_out_of(frame, rows)
     assert (found.cut_rows, found.left_out) == (sum(n > 0 for n in missed), sum(missed))
+
+
+IDS = [[f"<a_{i % 3}>", f"<b_{i // 3}>", "<a_12>"] for i in range(len(TITLES))]
+
+
+@pytest.fixture(scope="module")
+def id_codec() -> Codec:
+    tokenizer = train_tokenizer(TITLES, vocabulary=400)
+    add_item_tokens(tokenizer, sorted({token for tokens in IDS for token in tokens}))
+    return make_codec(tokenizer)
+
+
+def by_ids(codec: Codec, titles: list[str] | None, max_tokens: int = 512) -> PromptEncoder:
+    """An encoder of items known by their semantic IDs, which may have titles, too."""
+    items = pd.DataFrame({"item_id": [f"B{i}" for i in range(8)], "title": titles, "tokens": IDS})
+    template: Template = load_template("items", lambda name: None)  # type: ignore[arg-type,return-value]  # shipped
+    return PromptEncoder(template, codec, items, encode_catalogue(items, codec), max_tokens)
+
+
+@pytest.mark.parametrize("titles", [None, TITLES])
+def test_a_semantic_id_is_its_tokens_in_a_text_prompt_as_in_the_answer(
+    id_codec: Codec, titles: list[str] | None
+) -> None:
+    encoder = by_ids(id_codec, titles)
+    vocabulary, template = id_codec.tokenizer.get_vocab(), encoder.template
+    assert template is not None
+    (prompt,) = encoder.encode([[2, 5, 2]])
+    expected = id_codec.encode_prompts([template.head])[0]
+    for place, item in enumerate([2, 5, 2]):
+        expected += id_codec.encode([", "])[0] if place else []
+        ids = [vocabulary[token] for token in IDS[item]]
+        assert encoder.catalogue[item].tolist() == [*ids, id_codec.eos]
+        expected += ids
+    assert prompt.tolist() == expected + id_codec.encode([template.tail])[0]
+    assert len({p.tobytes() for p in encoder.encode([[0, 1], [1, 0], [2, 3]])}) == 3
+    assert encoder.encode([[]])[0].tolist() == id_codec.encode_prompts([template.render([])])[0]
+    require_histories(encoder, pd.DataFrame({"item_id": range(8)}))
+
+
+def test_prompts_of_ids_are_what_the_tokenizer_makes_of_the_whole_text(id_codec: Codec) -> None:
+    encoder = by_ids(id_codec, None)
+    assert encoder.template is not None
+    inside = ", ".join("".join(IDS[item]) for item in [4, 7])
+    text = encoder.template.head + inside + encoder.template.tail
+    assert encoder.encode([[4, 7]])[0].tolist() == id_codec.tokenizer(text)["input_ids"]
+
+
+def test_the_text_of_a_semantic_id_stays_letters(id_codec: Codec) -> None:
+    added = {id_codec.tokenizer.get_vocab()[token] for tokens in IDS for token in tokens}
+    title = "A <a_1> & <b_0><a_12>"
+    items = pd.DataFrame({"item_id": ["X"], "title": [title], "tokens": [None]})
+    (tokens,) = encode_catalogue(items, id_codec)
+    (prompt,) = wording(id_codec, items).encode([[0]])
+    assert not added & {*tokens, *prompt.tolist()}
+    assert title in id_codec.tokenizer.decode(prompt)
+
+
+def test_a_long_prompt_of_ids_loses_its_oldest_items_whole(id_codec: Codec) -> None:
+    history, whole = [0, 1, 2, 3], len(by_ids(id_codec, None).encode([[0, 1, 2, 3]])[0])
+    for room in range(whole, whole - 12, -1):
+        (prompt,), left_out_N = by_ids(id_codec, None, room).encode_counted([history])
+        kept = next(history[n:] for n in range(5) if len(prompt) == length(id_codec, history[n:]))
+        assert prompt.tolist() == by_ids(id_codec, None).encode([kept])[0].tolist()
+        assert len(prompt) <= room
+        assert left_out_N.tolist() == [len(history) - len(kept)]
+        longer = history[len(history) - len(kept) - 1 :]
+        assert kept == history or length(id_codec, longer) > room, "no more items than needed"
+
+
+def length(codec: Codec, history: list[int]) -> int:
+    return len(by_ids(codec, None).encode([history])[0])
+
+
+def test_user_rows_of_ids_are_exactly_their_windows(id_codec: Codec) -> None:
+    frame, encoder = split({0: [0, 1, 2, 3, 4], 1: [5, 6]}, longest=6), by_ids(id_codec, None)
+    rows = user_rows(frame, encoder)
+    assert [row.targets for row in rows] == [(1, 2, 3, 4), (6,)]
+    windows = [window for row in rows for window in as_windows(row, encoder.catalogue)]
+    for ours, prepared in zip(windows, window_rows(frame, encoder), strict=True):
+        assert ours.prompt.tolist() == prepared.prompt.tolist()
+
+
+@pytest.mark.parametrize("kind", ["bare", "titles", "ids"])
+def test_a_prompt_without_room_for_any_item_is_refused(
+    kind: str, items: pd.DataFrame, codec: Codec, id_codec: Codec
+) -> None:
+    make = {
+        "bare": lambda room: bare(codec, items, room),
+        "titles": lambda room: wording(codec, items, room),
+        "ids": lambda room: by_ids(id_codec, None, room),
+    }[kind]
+    alone = len(make(512).encode([[]])[0])
+    with pytest.raises(DataError, match="no history is left, not even the shortest item") as error:
+        require_histories(make(alone + 1), items)
+    assert f"prompt.max_tokens = {alone + 1}" in str(error.value)
+    require_histories(make(512), items)
+
+
+@pytest.mark.parametrize("lost", [0, 5, 7])
+def test_a_prompt_that_lacks_an_item_of_its_history_is_refused(
+    lost: int, id_codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = by_ids(id_codec, None)
+    whole = encoder.encode
+
+    def forgetful(histories: list[list[int]]) -> list[np.ndarray[Any, Any]]:
+        """Renders one item as nothing, as titles that were missing once were."""
+        prompts = whole(histories)
+        name = encoder.catalogue[lost][:-1].tobytes()
+        shorter = [prompt.tobytes().replace(name, b"") for prompt in prompts]
+        return [np.frombuffer(prompt, np.int32) for prompt in shorter]
+
+    monkeypatch.setattr(encoder, "encode", forgetful)
+    with pytest.raises(DataError) as error:
+        require_histories(encoder, pd.DataFrame({"item_id": [f"B{i}" for i in range(8)]}))
+    assert str(error.value) == (
+        f"[prompt] template = \"items\": a history with the item 'B{lost}' lacks it: expected the "
+        "3 tokens of its name in the prompt"
+    )

@@ -95,30 +95,85 @@ def test_the_quickstart_reads_the_shipped_sample() -> None:
         assert Path(path).is_file(), path
 
 
-def test_the_papers_setting_of_msl() -> None:
+@pytest.mark.parametrize("category", ["toy", "clothing", "book"])
+def test_the_papers_setting_of_msl(category: str) -> None:
     """The released script's values, docs/methods/msl.md."""
-    recipe = load_recipe("papers/msl-toy")
-    lora, train = recipe.model.lora, recipe.align["msl-ats"].train
+    recipe = load_recipe(f"papers/msl-{category}")
+    lora, data, decode = recipe.model.lora, recipe.data, recipe.eval.decode
+    assert recipe.model.backbone == "meta-llama/Meta-Llama-3-8B"
     assert (lora.r, lora.alpha, lora.dropout, lora.targets) == (8, 16, 0.05, ("q_proj", "v_proj"))
-    assert (train.learning_rate, train.schedule, train.warmup) == (1e-4, "linear", 20)
-    assert (train.batch, train.epochs, recipe.data.sample.train) == (128, 10, 10_000)
-    assert (recipe.eval.cutoffs, recipe.eval.decode.beams) == ((1, 5, 10), 10)
+    for train in (recipe.sft.train, *(stage.train for stage in recipe.align.values())):
+        assert (train.learning_rate, train.schedule, train.warmup) == (1e-4, "linear", 20)
+        assert (train.batch, train.epochs, train.rows) == (128, 10, "window")
+    assert (data.format, data.split, data.sample.train) == ("msl-windows", "given", 10_000)
+    assert data.history == 10, "windows of 5 to 11 items"
+    assert (recipe.eval.cutoffs, recipe.eval.rows, recipe.eval.seen) == ((1, 5, 10), None, "keep")
+    assert (decode.search, decode.beams, decode.mask) == ("beam", 10, "before")
+    assert (decode.length_penalty, decode.temperature) == (1, 1)
     assert {stage.method for stage in recipe.align.values()} == {"msl"}
     assert {stage.parent for stage in recipe.align.values()} == {"base"}
+    options = {name: stage.options.model_dump() for name, stage in recipe.align.items()}
+    taus = {name: found["tau"] for name, found in options.items()}
+    released = {"msl-fixed": 4.5} if category == "toy" else {}
+    assert taus == {"msl": 1, "msl-ats": "ats"} | released
+    ats = {key: value for key, value in options["msl-ats"].items() if key.startswith("ats_")}
+    released_ats = {"eta": 0.25, "rate": 0.05, "start": 1.5, "min": 1.5, "max": 5}
+    assert ats == {f"ats_{key}": value for key, value in released_ats.items()}
 
 
-@pytest.mark.parametrize("k", [1, 3])
-def test_the_papers_setting_of_dmpo(k: int) -> None:
+@pytest.mark.parametrize("category", ["instruments", "arts", "games"])
+def test_the_papers_setting_of_ilrec(category: str) -> None:
+    """docs/methods/ilrec.md."""
+    recipe = load_recipe(f"papers/ilrec-{category}")
+    lora, data, decode = recipe.model.lora, recipe.data, recipe.eval.decode
+    assert recipe.model.backbone == "meta-llama/Llama-3.1-8B"
+    assert (lora.r, lora.alpha, lora.targets) == (64, 32, ("all-linear",))
+    for train in (recipe.sft.train, *(stage.train for stage in recipe.align.values())):
+        assert (train.learning_rate, train.schedule, train.warmup) == (5e-5, "cosine", 0.05)
+        assert (train.batch, train.epochs, train.rows) == (256, 1, "window")
+    format = "semantic-ids" if category == "instruments" else "amazon2018"
+    assert (data.format, data.split, data.history) == (format, "leave-one-out", 20)
+    assert (data.k_core, data.min_history, data.sample.train) == (5, 1, None)
+    assert recipe.prompt.template != "sequence"
+    assert (recipe.eval.cutoffs, recipe.eval.seen) == ((5, 10), "keep")
+    assert (decode.search, decode.beams, decode.mask) == ("beam", 20, "before")
+    assert {stage.parent for stage in recipe.align.values()} == {"base"}
+    options = recipe.align["ilrec"].options.model_dump(by_alias=True)
+    paper = {"n": 4, "a": 0.1, "lambda": 0.1, "mu": 0.005, "phi": 1, "reward_temperature": 1}
+    paper |= {"ensemble": "mean", "space": "probability", "support": "vocab"}
+    paper |= {"negatives_from": "ensemble", "cpo": True, "cpd": True, "crr": True}
+    assert paper.items() <= options.items()
+    ablated = {name: stage.options.model_dump() for name, stage in recipe.align.items()}
+    if category == "instruments":
+        for term in ("cpo", "cpd", "crr"):
+            assert ablated[f"ilrec-without-{term}"][term] is False
+        assert ablated["ilrec-final-negatives"]["negatives_from"] == "final"
+    assert ablated["ilrec-legal"]["support"] == "legal"
+
+
+@pytest.mark.parametrize("name", ["dmpo-games-k1", "dmpo-games-k3", "dmpo-cross-domain"])
+def test_the_papers_setting_of_dmpo(name: str) -> None:
     """The released script's values, docs/methods/preference.md."""
-    recipe = load_recipe(f"papers/dmpo-games-k{k}")
-    lora, sft, stage = recipe.model.lora, recipe.sft.train, recipe.align["dmpo"]
+    recipe = load_recipe(f"papers/{name}")
+    lora, stage, crosses = recipe.model.lora, recipe.align["dmpo"], name == "dmpo-cross-domain"
+    assert recipe.model.backbone == "meta-llama/Llama-2-7b-chat-hf"
     assert (lora.r, lora.alpha, lora.targets) == (8, 16, ("all-linear",))
-    for train, epochs in ((sft, 5), (stage.train, 3)):
+    epochs = {"sft": 1 if crosses else 5} | dict.fromkeys(recipe.align, 3)  # 1,000 users for 100
+    for run, train in {"sft": recipe.sft.train, "dmpo": stage.train}.items():
         assert (train.learning_rate, train.schedule, train.batch) == (1e-4, "cosine", 8)
-        assert train.epochs == epochs
+        assert train.epochs == epochs[run]
+    assert stage.parent == "sft"
     options = stage.options.model_dump()
+    k = 1 if name.endswith("k1") else 3
     assert (options["k"], options["beta"], options["variant"]) == (k, 0.1, "paper")
-    assert (recipe.prompt.task, recipe.prompt.template) == ("rank-pair", "games")
+    assert recipe.prompt.task == recipe.prompt_for_eval.task == "rank-pair"
+    assert recipe.prompt_for_eval.template == "games"
+    if crosses:
+        assert (options["negatives"], recipe.data.min_rating) == ("disliked", 4)
+        return
+    released = recipe.align["dmpo-released"].options.model_dump()
+    assert (released["variant"], released["sft"], released["k"]) == ("released", 1, k)
+    assert {recipe.align[run].train.epochs for run in recipe.align} == {3}
 
 
 @pytest.mark.parametrize("name", NAMES)
