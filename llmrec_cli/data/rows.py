@@ -24,6 +24,7 @@ from llmrec_cli.data.audit import Finding
 from llmrec_cli.data.catalog import EXAMPLES
 from llmrec_cli.data.columns import (
     DISLIKED,
+    FINER,
     POSITION,
     SPLITS,
     TIMESTAMP,
@@ -55,7 +56,8 @@ class Tally:
         log = portion.users.log
         self.count_I += training_counts(log, portion.windows["train"], len(self.count_I))
         self.users += log[USER].n_unique()
-        tied = log.filter(pl.struct(USER, TIMESTAMP).is_duplicated())[USER_ID]
+        moment = pl.struct(USER, TIMESTAMP, pl.col(POSITION) // FINER)
+        tied = log.filter(moment.is_duplicated())[USER_ID]
         ids = tied.unique(maintain_order=True)
         self.tied_users += len(ids)
         self.tied_interactions += len(tied)
