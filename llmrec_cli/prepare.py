@@ -102,9 +102,7 @@ def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: P
         if "ignored_index_column" in found:
             progress(f"{name}: {_ignored(found['ignored_index_column'])}")
         if rated := found.get("ratings"):
-            left_out = "" if section.min_rating is None else ", which data.min_rating leaves out"
-            without = f"; {rated['absent']:,} without{left_out}" if rated["absent"] else ""
-            progress(f"{name}: ratings {rated['lowest']} .. {rated['highest']}{without}")
+            progress(f"{name}: {_rated(rated, section.min_rating is not None)}")
     metadata = notes.get("metadata", {})
     for name, column in metadata.get("ignored_index_column", {}).items():
         progress(f"{name}: {_ignored(column)}")
@@ -112,6 +110,17 @@ def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: P
         progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
         progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
+
+
+def _rated(found: Mapping[str, Any], threshold: bool) -> str:
+    """The range of a file's ratings, and how many interactions have none."""
+    text = "no ratings"
+    if found["lowest"] is not None:
+        text = f"ratings {found['lowest']:g} .. {found['highest']:g}"
+    if found["absent"]:
+        text += f"; {found['absent']:,} without"
+        text += ", left out by data.min_rating" if threshold else ""
+    return text
 
 
 def _ignored(column: str) -> str:

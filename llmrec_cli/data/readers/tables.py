@@ -312,10 +312,12 @@ def _times(path: Path, name: str, column: pa.Array, row: int) -> tuple[pa.Array,
         for index, problem in problems.items():
             raise fault(path, row + index, problem, index)
         return times, clock
-    if pa.types.is_integer(kind):
-        whole = pa.types.is_uint64(kind)
-        return (_floats(path, name, column) if whole else column.cast(pa.int64())), None
-    if pa.types.is_null(kind) or not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+    if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        try:
+            return column.cast(pa.int64()), None
+        except pa.ArrowInvalid:  # fractions, or more than 64 bits
+            return _floats(path, name, column), None
+    if not pa.types.is_floating(kind):
         raise fault(path, 1, f'column "{name}" is {kind}, expected numbers or dates')
     return _floats(path, name, column), None
 

@@ -90,7 +90,9 @@ def to_milliseconds(values: Any, name: str, clock: Clock | None, stated: Clock |
     first, last = _FIRST * used.per_second, _LAST * used.per_second
     wrong_N = none_N | ~((number_N >= first) & (number_N < last))
     problems = {
-        int(at): _problem(name, None if none_N[at] else number_N[at].item(), used)
+        int(at): _problem(
+            name, None if none_N[at] else number_N[at].item(), used, stated is not None
+        )
         for at in np.flatnonzero(wrong_N)
     }
     if problems:
@@ -141,10 +143,12 @@ def _split(number_N: NDArray[Any], per_second: int) -> tuple[Ints, Ints]:
     return millisecond_N + micro_N // 1000, micro_N % 1000 * 1000
 
 
-def _problem(name: str, value: float | None, clock: Clock) -> str:
+def _problem(name: str, value: float | None, clock: Clock, stated: bool) -> str:
     if value is None:
         return f'"{name}" is empty, expected a time'
     said = f'"{name}" is {value if isinstance(value, int) else f"{value:.15g}"}'
+    if stated:
+        return f"{said} ({clock.name}), expected a time {_YEARS}"
     other = next((other for other in CLOCKS if other.fits(value)), None)
     if other and other != clock:
         return (
