@@ -1,6 +1,7 @@
 """Reading raw review lines to checked, typed interactions on disk, beside ``pandas.read_json``.
 
 The peers end with a frame in memory; ours ends with a parquet file, after checking every value.
+What bad lines cost is set against the same file without any: CPU seconds, one process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import multiprocessing
 import random
 import resource
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -20,11 +22,13 @@ import polars as pl
 
 from benchmarks.table import Row, alternate
 from llmrec_cli.data.readers import read
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataFormat, DataSection
 
 LINES = {"ci": 30_000, "full": 1_000_000}
 REPEATS = {"ci": 3, "full": 2}
 PEAK_BAR = 400  # MB, the reading process as a whole
+BAD_EVERY = 100  # lines: 1,000 bad ones of 100,000
+BAD_BAR = 0.5  # a file without bad lines over one with them: at most twice as long
 _NEEDED = {"reviewerID": "user_id", "asin": "item_id", "overall": "rating"}
 _WORDS = (
     "the a gift card great for my friend who loved it easy quick arrived on time perfect".split()
@@ -41,6 +45,7 @@ def rows(size: Literal["ci", "full"]) -> list[Row]:
             _row("plain", plain, "pandas.read_json(lines=True)", _pandas, 10, size),
             _row("gzip", zipped, "pandas.read_json(lines=True)", _pandas, 5, size),
             _row("plain", plain, "polars.read_ndjson", _polars, None, size),
+            *(_bad_row(kind, Path(folder), size) for kind in ("JSON", "literal", "CSV")),
         ]
 
 
@@ -92,6 +97,56 @@ def _row(
         bar=bar,
         detail=f"{rate / 1000:.0f}k lines/s, peak {peak:.0f} MB (at most {PEAK_BAR})",
     )
+
+
+def _bad_row(kind: str, folder: Path, size: Literal["ci", "full"]) -> Row:
+    """Lines with a bad one in a hundred beside the same lines without, CPU seconds of each."""
+    lines = LINES[size] // (30 if kind == "literal" else 3)
+    good, bad = folder / f"good.{kind}", folder / f"bad.{kind}"
+    _write_lines(good, kind, lines, bad=False)
+    _write_lines(bad, kind, lines, bad=True)
+    seconds: dict[Path, list[float]] = {good: [], bad: []}
+    for path in (good, bad) * (REPEATS[size] + 1):
+        start = time.process_time()
+        skipped = _read_lines(path, kind, lines)
+        seconds[path].append(time.process_time() - start)
+    return Row(
+        name=f"reading {lines:,} {kind} lines, {lines // BAD_EVERY:,} of them bad",
+        peer="none of them bad",
+        peer_seconds=seconds[good][1:],
+        our_seconds=seconds[bad][1:],
+        agrees=skipped == lines // BAD_EVERY,
+        bar=BAD_BAR,
+        detail="CPU seconds",
+    )
+
+
+def _write_lines(path: Path, kind: str, lines: int, *, bad: bool) -> None:
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(15, 60))) for _ in range(500)]
+    texts += [f'{text}; "don\'t"' for text in texts[:25]]  # what makes literals slow
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(lines):
+            review = _review(draw, texts)
+            names = ("reviewerID", "asin", "overall", "unixReviewTime")
+            cells = ",".join(str(review[name]) for name in names)
+            line = {"JSON": json.dumps(review), "literal": str(review), "CSV": cells}[kind]
+            spoilt = bad and number % BAD_EVERY == BAD_EVERY // 2
+            file.write((line[: len(line) // 2] if spoilt else line) + "\n")
+
+
+def _read_lines(path: Path, kind: str, lines: int) -> int:
+    forms: dict[str, DataFormat] = {
+        "JSON": "amazon2018",
+        "literal": "amazon2014",
+        "CSV": "ratings2014",
+    }
+    section = DataSection(
+        format=forms[kind], reviews=(path.name,), on_bad_line="skip", bad_line_limit=lines
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        source = read(section, path.with_name, Path(scratch))
+    return int(source.notes["bad_lines"]["skipped"])
 
 
 def _read(path: Path) -> None:

@@ -8,7 +8,7 @@ that was made from the same three is simply reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,7 +109,7 @@ def _make(
             progress("reading")
             source = read(section, locate, scratch)
             require_names(section)
-            _tell_bad_lines(source.notes, progress)
+            _tell_of_reading(source.notes, section, progress)
             if source.interactions is None:
                 progress("writing")
                 made = take_rows(source.rows or {}, source.items, section, seed, stage)
@@ -128,10 +128,45 @@ def _say_lines(lines: Iterable[str], progress: Progress) -> None:
         progress(line)
 
 
-def _tell_bad_lines(notes: Mapping[str, Any], progress: Progress) -> None:
-    """Say what was left out, where the recipe wants lines left out."""
+def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: Progress) -> None:
+    """Say what was found in the files that a user may not expect, and what was left out."""
+    for name, found in _files(notes.get("reviews", {})):
+        progress(f"{name}: {found['interactions']:,} interactions, times: {found['timestamp']}")
+        if "ignored_index_column" in found:
+            progress(f"{name}: {_ignored(found['ignored_index_column'])}")
+        if rated := found.get("ratings"):
+            progress(f"{name}: {_rated(rated, section.min_rating is not None)}")
+    metadata = notes.get("metadata", {})
+    for name, column in metadata.get("ignored_index_column", {}).items():
+        progress(f"{name}: {_ignored(column)}")
+    if lost := metadata.get("rows_with_unreadable_details"):
+        progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
         progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
+
+
+def _rated(found: Mapping[str, Any], threshold: bool) -> str:
+    """The range of a file's ratings, and how many interactions have none."""
+    text = "no ratings"
+    if found["lowest"] is not None:
+        text = f"ratings {found['lowest']:g} .. {found['highest']:g}"
+    if found["absent"]:
+        text += f"; {found['absent']:,} without"
+        text += ", left out by data.min_rating" if threshold else ""
+    return text
+
+
+def _ignored(column: str) -> str:
+    return f'column "{column}" looks like the unnamed index of a pandas table and is ignored'
+
+
+def _files(reviews: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The notes of each file, those inside of folders too."""
+    for name, found in reviews.items():
+        if "interactions" in found and isinstance(found["interactions"], int):
+            yield name, found
+        else:
+            yield from ((f"{name}/{inside}", notes) for inside, notes in found.items())
 
 
 def make_rows(

@@ -52,12 +52,20 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
 
 def _sources(recipe: Recipe) -> Iterator[str]:
     for table, data in _data_tables(recipe):
-        missing = [path for path in data.files() if not Path(path).is_file()]
+        missing = [path for path in data.files() if not list(_files(path, data))]
         if missing:
             raise DataError(f"{', '.join(missing)}: no such file (a source of [{table}])")
         _check_sources(data)
         for path in data.files():
-            yield f"source {path}: {Path(path).stat().st_size:,} bytes"
+            size = sum(file.stat().st_size for file in _files(path, data))
+            yield f"source {path}: {size:,} bytes"
+
+
+def _files(name: str, data: DataSection) -> Iterator[Path]:
+    """The file of a source, or the files of its folder where its format takes one."""
+    path = Path(name)
+    folder = data.format == "interactions" and path.is_dir()
+    yield from (file for file in (path.rglob("*") if folder else [path]) if file.is_file())
 
 
 def _check_sources(data: DataSection) -> None:

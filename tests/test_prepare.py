@@ -304,5 +304,6 @@ def test_progress_is_told_every_step(ratings: dict[str, object], tmp_path: Path)
     lines: list[str] = []
     prepare(recipe(tmp_path, ratings), Path, lines.append)
     assert lines[:2] == ["checking the sources", "reading"]
-    assert lines[2].startswith("as read: 60 interactions, 7 users")
+    assert lines[2].endswith(": 60 interactions, times: milliseconds")
+    assert lines[3].startswith("as read: 60 interactions, 7 users")
     assert lines[-1] == "writing"

@@ -30,7 +30,8 @@ def _run(settings: Mapping[str, Any], folder: Path, rng: Random) -> None:
     section = _drawn(settings, rng)
     if rng.random() < 0.7:
         (folder / "scratch").mkdir()
-        _check(read(section, folder.joinpath, folder / "scratch"), folder)
+        scale = section.format != "interactions"
+        _check(read(section, folder.joinpath, folder / "scratch"), folder, scale=scale)
     else:
         recipe = Recipe(name="fuzz", out=str(folder), data=section, seed=rng.randrange(5))
         prepared = prepare(recipe, folder.joinpath)
@@ -62,7 +63,7 @@ def _drawn(settings: Mapping[str, Any], rng: Random) -> DataSection:
     return DataSection.model_validate({**settings, **further})
 
 
-def _check(source: Source, folder: Path) -> None:
+def _check(source: Source, folder: Path, *, scale: bool) -> None:
     """What a reader hands on must be what it promises."""
     _check_titles(source.items[TITLE].drop_nulls().to_list(), folder)
     if not all(source.items[ITEM_ID].to_list()):
@@ -71,13 +72,15 @@ def _check(source: Source, folder: Path) -> None:
         rows = pl.read_parquet(source.interactions)
         if not all(rows[USER_ID].to_list()) or not all(rows[ITEM_ID].to_list()):
             raise Wrong("an interaction without ids")
-        _check_numbers(rows, clock=source.notes.get("index") is None)
+        _check_numbers(rows, clock=source.notes.get("index") is None, scale=scale)
     for rows in (source.rows or {}).values():
-        _check_numbers(rows, clock=True)
+        _check_numbers(rows, clock=True, scale=scale)
 
 
-def _check_numbers(rows: pl.DataFrame, *, clock: bool) -> None:
-    if not rows[RATING].drop_nulls().is_between(1, 5).all():
+def _check_numbers(rows: pl.DataFrame, *, clock: bool, scale: bool) -> None:
+    if not rows[RATING].drop_nulls().is_finite().all():
+        raise Wrong("a rating that is no finite number")
+    if scale and not rows[RATING].drop_nulls().is_between(1, 5).all():
         raise Wrong("a rating outside 1..5")
     times = rows[TIMESTAMP].drop_nulls()
     in_order = (times >= 0) & (times < 10_000_000)  # lines or places, where there is no clock

@@ -63,6 +63,8 @@ _METADATA: Final = {
 _PLAIN: Final = _reviews18(ROWS)
 _COLUMNS: Final = ("user_id", "item_id", "rating", "timestamp")
 _NAMED: Final = [dict(zip(_COLUMNS, row, strict=True)) for row in ROWS]
+_DATED: Final = [(user, item, "", f"2018-06-{n + 1:02}") for n, (user, item, *_) in enumerate(ROWS)]
+_FINER: Final = [(user, item, 2 * r - 0.5, s * 10**6 + 1) for user, item, r, s in ROWS]
 _ITEMS: Final = [{"item_id": i, "name": t, "maker": "B"} for i, t in TITLES.items()]
 _HEAD23: Final = ("user_id", "parent_asin", "rating", "timestamp")
 _MS: Final = [(user, item, rating, second * 1000) for user, item, rating, second in ROWS]
@@ -159,15 +161,32 @@ FORMATS: Final[Mapping[str, tuple[dict[str, Any], Callable[[], Sequence[Files]]]
             "metadata": "items.csv",
             "columns": {**_OWN, "rating": "rating"},
         },
-        lambda: [
-            {
-                "rows.csv": _csv([_COLUMNS, *ROWS], delimiter),
-                "items.csv": _csv(
-                    [("item_id", "name", "maker"), *((i, f'"{t}"', "B") for i, t in TITLES.items())]
-                ),
-            }
-            for delimiter in (",", "\t")
-        ],
+        lambda: (
+            [
+                {
+                    "rows.csv": _csv([_COLUMNS, *ROWS], delimiter),
+                    "items.csv": _csv(
+                        [
+                            ("item_id", "name", "maker"),
+                            *((i, f'"{t}"', "B") for i, t in TITLES.items()),
+                        ]
+                    ),
+                }
+                for delimiter in (",", "\t")
+            ]
+            + [
+                {
+                    "rows.csv": _csv([("", *_COLUMNS), *((n, *row) for n, row in enumerate(rows))]),
+                    "items.csv": _csv(
+                        [
+                            ("item_id", "name", "maker"),
+                            *((i, f'"{t},\nsecond,line\n"', '"B"') for i, t in TITLES.items()),
+                        ]
+                    ),
+                }
+                for rows in (_DATED, _FINER)
+            ]
+        ),
     ),
     "interactions-json": (
         {

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import ITEM_ID, RANKED, ROW, USER_ID
 from llmrec_cli.data.readers.block import fault, shown
-from llmrec_cli.data.readers.delimited import header
+from llmrec_cli.data.readers.delimited import Kinds, header
 from llmrec_cli.data.readers.lines import blocks, head
-from llmrec_cli.data.readers.tables import read_parts
+from llmrec_cli.data.readers.tables import Table, read_parts
 from llmrec_cli.errors import DataError
 
 RANK, SCORE = "rank", "score"
@@ -107,15 +107,17 @@ def _columns(path: Path, names: Sequence[str]) -> Listed:
         raise fault(path, 1, f"columns {shown(', '.join(names), 100)}, expected {_EXPECTED}")
     numbers = [name for name in (RANK, SCORE) if name in found]
     parts, lines, count = [], _Lines(), 0
-    wanted = [found[name] for name in numbers]
-    for part in read_parts(path, [found[kind], found[ITEM_ID]], wanted):
+    wanted = Kinds(numbers=tuple(found[name] for name in numbers))
+    for part in read_parts(Table(path), [found[kind], found[ITEM_ID]], wanted):
         lines.add(count, part.line_of)
         count += len(part.texts[found[ITEM_ID]])
         parts.append(part)
     if not count:
         raise DataError(f"{path}: no line of a recommended item")
     by_name = {
-        name: np.concatenate([np.asarray(part.numbers[found[name]], np.float64) for part in parts])
+        name: np.concatenate(
+            [part.numbers[found[name]].to_numpy(zero_copy_only=False) for part in parts]
+        )
         for name in numbers
     }
     listed = Listed(

@@ -8,9 +8,12 @@ from typing import Final
 # interactions, as readers deliver them (one row per review or rating)
 USER_ID: Final = "user_id"  # string, exactly as in the file
 ITEM_ID: Final = "item_id"  # string, exactly as in the file
-RATING: Final = "rating"  # float64, 1..5; null where the source has none
+RATING: Final = "rating"  # float64; null where the source has none
 TIMESTAMP: Final = "timestamp"  # int64, milliseconds since 1970-01-01 UTC
-POSITION: Final = "position"  # int64, 0-based order of the line over all files; breaks ties in time
+# int64, breaks ties in time: 0-based order of the line over all files, plus FINER times the
+# nanoseconds (0..999,999) of the time beyond its milliseconds
+POSITION: Final = "position"
+FINER: Final = 1 << 43
 
 # item metadata, as readers deliver it (one row per item)
 TITLE: Final = "title"  # string, cleaned; null where unusable

@@ -27,6 +27,7 @@ from llmrec_cli.data.columns import (
     CUT_ITEMS,
     CUT_ROWS,
     DISLIKED,
+    FINER,
     POSITION,
     SPLITS,
     TIMESTAMP,
@@ -94,7 +95,8 @@ class Tally:
             counts = self.splits.get(name, SplitCounts())
             self.splits[name] = counts.plus(portion.unsampled[name], cut_R)
         self.users += log[USER].n_unique()
-        tied = log.filter(pl.struct(USER, TIMESTAMP).is_duplicated())[USER_ID]
+        moment = pl.struct(USER, TIMESTAMP, pl.col(POSITION) // FINER)
+        tied = log.filter(moment.is_duplicated())[USER_ID]
         ids = tied.unique(maintain_order=True)
         self.tied_users += len(ids)
         self.tied_interactions += len(tied)

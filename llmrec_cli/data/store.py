@@ -28,6 +28,7 @@ from llmrec_cli.data.columns import (
     in_order,
     split_file,
 )
+from llmrec_cli.data.readers.tables import find_tables
 from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
@@ -70,7 +71,7 @@ def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) 
     changes nothing.
 
     Raises:
-        DataError: a source does not exist or is a folder.
+        DataError: a source does not exist, or is a folder of other files than parquet.
         MachineError: a source cannot be read.
     """
     data = section.model_dump(mode="json", exclude=set(CIRCUMSTANCES))
@@ -78,9 +79,10 @@ def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) 
     splits = named.pop("splits")
     named |= {f"splits.{split}": paths for split, paths in splits.items()}
     sources = [
-        _source(f"data.{key}", path, locate(path))
+        source
         for key, paths in named.items()
         for path in ([paths] if isinstance(paths, str) else paths or [])
+        for source in _sources(f"data.{key}", path, locate(path), section)
     ]
     return {"layout": LAYOUT, "data": data, "seed": seed, "sources": sources}
 
@@ -255,11 +257,20 @@ def _first_other_source(made: Sequence[Manifest], asked: Sequence[Manifest]) -> 
     return None
 
 
-def _source(key: str, name: str, file: Path) -> Manifest:
+def _sources(key: str, name: str, path: Path, section: DataSection) -> Iterator[Manifest]:
+    """A file, or of a folder of parquet files each one."""
+    if section.format != "interactions" or not path.is_dir():
+        yield _source(key, name, path, path.name)
+        return
+    for table in find_tables(path):
+        yield _source(key, name, table.path, table.path.relative_to(path.parent).as_posix())
+
+
+def _source(key: str, name: str, file: Path, shown: str) -> Manifest:
     try:
         return {
             "key": key,
-            "name": file.name,
+            "name": shown,
             "bytes": file.stat().st_size,
             "sha256": sha256(file),
         }

@@ -63,6 +63,24 @@ def users_of(
     )
 
 
+def require_scale(train: pd.DataFrame, below: float) -> None:
+    """Refuse ratings of which every one counts as a dislike: they are on another scale.
+
+    Args:
+        train: the training split; ratings may be absent (null).
+        below: ratings under it are dislikes, where the split has no DISLIKED.
+
+    Raises:
+        RecipeError: there are ratings, and all are under ``below``.
+    """
+    highest = train[RATING].max()
+    if DISLIKED not in train.columns and highest < below:
+        raise RecipeError(
+            f'negatives = "disliked": below = {below:g}, and no training target is rated higher '
+            f"than {highest:g}, so that all are disliked; set below on the scale of the ratings"
+        )
+
+
 def _recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[int]]:
     """What DISLIKED says of each user, in the first of the frames that has the user."""
     columns = pd.concat([frame[[USER, DISLIKED]] for frame in frames]).drop_duplicates(USER)

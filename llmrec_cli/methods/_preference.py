@@ -68,7 +68,7 @@ class PreferenceOptions(Options):
     below: float = Field(
         default=4.0,
         description='negatives = "disliked", data without min_rating: training targets rated under '
-        "this are disliked",
+        "this, on the scale of the data, are disliked",
     )
     short: Literal["error", "drop"] = Field(
         default="error",

@@ -93,7 +93,9 @@ class Columns(Section):
         description="time column; false: there is none, and file order is time order, over all "
         "files of reviews as listed",
     )
-    rating: Column | None = Field(default=None, description="rating column, numbers")
+    rating: Column | None = Field(
+        default=None, description="rating column, numbers on any scale; a cell may be empty"
+    )
     title: Column | None = Field(default=None, description="title column, in metadata files")
     brand: Column | None = Field(default=None, description="brand column, in metadata files")
 
@@ -166,7 +168,7 @@ class DataSection(Section):
         default="first", description="which of a user's repeated interactions with an item stays"
     )
     min_rating: float | None = Field(
-        default=None, ge=1, le=5, description="drop ratings below this, 1..5"
+        default=None, description="drop ratings below this, and interactions without a rating"
     )
     k_core: int = Field(
         default=5,

@@ -27,7 +27,7 @@ from llmrec_cli.engine.item_scores import (
 )
 from llmrec_cli.engine.job import limits_of, updates
 from llmrec_cli.engine.mining import Miner
-from llmrec_cli.engine.negatives import NegativeSampler, users_of
+from llmrec_cli.engine.negatives import NegativeSampler, require_scale, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
@@ -61,6 +61,8 @@ class Stage:
             return None
         leaves = gather_leaves(self.bench.prepared.items, self.bench.leaf_of_item)
         train, valid = (self.bench.prepared.split(name) for name in ("train", "valid"))
+        if wanted.draw == "disliked":
+            require_scale(train, wanted.below)
         users = users_of(train, leaves, wanted.below, valid)
         return NegativeSampler(wanted, leaves, users, self.bench.recipe.seed)
 

@@ -6,11 +6,13 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
 
-from llmrec_cli.data.readers import Source, read
+from llmrec_cli.data.readers import Source, delimited, json_lines, read, sink
+from llmrec_cli.data.readers.block import Block
 from llmrec_cli.data.readers.lines import BLOCK
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.prepare import prepare
@@ -198,3 +200,87 @@ def test_a_bad_line_among_good_ones_says_what_to_do(tmp_path: Path) -> None:
         DataError, match=r"this is an amazon2023 review; expected an amazon2018 review$"
     ):
         read(section, Path, tmp_path)
+
+
+def count_calls(place: object, name: str, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Counts the calls of a function or method, which still does its work."""
+    counted, work = Mock(), getattr(place, name)
+
+    def call(*args: Any, **more: Any) -> Any:
+        counted()
+        return work(*args, **more)
+
+    monkeypatch.setattr(place, name, call)
+    return counted
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_a_bad_json_line_is_looked_at_once_and_no_good_one_with_it(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [line(form, f"B{n}") if n % 3 else b'{"half": ' for n in range(60)]
+    path = tmp_path / "reviews.json"
+    path.write_bytes(b"\n".join(rows))
+    slow = count_calls(json_lines, "_record", monkeypatch)
+    assert len(items_of(source(form, path, tmp_path))) == 40
+    assert slow.call_count == 20
+
+
+def test_bad_literals_cost_no_good_one_a_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [f"{json.loads(line('amazon2014', f'B{n}')) | {'text': chr(34)}!r}" for n in range(40)]
+    rows = [row for pair in zip(good, ["{'half': "] * 40, strict=True) for row in pair]
+    path = tmp_path / "reviews.json"
+    path.write_text("\n".join(rows))
+    slow = count_calls(json_lines, "parse_literal", monkeypatch)
+    assert len(items_of(source("amazon2014", path, tmp_path))) == 40
+    assert slow.call_count == 80
+
+
+@pytest.mark.parametrize("bad", ["A,B", "A,B,5.0,15475893,x", "A,B,five,1547589356557"])
+def test_bad_csv_lines_cost_one_more_reading_of_their_block(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"A,B{n},5.0,1547589356557" if n % 3 else bad for n in range(60)]
+    path = tmp_path / "ratings.csv"
+    path.write_text("\n".join(["user_id,parent_asin,rating,timestamp", *rows]))
+    parsed = count_calls(delimited.pacsv, "read_csv", monkeypatch)
+    assert len(items_of(source("ratings2023", path, tmp_path))) == 40
+    assert parsed.call_count <= 3  # the last line has no newline, and is a block
+
+
+def test_a_batch_with_wrong_values_is_checked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong: list[dict[str, Any]] = [{"rating": 9}, {"time": -5}, {"reviewerID": ""}]
+    rows = [line("amazon2018", f"B{n}", **wrong[n % 3]) for n in range(60)]
+    path = tmp_path / "reviews.json"
+    path.write_bytes(b"\n".join([*rows, line("amazon2018", "good"), b""]))
+    checked = count_calls(sink, "check", monkeypatch)
+    assert items_of(source("amazon2018", path, tmp_path)) == ["good"]
+    assert checked.call_count == 1
+
+
+def test_lines_that_are_not_utf8_are_found_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [line("amazon2018", f"B{n}") + (b"" if n % 3 else b"\xff") for n in range(60)]
+    path = tmp_path / "reviews.json"
+    path.write_bytes(b"\n".join(rows))
+    blanked = count_calls(Block, "without", monkeypatch)
+    found = source("amazon2018", path, tmp_path)
+    assert len(items_of(found)) == 40
+    assert blanked.call_count <= 1
+
+
+def test_metadata_without_ids_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, metadata = tmp_path / "reviews.json", tmp_path / "meta.json"
+    path.write_bytes(line("amazon2018", "B"))
+    metadata.write_bytes(b'{"title": "no id"}\n' * 50)
+    walked = count_calls(Block, "lines", monkeypatch)
+    found = source("amazon2018", path, tmp_path, metadata=[str(metadata)])
+    assert found.notes["metadata"]["rows_without_id"] == 50
+    assert walked.call_count < 10

@@ -161,6 +161,27 @@ def test_2023_joins_on_parent_asin_and_finds_the_brand(tmp_path: Path) -> None:
     assert source.items["brand"].to_list() == ["B", "Shop", None]
 
 
+def test_details_in_a_string_are_read_like_an_object(tmp_path: Path) -> None:
+    details: list[object] = [
+        {"Brand": "B", "Color": "red"},
+        json.dumps({"Brand": "B", "Color": "red"}),
+        "{}",
+        "",
+        "Brand: B",
+        '{"Brand": ["B"]}',
+        "[1]",
+        None,
+    ]
+    rows = [
+        {"parent_asin": f"P{n}", "title": "T", "store": "Shop", "details": found}
+        for n, found in enumerate(details)
+    ]
+    files = {"r": _json(R23), "m": _json(*rows)}
+    source = _read(tmp_path, files, format="amazon2023", reviews="r", metadata="m")
+    assert source.items["brand"].to_list() == ["B", "B", *["Shop"] * 6]
+    assert source.notes["metadata"]["rows_with_unreadable_details"] == 3
+
+
 def test_the_unit_is_found_per_file_and_positions_continue(tmp_path: Path) -> None:
     files = {"s": _json(R18, R18), "ms": _json({**R18, "unixReviewTime": 1529193600001})}
     source = _read(tmp_path, files, format="amazon2018", reviews=("s", "ms"))
@@ -218,7 +239,7 @@ def test_interactions_are_the_same_in_every_notation(tmp_path: Path) -> None:
     ("user", "time", "words"),
     [
         (1.5, 1547589356557, 'column "user_id" is double, expected strings or whole numbers'),
-        ("1", "today", 'column "timestamp" is string, expected numbers or dates'),
+        ("1", "today", "\"timestamp\" is 'today', expected a number of a unit of time, or an ISO"),
         ("1", None, 'column "timestamp" is null, expected numbers or dates'),
     ],
 )
@@ -247,8 +268,8 @@ def test_without_timestamps_the_order_in_the_files_is_the_time(tmp_path: Path) -
 
 def test_ratings_are_checked_without_timestamps_too(tmp_path: Path) -> None:
     columns = {"timestamp": None, "rating": "r"}
-    with pytest.raises(DataError, match=r'r:2: "r" is 7'):
-        _reviews(tmp_path, b"user_id,item_id,r\n1,2,7\n", "interactions", columns=columns)
+    with pytest.raises(DataError, match=r"r:2: \"r\" is 'x'"):
+        _reviews(tmp_path, b"user_id,item_id,r\n1,2,x\n", "interactions", columns=columns)
 
 
 def test_metadata_of_interactions(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from llmrec_cli.data.readers.titles import clean_title
         ("a\u2028b\u00a0c\x00d\x1b[31m", "a b c d [31m"),
         ("Nan", "Nan"),
         ("None of This Is True", "None of This Is True"),
-        ("null", "null"),
         ("?", "?"),
         ("÷", "÷"),
         ("I <3 You", "I <3 You"),
@@ -24,6 +23,13 @@ from llmrec_cli.data.readers.titles import clean_title
         ("<b>Bold</b> Title", "<b>Bold</b> Title"),
         ("5555991584", "5555991584"),
         ("half \ud83d emoji", "half emoji"),
+        ("NULL Island", "NULL Island"),
+        ("Null", "Null"),
+        ("\u200b\ufeffTitle\u00ad \u200d", "Title"),
+        (
+            "\u0645\u06cc\u200c\u062e\u0648",
+            "\u0645\u06cc\u200c\u062e\u0648",
+        ),  # it joins letters there
     ],
 )
 def test_usable_titles(raw: str, clean: str) -> None:
@@ -41,6 +47,8 @@ def test_usable_titles(raw: str, clean: str) -> None:
         "nan",
         " NaN ",
         "None",
+        *("NULL", " NULL ", "null", "N/A", "n/a", "NA", "\\N", "<NA>", "#N/A", "\u200bNULL\ufeff"),
+        *("\u200b", "\u200c \u200d", "\ufeff", "\u2060\u00ad", " \u200b\t"),
         "<span>",
         "<span></span>",
         "<!-- -->",

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from llmrec_cli.data.leaves import Leaves, gather_leaves
-from llmrec_cli.engine.negatives import NegativeSampler, Users, users_of
+from llmrec_cli.engine.negatives import NegativeSampler, Users, require_scale, users_of
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.methods.contract import Negatives
@@ -165,3 +165,15 @@ def test_a_duplicate_of_the_target_is_no_negative() -> None:
     (found,) = draws(row(targets=(1,), history=(), user=9), epoch=0)
     assert 0 not in found
     assert 1 not in found
+
+
+def test_ratings_on_another_scale_are_not_all_dislikes() -> None:
+    likes = FRAME.assign(rating=[1.0, 0.0, None])
+    with pytest.raises(
+        RecipeError, match="below = 4, and no training target is rated higher than 1"
+    ):
+        require_scale(likes, below=4.0)
+    require_scale(likes, below=0.5)
+    require_scale(FRAME, below=4.0)
+    require_scale(FRAME.assign(rating=None), below=4.0)
+    require_scale(RECORDED, below=4.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class ReviewLine(Protocol):
     user_id: str
     item_id: str
     rating: float
-    timestamp: int
+    timestamp: int | float
 
 
 class ItemLine(Protocol):
@@ -39,6 +39,10 @@ class ItemLine(Protocol):
     @property
     def maker(self) -> str | None:
         """The brand, wherever the generation keeps it."""
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether a brand may stand where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,15 @@ def read_items(
 
 def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
     rows: list[ItemLine] = batch.rows
-    for index, row in enumerate(rows):
-        if row.item_id is None or row.reviewer is not None:
-            _require_metadata(batch, index, shape)
+    odd = [i for i, row in enumerate(rows) if row.item_id is None or row.reviewer is not None]
+    if odd:
+        _require_metadata(batch, odd, shape)
     block, ids = batch.block, [row.item_id for row in rows]
     names = shape.record.__struct_fields__, shape.record.__struct_encode_fields__
     name = dict(zip(*names, strict=True))["item_id"]
     known = [rows[index] for index in with_id(ids, name, block.path, block.line_of, bad)]
     items.without_id += sum(not item_id for item_id in ids)
+    items.unreadable_details += sum(row.unreadable for row in known)
     items.add(
         [row.item_id or "" for row in known],
         [row.title for row in known],
@@ -121,10 +126,11 @@ def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLine
     )
 
 
-def _require_metadata(batch: Batch[Any], index: int, shape: Shape[Any]) -> None:
+def _require_metadata(batch: Batch[Any], odd: Sequence[int], shape: Shape[Any]) -> None:
     """A line without an id is merely counted, unless it shows that the whole file is another."""
-    number, line = list(batch.block.lines())[index]
-    fields = parse_object(batch.block.path, number, line, shape.what, shape.literals)
-    other = mistaken(fields, shape.what)
-    if other:
-        raise fault(batch.block.path, number, f"{other}; expected {shape.what}")
+    lines = list(batch.block.lines())
+    for number, line in (lines[index] for index in odd):
+        fields = parse_object(batch.block.path, number, line, shape.what, shape.literals)
+        other = mistaken(fields, shape.what)
+        if other:
+            raise fault(batch.block.path, number, f"{other}; expected {shape.what}")

@@ -30,7 +30,7 @@ class Review(
     user_id: str
     item_id: str
     rating: float
-    timestamp: int
+    timestamp: int | float
 
 
 class Item(msgspec.Struct, gc=False, rename={"item_id": "asin", "reviewer": "reviewerID"}):
@@ -45,6 +45,11 @@ class Item(msgspec.Struct, gc=False, rename={"item_id": "asin", "reviewer": "rev
     def maker(self) -> str | None:
         """The brand."""
         return self.brand
+
+    @property
+    def unreadable(self) -> bool:
+        """Never: the brand is a field of its own."""
+        return False
 
 
 METADATA = Shape(Item, "amazon2014 metadata", literals=True)

@@ -21,7 +21,7 @@ class Review(msgspec.Struct, gc=False, rename={"item_id": "parent_asin"}):
     user_id: str
     item_id: str
     rating: float
-    timestamp: int
+    timestamp: int | float
 
 
 class Details(msgspec.Struct, gc=False, rename={"brand": "Brand"}):
@@ -42,8 +42,21 @@ class Item(msgspec.Struct, gc=False, rename={"item_id": "parent_asin", "reviewer
     @property
     def maker(self) -> str | None:
         """The brand that the details state, or else the store."""
-        stated = self.details.brand if isinstance(self.details, Details) else None
-        return stated or self.store
+        details = _parsed(self.details) if isinstance(self.details, str) else self.details
+        return (details.brand if details else None) or self.store
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the details are a text that is no JSON object."""
+        return isinstance(self.details, str) and _parsed(self.details) is None
+
+
+def _parsed(details: str) -> Details | None:
+    """Details that stand in a string, as tables keep them; nothing in it is no details."""
+    try:
+        return msgspec.json.decode(details.strip() or "{}", type=Details)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
 
 
 METADATA = Shape(Item, "amazon2023 metadata")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from llmrec_cli.errors import DataError, LineFault
-
-T = TypeVar("T")
 
 _SHOWN_BAD: Final = 5  # bad lines that a manifest quotes
 
@@ -35,7 +34,7 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Block:
     """Some consecutive whole lines of a file.
 
@@ -57,18 +56,23 @@ class Block:
             if line and not line.isspace():
                 yield number, line
 
-    def without(self, number: int) -> Block:
-        """The block with one line left blank; the others keep their numbers."""
+    def without(self, numbers: Collection[int]) -> Block:
+        """The block with some lines left blank; the others keep their numbers."""
+        if not numbers:
+            return self
         lines = self.data.split(b"\n")
-        lines[number - self.first] = b""
+        for number in numbers:
+            lines[number - self.first] = b""
         return replace(self, data=b"\n".join(lines))
 
     def line_of(self, index: int) -> int:
         """Number of the line that holds record ``index`` (0-based) of this block."""
-        for found, (number, _) in enumerate(self.lines()):
-            if found == index:
-                return number
-        raise IndexError(index)
+        return self._numbers[index]
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        """Numbers of the lines that hold records, found once however many are asked for."""
+        return [number for number, _ in self.lines()]
 
 
 @dataclass
@@ -102,15 +106,6 @@ class BadLines:
         self.skipped += 1
         if len(self.first) < _SHOWN_BAD:
             self.first.append(error.brief)
-
-    def tried(self, block: Block, make: Callable[[Block], T]) -> T:
-        """What ``make`` gives for a block, without the lines that it refuses."""
-        while True:
-            try:
-                return make(block)
-            except LineFault as error:
-                self.skip(error)
-                block = block.without(error.line)
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """Counts for the manifest; nothing where no line may be left out."""

@@ -1,37 +1,43 @@
-"""Is this an interaction?  Ids there, rating 1..5, time plausible and in one unit."""
+"""Is this an interaction?  Ids there, rating on its scale, time plausible and in one unit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from llmrec_cli.data.readers.block import fault, shown
+from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
+from llmrec_cli.data.readers.times import Clock, Ints, to_milliseconds
 from llmrec_cli.errors import LineFault
 
-Numbers = Sequence[float] | np.ndarray[Any, Any]
+Numbers = Any  # a sequence of numbers and None, or a numpy or pyarrow array
+Floats = NDArray[np.float64]
 
-# 1990-01-01 .. 2100-01-01 UTC.  As seconds and as milliseconds the two ranges do not touch, so a
-# timestamp names its own unit.
-_FIRST, _LAST = 631_152_000, 4_102_444_800
-_SCALE: Final = {"seconds": 1, "milliseconds": 1000}
+AMAZON_SCALE: Final = (1.0, 5.0)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What a file calls its columns, for messages."""
+    """What a file calls its columns, for messages, and the scale of its ratings.
+
+    Attributes:
+        scale: lowest and highest rating that the format promises; None: any finite number is a
+            rating, and an interaction may lack one.
+    """
 
     user: str
     item: str
     rating: str
     timestamp: str
+    scale: tuple[float, float] | None = AMAZON_SCALE
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,10 @@ class Interactions:
 
     Attributes:
         users, items: ids, exactly as in the file: a list of strings or a pyarrow array.
-        ratings: numbers, or None where the source has none.
+        ratings: numbers (null or None: not rated), or None where the source has none.
         timestamps: numbers, or None where the order in the file is the time.
         line_of: file line (or row) of an index into these.
+        clock: unit of the timestamps where the file states it; None: the numbers show it.
     """
 
     users: Any
@@ -50,36 +57,80 @@ class Interactions:
     ratings: Numbers | None
     timestamps: Numbers | None
     line_of: Callable[[int], int]
-
-    def only(self, indices: Sequence[int]) -> Interactions:
-        """Some of them, in the order of ``indices``."""
-        kept = np.asarray(indices, dtype=np.int64)
-
-        def taken(column: Any) -> Any:
-            if column is None or isinstance(column, np.ndarray):
-                return None if column is None else column[kept]
-            return column.take(kept) if isinstance(column, pa.Array) else [column[i] for i in kept]
-
-        return Interactions(
-            users=taken(self.users),
-            items=taken(self.items),
-            ratings=taken(self.ratings),
-            timestamps=taken(self.timestamps),
-            line_of=lambda index: self.line_of(int(kept[index])),
-        )
+    clock: Clock | None = None
 
 
-def check(path: Path, batch: Interactions, fields: Fields) -> Interactions:
-    """Check ids and ratings, and bring all columns into arrays (pyarrow, float64).
+@dataclass(frozen=True)
+class Checked:
+    """Interactions that are right.
+
+    Attributes:
+        users, items: pyarrow arrays of strings.
+        rating_N: float64, NaN where an interaction is not rated; None where the source has none.
+        millisecond_N: None where the order in the file is the time.
+        finer_N: nanoseconds beyond the milliseconds, 0..999,999.
+        clock: of the file's times; None where there are none yet.
+    """
+
+    users: pa.Array
+    items: pa.Array
+    rating_N: Floats | None
+    millisecond_N: Ints | None
+    finer_N: Ints | None
+    clock: Clock | None
+
+
+@dataclass
+class _Problems:
+    """What is wrong with which interaction; the first thing that is found counts."""
+
+    found: dict[int, str] = field(default_factory=dict)
+
+    def add(self, index: int, problem: str) -> None:
+        self.found.setdefault(index, problem)
+
+
+def check(
+    path: Path,
+    batch: Interactions,
+    fields: Fields,
+    clock: Clock | None = None,
+    bad: BadLines = STRICT,
+) -> Checked:
+    """Check a batch, bring its columns into arrays, and leave out what ``bad`` lets go.
+
+    Args:
+        path, fields: file and columns, for messages.
+        clock: of the file's times before; None where there are none yet.
 
     Raises:
-        DataError: an empty id, an id that is not valid Unicode, or a rating outside 1..5.
+        DataError: an empty id, an id that is not valid Unicode, a rating that is no number or off
+            its scale, a time outside 1990..2100, or a change of unit.
     """
-    return replace(
-        batch,
-        users=_ids(path, batch, batch.users, fields.user),
-        items=_ids(path, batch, batch.items, fields.item),
-        ratings=_ratings(path, batch, fields.rating),
+    problems = _Problems()
+    users = _ids(batch.users, fields.user, problems)
+    items = _ids(batch.items, fields.item, problems)
+    rating_N = _ratings(batch.ratings, fields, problems)
+    millisecond_N = finer_N = None
+    if batch.timestamps is not None:
+        times = to_milliseconds(batch.timestamps, fields.timestamp, clock, batch.clock)
+        for index, problem in times.problems.items():
+            problems.add(index, problem)
+        clock, millisecond_N, finer_N = times.clock, times.millisecond_N, times.finer_N
+    if not problems.found:
+        return Checked(users, items, rating_N, millisecond_N, finer_N, clock)
+    for index, problem in problems.found.items():
+        bad.skip(fault(path, batch.line_of(index), problem, index))
+    kept_N = np.ones(len(users), dtype=bool)
+    kept_N[list(problems.found)] = False
+    kept = pa.array(kept_N)
+    return Checked(
+        users.filter(kept),
+        items.filter(kept),
+        None if rating_N is None else rating_N[kept_N],
+        None if millisecond_N is None else millisecond_N[kept_N],
+        None if finer_N is None else finer_N[kept_N],
+        clock,
     )
 
 
@@ -90,72 +141,38 @@ def is_torn(text: str) -> bool:
 
 def torn(path: Path, line: int, name: str, found: str, index: int | None = None) -> LineFault:
     """The error of an id that ``is_torn``."""
-    problem = f'"{name}" is {shown(found)}, which is not valid Unicode'
-    return fault(path, line, problem, index)
+    return fault(path, line, _torn(name, found), index)
 
 
-def _ids(path: Path, batch: Interactions, ids: Any, name: str) -> pa.Array:
+def _torn(name: str, found: str) -> str:
+    return f'"{name}" is {shown(found)}, which is not valid Unicode'
+
+
+def _ids(ids: Any, name: str, problems: _Problems) -> pa.Array:
     try:
         array = pa.array(ids, pa.string())
     except UnicodeEncodeError:
-        index = next(i for i, value in enumerate(ids) if is_torn(value))
-        raise torn(path, batch.line_of(index), name, ids[index], index) from None
-    if pc.min(pc.binary_length(array)).as_py() == 0:
-        index = array.to_pylist().index("")
-        raise fault(path, batch.line_of(index), f'"{name}" is empty, expected an id', index)
+        for index, value in enumerate(ids):
+            if is_torn(value):
+                problems.add(index, _torn(name, value))
+        array = pa.array(["" if is_torn(value) else value for value in ids], pa.string())
+    length = pc.binary_length(array)
+    if pc.min(length).as_py() == 0:
+        for index in np.flatnonzero(length.to_numpy(zero_copy_only=False) == 0).tolist():
+            problems.add(index, f'"{name}" is empty, expected an id')
     return array
 
 
-def _ratings(path: Path, batch: Interactions, name: str) -> np.ndarray[Any, Any] | None:
-    if batch.ratings is None:
+def _ratings(ratings: Numbers | None, fields: Fields, problems: _Problems) -> Floats | None:
+    if ratings is None:
         return None
-    ratings = np.asarray(batch.ratings, dtype=np.float64)
-    wrong = ~((ratings >= 1) & (ratings <= 5))  # true for NaN, too
-    if wrong.any():
-        index = int(wrong.argmax())
-        problem = f'"{name}" is {ratings[index]:g}, expected a number 1..5'
-        raise fault(path, batch.line_of(index), problem, index)
-    return ratings
-
-
-def milliseconds(
-    path: Path, batch: Interactions, name: str, unit: str | None
-) -> tuple[str | None, np.ndarray[Any, Any]]:
-    """Timestamps of a batch as int64 ms, and the unit of the file they came from.
-
-    Args:
-        path, name: file and column, for messages.
-        batch: its ``timestamps`` are not None.
-        unit: of the file's timestamps before; None where there are none yet.
-
-    Raises:
-        DataError: a timestamp outside 1990..2100 in either unit, a fraction, or a change of unit.
-    """
-    try:
-        values = np.asarray(batch.timestamps, dtype=np.float64)
-    except OverflowError:  # a whole number that no float can hold
-        values = np.array([float(f"{value}") for value in batch.timestamps or ()])
-    if not len(values):
-        return unit, values.astype(np.int64)
-    unit = unit or _unit(float(values[0])) or "seconds"
-    scale = _SCALE[unit]
-    inside = (values >= _FIRST * scale) & (values < _LAST * scale)
-    wrong = ~(inside & (values == np.floor(values)))
-    if wrong.any():
-        index = int(wrong.argmax())
-        problem = _time_problem(name, float(values[index]), unit)
-        raise fault(path, batch.line_of(index), problem, index)
-    return unit, values.astype(np.int64) * (1000 // scale)
-
-
-def _unit(value: float) -> str | None:
-    fits = [unit for unit, s in _SCALE.items() if _FIRST * s <= value < _LAST * s]
-    return fits[0] if fits else None
-
-
-def _time_problem(name: str, value: float, unit: str) -> str:
-    said = f'"{name}" is {value:.15g}'
-    other = _unit(value)
-    if other and other != unit:
-        return f"{said}, in {other}, but the lines before are in {unit}; expected one unit"
-    return f"{said}, expected whole seconds or milliseconds between the years 1990 and 2100"
+    column = pa.array(ratings, pa.float64())
+    rating_N: Floats = column.to_numpy(zero_copy_only=False)
+    low, high = fields.scale or (-np.inf, np.inf)
+    wrong_N = ~(np.isfinite(rating_N) & (rating_N >= low) & (rating_N <= high))
+    if fields.scale is None and column.null_count:
+        wrong_N &= ~column.is_null().to_numpy(zero_copy_only=False)
+    expected = "a finite number" if fields.scale is None else f"a number {low:g}..{high:g}"
+    for index in np.flatnonzero(wrong_N).tolist():
+        problems.add(index, f'"{fields.rating}" is {rating_N[index]:g}, expected {expected}')
+    return rating_N

@@ -10,10 +10,11 @@ import polars as pl
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines
 from llmrec_cli.data.readers.block import BadLines
 from llmrec_cli.data.readers.checks import Fields, Interactions
+from llmrec_cli.data.readers.delimited import Kinds
 from llmrec_cli.data.readers.items import ItemRows, no_items, with_id
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
-from llmrec_cli.data.readers.tables import read_parts
+from llmrec_cli.data.readers.tables import Table, find_index, find_tables, read_parts
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import Columns, DataSection
 
@@ -29,28 +30,51 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         RecipeError: metadata files without ``columns.title``.
     """
     columns = section.columns
-    fields = Fields(columns.user, columns.item, columns.rating or "", columns.timestamp or "")
+    fields = Fields(
+        columns.user, columns.item, columns.rating or "", columns.timestamp or "", scale=None
+    )
     files: Notes = {}
     bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
-            path = locate(name)
-            files[name] = deliver(path, _interactions(path, columns, bad), fields, sink, bad=bad)
+            found: Notes = {}
+            for table in find_tables(locate(name)):
+                index = find_index(table, _wanted(columns))
+                notes = deliver(
+                    table.path, _interactions(table, columns, bad), fields, sink, bad=bad
+                )
+                ignored = {} if index is None else {"ignored_index_column": index}
+                found[_place(locate(name), table)] = notes | ignored
+            files[name] = found.pop("", found)
     items, notes = _items(section, locate, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _interactions(path: Path, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
-    numbers = [name for name in (columns.timestamp, columns.rating) if name]
-    timeless = {columns.timestamp: "timestamp = false there where file order is time order"}
-    absent = {name: advice for name, advice in timeless.items() if name}
-    for part in read_parts(path, [columns.user, columns.item], numbers, bad, absent):
+def _place(path: Path, table: Table) -> str:
+    """Where in a folder a table lies; empty for a file alone."""
+    return "" if table.path == path else table.path.relative_to(path).as_posix()
+
+
+def _wanted(columns: Columns) -> list[str]:
+    names = (columns.user, columns.item, columns.timestamp, columns.rating)
+    return [name for name in names if name]
+
+
+def _interactions(table: Table, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
+    ids = (columns.user, columns.item)
+    rating = () if columns.rating is None else (columns.rating,)
+    time = (columns.timestamp,) if columns.timestamp else ()
+    kinds = Kinds(numbers=rating, optional=rating, times=time, ids=ids)
+    timeless = "timestamp = false there where file order is time order"
+    absent = dict.fromkeys(time, timeless)
+    for part in read_parts(table, ids, kinds, bad, absent):
         yield Interactions(
             users=part.texts[columns.user],
             items=part.texts[columns.item],
             ratings=None if columns.rating is None else part.numbers[columns.rating],
             timestamps=part.numbers[columns.timestamp] if columns.timestamp else None,
             line_of=part.line_of,
+            clock=part.clock,
         )
 
 
@@ -61,15 +85,24 @@ def _items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.Data
     if columns.title is None:
         raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
     texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
-    for path in map(locate, section.metadata):
-        for part in read_parts(path, texts, bad=bad):
-            ids = part.texts[columns.item]
-            known = with_id(ids, columns.item, path, part.line_of, bad)
-            brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)
-            items.without_id += sum(not item_id for item_id in ids)
-            titles = part.texts[columns.title]
-            items.add(
-                [ids[i] for i in known], [titles[i] for i in known], [brands[i] for i in known]
-            )
+    ignored = {}
+    for name in section.metadata:
+        for table in find_tables(locate(name)):
+            if (index := find_index(table, texts)) is not None:
+                ignored[name] = index
+            _add_items(table, columns, texts, items, bad)
     frame = items.frame()
-    return frame, {"files": list(section.metadata), **items.notes(frame)}
+    notes = {"files": list(section.metadata), **items.notes(frame)}
+    return frame, notes | ({"ignored_index_column": ignored} if ignored else {})
+
+
+def _add_items(
+    table: Table, columns: Columns, texts: list[str], items: ItemRows, bad: BadLines
+) -> None:
+    for part in read_parts(table, texts, Kinds(ids=(columns.item,)), bad):
+        ids = part.texts[columns.item]
+        known = with_id(ids, columns.item, table.path, part.line_of, bad)
+        brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)
+        items.without_id += sum(not item_id for item_id in ids)
+        titles = part.texts[columns.title or ""]
+        items.add([ids[i] for i in known], [titles[i] for i in known], [brands[i] for i in known])

@@ -25,6 +25,7 @@ class ItemRows:
     without_id: int = 0
     missing: int = 0
     unusable: int = 0
+    unreadable_details: int = 0  # of metadata of 2023, where the brand stands in them
 
     def add(
         self,
@@ -50,6 +51,7 @@ class ItemRows:
     def notes(self, items: pl.DataFrame) -> Notes:
         """Counts for the manifest."""
         rows = sum(frame.height for frame in self.frames)
+        unreadable = self.unreadable_details
         return {
             "rows": rows + self.without_id,
             "rows_without_id": self.without_id,
@@ -58,6 +60,7 @@ class ItemRows:
             "rows_with_unusable_title": self.unusable,
             "items": items.height,
             "items_with_title": items.height - items[TITLE].null_count(),
+            **({"rows_with_unreadable_details": unreadable} if unreadable else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 The fast path decodes a whole block into msgspec Structs, skipping every field that nobody asked
 for.  Only a block that it refuses is read again line by line, to accept what the fast path is too
-strict for (lone surrogates in a review's text, Python literals) and to name the first bad line.
+strict for (lone surrogates in a review's text, Python literals) and to name every bad line.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from llmrec_cli.data.readers.block import STRICT, BadLines, Block, fault, shown
 from llmrec_cli.data.readers.lines import blocks, document
 from llmrec_cli.data.readers.literals import parse_literal
+from llmrec_cli.errors import LineFault
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -71,12 +72,9 @@ def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterato
         DataError: see ``lines.blocks``; and a line that is not one object of the expected fields.
     """
     decoder = msgspec.json.Decoder(shape.record)
-
-    def decoded(block: Block) -> Batch[T]:
-        return Batch(block, _fast(block, decoder) or _slow(block, shape))
-
     for block in blocks(path, bad):
-        yield bad.tried(block, decoded)
+        rows = _fast(block, decoder)
+        yield Batch(block, rows) if rows else _slow(block, shape, decoder, bad)
 
 
 def _fast(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:
@@ -98,16 +96,32 @@ def _may_have_blanks(data: bytes) -> bool:
     return bool((byte_N[first_L[first_L < len(byte_N)]] <= ord(" ")).any())
 
 
-def _slow(block: Block, shape: Shape[T]) -> list[T]:
-    return [_record(block.path, number, line, shape) for number, line in block.lines()]
+def _slow(
+    block: Block, shape: Shape[T], decoder: msgspec.json.Decoder[T], bad: BadLines
+) -> Batch[T]:
+    """Line by line, so that a bad line costs no more than itself."""
+    rows, left_out, decode = [], [], decoder.decode
+    for number, line in block.lines():
+        try:
+            rows.append(decode(line))
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            try:
+                rows.append(_record(block.path, number, line, shape, decoder))
+            except LineFault as error:
+                bad.skip(error)
+                left_out.append(number)
+    return Batch(block.without(left_out), rows)
 
 
-def _record(path: Path, number: int, line: bytes, shape: Shape[T]) -> T:
+def _record(
+    path: Path, number: int, line: bytes, shape: Shape[T], decoder: msgspec.json.Decoder[T]
+) -> T:
+    """A line that the decoder refuses."""
     if shape.literals and b'"' not in line and b"\\" not in line:
         # Every quote is a single one and opens or closes a string: swapped, the line is JSON with
         # the same meaning, or no JSON at all.  That is 70 times faster than ast.
         with contextlib.suppress(msgspec.MsgspecError, RecursionError):
-            return msgspec.json.decode(line.replace(b"'", b'"'), type=shape.record)
+            return decoder.decode(line.replace(b"'", b'"'))
     fields = parse_object(path, number, line, shape.what, shape.literals)
     try:
         return msgspec.convert(fields, shape.record)
@@ -180,8 +194,10 @@ def _explain(path: Path, number: int, fields: dict[str, Any], what: str, error: 
         value = value.get(part) if isinstance(value, Mapping) else value
     wanted = re.search(r"Expected `(.+?)`", error)
     names = wanted[1].split(" | ") if wanted else []
+    if "float" in names:
+        names = [name for name in names if name != "int"]
     expected = " or ".join(_WORDS.get(name, name) for name in names) or "a sensible value"
-    if field in ("overall", "rating"):
+    if field in ("overall", "rating") and "amazon" in what:
         expected = "a number 1..5"
     raise fault(path, number, f'"{field}" is {shown(value)}, expected {expected}')
 

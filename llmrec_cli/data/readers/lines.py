@@ -96,12 +96,12 @@ def blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Iterator[B
             whole, rest = _cut(path, first, rest, piece)
             if whole:
                 count = count_lines(whole)
-                yield bad.tried(Block(path, first, count, whole), _utf8)
+                yield _utf8(Block(path, first, count, whole), bad)
                 first += count
     except _Damage as damage:
         raise fault(path, first, str(damage)) from None
     if rest:
-        yield bad.tried(Block(path, first, 1, rest), _utf8)
+        yield _utf8(Block(path, first, 1, rest), bad)
     elif first == 1:
         raise fault(path, 1, "the file has no lines")
 
@@ -129,18 +129,27 @@ def _cut(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, byte
     return b"".join((rest, memoryview(piece)[:end])), piece[end:]
 
 
-def _utf8(block: Block) -> Block:
-    data = block.data
-    if data.isascii():
+def _utf8(block: Block, bad: BadLines) -> Block:
+    """The block without the lines that are not UTF-8; each line of a damaged block is read once."""
+    if block.data.isascii() or _find_foreign_byte(block.data) is None:
         return block
+    left_out = []
+    for number, line in block.lines():
+        at = _find_foreign_byte(line)
+        if at is not None:
+            problem = f"byte {at + 1} of the line is 0x{line[at]:02x}: not UTF-8 text"
+            bad.skip(fault(block.path, number, problem))
+            left_out.append(number)
+    return block.without(left_out)
+
+
+def _find_foreign_byte(data: bytes) -> int | None:
+    """Where the first byte stands that is not UTF-8; None where there is none."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = block.first + data.count(b"\n", 0, error.start)
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        problem = f"byte {column} of the line is 0x{data[error.start]:02x}: not UTF-8 text"
-        raise fault(block.path, line, problem) from None
-    return block
+        return error.start
+    return None
 
 
 def first_block(path: Path) -> Block:

@@ -11,7 +11,7 @@ from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
 from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
 from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
-from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
 from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
@@ -55,16 +55,18 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
 def _ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[Interactions]:
     order = ORDERS.get(form)
     _require_header(path, form, header(path))
-    numbers = (fields.rating, fields.timestamp)
-    for index, cells in enumerate(read_cells(path, order, numbers=numbers, bad=bad)):
+    ids = (fields.user, fields.item)
+    kinds = Kinds(numbers=(fields.rating,), times=(fields.timestamp,), ids=ids)
+    for index, cells in enumerate(read_cells(path, order, kinds=kinds, bad=bad)):
         if index == 0 and order:
-            _require_order(cells, form)
+            _require_order(path, cells, form)
         yield Interactions(
             users=cells.columns[fields.user],
             items=cells.columns[fields.item],
-            ratings=cells.numbers(fields.rating),
-            timestamps=cells.numbers(fields.timestamp),
-            line_of=cells.block.line_of,
+            ratings=cells.numbers[fields.rating],
+            timestamps=cells.numbers[fields.timestamp],
+            line_of=cells.line_of,
+            clock=cells.clock,
         )
 
 
@@ -78,14 +80,14 @@ def _require_header(path: Path, form: str, found: list[str]) -> None:
         raise fault(path, 1, f'a header as in format "ratings2023"; {form} files have none')
 
 
-def _require_order(cells: Cells, form: str) -> None:
+def _require_order(path: Path, cells: Cells, form: str) -> None:
     """Items are ten characters long and users longer: see whether it is the other way round."""
     items, users = cells.strings("item_id"), cells.strings("user_id")
     if _share_of_asins(users) > 0.5 > _share_of_asins(items):
         other = next(name for name in ORDERS if name != form)
         order = ",".join(ORDERS[form])
         problem = f"users look like items and items like users; {form} files are {order}"
-        raise fault(cells.block.path, cells.block.line_of(0), f'{problem}: is this "{other}"?')
+        raise fault(path, cells.line_of(0), f'{problem}: is this "{other}"?')
 
 
 def _share_of_asins(ids: list[str]) -> float:

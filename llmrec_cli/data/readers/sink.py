@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
+from llmrec_cli.data.columns import FINER, ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.block import STRICT, BadLines, fault
-from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
+from llmrec_cli.data.readers.checks import Checked, Fields, Interactions, check
 from llmrec_cli.data.readers.source import Notes
-from llmrec_cli.errors import LineFault, MachineError
+from llmrec_cli.errors import MachineError
 
 SCHEMA: Final = pa.schema(
     [
@@ -70,12 +72,18 @@ class Sink:
         finally:
             self._part.unlink(missing_ok=True)
 
-    def write(self, batch: Interactions, times: np.ndarray[Any, Any]) -> None:
-        """Append checked interactions at ``times`` (ms); positions continue over all files."""
+    def write(self, batch: Checked) -> None:
+        """Append interactions; positions continue over all files, behind what is finer than ms."""
         rows = len(batch.users)
-        rating = pa.nulls(rows, pa.float64()) if batch.ratings is None else batch.ratings
-        position = np.arange(self.count, self.count + rows)
-        columns = [batch.users, batch.items, rating, times, position]
+        position_N = np.arange(self.count, self.count + rows)
+        time_N = position_N if batch.millisecond_N is None else batch.millisecond_N
+        if batch.finer_N is not None:
+            position_N = position_N + batch.finer_N * FINER
+        if batch.rating_N is None:
+            rating = pa.nulls(rows, pa.float64())
+        else:  # NaN would count as the highest of all ratings
+            rating = pa.array(batch.rating_N, from_pandas=True)
+        columns = [batch.users, batch.items, rating, time_N, position_N]
         arrays = [pa.array(c, type_) for c, type_ in zip(columns, SCHEMA.types, strict=True)]
         self._pending.append(pa.Table.from_arrays(arrays, schema=SCHEMA))
         self.count += rows
@@ -109,43 +117,59 @@ def deliver(
     Args:
         path: the file, for messages.
         batches: its interactions, in order.
-        fields: what the file calls its columns.
+        fields: what the file calls its columns, and the scale of its ratings.
         sink: where they go.
         calendar: timestamps are dates; False takes them as they are (an order, not a time).
         bad: what becomes of interactions that are wrong.
 
     Returns:
-        Counts and the timestamp unit.
+        Counts, the timestamp unit, and of ratings without a promised scale what was found.
 
     Raises:
-        DataError: empty id, rating outside 1..5, timestamp outside 1990..2100, mixed units, or no
-            interactions at all.
+        DataError: as ``check``, or no interactions at all.
     """
-    unit, before = None, sink.count
+    clock, before, ratings = None, sink.count, _Ratings()
     for raw in batches:
-        batch, kept = raw, list[int]()
-        while True:
-            try:
-                checked = check(path, batch, fields)
-                unit, times = _times(path, checked, fields, unit, calendar, sink.count)
-                break
-            except LineFault as error:
-                bad.skip(error)
-                kept = kept or list(range(len(raw.users)))
-                del kept[error.index or 0]
-                batch = raw.only(kept)
-        sink.write(checked, times)
+        batch = raw if calendar else replace(raw, timestamps=None)
+        checked = check(path, batch, fields, clock, bad)
+        if not calendar:
+            checked = replace(checked, millisecond_N=np.asarray(raw.timestamps, np.int64))
+        clock = checked.clock
+        ratings.add(checked)
+        sink.write(checked)
     if sink.count == before:
         raise fault(path, 1, "the file has no interactions")
-    return {"interactions": sink.count - before, "timestamp": unit or "order in the file"}
+    notes: Notes = {
+        "interactions": sink.count - before,
+        "timestamp": clock.name if clock else "order in the file",
+    }
+    if fields.scale is None and ratings.seen:
+        notes["ratings"] = ratings.notes()
+    return notes
 
 
-def _times(
-    path: Path, batch: Interactions, fields: Fields, unit: str | None, calendar: bool, position: int
-) -> tuple[str | None, np.ndarray[Any, Any]]:
-    """Times of a batch in milliseconds, or places in an order; and the unit of the file."""
-    if batch.timestamps is None:
-        return unit, np.arange(position, position + len(batch.users))
-    if calendar:
-        return milliseconds(path, batch, fields.timestamp, unit)
-    return unit, np.asarray(batch.timestamps)
+@dataclass
+class _Ratings:
+    """What is known of the ratings of a file."""
+
+    seen: bool = False  # whether there is a column of them
+    lowest: float = math.inf
+    highest: float = -math.inf
+    absent: int = 0
+
+    def add(self, batch: Checked) -> None:
+        if batch.rating_N is None:
+            return
+        self.seen = True
+        rated_N = batch.rating_N[~np.isnan(batch.rating_N)]
+        self.absent += len(batch.rating_N) - len(rated_N)
+        self.lowest = float(rated_N.min(initial=self.lowest))
+        self.highest = float(rated_N.max(initial=self.highest))
+
+    def notes(self) -> Notes:
+        rated = self.lowest <= self.highest
+        return {
+            "lowest": self.lowest if rated else None,
+            "highest": self.highest if rated else None,
+            "absent": self.absent,
+        }

@@ -52,7 +52,7 @@ class Source:
     """One raw source, read.
 
     Attributes:
-        interactions: parquet file of (user_id, item_id, rating 1..5 or null, timestamp in ms,
+        interactions: parquet file of (user_id, item_id, rating or null, timestamp in ms,
             position), in file order; None where the source comes already split.
         items: one row per item_id with metadata (``ITEM_SCHEMA``), in order of first appearance;
             titles are clean, null where unusable.

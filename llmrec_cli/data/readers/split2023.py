@@ -6,20 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.amazon import read_items
 from llmrec_cli.data.readers.amazon2023 import FIELDS, METADATA
 from llmrec_cli.data.readers.block import fault, shown
-from llmrec_cli.data.readers.checks import Interactions, check, milliseconds
-from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.checks import Interactions, check
+from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Notes, Source
+from llmrec_cli.data.readers.times import Clock
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import DataSection
 
 HEADER: Final = ["user_id", "parent_asin", "rating", "timestamp", "history"]
+KINDS: Final = Kinds(
+    numbers=("rating",), times=("timestamp",), ids=("user_id", "parent_asin", "history")
+)
 
 
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
@@ -76,30 +79,30 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
         hint = '; this is format "ratings2023"' if found == HEADER[:4] else ""
         problem = f"expected the header {','.join(HEADER)}, found {shown(','.join(found))}{hint}"
         raise fault(path, 1, problem)
-    unit, frames = None, []
-    for cells in read_cells(path):
-        unit, frame = _rows(cells, unit)
+    clock, frames = None, []
+    for cells in read_cells(path, kinds=KINDS):
+        clock, frame = _rows(path, cells, clock)
         frames.append(frame)
     if not sum(frame.height for frame in frames):
         raise fault(path, 1, "the file has a header and no rows")
-    return pl.concat(frames), unit or ""
+    return pl.concat(frames), clock.name if clock else ""
 
 
-def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
+def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
     batch = Interactions(
         users=cells.columns["user_id"],
         items=cells.columns["parent_asin"],
-        ratings=cells.numbers("rating"),
-        timestamps=cells.numbers("timestamp"),
-        line_of=cells.block.line_of,
+        ratings=cells.numbers["rating"],
+        timestamps=cells.numbers["timestamp"],
+        line_of=cells.line_of,
+        clock=cells.clock,
     )
-    batch = check(cells.block.path, batch, FIELDS)
-    unit, times = milliseconds(cells.block.path, batch, FIELDS.timestamp, unit)
+    checked = check(path, batch, FIELDS, clock)
     columns = {
         USER_ID: cells.strings("user_id"),
         HISTORY: [cell.split() for cell in cells.strings("history")],
         TARGET: cells.strings("parent_asin"),
-        TIMESTAMP: times,
-        RATING: np.asarray(batch.ratings),
+        TIMESTAMP: checked.millisecond_N,
+        RATING: checked.rating_N,
     }
-    return unit, pl.DataFrame(columns, schema=ROW_SCHEMA)
+    return checked.clock, pl.DataFrame(columns, schema=ROW_SCHEMA)

@@ -1,29 +1,39 @@
-"""Named columns of a CSV, parquet or JSON-lines file; which of them it is, its bytes tell."""
+"""Named columns of a CSV, parquet or JSON-lines file; which of them it is, its bytes tell.
+
+A table may also be a folder of parquet files, as Spark, Dask and others write it; the names of
+folders such as ``year=2018`` are then a column of it (Hive partitions).
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
-from llmrec_cli.data.readers.delimited import header, read_cells
+from llmrec_cli.data.readers.delimited import TEXTS, Kinds, header, read_cells, read_times
 from llmrec_cli.data.readers.json_lines import Shape, read_records
 from llmrec_cli.data.readers.lines import first_block, head, only_beginnings
+from llmrec_cli.data.readers.times import CLOCKS, Clock
+from llmrec_cli.errors import DataError, MachineError
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
+_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"  # Hive's null
+_INDEX: Final = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls an unnamed index
+_UNITS: Final = dict(zip(("s", "ms", "us", "ns"), CLOCKS, strict=True))
+_DAY: Final = 86_400  # seconds
 
 Texts = list[str]
-Numbers = Sequence[float] | np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -32,71 +42,177 @@ class Part:
 
     Attributes:
         texts: column -> strings; where the file has null, "" stands.
-        numbers: column -> numbers; where the file has null, NaN stands.
+        numbers: column -> pyarrow array of float64, of times also int64 or a list; null or None
+            where the file has none.
         line_of: file line (parquet: row, from 1) of an index into these.
+        clock: unit of the times where their column or notation states it.
     """
 
     texts: dict[str, Texts]
-    numbers: dict[str, Numbers]
+    numbers: dict[str, Any]
     line_of: Callable[[int], int]
+    clock: Clock | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of a source, or one of the files in its folder.
+
+    Attributes:
+        constants: what the names of its folders say of all its rows: column -> value, or None.
+    """
+
+    path: Path
+    constants: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def find_tables(path: Path) -> list[Table]:
+    """The file itself, or the parquet files of a folder, in order of their paths.
+
+    Names that begin with ``.`` or ``_`` are passed over, as every reader of such folders does.
+
+    Raises:
+        DataError: a folder without parquet files, or with others.
+        MachineError: a folder that cannot be read.
+    """
+    if not path.is_dir():
+        return [Table(path)]
+    try:
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be read: {error.strerror or error}") from error
+    tables = []
+    for file in found:
+        *folders, name = file.relative_to(path).parts
+        if any(part.startswith((".", "_")) for part in (*folders, name)):
+            continue
+        if head(file)[:4] != b"PAR1":
+            raise DataError(f"{file}: no parquet file; expected a folder of parquet files alone")
+        pairs = [folder.partition("=") for folder in folders if "=" in folder]
+        values = {key: None if v == _NO_VALUE else unquote(v) for key, _, v in pairs}
+        tables.append(Table(file, values))
+    if not tables:
+        raise DataError(f"{path}: this is a folder without parquet files, expected a file")
+    return tables
+
+
+def find_index(table: Table, wanted: Sequence[str]) -> str | None:
+    """The unnamed index column that pandas writes, where a file has one and nobody asks for it."""
+    names = _names(table.path)
+    return next((name for name in names if name in _INDEX and name not in wanted), None)
+
+
+def _names(path: Path) -> list[str]:
+    if head(path)[:4] == b"PAR1":
+        with _readable(path):
+            return list(pq.read_schema(path).names)
+    opening = first_block(path).data
+    if opening.lstrip().startswith((b"{", b"[")):
+        return []
+    return header(path, _delimiter(opening))
+
+
+def _delimiter(opening: bytes) -> str:
+    return "\t" if b"\t" in opening.partition(b"\n")[0] else ","
 
 
 def read_parts(
-    path: Path,
+    table: Table,
     texts: Sequence[str],
-    numbers: Sequence[str] = (),
+    kinds: Kinds = TEXTS,
     bad: BadLines = STRICT,
     absent: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Part]:
     """Stream the named columns of a file.
 
     Args:
-        path: CSV or TSV with a header, JSON lines (either may be gzip), or parquet.
+        table: CSV or TSV with a header, JSON lines (either may be gzip), or parquet.
         texts: columns of ids and titles; whole numbers become their decimal notation.
-        numbers: columns of numbers; parquet's dates become milliseconds.
+        kinds: columns of numbers and times.
         bad: what becomes of lines that are wrong.
         absent: what to do where a column is not there, for the message.
 
     Raises:
         DataError: a column is absent or of the wrong type, or the file is damaged.
     """
+    path = table.path
     if head(path)[:4] == b"PAR1":
-        return _parquet(path, texts, numbers, absent)
+        return _parquet(table, texts, kinds, absent)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
-        return _json(path, texts, numbers, bad)
-    delimiter = "\t" if b"\t" in opening.partition(b"\n")[0] else ","
-    _require_columns(path, [*texts, *numbers], header(path, delimiter), absent)
-    return _csv(path, texts, numbers, delimiter, bad)
+        return _json(path, texts, kinds, bad)
+    delimiter = _delimiter(opening)
+    wanted = [*texts, *kinds.numbers, *kinds.times]
+    _require_columns(path, wanted, header(path, delimiter), absent)
+    return _csv(path, texts, kinds, delimiter, bad)
 
 
 def _csv(
-    path: Path, texts: Sequence[str], numbers: Sequence[str], delimiter: str, bad: BadLines
+    path: Path, texts: Sequence[str], kinds: Kinds, delimiter: str, bad: BadLines
 ) -> Iterator[Part]:
-    for cells in read_cells(path, delimiter=delimiter, numbers=numbers, bad=bad):
-        yield Part(
-            {name: cells.strings(name) for name in texts},
-            {name: cells.numbers(name) for name in numbers},
-            cells.block.line_of,
-        )
+    for cells in read_cells(path, delimiter=delimiter, kinds=kinds, bad=bad):
+        named = {name: cells.strings(name) for name in texts}
+        yield Part(named, cells.numbers, cells.line_of, cells.clock)
 
 
-def _json(
-    path: Path, texts: Sequence[str], numbers: Sequence[str], bad: BadLines
-) -> Iterator[Part]:
-    text, number = str | int | None, float | None
-    fields = [(f"text_{i}", text) for i in range(len(texts))]
-    fields += [(f"number_{i}", number) for i in range(len(numbers))]
-    renamed = dict(zip([name for name, _ in fields], [*texts, *numbers], strict=True))
+def _json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iterator[Part]:
+    columns: list[tuple[str, Any]] = [(name, str | int | None) for name in texts]
+    columns += [(name, float | None) for name in kinds.numbers]
+    columns += [(name, int | float | str | None) for name in kinds.times]
+    fields = [(f"field_{i}", kind) for i, (_, kind) in enumerate(columns)]
+    renamed = {f"field_{i}": name for i, (name, _) in enumerate(columns)}
     record = msgspec.defstruct("Record", fields, gc=False, rename=renamed)
     shape = Shape(record, f"an object with {', '.join(renamed.values())}")
     for batch in read_records(path, shape, bad):
-        columns = {renamed[name]: [getattr(row, name) for row in batch.rows] for name, _ in fields}
-        yield Part(
-            {name: ["" if v is None else str(v) for v in columns[name]] for name in texts},
-            {name: [np.nan if v is None else v for v in columns[name]] for name in numbers},
-            batch.block.line_of,
-        )
+        found = {name: [getattr(row, f) for row in batch.rows] for f, name in renamed.items()}
+        rows = batch.block.line_of
+        numbers: dict[str, Any] = {n: pa.array(found[n], pa.float64()) for n in kinds.numbers}
+        clock, problems = None, dict[int, str]()
+        for name in kinds.times:
+            numbers[name], clock, problems = _json_times(found[name], name)
+        for index, problem in problems.items():
+            bad.skip(fault(path, rows(index), problem, index))
+        strings = {name: ["" if v is None else str(v) for v in found[name]] for name in texts}
+        yield _without(Part(strings, numbers, rows, clock), set(problems))
+
+
+def _json_times(values: list[Any], name: str) -> tuple[Any, Clock | None, dict[int, str]]:
+    """Times of JSON lines: numbers as they are, texts as ISO dates."""
+    if not any(isinstance(value, str) for value in values):
+        return values, None, {}
+    if all(isinstance(value, str) for value in values):
+        return read_times(pa.array(values, pa.string()), name)
+    first = next(value for value in values if value is not None)
+    text = isinstance(first, str)
+    kind = "an ISO date, as the lines before have" if text else "a number, as the lines before have"
+    problems = {
+        index: f'"{name}" is {shown(value)}, expected {kind}'
+        for index, value in enumerate(values)
+        if value is None or isinstance(value, str) != text
+    }
+    if not text:
+        return [None if index in problems else v for index, v in enumerate(values)], None, problems
+    cells = pa.array(["" if index in problems else v for index, v in enumerate(values)])
+    numbers, clock, found = read_times(cells, name)
+    return numbers, clock, found | problems
+
+
+def _without(part: Part, left_out: set[int]) -> Part:
+    """The part without some rows."""
+    if not left_out:
+        return part
+    rows = len(next(iter(part.numbers.values())))
+    kept = [index for index in range(rows) if index not in left_out]
+    return Part(
+        {name: [texts[index] for index in kept] for name, texts in part.texts.items()},
+        {name: _taken(numbers, kept) for name, numbers in part.numbers.items()},
+        lambda index: part.line_of(kept[index]),
+        part.clock,
+    )
+
+
+def _taken(numbers: Any, kept: Sequence[int]) -> Any:
+    return numbers.take(kept) if isinstance(numbers, pa.Array) else [numbers[i] for i in kept]
 
 
 def _require_plausible(path: Path, rows: int) -> None:
@@ -107,22 +223,41 @@ def _require_plausible(path: Path, rows: int) -> None:
 
 
 def _parquet(
-    path: Path, texts: Sequence[str], numbers: Sequence[str], absent: Mapping[str, str]
+    table: Table, texts: Sequence[str], kinds: Kinds, absent: Mapping[str, str]
 ) -> Iterator[Part]:
-    try:
-        file = pq.ParquetFile(path)
-        _require_columns(path, [*texts, *numbers], file.schema_arrow.names, absent)
+    path, constants = table.path, table.constants
+    wanted = [*texts, *kinds.numbers, *kinds.times]
+    with _readable(path), pq.ParquetFile(path) as file:
+        _require_columns(path, wanted, [*file.schema_arrow.names, *constants], absent)
         _require_plausible(path, file.metadata.num_rows)
+        stored = [name for name in wanted if name not in constants]
         row = 1
-        for batch in file.iter_batches(columns=[*texts, *numbers]):
-            yield Part(
-                {name: _strings(path, name, batch.column(name)) for name in texts},
-                {name: _floats(path, name, batch.column(name)) for name in numbers},
-                row.__add__,
-            )
+        for batch in file.iter_batches(columns=stored):
+            columns = {name: _plain(batch.column(name)) for name in stored}
+            columns |= {
+                name: pa.array([value] * len(batch), pa.string())
+                for name, value in constants.items()
+            }
+            numbers = {name: _floats(path, name, columns[name]) for name in kinds.numbers}
+            clock = None
+            for name in kinds.times:
+                numbers[name], clock = _times(path, name, columns[name], row)
+            strings = {name: _strings(path, name, columns[name]) for name in texts}
+            yield Part(strings, numbers, row.__add__, clock)
             row += len(batch)
             if only_beginnings():
                 return
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Around what Arrow reads of a parquet file.
+
+    Raises:
+        DataError: it is none, or damaged.
+    """
+    try:
+        yield
     except MemoryError:  # Arrow has a kind of its own
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -130,29 +265,70 @@ def _parquet(
         raise fault(path, 1, f"no readable parquet file ({reason})") from None
 
 
+def _plain(column: pa.Array) -> pa.Array:
+    """A column without dictionary (pandas calls it a categorical)."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )
+
+
 def _strings(path: Path, name: str, column: pa.Array) -> Texts:
     kind = column.type
-    if not (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
+    if pa.types.is_decimal(kind):
+        column = _whole(path, name, column)
+    elif not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_null(kind)):
         raise fault(path, 1, f'column "{name}" is {kind}, expected strings or whole numbers')
     strings: Texts = pc.fill_null(column.cast(pa.string()), "").to_pylist()
     return strings
 
 
-def _floats(path: Path, name: str, column: pa.Array) -> np.ndarray[Any, Any]:
+def _whole(path: Path, name: str, column: pa.Array) -> pa.Array:
+    """Decimals that are whole numbers, without their noughts."""
+    values = column.to_pylist()
+    if any(value is not None and value != int(value) for value in values):
+        kind = f"{column.type} with fractions"
+        raise fault(path, 1, f'column "{name}" is {kind}, expected strings or whole numbers')
+    return pa.array([None if value is None else str(int(value)) for value in values], pa.string())
+
+
+def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise fault(path, 1, f'column "{name}" is {kind}, expected numbers')
+    return column.cast(pa.float64(), safe=False)
+
+
+def _times(path: Path, name: str, column: pa.Array, row: int) -> tuple[pa.Array, Clock | None]:
+    """Times as numbers, and the unit where the type or the notation states it."""
     kind = column.type
     if pa.types.is_timestamp(kind):
-        column, kind = (
-            column.cast(pa.timestamp("ms", kind.tz), safe=False).cast(pa.int64()),
-            pa.int64(),
-        )
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return column.cast(pa.int64()), _UNITS[kind.unit]
+    if pa.types.is_date(kind):
+        days = column.cast(pa.date32(), safe=False).cast(pa.int32()).cast(pa.int64())
+        return pc.multiply(days, pa.scalar(_DAY)), _UNITS["s"]
+    if _is_text(kind):
+        times, clock, problems = read_times(pc.fill_null(column.cast(pa.string()), ""), name)
+        for index, problem in problems.items():
+            raise fault(path, row + index, problem, index)
+        return times, clock
+    if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
+        try:
+            return column.cast(pa.int64()), None
+        except pa.ArrowInvalid:  # fractions, or more than 64 bits
+            return _floats(path, name, column), None
+    if not pa.types.is_floating(kind):
         raise fault(path, 1, f'column "{name}" is {kind}, expected numbers or dates')
-    values: np.ndarray[Any, Any] = column.cast(pa.float64(), safe=False).to_numpy(
-        zero_copy_only=False
-    )
-    return values
+    return _floats(path, name, column), None
 
 
 def _require_columns(

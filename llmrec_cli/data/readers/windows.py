@@ -11,11 +11,12 @@ import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.data.readers.block import fault, shown
-from llmrec_cli.data.readers.checks import Fields, Interactions, check, milliseconds
-from llmrec_cli.data.readers.delimited import Cells, header, read_cells
+from llmrec_cli.data.readers.checks import Fields, Interactions, check
+from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
 from llmrec_cli.data.readers.names import read_names
 from llmrec_cli.data.readers.source import ROW_SCHEMA, Locate, Source
 from llmrec_cli.data.readers.split2023 import read_splits
+from llmrec_cli.data.readers.times import Clock
 from llmrec_cli.recipe.data import DataSection
 
 HEADER: Final = ["user_id", "item_ids", "timestamp"]
@@ -59,38 +60,39 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
     if found != HEADER:
         problem = f"expected the header {','.join(HEADER)}, found {shown(','.join(found))}"
         raise fault(path, 1, problem)
-    unit, frames = None, []
-    for cells in read_cells(path):
-        unit, frame = _rows(cells, unit)
+    clock, frames = None, []
+    for cells in read_cells(path, kinds=Kinds(times=("timestamp",))):
+        clock, frame = _rows(path, cells, clock)
         frames.append(frame)
     if not sum(frame.height for frame in frames):
         raise fault(path, 1, "the file has a header and no rows")
-    return pl.concat(frames), unit or ""
+    return pl.concat(frames), clock.name if clock else ""
 
 
-def _rows(cells: Cells, unit: str | None) -> tuple[str | None, pl.DataFrame]:
-    windows = [_window(cells, index, cell) for index, cell in enumerate(cells.strings("item_ids"))]
+def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
+    lists = enumerate(cells.strings("item_ids"))
+    windows = [_window(path, cells, index, cell) for index, cell in lists]
     batch = Interactions(
         users=cells.columns["user_id"],
         items=[window[-1] for window in windows],
         ratings=None,
-        timestamps=cells.numbers("timestamp"),
-        line_of=cells.block.line_of,
+        timestamps=cells.numbers["timestamp"],
+        line_of=cells.line_of,
+        clock=cells.clock,
     )
-    batch = check(cells.block.path, batch, FIELDS)
-    unit, times = milliseconds(cells.block.path, batch, FIELDS.timestamp, unit)
+    checked = check(path, batch, FIELDS, clock)
     columns = {
         USER_ID: cells.strings("user_id"),
         HISTORY: [window[:-1] for window in windows],
         TARGET: [window[-1] for window in windows],
-        TIMESTAMP: times,
+        TIMESTAMP: checked.millisecond_N,
         RATING: [None] * len(windows),
     }
-    return unit, pl.DataFrame(columns, schema=ROW_SCHEMA)
+    return checked.clock, pl.DataFrame(columns, schema=ROW_SCHEMA)
 
 
-def _window(cells: Cells, index: int, cell: str) -> list[str]:
+def _window(path: Path, cells: Cells, index: int, cell: str) -> list[str]:
     if not _IDS.fullmatch(cell.strip()):
         problem = f'"item_ids" is {shown(cell)}, expected a list such as [12, 7, 31]'
-        raise fault(cells.block.path, cells.block.line_of(index), problem)
+        raise fault(path, cells.line_of(index), problem)
     return [item.strip() for item in cell.strip()[1:-1].split(",")]

@@ -1,0 +1,200 @@
+"""Times as files write them, brought to milliseconds without a loss of order.
+
+Numbers count from 1970-01-01 UTC.  Between 1990 and 2100 seconds, milliseconds, microseconds and
+nanoseconds do not overlap, so a number names its own unit, and the first one that lies in any of
+them decides for its file.  Dates are ISO 8601; without a zone they are UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llmrec_cli.data.readers.block import shown
+
+Ints = NDArray[np.int64]
+
+_FIRST, _LAST = 631_152_000, 4_102_444_800  # seconds: 1990-01-01 .. 2100-01-01 UTC
+_YEARS: Final = "between the years 1990 and 2100"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\S.*)?", re.ASCII)
+_FINER: Final = re.compile(r"[.,]\d{6}(\d{1,3})", re.ASCII)  # digits behind the microseconds
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The unit of a file's times.
+
+    Attributes:
+        name: for the manifest and for messages.
+        per_second: how many make a second.
+    """
+
+    name: str
+    per_second: int
+
+    def fits(self, value: float) -> bool:
+        """Whether a number of this unit lies between 1990 and 2100."""
+        return _FIRST * self.per_second <= value < _LAST * self.per_second
+
+
+CLOCKS: Final = (
+    Clock("seconds", 1),
+    Clock("milliseconds", 10**3),
+    Clock("microseconds", 10**6),
+    Clock("nanoseconds", 10**9),
+)
+DATES: Final = Clock("ISO dates", 10**9)
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of consecutive interactions.
+
+    Attributes:
+        clock: None where no time shows a unit.
+        millisecond_N: whole milliseconds.
+        finer_N: nanoseconds beyond those, 0..999,999.
+        problems: index -> what is wrong with the time there.
+    """
+
+    clock: Clock | None
+    millisecond_N: Ints
+    finer_N: Ints
+    problems: dict[int, str]
+
+
+def to_milliseconds(values: Any, name: str, clock: Clock | None, stated: Clock | None) -> Times:
+    """Bring the times of a batch to milliseconds.
+
+    Args:
+        values: numbers (a sequence, or a numpy or pyarrow array); None or null is no time.
+        name: of the column, for messages.
+        clock: of the file's times before; None where there are none yet.
+        stated: the unit that the column's type or notation states; None: the numbers show it.
+    """
+    number_N, none_N = _numbers(values)
+    if stated is not None and clock is not None and stated != clock:
+        said = f'"{name}" has {stated.name}, but the lines before have {clock.name}'
+        return _nothing(number_N, clock, f"{said}; expected one unit")
+    clock = stated or clock or _clock_of(number_N)
+    used = clock or CLOCKS[0]
+    first, last = _FIRST * used.per_second, _LAST * used.per_second
+    wrong_N = none_N | ~((number_N >= first) & (number_N < last))
+    problems = {
+        int(at): _problem(
+            name, None if none_N[at] else number_N[at].item(), used, stated is not None
+        )
+        for at in np.flatnonzero(wrong_N)
+    }
+    if problems:
+        number_N = np.where(wrong_N, first, number_N)
+    return Times(clock, *_split(number_N, used.per_second), problems)
+
+
+def _numbers(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Numbers as int64 or float64, and which of them are absent."""
+    if isinstance(values, pa.Array):
+        none_N = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        filled = values.fill_null(0) if values.null_count else values
+        return filled.to_numpy(zero_copy_only=False), none_N
+    if isinstance(values, np.ndarray):
+        return values, np.zeros(len(values), dtype=bool)
+    number_N = np.asarray(values)
+    none_N = np.zeros(len(values), dtype=bool)
+    if number_N.dtype.kind not in "if":  # numbers that no 64 bits hold, or absent ones
+        none_N = np.array([value is None for value in values], dtype=bool)
+        floats = [np.nan if value is None else float(f"{value}") for value in values]
+        number_N = np.array(floats, dtype=np.float64)
+    return number_N, none_N
+
+
+def _clock_of(number_N: NDArray[Any]) -> Clock | None:
+    """The unit of the first number that lies in any."""
+    inside_N = np.zeros(len(number_N), dtype=bool)
+    for clock in CLOCKS:
+        first, last = _FIRST * clock.per_second, _LAST * clock.per_second
+        inside_N |= (number_N >= first) & (number_N < last)
+    if not inside_N.any():
+        return None
+    value = number_N[int(inside_N.argmax())].item()
+    return next(clock for clock in CLOCKS if clock.fits(value))
+
+
+def _split(number_N: NDArray[Any], per_second: int) -> tuple[Ints, Ints]:
+    """Milliseconds and the nanoseconds beyond them; of a fraction, whole microseconds count."""
+    whole_N = np.floor(number_N).astype(np.int64) if number_N.dtype.kind == "f" else number_N
+    if per_second > 1000:
+        scale = per_second // 1000
+        millisecond_N = whole_N // scale
+        return millisecond_N, (whole_N - millisecond_N * scale) * (10**6 // scale)
+    millisecond_N = whole_N * (1000 // per_second)
+    if number_N.dtype.kind != "f" or (part_N := number_N - whole_N).max(initial=0) == 0:
+        return millisecond_N, np.zeros(len(number_N), np.int64)
+    micro_N = np.rint(part_N * (10**6 // per_second)).astype(np.int64)
+    return millisecond_N + micro_N // 1000, micro_N % 1000 * 1000
+
+
+def _problem(name: str, value: float | None, clock: Clock, stated: bool) -> str:
+    if value is None:
+        return f'"{name}" is empty, expected a time'
+    said = f'"{name}" is {value if isinstance(value, int) else f"{value:.15g}"}'
+    if stated:
+        return f"{said} ({clock.name}), expected a time {_YEARS}"
+    other = next((other for other in CLOCKS if other.fits(value)), None)
+    if other and other != clock:
+        return (
+            f"{said}, in {other.name}, but the lines before are in {clock.name}; expected one unit"
+        )
+    units = ", ".join(clock.name for clock in CLOCKS[:-1]) + f" or {CLOCKS[-1].name}"
+    return f"{said}, expected {units} {_YEARS}"
+
+
+def _nothing(number_N: NDArray[Any], clock: Clock, problem: str) -> Times:
+    nought_N = np.zeros(len(number_N), np.int64)
+    return Times(clock, nought_N, nought_N, dict.fromkeys(range(len(number_N)), problem))
+
+
+def looks_like_date(cell: str) -> bool:
+    """Whether a text begins as an ISO date does."""
+    return _DATE.fullmatch(cell.strip()) is not None
+
+
+def parse_dates(cells: Sequence[str | None], name: str) -> tuple[Ints, dict[int, str]]:
+    """ISO dates as nanoseconds since 1970 (``DATES``), and index -> problem of those that are none.
+
+    Args:
+        cells: such as ``2018-06-30``, ``2018-06-30 12:00:00.5`` or ``2018-06-30T12:00:00+02:00``.
+        name: of the column, for messages.
+    """
+    nanosecond_N = np.zeros(len(cells), np.int64)
+    problems = {}
+    for at, cell in enumerate(cells):
+        try:
+            nanosecond_N[at] = _nanoseconds((cell or "").strip())
+        except ValueError as error:
+            problems[at] = f'"{name}" is {shown(cell or "")}, expected {error}'
+    return nanosecond_N, problems
+
+
+def _nanoseconds(cell: str) -> int:
+    if not _DATE.fullmatch(cell):
+        raise ValueError("an ISO date such as 2018-06-30, as the other lines have")
+    try:
+        moment = datetime.fromisoformat(cell)
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        micros = (moment - _EPOCH) // _MICROSECOND
+    except (ValueError, OverflowError):
+        raise ValueError("an ISO date such as 2018-06-30T12:00:00Z") from None
+    if not _FIRST * 10**6 <= micros < _LAST * 10**6:
+        raise ValueError(f"a date {_YEARS}")
+    finer = _FINER.search(cell)
+    return micros * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
