@@ -79,6 +79,9 @@ def train_stage(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )
         progress.say(f"{run}: {len(ground.rows)} {section.rows} rows, {_parameters(policy)}")
+        meaning = chosen.describe(options, bench.trie, bench.codec.spell)
+        if meaning is not None:
+            progress.say(f"{run}: {meaning}")
         job = Job(
             policy=policy,
             method=chosen,
