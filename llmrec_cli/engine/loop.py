@@ -28,6 +28,7 @@ from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.sharding import whole
 from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.errors import ArtefactError, NumbersError
+from llmrec_cli.models.policy import inference
 
 
 def train(job: Job, *, resume: bool) -> Position:
@@ -213,8 +214,7 @@ def _chosen(job: Job, step: int) -> list[int]:
 def _validate(job: Job, module: Any, position: Position) -> dict[str, float]:
     """Validation loss and ranking; remembers the best and counts towards patience."""
     begun = time.perf_counter()
-    job.policy.eval()
-    with torch.no_grad():
+    with inference(job.policy):
         loss = _validation_loss(job, module, position)
         ranking = dict(job.rank_valid())
     if not math.isfinite(loss):
