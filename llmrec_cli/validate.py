@@ -138,11 +138,14 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
             yield from _left_out(other, "test")
     longest = 0
     for number, (name, section) in enumerate(_stages(recipe)):
+        meaning = _meaning(bench, name)
         rows, first, tokens = _rows(bench, name, section)
         longest = max(longest, tokens)
         steps = -(-rows // section.batch) * section.epochs
         steps = min(steps, section.max_steps or steps)
         yield f"{name}: {rows:,} {section.rows} rows, about {steps:,.0f} updates"
+        if meaning is not None:
+            yield f"{name}: {meaning}"
         if number == 0:
             yield "one training row (token: loss and legal tokens where it is predicted):"
             yield from _indent("\n".join(first))
@@ -202,6 +205,22 @@ def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[
         for prompt, answers in zip(row.prompts, row.answers, strict=True)
     )
     return len(rows), [f"{k}: {' '.join(words(v.tolist()))}" for k, v in shown.items()], longest
+
+
+def _meaning(bench: Any, name: str) -> str | None:
+    """What an alignment's options mean on this catalogue.
+
+    Raises:
+        RecipeError: they cannot work on it.
+    """
+    from llmrec_cli.methods import find
+
+    if name == "sft":
+        return None
+    stage = bench.recipe.stage(name)
+    method = find(stage.method)
+    method.init_state(stage.options, bench.trie)
+    return method.describe(stage.options, bench.trie, bench.codec.spell)
 
 
 def _stages(recipe: Recipe) -> list[tuple[str, TrainSection]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.models.policy import inference
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
 from llmrec_cli.tensors.preference import answer_log_probs
@@ -49,14 +50,14 @@ def score_candidates(
     """``log pi`` of each row's target and of its negatives, [rows, 1 + negatives], nats.
 
     Args:
-        policy: in evaluation mode.
+        policy: called like ``models.policy.Policy``, with its ``head()``.
         rows: windows with one target and equally many negatives.
         batch: rows of a forward pass.
     """
     collate = Collator(trie, cut_forced=legal)
     by_length = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt))
     score_RC = np.empty((len(rows), 1 + (len(rows[0].negatives[0]) if rows else 0)))
-    with torch.no_grad():
+    with inference(policy):
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]
             micro = collate([rows[at] for at in part]).to(device)

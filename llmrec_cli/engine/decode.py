@@ -21,7 +21,7 @@ from llmrec_cli.engine.all_items import score_leaves
 from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.models.policy import body, head_weights
+from llmrec_cli.models.policy import body, head_weights, inference
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.tensors.beam import (
     NONE,
@@ -117,7 +117,7 @@ def rank_catalogue(
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
-    with _inference(model):
+    with _searchable(model):
         for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
             excluded = _trimmed(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
             found, proven = _search(tree, scorer, chains, options, excluded)
@@ -142,7 +142,7 @@ def score_all(
         ArtefactError, DataError, NumbersError: as ``rank_catalogue``.
     """
     score_BL = torch.empty((len(prompts), trie.n_leaves))
-    with _inference(model):
+    with _searchable(model):
         for rows_B, tree, scorer, _ in _batches(model, trie, prompts, options, whole=True):
             score_BL[rows_B] = _all_scores(tree, scorer, options.length_penalty).cpu()
     return score_BL
@@ -214,22 +214,18 @@ def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
+def _searchable(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, an attention that takes a tree's mask; afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     decoder = body(model)
     attention = decoder.config._attn_implementation
     try:
         if attention not in TREE_ATTENTION:  # flash and flex kernels would ignore the mask
             decoder.set_attn_implementation("sdpa")
-        with torch.no_grad():
+        with inference(model):
             yield
     finally:
         if attention not in TREE_ATTENTION:
             decoder.set_attn_implementation(attention)
-        for module in training:
-            module.training = True
 
 
 def _trimmed(excluded_BQ: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from llmrec_cli.files import (
     write_json,
     write_safetensors,
 )
+from llmrec_cli.models.policy import inference
 
 VECTORS, FACTS = "vectors.safetensors", "facts.json"
 
@@ -89,7 +90,7 @@ def history_vectors(
     the place before it: no target, and nothing after it, is in its own score's input.
 
     Args:
-        model: ``models.sequential.Sequential`` in evaluation mode.
+        model: a ``models.sequential.Sequential``.
         leaf_of_item_I: leaf of each catalogue item.
     """
     order = sorted(range(len(rows)), key=lambda r: len(rows[r].history) + len(rows[r].targets))
@@ -115,7 +116,7 @@ def _vectors_of(
         input_ids_BT[b, : 1 + len(items)] = torch.tensor([model.n_leaves, *leaves])
         first = b * width + len(row.history)
         take += range(first, first + len(row.targets))
-    with torch.no_grad():
+    with inference(model):
         hidden_AD = model(input_ids_BT.to(device), torch.tensor(take, device=device))[0]
     return torch.split(hidden_AD.float().cpu(), [len(row.targets) for row in rows])
 

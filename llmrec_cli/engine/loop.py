@@ -27,7 +27,8 @@ from llmrec_cli.engine.passes import PolicyLoss, Sums, add_sums, equally_many
 from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.sharding import whole
 from llmrec_cli.engine.stop import deferred_signals
-from llmrec_cli.errors import NumbersError
+from llmrec_cli.errors import ArtefactError, NumbersError
+from llmrec_cli.models.policy import inference
 
 
 def train(job: Job, *, resume: bool) -> Position:
@@ -124,7 +125,8 @@ def _update(
     else:
         torch._foreach_mul_(gradients, scale)
         _step(job, optimizer, parameters, size, rate)
-        logged = {**job.method.metrics(totals, count), **position.method}
+        metrics = job.method.metrics(totals, count, job.options, job.trie)
+        logged = {**metrics, **position.method}
         state = job.method.update_state(position.method, totals, job.options, job.trie)
         position.method = dict(state)
         row |= {"loss": loss, "gradient_norm": size, **logged}
@@ -138,7 +140,7 @@ def _update(
 
 def _warn(job: Job, position: Position, logged: Mapping[str, float]) -> None:
     """Say once per run what the method finds worrying in its metrics."""
-    warning = job.method.warning(logged)
+    warning = job.method.warning(logged, job.options)
     if warning and position.warned_at is None:
         position.warned_at = position.step + 1
         job.progress.say(f"{job.label}: warning at update {position.step + 1}: {warning}")
@@ -212,8 +214,7 @@ def _chosen(job: Job, step: int) -> list[int]:
 def _validate(job: Job, module: Any, position: Position) -> dict[str, float]:
     """Validation loss and ranking; remembers the best and counts towards patience."""
     begun = time.perf_counter()
-    job.policy.eval()
-    with torch.no_grad():
+    with inference(job.policy):
         loss = _validation_loss(job, module, position)
         ranking = dict(job.rank_valid())
     if not math.isfinite(loss):
@@ -258,9 +259,16 @@ def _resume(job: Job, optimizer: Any, checkpoints: Checkpoints, fresh: Position)
         return fresh
     for reason in found.skipped:
         job.progress.say(f"skipped a damaged checkpoint: {reason}")
+    position = position_in(found.folder, found.state)
+    if position.method.keys() != fresh.method.keys():
+        stored, expected = (", ".join(p.method) or "nothing" for p in (position, fresh))
+        raise ArtefactError(
+            f"{found.folder}: the method remembers {stored}, expected {expected}: an llmrec that "
+            "computes it in another way began this run; delete its folder and start it again"
+        )
     restore(found.folder, job.policy, optimizer)
     job.progress.say(f"resumed from {found.folder}")
-    return position_in(found.folder, found.state)
+    return position
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -23,6 +23,7 @@ from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
+from llmrec_cli.models.policy import inference
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.tensors.trie import Trie
 
@@ -265,7 +266,7 @@ def score_pairs(
     """``log pi`` of the chosen and the rejected answer of each pair, over the vocabulary.
 
     Args:
-        policy: in evaluation mode; called like ``models.policy.Policy``, with its ``head()``.
+        policy: called like ``models.policy.Policy``, with its ``head()``.
         trie: any; answers are texts.
         batch: pairs of a forward pass.
         ranks: the processes that share the pairs.
@@ -286,7 +287,7 @@ def score_pairs(
             advance(len(part) * len(pairs) // len(numbers))
         return [(score_Q2, 0)]
 
-    with torch.no_grad():
+    with inference(policy):
         found: NDArray[np.float64] = ranks.shared_out(len(pairs), work)[0].numpy()
     ends = np.cumsum([len(row.prompts) for row in rows])
     return np.split(found, ends[:-1])

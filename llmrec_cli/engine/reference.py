@@ -30,6 +30,7 @@ from llmrec_cli.files import (
     write_safetensors,
 )
 from llmrec_cli.methods.contract import Batch, Forward, Head
+from llmrec_cli.models.policy import inference
 
 LogProbs = Callable[[Forward, Batch], Tensor]
 STORED = "reference.safetensors"
@@ -52,16 +53,12 @@ class Reference:
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """The policy with the reference's weights, in evaluation mode and without gradients."""
-        training = [module for module in self.policy.modules() if module.training]
-        self.policy.eval()
-        self._exchange()
-        try:
-            with torch.no_grad():
-                yield self.policy
-        finally:
+        with inference(self.policy):
             self._exchange()
-            for module in training:
-                module.training = True
+            try:
+                yield self.policy
+            finally:
+                self._exchange()
 
     def log_probs(self, micro: MicroBatch) -> Tensor:
         """``log pi_ref`` of each answer of a micro-batch: [A], nats, fp32."""

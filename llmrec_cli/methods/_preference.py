@@ -21,6 +21,8 @@ from llmrec_cli.methods.contract import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmrec_cli.tensors.trie import Trie
+
 GroupLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
 """(chosen_GC, rejected_GK, beta) -> loss_G, as in ``tensors.preference``."""
 
@@ -171,7 +173,9 @@ def preference_loss(
     return LossSums(total, count=len(chosen_GC), stats=stats)
 
 
-def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
+def metrics(
+    stats: Mapping[str, float], count: float, options: PreferenceOptions, trie: Trie
+) -> dict[str, float]:
     """Means over groups.
 
     ``d_chosen``, ``d_rejected`` and ``margin`` (their difference) are in nats, not scaled by beta;
@@ -182,9 +186,9 @@ def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
     return {name: value / count for name, value in stats.items()}
 
 
-def warning(metrics: Mapping[str, float]) -> str | None:
+def warning(logged: Mapping[str, float], options: PreferenceOptions) -> str | None:
     """Collapse that the loss and the accuracy do not show (docs/methods/preference.md)."""
-    chosen = metrics.get("d_chosen", 0.0)
+    chosen = logged.get("d_chosen", 0.0)
     if chosen >= FORGETS:
         return None
     return (

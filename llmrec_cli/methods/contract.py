@@ -10,7 +10,7 @@ rejected answers of a group, R rows, D model width, V vocabulary, L layers, N tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 State = Mapping[str, float]
 """What a method remembers between steps (e.g. a temperature): plain numbers, so that a checkpoint
 is JSON and every rank holds the same values."""
+
+Spell = Callable[[Sequence[int]], str]
+"""Token ids as text."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class Method:
     before the first step (and raises ``UserError`` where the options cannot work on this
     catalogue); ``update_state(state, stats, options, trie)`` gives the next one from the statistics
     of a whole global batch, so that it is identical on every rank.
-    ``metrics(stats, count)`` turns a global batch's statistics into what is logged, and
-    ``warning(metrics)`` says what in them is a reason to worry.
+    ``metrics(stats, count, options, trie)`` turns a global batch's statistics into what is logged
+    beside the state, and ``warning(logged, options)`` says what in both is a reason to worry.
+    ``describe(options, trie, spell)`` says in one line what the options mean on this catalogue.
     """
 
     summary: str  # one line for --help, with the paper
@@ -155,5 +159,8 @@ class Method:
     update_state: Callable[[State, Mapping[str, float], Any, Trie], State] = (
         lambda state, stats, options, trie: state
     )
-    metrics: Callable[[Mapping[str, float], float], dict[str, float]] = lambda stats, count: {}
-    warning: Callable[[Mapping[str, float]], str | None] = lambda metrics: None
+    metrics: Callable[[Mapping[str, float], float, Any, Trie], dict[str, float]] = (
+        lambda stats, count, options, trie: {}
+    )
+    warning: Callable[[Mapping[str, float], Any], str | None] = lambda logged, options: None
+    describe: Callable[[Any, Trie, Spell], str | None] = lambda options, trie, spell: None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from llmrec_cli.tensors.cross_layer import Choices, Rewards, Terms
+    from llmrec_cli.tensors.trie import Trie
 
 
 class IlrecOptions(Options):
@@ -135,7 +136,9 @@ def loss(forward: Forward, batch: Batch, options: IlrecOptions, state: State) ->
     return LossSums(total, count=batch.positions, stats=stats | _counts(terms))
 
 
-def metrics(stats: Mapping[str, float], count: float) -> dict[str, float]:
+def metrics(
+    stats: Mapping[str, float], count: float, options: IlrecOptions, trie: Trie
+) -> dict[str, float]:
     """Means over response positions.
 
     ``cpo``, ``cpd``, ``crr``: the loss parts, before their weights, nats.  ``self_hard``: self-hard

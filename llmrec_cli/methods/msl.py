@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Options, State
+from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Options, Spell, State
 
 if TYPE_CHECKING:
     from llmrec_cli.tensors.trie import Trie
+
+RECENT = 0.02
+"""Step of the moving average over updates by which ``warning`` judges: half of it is 35 of them."""
 
 
 class MslOptions(Options):
@@ -21,7 +24,10 @@ class MslOptions(Options):
         default=1.0, description='softmax temperature > 0, or "ats" to adapt it while training'
     )
     ats_eta: float = Field(
-        default=0.25, gt=0, lt=1, description="wanted mean probability of the first token, (0, 1)"
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="wanted mean probability of the target at the widest choice, (0, 1)",
     )
     ats_rate: float = Field(
         default=0.05, gt=0, le=1, description="step of tau's moving average per update, (0, 1]"
@@ -46,20 +52,20 @@ def idle(options: MslOptions) -> dict[str, str]:
 
 
 def init_state(options: MslOptions, trie: Trie) -> State:
-    """Start value of tau.
+    """Start values: ``tau``, and ``tau_outside``, of which ``update_state`` says what it is.
 
     Raises:
         RecipeError: ATS cannot work on this catalogue: it needs ``C = ln(N * eta) > 0``.
     """
     if options.tau != "ats":
         return {}
-    fan_out = _first_fan_out(trie)
+    fan_out = _widest_fan_out(trie)
     if fan_out * options.ats_eta <= 1:
         raise RecipeError(
-            f"ats_eta = {options.ats_eta:g}: ats_eta * N must be > 1, and the first branching node "
-            f"has N = {fan_out} legal tokens; " + _advice(fan_out)
+            f"ats_eta = {options.ats_eta:g}: ats_eta * N must be > 1, and the widest choice of the "
+            f"catalogue has N = {fan_out} legal tokens; " + _advice(fan_out)
         )
-    return {"tau": options.ats_start}
+    return {"tau": options.ats_start, "tau_outside": 0.0}
 
 
 def loss(forward: Forward, batch: Batch, options: MslOptions, state: State) -> LossSums:
@@ -67,9 +73,9 @@ def loss(forward: Forward, batch: Batch, options: MslOptions, state: State) -> L
 
     A fixed tau divides by all response positions; ATS by the branching ones, and multiplies by tau.
     """
-    from llmrec_cli.tensors.losses import first_token_stats
+    from llmrec_cli.tensors.losses import choice_stats
     from llmrec_cli.tensors.masked import legal_logits
-    from llmrec_cli.tensors.trie import first_branching_node
+    from llmrec_cli.tensors.trie import widest_node
 
     legal = legal_logits(
         forward.hidden_PD,
@@ -84,28 +90,76 @@ def loss(forward: Forward, batch: Batch, options: MslOptions, state: State) -> L
         return LossSums(total, count=batch.positions)
     tau = state["tau"]
     total = tau * legal.nll(tau=tau).sum()  # MSL eq. 8: the outer tau keeps the gradient's scale
-    stats = first_token_stats(legal, legal.node_A == first_branching_node(batch.trie))
+    stats = choice_stats(legal, legal.node_A == widest_node(batch.trie))
     return LossSums(total, count=len(legal.node_A), stats=stats)
 
 
 def update_state(
     state: State, stats: Mapping[str, float], options: MslOptions, trie: Trie
 ) -> State:
-    """One step of tau's moving average from the first tokens of a whole global batch."""
+    """One step of tau's moving average, from the widest choice in a whole global batch.
+
+    ``tau_outside`` is the share of recent updates whose wanted tau lay outside the limits: a moving
+    average with the step ``RECENT``.  A batch without a row at that node changes nothing.
+    """
+    wanted = _wanted(stats, options, trie)
+    if wanted is None:
+        return state
+    kept = min(max(wanted, options.ats_min), options.ats_max)
+    return {
+        "tau": (1 - options.ats_rate) * state["tau"] + options.ats_rate * kept,
+        "tau_outside": (1 - RECENT) * state["tau_outside"] + RECENT * (wanted != kept),
+    }
+
+
+def metrics(
+    stats: Mapping[str, float], count: float, options: MslOptions, trie: Trie
+) -> dict[str, float]:
+    """``tau_wanted``: what ATS asks for at this update, before the limits."""
+    wanted = _wanted(stats, options, trie)
+    return {} if wanted is None else {"tau_wanted": wanted}
+
+
+def warning(logged: Mapping[str, float], options: MslOptions) -> str | None:
+    """A tau that stays at a limit: it adapts to nothing."""
+    share = logged.get("tau_outside", 0.0)
+    if share <= 0.5:
+        return None
+    now = f", now at {logged['tau_wanted']:.3g}" if "tau_wanted" in logged else ""
+    return (
+        f"the wanted tau lay outside ats_min = {options.ats_min:g} .. ats_max = "
+        f"{options.ats_max:g} in {share:.0%} of the recent updates{now}: tau is held at a "
+        "limit; move the limit, change ats_eta, or set a fixed tau"
+    )
+
+
+def describe(options: MslOptions, trie: Trie, spell: Spell) -> str | None:
+    """At which choice ATS measures: its tokens, its N, and the share of items that pass it."""
+    from llmrec_cli.tensors.trie import items_below, tokens_to, widest_node
+
+    if options.tau != "ats":
+        return None
+    node = widest_node(trie)
+    before, below = tokens_to(trie, node), items_below(trie, node)
+    behind = f", behind {spell(before)!r}" if before else ""
+    return (
+        f"ATS sets tau by the widest choice of the catalogue: token {len(before) + 1} of an item"
+        f"{behind}, N = {_widest_fan_out(trie):,} legal tokens; {below:,} of {trie.n_items:,} "
+        f"items ({below / trie.n_items:.1%}) pass it"
+    )
+
+
+def _wanted(stats: Mapping[str, float], options: MslOptions, trie: Trie) -> float | None:
+    """The tau that a global batch asks for, not clamped; None without ATS, or without a row."""
     from llmrec_cli.tensors.losses import adaptive_temperature
 
-    if options.tau != "ats" or not stats["first_rows"]:
-        return state
-    wanted = adaptive_temperature(stats, fan_out=_first_fan_out(trie), eta=options.ats_eta)
-    wanted = min(max(wanted, options.ats_min), options.ats_max)
-    return {"tau": (1 - options.ats_rate) * state["tau"] + options.ats_rate * wanted}
+    if options.tau != "ats" or not stats["choice_rows"]:
+        return None
+    return adaptive_temperature(stats, _widest_fan_out(trie), options.ats_eta)
 
 
-def _first_fan_out(trie: Trie) -> int:
-    from llmrec_cli.tensors.trie import first_branching_node
-
-    node = first_branching_node(trie)
-    return int(trie.edge_start_N1[node + 1]) - int(trie.edge_start_N1[node])
+def _widest_fan_out(trie: Trie) -> int:
+    return int(trie.edge_start_N1.diff().max())
 
 
 def _advice(fan_out: int) -> str:
@@ -120,4 +174,7 @@ METHOD = Method(
     idle=idle,
     init_state=init_state,
     update_state=update_state,
+    metrics=metrics,
+    warning=warning,
+    describe=describe,
 )

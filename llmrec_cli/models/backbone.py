@@ -291,14 +291,17 @@ def add_dropout(model: Any, rate: float) -> None:
 def remove_dropout(model: nn.Module) -> None:
     """Switch every dropout off, also while training.
 
-    A policy that is measured against its own beginning must not differ from it by noise.
+    A policy that is measured against its own beginning must not differ from it by noise.  A rate is
+    the ``p`` of a dropout module, or a number of a module that calls the function: ``dropout``,
+    ``attention_dropout``, ``hidden_dropout``, ``layerdrop``, as the architectures name it.
     """
     modules: Iterable[Any] = model.modules()
     for module in modules:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _quantization(section: ModelSection) -> Any:

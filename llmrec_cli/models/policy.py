@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +52,19 @@ class Policy(nn.Module):
     def head(self) -> Head:
         """The head's weights, shared with the model."""
         return head_weights(self.model)
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Every pass but training's: no dropout, no gradients; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _tree_arguments(decoder: Any, tree: Tree | None) -> dict[str, Any]:

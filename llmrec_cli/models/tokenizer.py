@@ -31,6 +31,13 @@ class Codec:
         prompts = self._ids(texts, special=True)
         return [ids[:-1] if ids and ids[-1] == self.eos else ids for ids in prompts]
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of some token ids; special tokens by their names."""
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
     def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []

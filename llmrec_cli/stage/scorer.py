@@ -19,6 +19,7 @@ from llmrec_cli.engine.rows import PromptEncoder
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.files import check_folder, sha256, tensors_of
 from llmrec_cli.models.itemknn import score_itemknn, similarities
+from llmrec_cli.models.policy import inference
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import ItemknnOptions
@@ -144,6 +145,6 @@ def log_probs(
     for row, prompt in enumerate(prompts):
         input_ids_BT[row, : len(prompt)] = torch.from_numpy(prompt.astype(np.int64))
     last_B = torch.tensor([row * width + len(prompt) - 1 for row, prompt in enumerate(prompts)])
-    with torch.no_grad():
+    with inference(model):
         hidden_BD = model(input_ids_BT.to(device), last_B.to(device))[0]
         return torch.log_softmax((hidden_BD @ model.head().weight_VD.T).float(), dim=1)

@@ -64,6 +64,9 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
         progress.say(f"{run}: {len(ground.rows):,} {section.rows} rows, {_parameters(policy)}")
         for line in _notes(bench, section, ground):
             progress.say(f"{run}: {line}")
+        meaning = chosen.describe(options, bench.trie, bench.codec.spell)
+        if meaning is not None:
+            progress.say(f"{run}: {meaning}")
         job = Job(
             policy=policy,
             method=chosen,

@@ -104,57 +104,57 @@ class _FrozenNll(torch.autograd.Function):
         return hidden_grad_PD.to(ctx.dtype), None, None, None, None
 
 
-def first_token_stats(legal: LegalLogits, is_first_A: Tensor) -> dict[str, Tensor]:
-    """Sums over the first-token rows from which ``adaptive_temperature`` sets tau.
+def choice_stats(legal: LegalLogits, is_choice_A: Tensor) -> dict[str, Tensor]:
+    """Sums over the positions of one choice, from which ``adaptive_temperature`` sets tau.
 
     Args:
         legal: logits of a micro-batch, without leading dimensions.
-        is_first_A: bool, the positions at the first branching node.
+        is_choice_A: bool, the positions at the trie node where the choice is made.
 
     Returns:
         Detached float64 scalars, additive over any split of a batch (in float64 the plain sum of
         squares of logits loses nothing that matters, and needs no shift common to all ranks):
-        ``first_rows``, ``first_target_sum`` (of ``z(y)``), ``first_legal`` (how many legal logits,
-        targets included), ``first_legal_sum`` and ``first_legal_squares`` of those.
+        ``choice_rows``, ``choice_target_sum`` (of ``z(y)``), ``choice_legal`` (how many legal
+        logits, targets included), ``choice_legal_sum`` and ``choice_legal_squares`` of those.
     """
-    legal_AU = legal.legal_AU() & is_first_A[:, None]
+    legal_AU = legal.legal_AU() & is_choice_A[:, None]
     logits_AU = legal.logits_AU.detach().masked_fill(~legal_AU, 0).double()
-    targets_A = legal.target_logits().detach().masked_fill(~is_first_A, 0).double()
+    targets_A = legal.target_logits().detach().masked_fill(~is_choice_A, 0).double()
     return {
-        "first_rows": is_first_A.sum().double(),
-        "first_target_sum": targets_A.sum(),
-        "first_legal": legal_AU.sum().double(),
-        "first_legal_sum": logits_AU.sum(),
-        "first_legal_squares": logits_AU.square().sum(),
+        "choice_rows": is_choice_A.sum().double(),
+        "choice_target_sum": targets_A.sum(),
+        "choice_legal": legal_AU.sum().double(),
+        "choice_legal_sum": logits_AU.sum(),
+        "choice_legal_squares": logits_AU.square().sum(),
     }
 
 
 def adaptive_temperature(stats: Mapping[str, float | Tensor], fan_out: int, eta: float) -> float:
-    """The temperature at which the target's first token has probability about ``eta``.
+    """The temperature at which the target's token has probability about ``eta`` at one choice.
 
     With Gaussian negatives ``p ~= exp(d / tau - s2 / (2 tau^2)) / N``; ``p = eta`` solved for tau
     is MSL's adaptive temperature (ATS, arXiv:2504.04178, docs/methods/msl.md).
 
     Args:
-        stats: ``first_token_stats`` summed over the whole global batch, at least one row.
-        fan_out: N, legal tokens at the first branching node, at least 2.
+        stats: ``choice_stats`` summed over the whole global batch, at least one row.
+        fan_out: N, legal tokens of the choice, at least 2.
         eta: wanted average probability, (0, 1), with ``N * eta > 1``.
 
     Returns:
-        tau, not clamped: where no tau reaches eta the root counts as 0, and where targets score
-        below the average legal token the result may be negative.
+        tau, not clamped: where no tau reaches eta the square root counts as 0, and where targets
+        score below the average legal token the result may be negative.
 
     Raises:
         ValueError: ``N * eta <= 1``, or statistics of no rows.
     """
     total = {name: float(value) for name, value in stats.items()}
-    rows, n = total["first_rows"], total["first_legal"]
+    rows, n = total["choice_rows"], total["choice_legal"]
     scale = math.log(fan_out * eta)  # C
     if scale <= 0 or rows == 0:
         raise ValueError(
             f"needs N * eta > 1 and rows > 0; N = {fan_out}, eta = {eta}, {rows:g} rows"
         )
-    mean = total["first_legal_sum"] / n  # mu-
-    variance = (total["first_legal_squares"] - n * mean**2) / (n - 1)  # s2, unbiased
-    gap = total["first_target_sum"] / rows - mean  # d = mu+ - mu-
+    mean = total["choice_legal_sum"] / n  # mu-
+    variance = (total["choice_legal_squares"] - n * mean**2) / (n - 1)  # s2, unbiased
+    gap = total["choice_target_sum"] / rows - mean  # d = mu+ - mu-
     return (gap + math.sqrt(max(0.0, gap**2 - 2 * scale * variance))) / (2 * scale)

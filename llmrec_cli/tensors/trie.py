@@ -189,15 +189,32 @@ def walk(trie: Trie, tokens: Sequence[int]) -> int:
     return node
 
 
-def first_branching_node(trie: Trie) -> int:
-    """The node where a response's first choice is made: the root, or the end of its forced chain.
+def widest_node(trie: Trie) -> int:
+    """The node with the most legal tokens; of several, the shallowest, then the lowest number.
 
-    A tokenizer that makes an opening quote its own token gives the root a single child.
+    As a rule the root, or the node behind an opening quote that is a token of its own.
     """
-    node = ROOT
-    while int(trie.edge_start_N1[node + 1]) - int(trie.edge_start_N1[node]) == 1:
-        node = int(trie.edge_start_N1[node]) + 1
-    return node
+    fan_out_N = trie.edge_start_N1.diff()
+    return int((fan_out_N == fan_out_N.max()).nonzero()[0])  # nodes are numbered breadth first
+
+
+def tokens_to(trie: Trie, node: int) -> list[int]:
+    """The tokens that lead from the root to a node; ``walk`` goes the other way."""
+    tokens = []
+    while node != ROOT:
+        tokens.append(int(trie.edge_token_E[node - 1]))
+        node = int(trie.parent_N[node])
+    return tokens[::-1]
+
+
+def items_below(trie: Trie, node: int) -> int:
+    """Number of items whose token sequence passes a node, or ends there."""
+    node_L = trie.node_of_leaf_L.long()
+    passes_L = node_L == node
+    while bool((node_L > node).any()):  # a child's number is larger than its parent's
+        node_L = torch.where(node_L > node, trie.parent_N[node_L].long(), node_L)
+        passes_L |= node_L == node
+    return int(trie.item_start_L1.diff()[passes_L].sum())
 
 
 def _pad(items: Sequence[Sequence[int]]) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ from tiny import CATALOGUE, METHODS, final_state, job, metrics, rows
 
 from llmrec_cli.engine import checkpoint, loop
 from llmrec_cli.engine.collate import Collator
+from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.optimizer import learning_rate
 from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.rows import as_windows
-from llmrec_cli.errors import NumbersError
+from llmrec_cli.errors import ArtefactError, NumbersError
+from llmrec_cli.progress import Lines
 from llmrec_cli.recipe.train import TrainSection
 
 
@@ -108,6 +113,65 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     train(job(tmp_path / "interrupted", method), resume=True)
     assert metrics(interrupted.folder) == metrics(straight.folder)
     assert final_state(interrupted.folder) == final_state(straight.folder)
+
+
+def held_at_a_limit(folder: Path, **section: Any) -> tuple[Job, io.StringIO]:
+    """A job whose wanted tau always lies outside the limits, and what it says."""
+    running = job(folder, "ats", epochs=15, validate_every=5, **section)  # 45 updates
+    options = running.options.model_copy(update={"ats_min": 90.0, "ats_max": 91.0})
+    shown = io.StringIO()
+    return replace(running, options=options, progress=Lines(shown)), shown
+
+
+def test_the_log_has_the_wanted_tau_beside_the_tau_that_follows_it(tmp_path: Path) -> None:
+    train(job(tmp_path, "ats"), resume=False)
+    logged = metrics(tmp_path)
+    outside = []
+    for one, after in itertools.pairwise(logged):
+        kept = min(max(one["tau_wanted"], 1.5), 5.0)
+        assert after["tau"] == pytest.approx(0.95 * one["tau"] + 0.05 * kept, rel=1e-12)
+        outside.append(kept != one["tau_wanted"])
+        ages = [age for age, was in enumerate(reversed(outside)) if was]
+        assert after["tau_outside"] == pytest.approx(sum(0.02 * 0.98**age for age in ages))
+    assert logged[0]["tau_outside"] == 0
+
+
+@pytest.mark.parametrize("stop", [None, 20, 36, 40])
+def test_a_tau_held_at_a_limit_is_said_once_whether_resumed_or_not(
+    tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, shown = held_at_a_limit(tmp_path, save_every=4)
+    if stop is not None:
+        update = loop._update
+
+        def dies(*args: Any) -> dict[str, Any]:
+            if args[4].step == stop:
+                raise KeyboardInterrupt
+            return update(*args)
+
+        monkeypatch.setattr(loop, "_update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(running, resume=False)
+        monkeypatch.setattr(loop, "_update", update)
+    again, shown_again = held_at_a_limit(tmp_path, save_every=4)
+    position = train(again, resume=stop is not None)
+    said = (shown.getvalue() + shown_again.getvalue()).splitlines()
+    (warned,) = [line for line in said if "warning" in line]
+    assert "warning at update 36: the wanted tau lay outside ats_min = 90 .. ats_max = 91" in warned
+    assert position.warned_at == 36  # its loss is the first to use a tau after 35 such updates
+
+
+def test_a_run_whose_method_remembered_something_else_is_not_resumed(tmp_path: Path) -> None:
+    """Before, tau followed another choice of the catalogue, and was all that was remembered."""
+    began = job(tmp_path, "ats", max_steps=4)
+    older = replace(
+        began.method,
+        init_state=lambda options, trie: {"tau": 1.5},
+        update_state=lambda state, stats, options, trie: state,
+    )
+    train(replace(began, method=older), resume=False)
+    with pytest.raises(ArtefactError, match="remembers tau, expected tau, tau_outside: an llmrec"):
+        train(job(tmp_path, "ats", max_steps=6), resume=True)
 
 
 def test_the_best_validation_is_what_remains_and_patience_stops(tmp_path: Path) -> None:

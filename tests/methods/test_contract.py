@@ -320,12 +320,25 @@ def test_metrics_are_means_and_a_warning_is_a_line(method: Method) -> None:
     for batch, forward, options, state in cases(method):
         sums = method.loss(forward, batch, options, state)
         stats = numbers(sums)
-        shown = method.metrics(stats, float(sums.count))
+        shown, many, twice_as_many = (
+            method.metrics(
+                {name: times * value for name, value in stats.items()},
+                float(times * sums.count),
+                options,
+                batch.trie,
+            )
+            for times in (1, 10_000, 20_000)
+        )
         assert all(math.isfinite(value) for value in shown.values())
-        doubled = method.metrics({k: 2 * v for k, v in stats.items()}, 2.0 * sums.count)
-        assert doubled == pytest.approx(shown)
-        warning = method.warning(shown)
+        assert twice_as_many == pytest.approx(many, rel=1e-3)  # a variance may be unbiased
+        warning = method.warning({**shown, **state}, options)
         assert warning is None or "\n" not in warning
+
+
+def test_a_description_is_a_line(method: Method) -> None:
+    for options in variants(method):
+        line = method.describe(options, catalogue(), lambda ids: " ".join(map(str, ids)))
+        assert line is None or (line and "\n" not in line)
 
 
 @pytest.mark.parametrize("name", sorted(set(found_names()) - RUN_BY_SFT))

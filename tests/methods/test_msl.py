@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,16 +16,23 @@ from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Batch, Forward
 from llmrec_cli.methods.msl import METHOD, MslOptions
 from llmrec_cli.tensors.losses import adaptive_temperature
-from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, first_branching_node
+from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, walk
 
-QUOTE = 1
+QUOTE, OTHER = 1, 0
 
 
-def catalogue(*, quoted: bool = False) -> Trie:
-    """Prefixes, a duplicate, single tokens, forced tails; 8 first tokens."""
+def catalogue(opening: str = "none") -> Trie:
+    """Prefixes, a duplicate, single tokens, forced tails; 8 first tokens.
+
+    Args:
+        opening: "quote": all of them behind one token; "quotes": and a few items that open with
+            another one, which makes the root a choice of two.
+    """
     titles = [[a, 10 + b, 9] for a in range(3, 9) for b in range(3)]
     titles += [[3], [3, 10], [3, 10], [14], [15, 13, 12, 11]]
-    return build_trie([[*([QUOTE] if quoted else []), *title, EOS] for title in titles])
+    before = [] if opening == "none" else [QUOTE]
+    others = [[OTHER, 3], [OTHER, 4], [OTHER, 4]] if opening == "quotes" else []
+    return build_trie([*([*before, *title, EOS] for title in titles), *([*o, EOS] for o in others)])
 
 
 def draw(trie: Trie, leaves: list[int]) -> tuple[Batch, Forward]:
@@ -123,37 +130,73 @@ def test_sums_gradients_and_statistics_add_up_over_any_split(options: MslOptions
     assert pooled == pytest.approx(METHOD.update_state(state, unsplit, options, batch.trie))
 
 
-@pytest.mark.parametrize("quoted", [False, True])
-def test_statistics_come_from_the_first_branching_node(quoted: bool) -> None:
-    trie = catalogue(quoted=quoted)
-    batch, forward = draw(trie, [0, 3, 8, 20])
+@pytest.mark.parametrize("opening", ["none", "quote", "quotes"])
+def test_statistics_come_from_the_widest_choice(opening: str) -> None:
+    """Not from the root, whose choice may be one of two quotes; nor from rows that pass it by."""
+    trie = catalogue(opening)
+    others = [0, 1] if opening == "quotes" else []  # leaves behind the other quote
+    batch, forward = draw(trie, [*others, 2, 5, 10, 21])
     sums = METHOD.loss(forward, batch, MslOptions(tau="ats"), {"tau": 1.5})
-    node = first_branching_node(trie)
+    node = walk(trie, [] if opening == "none" else [QUOTE])
     assert int(trie.fan_out(torch.tensor(node))) == 8
-    first_P = batch.node_P == node
+    choice_P = batch.node_P == node
     edges, _ = edges_of(trie, torch.tensor([node]))
     legal = trie.edge_token_E[edges].long()
-    logits = (forward.hidden_PD[first_P] @ forward.head.weight_VD[legal].T).detach()
-    chosen = forward.hidden_PD[first_P] * forward.head.weight_VD[batch.target_P[first_P]]
+    logits = (forward.hidden_PD[choice_P] @ forward.head.weight_VD[legal].T).detach()
+    chosen = forward.hidden_PD[choice_P] * forward.head.weight_VD[batch.target_P[choice_P]]
     assert {name: float(value) for name, value in sums.stats.items()} == pytest.approx(
         {
-            "first_rows": 4,
-            "first_target_sum": float(chosen.detach().sum()),
-            "first_legal": 32,
-            "first_legal_sum": float(logits.sum()),
-            "first_legal_squares": float(logits.square().sum()),
+            "choice_rows": 4,
+            "choice_target_sum": float(chosen.detach().sum()),
+            "choice_legal": 32,
+            "choice_legal_sum": float(logits.sum()),
+            "choice_legal_squares": float(logits.square().sum()),
         }
     )
+
+
+def test_a_root_of_two_quotes_does_not_pin_tau() -> None:
+    """N = 2 there: 2 eta < 1 has no solution, but the choice of an item has N = 8."""
+    options = MslOptions(tau="ats", ats_eta=0.4)
+    assert METHOD.init_state(options, catalogue("quotes"))["tau"] == 1.5
+
+
+def test_rows_that_pass_the_widest_choice_by_leave_tau_alone() -> None:
+    trie, options = catalogue("quotes"), MslOptions(tau="ats", ats_eta=0.4)
+    batch, forward = draw(trie, [0, 1, 0])
+    state = {"tau": 2.2, "tau_outside": 0.3}
+    sums = METHOD.loss(forward, batch, options, state)
+    assert sums.count > 0
+    stats = {name: float(value) for name, value in sums.stats.items()}
+    assert METHOD.update_state(state, stats, options, trie) == state
+    assert METHOD.metrics(stats, sums.count, options, trie) == {}
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"),
+    [
+        ("none", "token 1 of an item, N = 8 legal tokens; 23 of 23 items (100.0%) pass it"),
+        ("quotes", "token 2 of an item, behind '<1>', N = 8 legal tokens; 23 of 26 items (88.5%)"),
+    ],
+)
+def test_the_choice_that_sets_tau_is_described(opening: str, said: str) -> None:
+    def spell(ids: Sequence[int]) -> str:
+        return "".join(f"<{token}>" for token in ids)
+
+    line = METHOD.describe(MslOptions(tau="ats"), catalogue(opening), spell)
+    assert line is not None
+    assert said in line
+    assert METHOD.describe(MslOptions(tau=2.0), catalogue(opening), spell) is None
 
 
 def stats_of(gap: float, variance: float) -> Mapping[str, float]:
     """Two legal logits of mean 0."""
     return {
-        "first_rows": 1,
-        "first_target_sum": gap,
-        "first_legal": 2,
-        "first_legal_sum": 0,
-        "first_legal_squares": variance,
+        "choice_rows": 1,
+        "choice_target_sum": gap,
+        "choice_legal": 2,
+        "choice_legal_sum": 0,
+        "choice_legal_squares": variance,
     }
 
 
@@ -166,18 +209,58 @@ def test_tau_is_a_moving_average_of_clamped_values(gap: float, clamped_to: float
     wanted = adaptive_temperature(stats_of(gap, 0.1), 8, 0.9)
     target = wanted if clamped_to is None else clamped_to
     assert clamped_to is not None or 1.5 < wanted < 5
-    state = METHOD.update_state({"tau": 3.0}, stats_of(gap, 0.1), options, trie)
+    before = {"tau": 3.0, "tau_outside": 0.5}
+    state = METHOD.update_state(before, stats_of(gap, 0.1), options, trie)
     assert state["tau"] == pytest.approx(0.95 * 3.0 + 0.05 * target)
+    assert state["tau_outside"] == pytest.approx(0.98 * 0.5 + 0.02 * (clamped_to is not None))
+    # what is logged is not clamped
+    assert METHOD.metrics(stats_of(gap, 0.1), 7.0, options, trie) == {"tau_wanted": wanted}
 
 
-def test_state_starts_at_the_option_and_stands_still_without_first_tokens() -> None:
+INSIDE, ABOVE = 5.0, 900.0  # gaps of ``stats_of``, with the limits of the test above
+
+
+def warned_after(gaps: Sequence[float]) -> list[int]:
+    """Numbers of updates, from 1, after which there is a reason to warn."""
+    trie, options = catalogue(), MslOptions(tau="ats", ats_eta=0.9)
+    state, found = METHOD.init_state(options, trie), []
+    for number, gap in enumerate(gaps, start=1):
+        stats = stats_of(gap, 0.1)
+        state = METHOD.update_state(state, stats, options, trie)
+        logged = {**METHOD.metrics(stats, 1.0, options, trie), **state}
+        if METHOD.warning(logged, options) is not None:
+            found.append(number)
+    return found
+
+
+def test_a_wanted_tau_outside_the_limits_for_many_updates_is_worth_a_warning() -> None:
+    assert warned_after([ABOVE] * 50) == list(range(35, 51))  # 1 - .98^35 > 1/2
+    assert warned_after([ABOVE] * 34 + [INSIDE] * 50) == []
+    assert warned_after([INSIDE, ABOVE, INSIDE] * 100) == []  # a third of them
+    assert warned_after([INSIDE] * 500) == []
+    recovered = warned_after([ABOVE] * 60 + [INSIDE] * 60)
+    assert recovered[-1] < 90
+
+
+def test_the_warning_names_the_limits_and_what_is_wanted() -> None:
+    options = MslOptions(tau="ats", ats_max=4.0)
+    said = METHOD.warning({"tau": 4.0, "tau_wanted": 9.25, "tau_outside": 0.6}, options)
+    assert said is not None
+    assert "outside ats_min = 1.5 .. ats_max = 4 in 60% of the recent updates, now at 9.25" in said
+    assert METHOD.warning({"tau": 4.0, "tau_outside": 0.6}, options) is not None
+    assert METHOD.warning({"tau": 4.0, "tau_wanted": 9.25, "tau_outside": 0.5}, options) is None
+    assert METHOD.warning({}, MslOptions()) is None
+
+
+def test_state_starts_at_the_option_and_stands_still_without_rows() -> None:
     trie, options = catalogue(), MslOptions(tau="ats", ats_start=2.0)
-    assert METHOD.init_state(options, trie) == {"tau": 2.0}
-    none = dict.fromkeys(stats_of(0, 0), 0.0)
-    assert METHOD.update_state({"tau": 2.2}, none, options, trie) == {"tau": 2.2}
+    assert METHOD.init_state(options, trie) == {"tau": 2.0, "tau_outside": 0.0}
+    none, state = dict.fromkeys(stats_of(0, 0), 0.0), {"tau": 2.2, "tau_outside": 0.4}
+    assert METHOD.update_state(state, none, options, trie) == state
     fixed = MslOptions(tau=1.0)
     assert METHOD.init_state(fixed, trie) == {}
     assert METHOD.update_state({}, {}, fixed, trie) == {}
+    assert METHOD.metrics({}, 3.0, fixed, trie) == {}
 
 
 @pytest.mark.parametrize("eta", [1 / 8, 0.01])

@@ -188,7 +188,7 @@ def test_statistics_of_a_hand_made_group() -> None:
     stats = {name: float(value) for name, value in sums.stats.items()}
     nll = -float(log_pi_A[0]) / int(batch.length_A[0])
     # margin 1 - (0 + 3 - 2) / 3 = 2/3 nats; the chosen answer beats two of three
-    assert method.metrics(stats, 1.0) == pytest.approx(
+    assert method.metrics(stats, 1.0, options, batch.trie) == pytest.approx(
         {
             "d_chosen": 1.0,
             "d_rejected": 1 / 3,
@@ -199,7 +199,8 @@ def test_statistics_of_a_hand_made_group() -> None:
     )
     # log(1 + exp(-beta * 2/3)) + 0.5 nll with beta = 0.1: log(1 + 0.935507) = 0.660369
     assert float(sums.total.detach()) == pytest.approx(0.660369 + 0.5 * nll, abs=1e-6)
-    assert method.metrics(stats | {"d_chosen": 8.0}, 4.0)["d_chosen"] == 2.0
+    larger = method.metrics(stats | {"d_chosen": 8.0}, 4.0, options, batch.trie)
+    assert larger["d_chosen"] == 2.0
 
 
 def test_released_variant_of_a_hand_made_group() -> None:
@@ -219,17 +220,20 @@ def test_released_variant_of_a_hand_made_group() -> None:
     assert float(sums.total.detach()) == pytest.approx(expected, rel=1e-12)
     assert set(sums.stats) == {"logp_chosen", "logp_rejected", "margin", "accuracy", "nll_chosen"}
     low = {name: float(value) - 50 for name, value in sums.stats.items()}
-    assert method.warning(method.metrics(low, 1.0)) is None  # log pi is no D
+    logged = method.metrics(low, 1.0, options, batch.trie)
+    assert method.warning(logged, options) is None  # log pi is no D
 
 
 @pytest.mark.parametrize("name", ["dpo", "sdpo", "dmpo"])
 def test_a_falling_chosen_answer_is_worth_a_warning(name: str) -> None:
-    warning = find(name).warning({"d_chosen": -2.5, "margin": 9.0, "accuracy": 1.0})
+    method = find(name)
+    logged = {"d_chosen": -2.5, "margin": 9.0, "accuracy": 1.0}
+    warning = method.warning(logged, method.options())
     assert warning is not None
     assert "D(chosen) = -2.50 nats" in warning
     assert "train.learning_rate" in warning
-    assert find(name).warning({"d_chosen": -1.9}) is None
-    assert find(name).warning({}) is None
+    assert method.warning({"d_chosen": -1.9}, method.options()) is None
+    assert method.warning({}, method.options()) is None
 
 
 @pytest.mark.parametrize("name", ["dpo", "sdpo", "dmpo"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,29 @@ def test_titles_that_a_tokenizer_cannot_tell_apart_are_named(home: Path, capsys:
     told = done(capsys, *SFT)
     assert "6 titles have tokens that another title has too, such as 'Red kite' and" in told
     assert "'red KITE': they share 3 entries" in told
+
+
+def test_the_choice_that_sets_tau_is_an_items_and_not_a_quotes(home: Path, capsys: Capsys) -> None:
+    """This tokenizer keeps the opening quote apart, and has others for some of the titles."""
+    with Path("own.toml").open("a") as recipe:
+        recipe.write('[align.msl]\nparent = "base"\ntau = "ats"\n')
+    write_checkpoint(home / "base", byte_level(), ALL)
+    answers = Plain(home, ALL).answers
+    (opening, passed), *others = Counter(first for first, *_ in answers).most_common()
+    assert others
+    words = len({second for first, second, *_ in answers if first == opening})
+    said = (
+        "align-msl: ATS sets tau by the widest choice of the catalogue: token 2 of an item, behind "
+        f"'\"', N = {words} legal tokens; {passed} of {len(TITLES)} items"
+    )
+    ended = typed(capsys, "validate", "own.toml", "--rows")
+    assert ended.code == 0, ended.err
+    assert said in ended.out
+    told = done(capsys, "align", "--method", "msl", "own.toml")
+    assert told.index(said) < told.index(" updates")
+    ended = typed(capsys, "validate", "own.toml", "--rows", "align.msl.ats_eta=0.01")
+    assert ended.code == 2
+    assert f"the widest choice of the catalogue has N = {words} legal tokens" in ended.err
 
 
 @pytest.mark.parametrize("template", ["items", "sequence"])

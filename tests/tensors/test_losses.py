@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmrec_cli.tensors.losses import adaptive_temperature, first_token_stats, vocab_nll
+from llmrec_cli.tensors.losses import adaptive_temperature, choice_stats, vocab_nll
 from llmrec_cli.tensors.masked import LegalLogits
 
 P, V, D = 11, 30, 6
@@ -158,34 +158,34 @@ def draw_legal(rows: int, columns: int) -> tuple[LegalLogits, Tensor]:
 
 
 def test_statistics_equal_plain_loops() -> None:
-    legal, first_A = draw_legal(12, 9)
+    legal, choice_A = draw_legal(12, 9)
     chosen, everyone = [], []
-    for a in torch.nonzero(first_A).squeeze(1).tolist():
+    for a in torch.nonzero(choice_A).squeeze(1).tolist():
         row = legal.logits_AU[a].tolist()
         chosen.append(row[int(legal.target_A[a])])
         everyone += [x for x, ok in zip(row, legal.legal_NU[a].tolist(), strict=True) if ok]
-    stats = first_token_stats(legal, first_A)
+    stats = choice_stats(legal, choice_A)
     assert not any(value.requires_grad for value in stats.values())
     assert {value.dtype for value in stats.values()} == {torch.float64}
     assert {name: pytest.approx(float(value), rel=1e-12) for name, value in stats.items()} == {
-        "first_rows": len(chosen),
-        "first_target_sum": sum(chosen),
-        "first_legal": len(everyone),
-        "first_legal_sum": sum(everyone),
-        "first_legal_squares": sum(x * x for x in everyone),
+        "choice_rows": len(chosen),
+        "choice_target_sum": sum(chosen),
+        "choice_legal": len(everyone),
+        "choice_legal_sum": sum(everyone),
+        "choice_legal_squares": sum(x * x for x in everyone),
     }
 
 
 @pytest.mark.parametrize("parts", [[12], [1, 11], [5, 4, 3], [1] * 12])
 def test_statistics_add_up_over_any_split(parts: list[int]) -> None:
-    legal, first_A = draw_legal(12, 9)
-    whole = first_token_stats(legal, first_A)
+    legal, choice_A = draw_legal(12, 9)
+    whole = choice_stats(legal, choice_A)
     total = dict.fromkeys(whole, 0.0)
     start = 0
     for size in parts:
         at = slice(start, start + size)
         part = legal_of(legal.logits_AU[at], legal.legal_NU[at], legal.target_A[at])
-        for name, value in first_token_stats(part, first_A[at]).items():
+        for name, value in choice_stats(part, choice_A[at]).items():
             total[name] += float(value)
         start += size
     assert total == {name: pytest.approx(float(v), rel=1e-14) for name, v in whole.items()}
@@ -196,11 +196,11 @@ def test_statistics_add_up_over_any_split(parts: list[int]) -> None:
 
 def sums(target: list[float], legal: list[float]) -> dict[str, float]:
     return {
-        "first_rows": len(target),
-        "first_target_sum": sum(target),
-        "first_legal": len(legal),
-        "first_legal_sum": sum(legal),
-        "first_legal_squares": sum(x * x for x in legal),
+        "choice_rows": len(target),
+        "choice_target_sum": sum(target),
+        "choice_legal": len(legal),
+        "choice_legal_sum": sum(legal),
+        "choice_legal_squares": sum(x * x for x in legal),
     }
 
 
@@ -215,7 +215,7 @@ def test_a_small_fan_out_has_a_temperature_too() -> None:
     """C = log 1.5 < 1; one target of 2, legal logits 0 and 2: d = 1, s2 = 2, no real root."""
     values = (1, 2, 2, 2, 4)
     names = ("rows", "target_sum", "legal", "legal_sum", "legal_squares")
-    stats = {f"first_{name}": float(value) for name, value in zip(names, values, strict=True)}
+    stats = {f"choice_{name}": float(value) for name, value in zip(names, values, strict=True)}
     assert adaptive_temperature(stats, 2, 0.75) == pytest.approx(1 / (2 * math.log(1.5)))
 
 
@@ -230,9 +230,9 @@ def test_variance_survives_a_large_mean() -> None:
     torch.manual_seed(2)
     logits = (1e4 + torch.randn(50, 400)).double()
     legal = legal_of(logits, torch.ones_like(logits, dtype=torch.bool), torch.zeros(50).long())
-    stats = {k: float(v) for k, v in first_token_stats(legal, torch.ones(50).bool()).items()}
-    n, mean = stats["first_legal"], stats["first_legal_sum"] / stats["first_legal"]
-    variance = (stats["first_legal_squares"] - n * mean**2) / (n - 1)
+    stats = {k: float(v) for k, v in choice_stats(legal, torch.ones(50).bool()).items()}
+    n, mean = stats["choice_legal"], stats["choice_legal_sum"] / stats["choice_legal"]
+    variance = (stats["choice_legal_squares"] - n * mean**2) / (n - 1)
     assert variance == pytest.approx(float(logits.var()), rel=1e-6)
 
 
@@ -261,7 +261,7 @@ def test_gaussian_negatives_give_the_target_the_wanted_probability(
     logits = math.sqrt(variance) * torch.randn(rows, fan_out, dtype=torch.float64)
     logits[:, 0] = gap
     legal = legal_of(logits, torch.ones_like(logits, dtype=torch.bool), torch.zeros(rows).long())
-    tau = adaptive_temperature(first_token_stats(legal, torch.ones(rows).bool()), fan_out, eta)
+    tau = adaptive_temperature(choice_stats(legal, torch.ones(rows).bool()), fan_out, eta)
     odds = (gap / tau - (logits[:, 1:] / tau).logsumexp(1)).exp().mean()
     assert float(odds) == pytest.approx(eta, rel=0.05)
 
@@ -304,13 +304,13 @@ def test_statistics_do_not_know_the_order_of_rows_or_columns(
     target_A = torch.randint(columns, (rows,), generator=draw)
     legal_AU = torch.rand(rows, columns, generator=draw) < share
     legal_AU[torch.arange(rows), target_A] = True
-    first_A = torch.rand(rows, generator=draw) < share
-    whole = first_token_stats(legal_of(logits_AU, legal_AU, target_A), first_A)
+    choice_A = torch.rand(rows, generator=draw) < share
+    whole = choice_stats(legal_of(logits_AU, legal_AU, target_A), choice_A)
     by_row, by_column = (torch.randperm(n, generator=draw) for n in (rows, columns))
     mixed = legal_of(
         logits_AU[by_row][:, by_column],
         legal_AU[by_row][:, by_column],
         by_column.argsort()[target_A[by_row]],
     )
-    for name, value in first_token_stats(mixed, first_A[by_row]).items():
+    for name, value in choice_stats(mixed, choice_A[by_row]).items():
         torch.testing.assert_close(value, whole[name])

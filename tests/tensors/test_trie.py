@@ -14,9 +14,11 @@ from llmrec_cli.tensors.trie import (
     Trie,
     build_trie,
     edges_of,
-    first_branching_node,
+    items_below,
     paths,
+    tokens_to,
     walk,
+    widest_node,
 )
 
 EOS = 9
@@ -121,18 +123,32 @@ def test_a_catalogue_of_one_item() -> None:
     trie = build_trie([[3, 1, EOS]])
     assert (trie.n_nodes, trie.n_leaves, trie.n_items, trie.max_length) == (4, 1, 1, 3)
     assert trie.fan_out(torch.arange(4)).tolist() == [1, 1, 1, 0]
-    assert first_branching_node(trie) == 3  # the leaf: nothing ever branches
+    assert widest_node(trie) == ROOT  # nothing branches: the shallowest
 
 
 @pytest.mark.parametrize(
     ("items", "prefix"),
-    [([[1, EOS], [2, EOS]], []), ([[7, 1, EOS], [7, 2, EOS]], [7]), ([[EOS], [1, EOS]], [])],
+    [
+        ([[1, EOS], [2, EOS]], []),
+        ([[7, 1, EOS], [7, 2, EOS]], [7]),  # behind a forced chain
+        ([[7, 1, EOS], [7, 2, EOS], [7, 3, EOS], [8, 1, EOS]], [7]),  # behind a narrower choice
+        ([[7, 5, n, EOS] for n in (1, 2, 3)] + [[7, 6, EOS], [8, EOS]], [7, 5]),
+        ([[a, b, EOS] for a in (1, 2) for b in (3, 4)], []),  # as wide: the shallower
+        ([[7, a, b, EOS] for a in (6, 5) for b in (2, 3, 4)], [7, 5]),  # ... then the lower token
+    ],
 )
-def test_first_branching_node_ends_the_forced_chain(
-    items: list[list[int]], prefix: list[int]
-) -> None:
+def test_the_widest_node_has_the_most_children(items: list[list[int]], prefix: list[int]) -> None:
     trie = build_trie(items)
-    assert first_branching_node(trie) == walk(trie, prefix)
+    assert widest_node(trie) == walk(trie, prefix)
+
+
+def test_tokens_and_items_of_every_node_equal_plain_loops() -> None:
+    items = [[5, 6, 7, EOS], [5, 6, EOS], [5, 6, EOS], [5, 8, EOS], [4, EOS], [EOS], [5, 6, 7, EOS]]
+    trie = build_trie(items)
+    for node in range(trie.n_nodes):
+        prefix = tokens_to(trie, node)
+        assert walk(trie, prefix) == node
+        assert items_below(trie, node) == sum(item[: len(prefix)] == prefix for item in items)
 
 
 def test_an_illegal_token_is_named() -> None:

@@ -13,7 +13,11 @@ from llmrec_cli.report.page.document import Figure, Key, Prose, Section, plain_t
 from llmrec_cli.report.page.material import Curve, RunLog
 from llmrec_cli.report.page.words import name_of, quantity
 
-TEMPERATURE: Final = {"tau": "temperature tau"}
+TEMPERATURE: Final = {
+    "tau": "temperature tau",
+    "tau_wanted": "wanted tau, before the limits",
+    "tau_outside": "recent updates outside the limits, share",
+}
 PREFERENCE: Final = {
     "margin": "margin, nats",
     "accuracy": "accuracy",
@@ -30,7 +34,10 @@ FURTHER: Final = {
     "nll_chosen": "NLL of the chosen answer, nats per token",
 }
 LAYER, JOINED = "self_hard_layer_", "self_hard"
-_TEMPERATURE_TEXT = "The softmax temperature that ATS arrives at, update by update."
+_TEMPERATURE_TEXT = (
+    "The softmax temperature that ATS arrives at, update by update, and the one that each update "
+    "asks for. Where most recent updates ask for one outside the limits, tau is held at a limit."
+)
 _PREFERENCE_TEXT = (
     "D is the log-ratio of policy and reference for an answer; the margin is D(chosen) minus "
     "D(rejected), the accuracy the share of pairs with a positive margin. Where D(chosen) falls "
