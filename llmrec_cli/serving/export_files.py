@@ -37,7 +37,7 @@ def write_merged(finished: Finished, bench: Workbench, folder: Path) -> None:
     """An adapter added to its base, in the base's dtype, as one model."""
     section = bench.recipe.model.model_copy(update={"quantize": "none"})
     bench = replace(bench, recipe=bench.recipe.model_copy(update={"model": section}))
-    model = load_policy(bench, finished.folder, train=False).merge_and_unload()
+    model = load_policy(bench, finished.folder, train=False, packs=False).merge_and_unload()
     model.save_pretrained(folder)
     copy_result(finished.folder / "adapter", folder, leave_out=("adapter_",))
 

@@ -60,7 +60,7 @@ def train_stage(
             'it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
     if stage.needs.hidden_states:
-        check_depth(base_config(recipe), stage.needs.hidden_states)
+        check_depth(base_config(recipe).get_text_config(), stage.needs.hidden_states)
     if recipe.prompt.task == "rank-pair":
         ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
         stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
@@ -74,7 +74,15 @@ def train_stage(
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
-        policy = Policy(load_policy(bench, parent_folder, train=True, dropout=dropout))
+        model = load_policy(
+            bench,
+            parent_folder,
+            train=True,
+            dropout=dropout,
+            packs=_packs(stage),
+            run=opened.folder,
+        )
+        policy = Policy(model)
         supply = needs.make_supply(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )
@@ -117,6 +125,12 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
 
     usable = sampler.require(rows) if sampler else rows
     return StageRows(usable, bench.windows(valid), rank_valid)
+
+
+def _packs(stage: needs.Stage) -> bool:
+    """Whether a stage computes several answers behind one prompt."""
+    pairs = stage.bench.recipe.prompt.task == "rank-pair"
+    return pairs or stage.section.rows == "user" or stage.needs.negatives is not None
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:
