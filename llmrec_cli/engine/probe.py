@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from llmrec_cli import __version__
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import ArtefactError, LlmrecError, NumbersError
+from llmrec_cli.models.backbone import quiet
 from llmrec_cli.models.guard import first_line
 from llmrec_cli.models.policy import Policy, body, inner_config
 from llmrec_cli.models.twin import build_twin, rotary_tables
@@ -39,7 +40,7 @@ CALL: Final = "plain call"
 _PACKING: Final = (PACKED, TREE)
 # Largest difference that is rounding, as a share of the logits' spread at a position.
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.03}
-_COARSE: Final = 0.12  # bfloat16, and whatever is quantized
+_COARSE: Final = 0.15  # bfloat16, and whatever is quantized
 _LARGE: Final = 100.0  # a logit that no soft cap leaves alone
 _WINDOW: Final = 10  # of a twin: some prompts are shorter, some longer
 _LONGEST: Final = 1024  # tokens that the model itself is fed, where it has no twin
@@ -55,6 +56,14 @@ _WINDOWS: Final = (  # keys of configurations: lengths behind which something ch
 )
 _ROTARY: Final = "original_max_position_embeddings"  # where a rotary scaling begins
 _AS_THEY_ARE: Final = (None, "default", "linear", "proportional")  # scalings without a length
+_HEAD_KEYS: Final = (
+    "final_logit",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_logit",
+    "logits_soft_cap",
+)
 _NO_PART: Final = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 
 
@@ -122,7 +131,15 @@ def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None
         NumbersError: the model's own logits are NaN or infinite.
     """
     begun = time.perf_counter()
-    verdict = replace(_look(model, precision), key=key)
+    with quiet():
+        verdict = replace(_probe(model, reach, precision), key=key)
+    return replace(verdict, seconds=round(time.perf_counter() - begun, 3))
+
+
+def _probe(model: Any, reach: int, precision: torch.dtype | None) -> Verdict:
+    verdict = _look(model, precision)
+    if verdict.tolerance > _TOLERANCE[torch.float32]:
+        verdict.faults.update(_look_closer(model, verdict))
     windows = windows_within(inner_config(model), reach)
     for name, tokens in windows.items() if set(verdict.faults) <= set(_PACKING) else ():
         verdict.windows[name] = tokens
@@ -132,8 +149,28 @@ def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None
         elif seen.faults:
             verdict.past[name] = ": ".join(next(iter(seen.faults.items())))
     if verdict.faults:
-        verdict = replace(verdict, works=_what_works(model, precision))
-    return replace(verdict, seconds=round(time.perf_counter() - begun, 3))
+        return replace(verdict, works=_what_works(model, precision))
+    return verdict
+
+
+def _look_closer(model: Any, verdict: Verdict) -> dict[str, str]:
+    """What rounding hides in a model: faults of its small twin, which computes in float32."""
+    twin = find_twin(inner_config(model), _masked_attention(model))
+    if twin is None:
+        return {}
+    seen = _look(twin, None)
+    known = seen.faults.keys() & seen.differences.keys() & verdict.differences.keys()
+    return {
+        part: f"{seen.faults[part]} (in a small random copy, in float32)"
+        for part in seen.faults
+        if part in known - verdict.faults.keys()
+    }
+
+
+def _masked_attention(model: Any) -> str:
+    """A model's attention, or what the decoder takes in place of one that knows no masks."""
+    attention = attention_of(model)
+    return attention if attention in TREE_ATTENTION else "sdpa"
 
 
 def look_past(model: Any, name: str, tokens: int, precision: torch.dtype | None) -> Verdict | str:
@@ -142,8 +179,7 @@ def look_past(model: Any, name: str, tokens: int, precision: torch.dtype | None)
     Returns:
         the verdict, or why there is none.
     """
-    config, attention = inner_config(model), attention_of(model)
-    attention = attention if attention in TREE_ATTENTION else "sdpa"  # as the decoder has it
+    config, attention = inner_config(model), _masked_attention(model)
     try:
         if not _look(build_twin(config, attention), None).faults:
             return _look(build_twin(with_window(config, name, _WINDOW), attention), None)
@@ -181,7 +217,8 @@ def find_twin(config: Any, attention: str) -> Any:
         config: of the model.
     """
     try:
-        return build_twin(config, attention)
+        with quiet():
+            return build_twin(config, attention)
     except Exception as error:
         _raise_memory(error)
         return None
@@ -221,8 +258,8 @@ def _advice(verdict: Verdict, wrong: Mapping[str, str]) -> str:
 def _head_keys(config: Any) -> list[str]:
     """Settings by which a configuration says that logits are changed."""
     known = vars(config.get_text_config()).items()
-    scales = {name: v for name, v in known if "logit" in name or name.startswith("lm_head")}
-    return [f"{name} = {v}" for name, v in scales.items() if isinstance(v, float) and v != 1]
+    named = {k: v for k, v in known if k.startswith(_HEAD_KEYS) and type(v) in (int, float)}
+    return [f"{name} = {value}" for name, value in named.items() if value not in (0, 1)]
 
 
 def windows_within(config: Any, reach: int) -> dict[str, int]:
@@ -359,7 +396,9 @@ def _tolerance(model: Any, precision: torch.dtype | None) -> float:
     coarse = any(kind not in _TOLERANCE for kind in kinds)
     tf32 = torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
     shares = [_TOLERANCE[kind] for kind in kinds if kind in _TOLERANCE]
-    return max([*shares, *([_COARSE] if coarse else []), *([0.03] if tf32 else [])])
+    return max(
+        [*shares, *([_COARSE] if coarse else []), *([_TOLERANCE[torch.float16]] if tf32 else [])]
+    )
 
 
 def _said(error: Exception) -> str:
@@ -424,8 +463,15 @@ def _log_probs(policy: Policy, hidden_TD: Tensor) -> Tensor:
 
 
 def _largest(found: Tensor, expected: Tensor, sample: _Sample) -> float:
-    """Largest difference, as a share of the spread; infinite where something is no number."""
-    worst = (found - expected).abs().max()
+    """Root mean square of the differences at a position, the largest, as a share of the spread.
+
+    Args:
+        found, expected: [..., V] or scores.
+
+    Returns:
+        infinity where something is no number.
+    """
+    worst = (found - expected).square().mean(-1).sqrt().max()
     return float(worst) / max(sample.spread, 1e-12) if bool(worst.isfinite()) else float("inf")
 
 
@@ -450,7 +496,8 @@ def _head(model: Any, sample: _Sample) -> float:
     if expected_TV is None:
         return natural
     found_TV = nn.functional.linear(large_TD, head.weight_VD, head.bias_V).float()
-    return max(natural, float((found_TV - expected_TV).abs().max()) / _LARGE)
+    differs_T = (found_TV - expected_TV).square().mean(1).sqrt() / expected_TV.std(1)
+    return max(natural, float(differs_T.max()))
 
 
 def _logits_of(model: Any, row_1T: Tensor, hidden_TD: Tensor) -> Tensor | None:

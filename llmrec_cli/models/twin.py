@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import torch
@@ -35,6 +36,7 @@ _SMALL: Final = (
 )
 _RULES: Final = [(re.compile(names), most) for names, most in _SMALL]
 _TOKEN: Final = re.compile(r"\w*token_(id|index)s?")
+_DEPTH: Final = re.compile(r"(num_)?(en|de)coder_layers")
 _PARTS_OF_HEAD: Final = ("short_factor", "long_factor")  # one number for every two of a head
 
 
@@ -72,10 +74,21 @@ def _draw(model: Any) -> None:
 
 def shrunken(config: Any, layers: int = _LAYERS) -> Any:
     """A copy of a configuration with small widths; kinds of layers, windows and scales stay."""
-    small = copy.deepcopy(config)
+    small = _alike(copy.deepcopy(config))
     for part in _parts(small):
         _shrink(part, layers)
     return small
+
+
+def _alike(config: Any) -> Any:
+    """The same configuration with the same widths in all of its layers."""
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None and hasattr(part, "sub_configs"):
+            setattr(config, name, _alike(part))
+    if not getattr(config, "is_heterogeneous", False):
+        return config
+    return type(config)(**(config.to_dict() | {"per_layer_config": {}}))
 
 
 def _parts(config: Any) -> Iterator[Any]:
@@ -121,7 +134,10 @@ def _keep_layers(config: Any, layers: int) -> None:
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) == count:
             setattr(config, name, [value[at] for at in kept])
-    config.num_hidden_layers = len(kept)
+        if _DEPTH.fullmatch(name) and isinstance(value, int):
+            setattr(config, name, min(value, len(kept)))
+    with suppress(NotImplementedError):  # an encoder and a decoder, each with its own
+        config.num_hidden_layers = len(kept)
 
 
 def _fit_rotary(config: Any) -> None:
