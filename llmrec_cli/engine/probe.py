@@ -393,12 +393,10 @@ def _still(model: Any, precision: torch.dtype | None) -> Iterator[None]:
 def _tolerance(model: Any, precision: torch.dtype | None) -> float:
     """By the coarsest numbers that the model computes with."""
     kinds = {p.dtype for p in model.parameters()} | {precision or torch.float32}
-    coarse = any(kind not in _TOLERANCE for kind in kinds)
-    tf32 = torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
-    shares = [_TOLERANCE[kind] for kind in kinds if kind in _TOLERANCE]
-    return max(
-        [*shares, *([_COARSE] if coarse else []), *([_TOLERANCE[torch.float16]] if tf32 else [])]
-    )
+    shares = [_TOLERANCE.get(kind, _COARSE) for kind in kinds]
+    if torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:
+        shares.append(_TOLERANCE[torch.float16])
+    return max(shares)
 
 
 def _said(error: Exception) -> str:

@@ -28,7 +28,7 @@ _SMALL: Final = (
     (r"(global_|v_|mamba_d_|attention_)?head_dim|d_kv|kv_channels|\w+_head_dim|mamba_d_head", 16),
     (r"qk_rope_head_dim|qk_nope_head_dim|rotary_dim|index_head_dim", 8),
     (r"\w*lora_rank|\w*_rank|state_size|mamba_d_state|ssm_state_size", 16),
-    (r"vocab_size(_per_layer_input)?|tgt_vocab_size", VOCABULARY),
+    (r"vocab_size(_per_layer_input)?|tgt_vocab_size|encoder_hash_byte_group_vocab", VOCABULARY),
     (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
     (r"num_experts_per_tok\w*|moe_topk|moe_k|top_k_experts|n_shared_experts", 2),
     (r"n_group|topk_group|num_expert_groups?|num_limited_groups", 1),
