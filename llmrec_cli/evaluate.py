@@ -177,7 +177,8 @@ def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Prog
         rank = partial(_rank_by_baseline, bench, leaves, score, f"eval {run}", progress)
         return _Ranker(rank, by_scorer(score, leaves, BASELINE_ROWS))
     _warn_about_mask(recipe, run, progress)
-    model = load_policy(bench, recipe.run_folder(run), train=False)
+    packs = recipe.eval.auc
+    model = load_policy(bench, recipe.run_folder(run), train=False, packs=packs)
     rank = partial(_rank_by_model, bench, leaves, model, f"eval {run}", progress)
     return _Ranker(rank, by_policy(bench, model))
 

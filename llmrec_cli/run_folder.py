@@ -185,6 +185,12 @@ def finish(folder: Path, outcome: Mapping[str, Any], cost: Mapping[str, Any]) ->
     write_json(folder / MANIFEST_FILE, {**manifest, **ended})
 
 
+def record(folder: Path, key: str, value: Mapping[str, Any]) -> None:
+    """Put a table beside the others in a run's manifest."""
+    manifest = read_run_manifest(folder / MANIFEST_FILE)
+    write_json(folder / MANIFEST_FILE, {**manifest, key: dict(value)})
+
+
 def is_done(folder: Path) -> bool:
     """Whether a run came to its end."""
     path = folder / MANIFEST_FILE

@@ -149,6 +149,7 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
         if number == 0:
             yield "one training row (token: loss and legal tokens where it is predicted):"
             yield from _indent("\n".join(first))
+    yield from _agreement(bench)
     yield from _memory(recipe, bench, longest)
 
 
@@ -161,6 +162,13 @@ def _left_out(bench: Any, split: str) -> Iterator[str]:
     if line := bench.left_out(some).line(bench.encoder.why):
         drawn = f" (of {COUNTED:,} rows that were looked at)" if len(some) < len(frame) else ""
         yield f"{split}: {line}{drawn}"
+
+
+def _agreement(bench: Any) -> Iterator[str]:
+    """Whether the backbone's architecture computes here what it computes alone."""
+    from llmrec_cli.stage.trained import look_without_weights
+
+    yield f"backbone: {look_without_weights(bench)}"
 
 
 def _catalogue(bench: Any) -> str:
@@ -250,16 +258,16 @@ def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llmrec_cli.stage.base import base_config
+    from llmrec_cli.models.guard import backbone, loading
+    from llmrec_cli.stage.base import base_config, base_source
 
     config = base_config(recipe)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=recipe.model.attention, trust_remote_code=False
-        )
+    with loading(backbone(base_source(recipe))), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
-    width, layers = config.hidden_size, config.num_hidden_layers
-    wide = getattr(config, "intermediate_size", 4 * width)
+    text = config.get_text_config()
+    width, layers = text.hidden_size, text.num_hidden_layers
+    wide = getattr(text, "intermediate_size", None) or 4 * width
     section, train = recipe.model, recipe.sft.train
     trained = parameters if section.tuning == "full" else layers * 4 * section.lora.r * width * 2
     size = {"none": 4 if section.tuning == "full" or section.dtype == "float32" else 2}.get(

@@ -117,7 +117,7 @@ def rank_catalogue(
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
-    with _searchable(model):
+    with searchable(model):
         for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
             excluded = _trimmed(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
             found, proven = _search(tree, scorer, chains, options, excluded)
@@ -142,7 +142,7 @@ def score_all(
         ArtefactError, DataError, NumbersError: as ``rank_catalogue``.
     """
     score_BL = torch.empty((len(prompts), trie.n_leaves))
-    with _searchable(model):
+    with searchable(model):
         for rows_B, tree, scorer, _ in _batches(model, trie, prompts, options, whole=True):
             score_BL[rows_B] = _all_scores(tree, scorer, options.length_penalty).cpu()
     return score_BL
@@ -214,7 +214,7 @@ def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
 
 
 @contextmanager
-def _searchable(model: nn.Module) -> Iterator[None]:
+def searchable(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, an attention that takes a tree's mask; afterwards as it was."""
     decoder = body(model)
     attention = decoder.config._attn_implementation

@@ -126,7 +126,7 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     plain = section.quantize == "none"
     if not plain:
         options["quantization_config"] = _quantization(section)
-    with loading(named(source)), _quiet():
+    with loading(named(source)), quiet():
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
                 str(source), output_loading_info=True, ignore_mismatched_sizes=plain, **options
@@ -143,7 +143,7 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own tables and warnings: what matters in them is refused."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -110,27 +110,21 @@ def final_norm(decoder: Any) -> nn.Module:
 def body(model: Any) -> Any:
     """The part of a causal LM below its head, LoRA layers included.
 
-    Raises:
-        ArtefactError: the model changes its logits after the head, which nothing here would see.
+    What a model does to its logits after the head is not seen here: ``engine.probe`` looks at that
+    before a model is used.
     """
-    inner = _unwrapped(model)
-    names = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-    scaled = [name for name in names if getattr(inner.config, name, None) is not None]
-    if scaled:
-        raise ArtefactError(
-            f"model type {inner.config.model_type!r} changes its logits after the output head "
-            f"({', '.join(scaled)}): expected a plain head, as in Llama or Qwen"
-        )
-    return inner.get_decoder()
+    return _unwrapped(model).get_decoder()
 
 
 def head_weights(model: Any) -> Head:
     """The output head's weights as they act: with a LoRA delta, or trained rows of new tokens.
 
     Raises:
-        ArtefactError: a head whose weights are no floating-point numbers (quantized).
+        ArtefactError: no head, or one whose weights are no floating-point numbers (quantized).
     """
     layer = _unwrapped(model).get_output_embeddings()
+    if layer is None:
+        raise ArtefactError("no output head: expected one linear layer over the vocabulary")
     weight_VD: Tensor = layer.weight
     if hasattr(layer, "get_delta_weight") and not (layer.merged or layer.disable_adapters):
         for adapter in layer.active_adapters:
@@ -138,6 +132,11 @@ def head_weights(model: Any) -> Head:
     if not weight_VD.is_floating_point():
         raise ArtefactError(f"output head of type {weight_VD.dtype}: expected floating point")
     return Head(weight_VD, getattr(layer, "bias", None))
+
+
+def inner_config(model: Any) -> Any:
+    """The configuration of a causal LM, below its adapter."""
+    return _unwrapped(model).config
 
 
 def _unwrapped(model: Any) -> Any:

@@ -50,7 +50,8 @@ def write_merged(finished: Finished, bench: Workbench, folder: Path) -> None:
     Args:
         bench: of ``plain_bench``.
     """
-    merge(load_policy(bench, finished.folder, train=False)).save_pretrained(folder)
+    model = load_policy(bench, finished.folder, train=False, packs=False)
+    merge(model).save_pretrained(folder)
     copy_result(finished.folder / "adapter", folder, leave_out=("adapter_",))
 
 

@@ -54,7 +54,7 @@ def load_ranker(bench: Workbench, leaves: Leaves, run: str) -> Ranker:
     """
     kind, _, name = run.partition("-")
     if kind != "baseline":
-        model = load_policy(bench, bench.recipe.run_folder(run), train=False)
+        model = load_policy(bench, bench.recipe.run_folder(run), train=False, packs=False)
         penalised = bench.recipe.eval.decode.length_penalty != 0
         scored_by = ScoredBy.PENALISED if penalised else ScoredBy.LOG_PROBABILITY
         return Ranker(_by_policy(bench, model), scored_by)

@@ -125,7 +125,7 @@ def check_plan(bench: Workbench, plan: Plan) -> Stage:
             'the model it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
     if stage.needs.hidden_states:
-        check_depth(base_config(recipe), stage.needs.hidden_states)
+        check_depth(base_config(recipe).get_text_config(), stage.needs.hidden_states)
     if stage.needs.item_scores is not None:
         scorer.require_sequential(recipe, stage.needs.item_scores.model)
     require_rows(bench.prepared)

@@ -57,7 +57,15 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
             return opened.folder
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
-        policy = Policy(load_policy(bench, parent_folder, train=True, dropout=dropout))
+        model = load_policy(
+            bench,
+            parent_folder,
+            train=True,
+            dropout=dropout,
+            packs=_packs(stage),
+            run=opened.folder,
+        )
+        policy = Policy(model)
         supply = needs.make_supply(
             stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
         )
@@ -128,6 +136,12 @@ def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows)
             f"valid: checkpoints are chosen on {section.validate_rows:,} of {known:,} rows "
             "(train.validate_rows)"
         )
+
+
+def _packs(stage: needs.Stage) -> bool:
+    """Whether a stage computes several answers behind one prompt."""
+    pairs = stage.bench.recipe.prompt.task == "rank-pair"
+    return pairs or stage.section.rows == "user" or stage.needs.negatives is not None
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:

@@ -1,0 +1,578 @@
+"""Whether a backbone computes in llmrec's ways what it computes alone, looked at before it is used.
+
+llmrec never calls a model whole: it applies the head's weights to the body's hidden states, lays
+answers out behind one prompt with a mask and positions, and decodes over a cache.  A model that
+changes its logits after the head, or that ignores a mask or positions, would give wrong losses and
+lists without a word.  So a few random tokens are computed both ways, and compared.
+
+Shape suffixes: R rows of equal length, T tokens, D model width, V vocabulary, L leaves.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from llmrec_cli import __version__
+from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
+from llmrec_cli.errors import ArtefactError, LlmrecError, NumbersError
+from llmrec_cli.models.backbone import quiet
+from llmrec_cli.models.guard import first_line
+from llmrec_cli.models.policy import Policy, body, inner_config
+from llmrec_cli.models.twin import build_twin, rotary_tables
+from llmrec_cli.recipe.model import TREE_ATTENTION
+from llmrec_cli.tensors.packing import pack
+from llmrec_cli.tensors.trie import Trie, build_trie
+
+CAUSAL, HEAD, PADDING = "causal order", "head", "padding"
+PACKED, TREE, CACHE = "packed rows", "tree", "cache"
+CALL: Final = "plain call"
+_PACKING: Final = (PACKED, TREE)
+# Largest difference that is rounding, as a share of the logits' spread at a position.
+_TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.03}
+_COARSE: Final = 0.15  # bfloat16, and whatever is quantized
+_LARGE: Final = 100.0  # a logit that no soft cap leaves alone
+_WINDOW: Final = 10  # of a twin: some prompts are shorter, some longer
+_LONGEST: Final = 1024  # tokens that the model itself is fed, where it has no twin
+_WINDOWS: Final = (  # keys of configurations: lengths behind which something changes
+    "sliding_window",
+    "window_size",
+    "sliding_window_size",
+    "local_attention",
+    "attention_window_size",
+    "attention_chunk_size",
+    "index_topk",
+    "original_max_position_embeddings",
+)
+_ROTARY: Final = "original_max_position_embeddings"  # where a rotary scaling begins
+_AS_THEY_ARE: Final = (None, "default", "linear", "proportional")  # scalings without a length
+_HEAD_KEYS: Final = (
+    "final_logit",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_logit",
+    "logits_soft_cap",
+)
+_NO_PART: Final = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look at a backbone found; plain values, so that a manifest can keep it.
+
+    Attributes:
+        key: ``probe_key`` of what was looked at.
+        tolerance: the largest difference that is rounding, as a share of the logits' spread.
+        differences: the largest difference of each part that could be computed, in that unit.
+        faults: what is wrong with a part; empty where all agree.
+        windows: windows that rows may pass, in tokens.
+        past: what is wrong behind such a window.
+        unseen: why nobody looked behind such a window.
+        works: an attention implementation with which nothing is wrong; None: none was found.
+    """
+
+    key: str
+    tolerance: float
+    differences: dict[str, float]
+    faults: dict[str, str]
+    windows: dict[str, int] = field(default_factory=dict)
+    past: dict[str, str] = field(default_factory=dict)
+    unseen: dict[str, str] = field(default_factory=dict)
+    works: str | None = None
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
+
+
+def read_verdict(found: object, key: str) -> Verdict | None:
+    """A verdict that a manifest holds, if it is about the same thing."""
+    if not isinstance(found, dict) or found.get("key") != key:
+        return None
+    try:
+        return Verdict(**found)
+    except TypeError:  # of another version
+        return None
+
+
+def probe_key(config: Any, reach: int, *about: object) -> str:
+    """What a verdict depends on: architecture, windows within reach, versions, and ``about``."""
+    known = {name: value for name, value in config.to_dict().items() if name not in _NO_PART}
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
+    windows = windows_within(config, reach)
+    text = json.dumps([known, windows, versions, __version__, *about], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None) -> Verdict:
+    """Look at a model as it is: its weights, dtype, device and adapter.
+
+    Modes, attention and the random state are afterwards as they were; nothing keeps a gradient.
+    What lies behind a window is looked at in a small random twin of the model.
+
+    Args:
+        key: ``probe_key``.
+        reach: tokens of the longest row that will be fed.
+        precision: of autocast, for attention kernels that take no fp32; None: as the weights are.
+
+    Raises:
+        NumbersError: the model's own logits are NaN or infinite.
+    """
+    begun = time.perf_counter()
+    with quiet():
+        verdict = replace(_probe(model, reach, precision), key=key)
+    return replace(verdict, seconds=round(time.perf_counter() - begun, 3))
+
+
+def _probe(model: Any, reach: int, precision: torch.dtype | None) -> Verdict:
+    verdict = _look(model, precision)
+    if verdict.tolerance > _TOLERANCE[torch.float32]:
+        verdict.faults.update(_look_closer(model, verdict))
+    windows = windows_within(inner_config(model), reach)
+    for name, tokens in windows.items() if set(verdict.faults) <= set(_PACKING) else ():
+        verdict.windows[name] = tokens
+        seen = look_past(model, name, tokens, precision)
+        if isinstance(seen, str):
+            verdict.unseen[name] = seen
+        elif seen.faults:
+            verdict.past[name] = ": ".join(next(iter(seen.faults.items())))
+    if verdict.faults:
+        return replace(verdict, works=_what_works(model, precision))
+    return verdict
+
+
+def _look_closer(model: Any, verdict: Verdict) -> dict[str, str]:
+    """What rounding hides in a model: faults of its small twin, which computes in float32."""
+    twin = find_twin(inner_config(model), _masked_attention(model))
+    if twin is None:
+        return {}
+    seen = _look(twin, None)
+    known = seen.faults.keys() & seen.differences.keys() & verdict.differences.keys()
+    return {
+        part: f"{seen.faults[part]} (in a small random copy, in float32)"
+        for part in seen.faults
+        if part in known - verdict.faults.keys()
+    }
+
+
+def _masked_attention(model: Any) -> str:
+    """A model's attention, or what the decoder takes in place of one that knows no masks."""
+    attention = attention_of(model)
+    return attention if attention in TREE_ATTENTION else "sdpa"
+
+
+def look_past(model: Any, name: str, tokens: int, precision: torch.dtype | None) -> Verdict | str:
+    """Look behind a window, in a twin whose window is short; where there is none, in the model.
+
+    Returns:
+        the verdict, or why there is none.
+    """
+    config, attention = inner_config(model), _masked_attention(model)
+    try:
+        if not _look(build_twin(config, attention), None).faults:
+            return _look(build_twin(with_window(config, name, _WINDOW), attention), None)
+        why = "its small twin has faults of its own"
+    except Exception as error:
+        why = f"it has no small twin ({type(error).__name__}: {first_line(error)})"
+    if tokens > _LONGEST:
+        return f"{why}, and {tokens:,} tokens are too many to look at"
+    return _look(model, precision, before=tokens - _WINDOW)
+
+
+def explain_attention(config: Any, attention: str, reach: int) -> str | None:
+    """Why a model cannot be loaded with an attention implementation, and what works instead.
+
+    Returns:
+        None: the attention is not the reason, as far as a small twin tells.
+    """
+    if find_twin(config, attention) is not None:
+        return None
+    for other in TREE_ATTENTION:
+        twin = find_twin(config, other)
+        if twin is not None:
+            told = f"model.attention = {attention!r}: model type {config.model_type!r} has no such"
+            wrong = refusal(probe(twin, "", reach), config, packs=True)
+            if wrong is None:
+                return f'{told} attention; what works: model.attention = "{other}"'
+            return f'{told} attention; with "{other}": {wrong}'
+    return None
+
+
+def find_twin(config: Any, attention: str) -> Any:
+    """A small random twin of a model; None: it has none.
+
+    Args:
+        config: of the model.
+    """
+    try:
+        with quiet():
+            return build_twin(config, attention)
+    except Exception as error:
+        _raise_memory(error)
+        return None
+
+
+def refusal(verdict: Verdict, config: Any, *, packs: bool) -> str | None:
+    """What differs, and what works; None: nothing differs.
+
+    Args:
+        packs: several answers will be computed behind one prompt.
+    """
+    told = f"model type {config.model_type!r}"
+    wrong = {part: what for part, what in verdict.faults.items() if packs or part not in _PACKING}
+    if wrong:
+        part, what = next(iter(wrong.items()))
+        if part == HEAD and (keys := _head_keys(config)):
+            what = f"{what} ({', '.join(keys)})"
+        return f"{told}: {part}: {what}; {_advice(verdict, wrong)}"
+    for name, what in verdict.past.items():
+        tokens = verdict.windows[name]
+        return (
+            f"{told}: past {name} = {tokens:,} tokens: {what}; what works: rows of up to "
+            f"{tokens:,} tokens (lower prompt.max_tokens), or another backbone "
+            "(docs/architectures.md)"
+        )
+    return None
+
+
+def _advice(verdict: Verdict, wrong: Mapping[str, str]) -> str:
+    if verdict.works is not None:
+        return f'what works: model.attention = "{verdict.works}"'
+    if set(wrong) <= set(_PACKING):
+        return 'what works: separate rows (rows = "window", a method without negatives)'
+    return "nothing that was tried works: choose another backbone (docs/architectures.md)"
+
+
+def _head_keys(config: Any) -> list[str]:
+    """Settings by which a configuration says that logits are changed."""
+    known = vars(config.get_text_config()).items()
+    named = {k: v for k, v in known if k.startswith(_HEAD_KEYS) and type(v) in (int, float)}
+    return [f"{name} = {value}" for name, value in named.items() if value not in (0, 1)]
+
+
+def windows_within(config: Any, reach: int) -> dict[str, int]:
+    """Lengths below ``reach`` behind which a configuration says that something changes."""
+    text = config.get_text_config()
+    found = {name: vars(text).get(name) for name in _WINDOWS}
+    if "local" not in (getattr(text, "attention_layers", None) or ("local",)):
+        found["window_size"] = None
+    if scaled := _scaled(text):
+        given = [table[_ROTARY] for table in scaled if isinstance(table.get(_ROTARY), int)]
+        found[_ROTARY] = min(given, default=getattr(text, "max_position_embeddings", None))
+    lengths = {name: n for name, n in found.items() if isinstance(n, int) and 0 < n < reach}
+    return lengths
+
+
+def with_window(config: Any, name: str, tokens: int) -> Any:
+    """A copy of a configuration in which a window ends after ``tokens``."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    if hasattr(text, name):
+        setattr(text, name, tokens)
+    if name == _ROTARY:
+        for table in _scaled(text):
+            table[name] = tokens
+            if table.get("rope_type") == "dynamic":  # begins where the positions end
+                text.max_position_embeddings = tokens
+    return changed
+
+
+def _scaled(text: Any) -> list[dict[str, Any]]:
+    """Settings of rotary positions that depend on a length."""
+    return [table for table in rotary_tables(text) if table.get("rope_type") not in _AS_THEY_ARE]
+
+
+def attention_of(model: Any) -> str:
+    """The attention implementation that a model runs."""
+    return str(inner_config(model).get_text_config()._attn_implementation)
+
+
+def _what_works(model: Any, precision: torch.dtype | None) -> str | None:
+    """Another attention implementation with which nothing differs, found by trying."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = attention_of(model)
+    for other in TREE_ATTENTION:
+        if other == attention:
+            continue
+        try:
+            base.set_attn_implementation(other)
+            if attention_of(model) == other and not _look(model, precision).faults:
+                return other
+        except Exception as error:
+            _raise_memory(error)
+        finally:
+            base.set_attn_implementation(attention)
+    return None
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Random rows, and what the model alone says of them."""
+
+    prompts: list[list[int]]
+    leaves: list[list[int]]  # of equal length
+    trie: Trie
+    log_probs: list[Tensor]  # of each prompt: log p of every token after each, [R, T, V] fp32
+
+    def row(self, prompt: int, leaf: int) -> list[int]:
+        """A prompt and the leaf behind it, but for its last token."""
+        return self.prompts[prompt] + self.leaves[leaf][:-1]
+
+    def expected(self, prompt: int, leaf: int) -> Tensor:
+        """log_TV of ``row``."""
+        return self.log_probs[prompt][leaf]
+
+    def scores(self, prompt: int) -> Tensor:
+        """score_L: log-probability of every leaf."""
+        start = len(self.prompts[prompt]) - 1
+        leaf_LJ = torch.tensor(self.leaves)
+        log_LJV = self.log_probs[prompt][:, start : start + leaf_LJ.shape[1]]
+        return log_LJV.gather(2, leaf_LJ[:, :, None])[:, :, 0].sum(1)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the log-probabilities at a position, the largest."""
+        return max(float(log_RTV.std(2).max()) for log_RTV in self.log_probs)
+
+
+def _look(model: Any, precision: torch.dtype | None, before: int = 0) -> Verdict:
+    """The parts alone.
+
+    Args:
+        before: tokens that all prompts have in front.
+    """
+    with _still(model, precision):
+        verdict = Verdict("", _tolerance(model, precision), {}, {})
+        try:
+            sample = _draw(model, before)
+        except Exception as error:
+            verdict.faults[CALL] = _said(error)
+            return verdict
+        for part, (compare, wrong) in _PARTS.items():
+            try:
+                found = compare(model, sample)
+            except Exception as error:
+                verdict.faults[part] = _said(error)
+                continue
+            verdict.differences[part] = float(f"{found:.3g}")
+            if not found <= verdict.tolerance:
+                verdict.faults[part] = (
+                    f"{wrong}: the difference is {found:.2g} of the logits' spread, rounding is "
+                    f"below {verdict.tolerance:.2g}"
+                )
+        return verdict
+
+
+@contextmanager
+def _still(model: Any, precision: torch.dtype | None) -> Iterator[None]:
+    """No gradients and no dropout; modes afterwards as they were."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    device = next(model.parameters()).device
+    cast = nullcontext() if precision is None else torch.autocast(device.type, precision)
+    try:
+        with torch.no_grad(), cast:
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _tolerance(model: Any, precision: torch.dtype | None) -> float:
+    """By the coarsest numbers that the model computes with."""
+    kinds = {p.dtype for p in model.parameters()} | {precision or torch.float32}
+    shares = [_TOLERANCE.get(kind, _COARSE) for kind in kinds]
+    if torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:
+        shares.append(_TOLERANCE[torch.float16])
+    return max(shares)
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a part that raised.
+
+    Raises:
+        NumbersError, MachineError: what says nothing of the part.
+        Exception: no memory.
+    """
+    if isinstance(error, ArtefactError):
+        return str(error)
+    _raise_memory(error)
+    if isinstance(error, LlmrecError):
+        raise error
+    return f"cannot be computed ({type(error).__name__}: {first_line(error)})"
+
+
+def _raise_memory(error: Exception) -> None:
+    if "memory" in str(error).lower() or "OutOfMemory" in type(error).__name__:
+        raise error
+
+
+def _draw(model: Any, before: int) -> _Sample:
+    """Prompts of 17, 12 and 6 tokens, the first two alike in their first 9, and three leaves."""
+    usable = _plain_tokens(model)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(usable), (before,), generator=generator).tolist()
+    front = [usable[at] for at in drawn]
+    order = torch.randperm(len(usable), generator=generator).tolist() * 40
+    picked = [usable[at] for at in order[:40]]
+    shared = front + picked[:9]
+    prompts = [shared + picked[9:17], shared + picked[17:20], front + picked[20:26]]
+    first, second, third, end, other = picked[26:31]
+    leaves = [[first, second, end], [first, third, end], [other, second, end]]
+    log_probs = []
+    for prompt in prompts:
+        rows = torch.tensor([prompt + leaf[:-1] for leaf in leaves], device=model.device)
+        log_RTV = model(input_ids=rows).logits.float().log_softmax(2).cpu()
+        if not bool(log_RTV.isfinite().all()):
+            raise NumbersError("the backbone's own output is NaN or infinite: its weights are bad")
+        log_probs.append(log_RTV)
+    return _Sample(prompts, leaves, build_trie(leaves), log_probs)
+
+
+def _plain_tokens(model: Any) -> list[int]:
+    """Token ids that a configuration does not name (padding, ends, images); 4,096 at most."""
+    config = inner_config(model)
+    rows = model.get_input_embeddings().weight.shape[0]
+    size = getattr(config.get_text_config(), "vocab_size", rows)
+    named: set[int] = set()
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if "token" in name:
+                numbers = value if isinstance(value, list) else [value]
+                named.update(number for number in numbers if isinstance(number, int))
+    return [token for token in range(min(rows, size, 4096)) if token not in named]
+
+
+def _log_probs(policy: Policy, hidden_TD: Tensor) -> Tensor:
+    head = policy.head()
+    return nn.functional.linear(hidden_TD, head.weight_VD, head.bias_V).float().log_softmax(1).cpu()
+
+
+def _largest(found: Tensor, expected: Tensor, sample: _Sample) -> float:
+    """Root mean square of the differences at a position, the largest, as a share of the spread.
+
+    Args:
+        found, expected: [..., V] or scores.
+
+    Returns:
+        infinity where something is no number.
+    """
+    worst = (found - expected).square().mean(-1).sqrt().max()
+    return float(worst) / max(sample.spread, 1e-12) if bool(worst.isfinite()) else float("inf")
+
+
+def _causal(model: Any, sample: _Sample) -> float:
+    """The model alone: whether it says the same of a prompt, whatever follows."""
+    prompt = torch.tensor(sample.prompts[:1], device=model.device)
+    log_TV = model(input_ids=prompt).logits[0].float().log_softmax(1).cpu()
+    return _largest(log_TV, sample.expected(0, 0)[: len(log_TV)], sample)
+
+
+def _head(model: Any, sample: _Sample) -> float:
+    """Body and head beside the whole model: with the logits that it has, and with large ones."""
+    policy = Policy(model)
+    row_1T = torch.tensor([sample.row(0, 0)], device=model.device)
+    hidden_TD = policy(row_1T, torch.arange(row_1T.shape[1], device=model.device))[0]
+    natural = _largest(_log_probs(policy, hidden_TD), sample.expected(0, 0), sample)
+    head = policy.head()
+    logits_TV = nn.functional.linear(hidden_TD, head.weight_VD, head.bias_V).float()
+    scale = _LARGE / float(logits_TV.abs().max().clamp_min(1e-12))
+    large_TD = hidden_TD * scale
+    expected_TV = _logits_of(model, row_1T, large_TD)
+    if expected_TV is None:
+        return natural
+    found_TV = nn.functional.linear(large_TD, head.weight_VD, head.bias_V).float()
+    differs_T = (found_TV - expected_TV).square().mean(1).sqrt() / expected_TV.std(1)
+    return max(natural, float(differs_T.max()))
+
+
+def _logits_of(model: Any, row_1T: Tensor, hidden_TD: Tensor) -> Tensor | None:
+    """What the whole model makes of hidden states; None: it does not take them from its body."""
+    replaced = False
+
+    def replace_hidden(module: nn.Module, args: object, output: Any) -> Any:
+        nonlocal replaced
+        if getattr(output, "last_hidden_state", None) is not None:
+            output.last_hidden_state = hidden_TD[None]
+            replaced = True
+        return output
+
+    handle = body(model).register_forward_hook(replace_hidden)
+    try:
+        logits_TV: Tensor = model(input_ids=row_1T).logits[0].float()
+    finally:
+        handle.remove()
+    return logits_TV if replaced else None
+
+
+def _padded(model: Any, sample: _Sample) -> float:
+    """Rows of unlike lengths in one batch, padded on the right, without a mask."""
+    rows = [sample.row(0, 0), sample.row(1, 1), sample.row(2, 2)]
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    policy = Policy(model)
+    hidden_PD = policy(ids_BT, torch.arange(ids_BT.numel(), device=model.device))[0]
+    log_BTV = _log_probs(policy, hidden_PD).view(len(rows), width, -1)
+    expected = (sample.expected(0, 0), sample.expected(1, 1), sample.expected(2, 2))
+    found = zip(log_BTV, expected, strict=True)
+    return max(_largest(log_TV[: len(e_TV)], e_TV, sample) for log_TV, e_TV in found)
+
+
+def _packed(sequences: Sequence[tuple[int, int, int]]) -> Callable[[Any, _Sample], float]:
+    """(row, prompt, leaf) of each sequence of a packed batch, to its largest difference."""
+
+    def compare(model: Any, sample: _Sample) -> float:
+        rows = [sample.row(prompt, leaf) for _, prompt, leaf in sequences]
+        width = max(map(len, rows))
+        tokens_SW = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+        laid = pack(tokens_SW, torch.tensor([row for row, _, _ in sequences]))
+        policy, device = Policy(model), model.device
+        take_P = laid.slot_SW.flatten().to(device)
+        hidden_PD = policy(laid.input_ids_BT.to(device), take_P, tree=laid.tree.to(device))[0]
+        log_SWV = _log_probs(policy, hidden_PD).view(len(rows), width, -1)
+        return max(
+            _largest(log_WV[: len(row)], sample.expected(prompt, leaf), sample)
+            for log_WV, row, (_, prompt, leaf) in zip(log_SWV, rows, sequences, strict=True)
+        )
+
+    return compare
+
+
+def _cached(model: Any, sample: _Sample) -> float:
+    """The decoder's lists: with a beginning that prompts share, and without."""
+    worst = 0.0
+    options = DecodeOptions(k=len(sample.leaves), mask="after")
+    trie = sample.trie
+    for asked in ((0, 1), (0, 2)):
+        ranked = rank_catalogue(model, trie, [sample.prompts[at] for at in asked], options)
+        for at, leaf_K, score_K in zip(asked, ranked.leaf_BK, ranked.score_BK, strict=True):
+            score_L = score_K[torch.argsort(leaf_K)]
+            leaf_of_row = trie.leaf_of_item_I.long().cpu()
+            worst = max(worst, _largest(score_L[leaf_of_row], sample.scores(at), sample))
+    return worst
+
+
+_Part = tuple[Callable[[Any, _Sample], float], str]
+_PARTS: Final[dict[str, _Part]] = {  # how to compare, and what a difference means
+    CAUSAL: (_causal, "what follows a token changes what is said at it, this is no causal model"),
+    HEAD: (_head, "the logits are changed after the output head"),
+    PADDING: (_padded, "rows padded in one batch are not what each is alone"),
+    PACKED: (_packed(((0, 0, 0), (0, 0, 2))), "the mask or the positions are ignored"),
+    TREE: (
+        _packed(((0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 0), (1, 2, 1))),
+        "the mask or the positions are ignored",
+    ),
+    CACHE: (_cached, "the decoder's cache, mask or positions are ignored"),
+}
