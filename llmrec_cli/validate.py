@@ -110,7 +110,12 @@ def _trial(recipe: Recipe) -> Iterator[str]:
 
 def _source_bytes(recipe: Recipe) -> int:
     tables = _data_tables(recipe)
-    return sum(Path(path).stat().st_size for _, data in tables for path in data.files())
+    return sum(
+        file.stat().st_size
+        for _, data in tables
+        for path in data.files()
+        for file in _files(path, data)
+    )
 
 
 def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
