@@ -36,8 +36,8 @@ key, with its values, its default and its meaning, as the package itself checks 
   plain text.
 - A path that begins with `./` or `../` is relative to the recipe file, any other one to the folder
   where you are.
-- A key that cannot play a part is refused (an `index` beside `format = "msl-windows"`); one that another
-  key switches off is noted on the screen (`model.lora` under `tuning = "full"`).
+- A key that cannot play a part is refused (an `index` beside `format = "msl-windows"`); one that
+  another key switches off is noted on the screen (`model.lora` under `tuning = "full"`).
 - *absent* means that a key has no value unless you give it one.
 - `llmrec validate RECIPE` checks a recipe and the first lines of its sources without training.
 
