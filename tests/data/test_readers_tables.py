@@ -313,5 +313,6 @@ def test_texts_that_are_no_times_are_bad_rows_of_parquet(tmp_path: Path) -> None
 
 def test_ratings_of_an_amazon_format_on_another_scale_are_advised_right(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("u,i,4.5,1529193600\nu,j,0.5,1529193600\n")
-    with pytest.raises(DataError, match=r'r:2: .*1..5; ratings on another scale need format "inter'):
+    words = r"r:2: .*1\.\.5; ratings on another scale need format \"interactions\""
+    with pytest.raises(DataError, match=words):
         read_path(tmp_path / "r", tmp_path / "scratch", format="ratings2014")
