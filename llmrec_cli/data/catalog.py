@@ -112,9 +112,12 @@ def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[st
         for title, brand in zip(titles, brands, strict=True)
     ]
     taken = set(branded)
-    met: Counter[str] = Counter()
+    met = Counter(title for title in times if times[title] == 1)  # they are taken as they are
     names = []
-    for title in branded:
+    for given, title in zip(titles, branded, strict=True):
+        if times[given] == 1:
+            names.append(given)
+            continue
         met[title] += 1
         name = title
         if met[title] > 1:

@@ -299,3 +299,20 @@ def test_other_nameless_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("user_id,item_id,,timestamp\nu,i,x,1547589356557\n")
     with pytest.raises(DataError, match="r:1: empty or repeated column names"):
         read_path(tmp_path / "r", tmp_path / "scratch")
+
+
+def test_texts_that_are_no_times_are_bad_rows_of_parquet(tmp_path: Path) -> None:
+    times = ["2018-06-17", "today", "2018-06-18", None]
+    ids = {"user_id": ["u"] * 4, "item_id": ["a", "b", "c", "d"]}
+    pq.write_table(pa.table({**ids, "timestamp": times}), tmp_path / "p")
+    source = read_path(tmp_path / "p", tmp_path / "scratch", on_bad_line="skip")
+    assert frame_of(source)["item_id"].to_list() == ["a", "c"]
+    assert source.notes["bad_lines"]["skipped"] == 2
+    assert source.notes["bad_lines"]["first"][0].startswith("p:2: \"timestamp\" is 'today'")
+
+
+def test_ratings_of_an_amazon_format_on_another_scale_are_advised_right(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("u,i,4.5,1529193600\nu,j,0.5,1529193600\n")
+    words = r"r:2: .*1\.\.5; ratings on another scale need format \"interactions\""
+    with pytest.raises(DataError, match=words):
+        read_path(tmp_path / "r", tmp_path / "scratch", format="ratings2014")

@@ -52,7 +52,7 @@ ITEMS = pl.DataFrame(
         ITEM_ID: ["a", "b"],
         TITLE: ["Té \u2028", None],
         BRAND: [None, "B"],
-        TOKENS: [None, ["<a_1>", "<b_2>"]],
+        TOKENS: [["<a_2>"], ["<a_1>", "<b_2>"]],
         COUNT: [2, 0],
     }
 )
@@ -97,7 +97,7 @@ def test_what_was_written_comes_back(folder: Path) -> None:
     assert train[TARGET].dtype == np.int32
     assert len(prepared.split("valid")) == len(prepared.split("test")) == 1
     assert prepared.items[TITLE].tolist()[0] == "Té \u2028"
-    assert prepared.items[TOKENS].tolist() == [None, ["<a_1>", "<b_2>"]]
+    assert prepared.items[TOKENS].tolist() == [["<a_2>"], ["<a_1>", "<b_2>"]]
     assert prepared.items[COUNT].tolist() == [2, 0]
     assert list(prepared.items) == [ITEM, ITEM_ID, TITLE, BRAND, TOKENS, COUNT]
     assert prepared.manifest["files"]["train.parquet"]["rows"] == 2

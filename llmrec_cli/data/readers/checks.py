@@ -172,7 +172,11 @@ def _ratings(ratings: Numbers | None, fields: Fields, problems: _Problems) -> Fl
     wrong_N = ~(np.isfinite(rating_N) & (rating_N >= low) & (rating_N <= high))
     if fields.scale is None and column.null_count:
         wrong_N &= ~column.is_null().to_numpy(zero_copy_only=False)
-    expected = "a finite number" if fields.scale is None else f"a number {low:g}..{high:g}"
+    expected = "a finite number"
+    if fields.scale is not None:
+        expected = (
+            f'a number {low:g}..{high:g}; ratings on another scale need format "interactions"'
+        )
     for index in np.flatnonzero(wrong_N).tolist():
         problems.add(index, f'"{fields.rating}" is {rating_N[index]:g}, expected {expected}')
     return rating_N

@@ -137,7 +137,7 @@ def read_parts(
     """
     path = table.path
     if head(path)[:4] == b"PAR1":
-        return _parquet(table, texts, kinds, absent)
+        return _parquet(table, texts, kinds, bad, absent)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
         return _json(path, texts, kinds, bad)
@@ -223,7 +223,7 @@ def _require_plausible(path: Path, rows: int) -> None:
 
 
 def _parquet(
-    table: Table, texts: Sequence[str], kinds: Kinds, absent: Mapping[str, str]
+    table: Table, texts: Sequence[str], kinds: Kinds, bad: BadLines, absent: Mapping[str, str]
 ) -> Iterator[Part]:
     path, constants = table.path, table.constants
     wanted = [*texts, *kinds.numbers, *kinds.times]
@@ -239,11 +239,13 @@ def _parquet(
                 for name, value in constants.items()
             }
             numbers = {name: _floats(path, name, columns[name]) for name in kinds.numbers}
-            clock = None
+            clock, problems = None, dict[int, str]()
             for name in kinds.times:
-                numbers[name], clock = _times(path, name, columns[name], row)
+                numbers[name], clock, problems = _times(path, name, columns[name])
+            for index, problem in problems.items():
+                bad.skip(fault(path, row + index, problem, index))
             strings = {name: _strings(path, name, columns[name]) for name in texts}
-            yield Part(strings, numbers, row.__add__, clock)
+            yield _without(Part(strings, numbers, row.__add__, clock), set(problems))
             row += len(batch)
             if only_beginnings():
                 return
@@ -308,27 +310,26 @@ def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
     return column.cast(pa.float64(), safe=False)
 
 
-def _times(path: Path, name: str, column: pa.Array, row: int) -> tuple[pa.Array, Clock | None]:
-    """Times as numbers, and the unit where the type or the notation states it."""
+def _times(
+    path: Path, name: str, column: pa.Array
+) -> tuple[pa.Array, Clock | None, dict[int, str]]:
+    """Times as numbers, the unit where type or notation states it, and texts that are no times."""
     kind = column.type
     if pa.types.is_timestamp(kind):
-        return column.cast(pa.int64()), _UNITS[kind.unit]
+        return column.cast(pa.int64()), _UNITS[kind.unit], {}
     if pa.types.is_date(kind):
         days = column.cast(pa.date32(), safe=False).cast(pa.int32()).cast(pa.int64())
-        return pc.multiply(days, pa.scalar(_DAY)), _UNITS["s"]
+        return pc.multiply(days, pa.scalar(_DAY)), _UNITS["s"], {}
     if _is_text(kind):
-        times, clock, problems = read_times(pc.fill_null(column.cast(pa.string()), ""), name)
-        for index, problem in problems.items():
-            raise fault(path, row + index, problem, index)
-        return times, clock
+        return read_times(pc.fill_null(column.cast(pa.string()), ""), name)
     if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         try:
-            return column.cast(pa.int64()), None
+            return column.cast(pa.int64()), None, {}
         except pa.ArrowInvalid:  # fractions, or more than 64 bits
-            return _floats(path, name, column), None
+            return _floats(path, name, column), None, {}
     if not pa.types.is_floating(kind):
         raise fault(path, 1, f'column "{name}" is {kind}, expected numbers or dates')
-    return _floats(path, name, column), None
+    return _floats(path, name, column), None, {}
 
 
 def _require_columns(
