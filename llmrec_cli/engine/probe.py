@@ -23,7 +23,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from llmrec_cli import __version__
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import ArtefactError, LlmrecError, NumbersError
 from llmrec_cli.models.backbone import quiet
@@ -54,6 +53,7 @@ _WINDOWS: Final = (  # keys of configurations: lengths behind which something ch
     "index_topk",
     "original_max_position_embeddings",
 )
+_METHOD: Final = 1  # raised where the look itself changes: verdicts of before are void
 _ROTARY: Final = "original_max_position_embeddings"  # where a rotary scaling begins
 _AS_THEY_ARE: Final = (None, "default", "linear", "proportional")  # scalings without a length
 _HEAD_KEYS: Final = (
@@ -112,7 +112,7 @@ def probe_key(config: Any, reach: int, *about: object) -> str:
     known = {name: value for name, value in config.to_dict().items() if name not in _NO_PART}
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
     windows = windows_within(config, reach)
-    text = json.dumps([known, windows, versions, __version__, *about], sort_keys=True, default=str)
+    text = json.dumps([known, windows, versions, _METHOD, *about], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
