@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.engine.probe import probe, windows_within
+from llmrec_cli.engine.probe import CALL, probe, windows_within
 from llmrec_cli.models.guard import first_line
 from llmrec_cli.models.twin import build_twin
 from llmrec_cli.recipe.model import TREE_ATTENTION
@@ -116,9 +116,11 @@ def _look(name: str, attention: str) -> tuple[str, str]:
         return UNKNOWN, f"{type(error).__name__}: {_short(first_line(error))}"
     reach = _FAR if windows_within(config, _FAR) else 0
     verdict = probe(model, "", reach)
+    if CALL in verdict.faults:
+        return UNKNOWN, _short(verdict.faults[CALL])
     if verdict.faults:
         parts = [
-            f"{part} {verdict.differences[part]:.1g}" if part in verdict.differences else part
+            f"{part} {_figure(verdict.differences[part])}" if part in verdict.differences else part
             for part in verdict.faults
         ]
         why = next((w for p, w in verdict.faults.items() if p not in verdict.differences), "")
@@ -128,6 +130,11 @@ def _look(name: str, attention: str) -> tuple[str, str]:
             f"past it: {what.partition(':')[0]}" for what in verdict.past.values()
         )
     return YES, "; ".join(f"`{name}`: not looked at" for name in verdict.unseen)
+
+
+def _figure(share: float) -> str:
+    """One digit, as a plain number."""
+    return f"{share:.0f}" if share >= 1 else f"{share:.1g}"
 
 
 def _short(text: str) -> str:

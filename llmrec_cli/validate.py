@@ -271,7 +271,10 @@ def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     parameters = sum(p.numel() for p in model.parameters())
     text = config.get_text_config()
-    width, layers = text.hidden_size, text.num_hidden_layers
+    width, layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
+    if width is None or layers is None:
+        yield f"memory: not estimated: model type {config.model_type!r} names no width and depth"
+        return
     wide = getattr(text, "intermediate_size", None) or 4 * width
     section, train = recipe.model, recipe.sft.train
     trained = parameters if section.tuning == "full" else layers * 4 * section.lora.r * width * 2

@@ -23,13 +23,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from llmrec_cli import __version__
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import ArtefactError, LlmrecError, NumbersError
 from llmrec_cli.models.backbone import quiet
 from llmrec_cli.models.guard import first_line
 from llmrec_cli.models.policy import Policy, body, inner_config
-from llmrec_cli.models.twin import build_twin, rotary_tables
+from llmrec_cli.models.twin import VOCABULARY, build_twin, rotary_tables
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.tensors.packing import pack
 from llmrec_cli.tensors.trie import Trie, build_trie
@@ -54,6 +53,7 @@ _WINDOWS: Final = (  # keys of configurations: lengths behind which something ch
     "index_topk",
     "original_max_position_embeddings",
 )
+_METHOD: Final = 1  # raised where the look itself changes: verdicts of before are void
 _ROTARY: Final = "original_max_position_embeddings"  # where a rotary scaling begins
 _AS_THEY_ARE: Final = (None, "default", "linear", "proportional")  # scalings without a length
 _HEAD_KEYS: Final = (
@@ -112,7 +112,7 @@ def probe_key(config: Any, reach: int, *about: object) -> str:
     known = {name: value for name, value in config.to_dict().items() if name not in _NO_PART}
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "peft")]
     windows = windows_within(config, reach)
-    text = json.dumps([known, windows, versions, __version__, *about], sort_keys=True, default=str)
+    text = json.dumps([known, windows, versions, _METHOD, *about], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -180,14 +180,12 @@ def look_past(model: Any, name: str, tokens: int, precision: torch.dtype | None)
         the verdict, or why there is none.
     """
     config, attention = inner_config(model), _masked_attention(model)
-    try:
-        if not _look(build_twin(config, attention), None).faults:
-            return _look(build_twin(with_window(config, name, _WINDOW), attention), None)
-        why = "its small twin has faults of its own"
-    except Exception as error:
-        why = f"it has no small twin ({type(error).__name__}: {first_line(error)})"
+    known = find_twin(config, attention)
+    short = find_twin(with_window(config, name, _WINDOW), attention)
+    if known is not None and short is not None and not _look(known, None).faults:
+        return _look(short, None)
     if tokens > _LONGEST:
-        return f"{why}, and {tokens:,} tokens are too many to look at"
+        return f"it has no small twin, and {tokens:,} tokens are too many to look at"
     return _look(model, precision, before=tokens - _WINDOW)
 
 
@@ -211,17 +209,19 @@ def explain_attention(config: Any, attention: str, reach: int) -> str | None:
 
 
 def find_twin(config: Any, attention: str) -> Any:
-    """A small random twin of a model; None: it has none.
+    """A small random twin of a model that can be called; None: it has none.
 
     Args:
         config: of the model.
     """
     try:
-        with quiet():
-            return build_twin(config, attention)
+        with quiet(), torch.no_grad():
+            twin = build_twin(config, attention)
+            twin(input_ids=torch.arange(VOCABULARY // 2, VOCABULARY)[None])
     except Exception as error:
         _raise_memory(error)
         return None
+    return twin
 
 
 def refusal(verdict: Verdict, config: Any, *, packs: bool) -> str | None:

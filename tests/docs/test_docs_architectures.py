@@ -11,7 +11,7 @@ LINES = TEXT.partition(BEGIN)[2].partition(END)[0].splitlines()
 SHOWN = {
     cells[0]: Row(cells[0], (cells[1], cells[2]), cells[3])
     for line in LINES
-    if line.startswith("| ") and "model type" not in line
+    if line.startswith("| ") and not line.startswith("| model type ")
     for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
 }
 

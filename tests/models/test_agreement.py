@@ -13,7 +13,7 @@ from experiments import typed
 from test_tokenizers import EVAL, SFT, Capsys, done, refused
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmrec_cli.files import HASHES, sha256
+from llmrec_cli.files import HASHES, sha256, write_json
 from llmrec_cli.stage import trained
 
 SMALL = {"vocab_size": 448, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -108,7 +108,7 @@ def test_a_finished_run_of_an_older_version_is_looked_at_when_it_is_opened(
     config.write_text(json.dumps(capped))
     hashes = config.with_name(HASHES)
     told = json.loads(hashes.read_text()) | {"config.json": sha256(config)}
-    hashes.write_text(json.dumps(told))
+    write_json(hashes, told)
     for command in (EVAL, ("recommend", "--run", "runs/own/sft", "--history", "Red kite")):
         ended = typed(capsys, *command)
         assert ended.code == 2, ended.err
