@@ -13,13 +13,16 @@ from commands import SMALL, llmrec, ok
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli import Recommender
+from llmrec_cli.data.prompts import Template
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.engine.rows import PromptEncoder, Prompts
+from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.evaluate import evaluate
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Lines, Silent
 from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.run import run
 from llmrec_cli.sft import sft
 from llmrec_cli.stage import base, workbench
@@ -284,3 +287,53 @@ def test_a_template_that_is_none_is_refused_when_data_are_prepared(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="Did you mean instruments"):
         prepare(load_recipe("ids.toml", ["prompt.template=instrument"]), Path)
+
+
+def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
+    hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rendering that forgets is put in place of ours: of titles, and of semantic IDs."""
+    write_ids(tmp_path)
+    (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
+    monkeypatch.chdir(tmp_path)
+    pairs = [(str(user), f"I{(user + place) % 9}") for user in range(9) for place in range(6)]
+    lines = [{"user_id": user, "item_id": item, "timestamp": 1_600_000_000} for user, item in pairs]
+    titles = [{"item_id": f"I{item}", "title": f"Fiddle {item}"} for item in range(9)]
+    for name, rows in (("lines", lines), ("titles", titles)):
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"model.backbone={hub_folder}"]
+    titled = load_recipe(
+        "ids.toml",
+        [
+            *words,
+            'data={format="interactions", reviews="lines.json", metadata="titles.json", '
+            'k_core=0, columns={title="title"}}',
+            "name=titled",
+        ],
+    )
+    by_ids = load_recipe("ids.toml", words)
+    for recipe in (titled, by_ids):
+        prepare(recipe, Path)
+        workbench.open_workbench(recipe, Silent())
+
+    def forget(template: Template, titles: list[str]) -> str:
+        return template.head + template.tail
+
+    monkeypatch.setattr(Template, "render", forget)
+    for refuse in (lambda: prepare(titled, Path), lambda: opened(titled)):
+        with pytest.raises(DataError, match=r"item 'I0' \(title 'Fiddle 0'\) does not show it"):
+            refuse()
+
+    whole = PromptEncoder.encode_counted
+
+    def drop_item(encoder: PromptEncoder, histories: list[list[int]]) -> Prompts:
+        kept = [[item for item in history if item != 3] for history in histories]
+        return Prompts(whole(encoder, kept).ids, whole(encoder, histories).left_out_N)
+
+    monkeypatch.setattr(PromptEncoder, "encode_counted", drop_item)
+    with pytest.raises(DataError, match=r'template = "instruments": .* lacks it: expected the 2'):
+        opened(by_ids)
+
+
+def opened(recipe: Recipe) -> None:
+    workbench.open_workbench(recipe, Silent())

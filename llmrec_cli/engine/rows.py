@@ -292,32 +292,33 @@ def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
     name = encoder.template.name if encoder.template else SEQUENCE
     lengths = np.diff(encoder.catalogue.start_S1)
     shortest = int(lengths.argmin())
-    with_one, without = encoder.encode([[shortest], []])
-    if np.array_equal(with_one, without):
+    ids, left_out_N = encoder.encode_counted([[shortest], []])
+    if left_out_N[0]:
         raise DataError(
             f'[prompt] template = "{name}", {encoder.why}: no history is left, not even the '
             f"shortest item ({lengths[shortest]} tokens) has room behind the template "
-            f"({len(without)}): raise prompt.max_tokens"
+            f"({len(ids[1])}): raise prompt.max_tokens"
         )
     if encoder.titles:
         return
     for start in range(0, len(items), _AT_ONCE):
         history = range(start, min(start + _AT_ONCE, len(items)))
-        for item in _missing(encoder, history):  # together they may have no room
-            no_room = np.array_equal(encoder.encode([[item]])[0], without)
-            if not no_room and _missing(encoder, [item]):
-                raise DataError(
-                    f'[prompt] template = "{name}": a history with the item '
-                    f"{items[ITEM_ID].iloc[item]!r} lacks it: expected the "
-                    f"{lengths[item] - 1} tokens of its name in the prompt"
-                )
+        for item in _missing(encoder, history):
+            raise DataError(
+                f'[prompt] template = "{name}": a history with the item '
+                f"{items[ITEM_ID].iloc[item]!r} lacks it: expected the "
+                f"{lengths[item] - 1} tokens of its name in the prompt"
+            )
 
 
 def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
-    """Items of a history whose tokens are not in its prompt."""
-    (prompt,) = encoder.encode([history])
-    ids = prompt.tobytes()
-    return [item for item in history if encoder.catalogue[item][:-1].tobytes() not in ids]
+    """Items of a history that have room in its prompt, or alone in one, and are not there."""
+    prompts = encoder.encode_counted([history])
+    ids, left_out = prompts.ids[0].tobytes(), int(prompts.left_out_N[0])
+    shown = history[left_out:]
+    missing = [item for item in shown if encoder.catalogue[item][:-1].tobytes() not in ids]
+    alone = history[:left_out] if len(history) > 1 else []
+    return [*missing, *(lost for item in alone for lost in _missing(encoder, [item]))]
 
 
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +10,7 @@ from llmrec_cli.data.prompts import Template, load_template
 from llmrec_cli.engine.rows import (
     LeftOut,
     PromptEncoder,
+    Prompts,
     Row,
     as_windows,
     count_left_out,
@@ -349,21 +348,28 @@ def test_a_prompt_without_room_for_any_item_is_refused(
     require_histories(make(512), items)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("leaves_a_trace", [True, False])
 @pytest.mark.parametrize("lost", [0, 5, 7])
 def test_a_prompt_that_lacks_an_item_of_its_history_is_refused(
-    lost: int, id_codec: Codec, monkeypatch: pytest.MonkeyPatch
+    lost: int, leaves_a_trace: bool, narrow: bool, id_codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = by_ids(id_codec, None)
-    whole = encoder.encode
+    """All items have room in a prompt together, or not."""
+    encoder = by_ids(id_codec, None, length(id_codec, [0, 1]) if narrow else 512)
+    require_histories(encoder, pd.DataFrame({"item_id": range(8)}))
+    whole = encoder.encode_counted
 
-    def forgetful(histories: list[list[int]]) -> list[np.ndarray[Any, Any]]:
+    def forgetful(histories: list[list[int]]) -> Prompts:
         """Renders one item as nothing, as titles that were missing once were."""
         prompts = whole(histories)
-        name = encoder.catalogue[lost][:-1].tobytes()
-        shorter = [prompt.tobytes().replace(name, b"") for prompt in prompts]
-        return [np.frombuffer(prompt, np.int32) for prompt in shorter]
+        if leaves_a_trace:  # its separator
+            name = encoder.catalogue[lost][:-1].tobytes()
+            shorter = [prompt.tobytes().replace(name, b"") for prompt in prompts.ids]
+            return Prompts([np.frombuffer(p, np.int32) for p in shorter], prompts.left_out_N)
+        kept = [[item for item in history if item != lost] for history in histories]
+        return Prompts(whole(kept).ids, prompts.left_out_N)
 
-    monkeypatch.setattr(encoder, "encode", forgetful)
+    monkeypatch.setattr(encoder, "encode_counted", forgetful)
     with pytest.raises(DataError) as error:
         require_histories(encoder, pd.DataFrame({"item_id": [f"B{i}" for i in range(8)]}))
     assert str(error.value) == (
