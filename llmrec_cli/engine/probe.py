@@ -40,6 +40,7 @@ _PACKING: Final = (PACKED, TREE)
 # Largest difference that is rounding, as a share of the logits' spread at a position.
 _TOLERANCE: Final = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.03}
 _COARSE: Final = 0.15  # bfloat16, and whatever is quantized
+_FLATTEST: Final = 0.05  # nat; of a smaller spread, the rounding of log V is no small share
 _LARGE: Final = 100.0  # a logit that no soft cap leaves alone
 _WINDOW: Final = 10  # of a twin: some prompts are shorter, some longer
 _LONGEST: Final = 1024  # tokens that the model itself is fed, where it has no twin
@@ -470,7 +471,7 @@ def _largest(found: Tensor, expected: Tensor, sample: _Sample) -> float:
         infinity where something is no number.
     """
     worst = (found - expected).square().mean(-1).sqrt().max()
-    return float(worst) / max(sample.spread, 1e-12) if bool(worst.isfinite()) else float("inf")
+    return float(worst) / max(sample.spread, _FLATTEST) if bool(worst.isfinite()) else float("inf")
 
 
 def _causal(model: Any, sample: _Sample) -> float:

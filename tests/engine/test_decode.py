@@ -9,7 +9,7 @@ import torch
 from decode_peers import awkward_catalogue, ragged_prompts, slow_scores, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue, score_all
@@ -283,13 +283,6 @@ def test_a_mistral_slides_in_every_layer() -> None:
     prompts = [[4] * 10 + prompt for prompt in ragged_prompts(0)]
     slow = [slow_scores(model, leaves_of(trie), prompt) for prompt in prompts]
     expect_top(rank_catalogue(model, trie, prompts, options()), torch.stack(slow), 6)
-
-
-def test_logits_changed_after_the_head_are_an_error() -> None:
-    model: nn.Module = small_model("llama", 0)
-    model.config.logit_scale = 0.5
-    with pytest.raises(ArtefactError, match="logit_scale"):
-        rank_catalogue(model, build_trie(awkward_catalogue(0)), [[3]], options())
 
 
 titles = st.lists(st.integers(3, 12), min_size=1, max_size=5).map(lambda tokens: [*tokens, 1])

@@ -149,6 +149,13 @@ def test_a_soft_cap_shows_where_all_logits_are_still_small(dtype: torch.dtype) -
     assert HEAD in probe(model, "", 0).faults
 
 
+def test_logits_that_are_nearly_equal_are_not_a_difference() -> None:
+    model = twin("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-4)
+    assert probe(model, "", 0).faults == {}
+
+
 def test_rounding_of_half_precision_passes_and_hides_nothing() -> None:
     assert probe(twin("llama").bfloat16(), "", 0).faults == {}
     found = probe(twin("bart").bfloat16(), "", 0)
