@@ -266,6 +266,27 @@ def test_rank_py_is_a_command_of_its_own(
     assert shown == [f"{i.probability:.4f}  {i.item_id!r}  {i.title!r}" for i in found]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("room", [None, 4])
+def test_rank_py_makes_the_prompts_of_the_run(
+    home: Path, tmp_path: Path, kind: str, room: int | None
+) -> None:
+    """Token by token; a small model may give nearly the same list to another prompt."""
+    made = exported(home, tmp_path / "out", kind)
+    bench = Recommender.load(home / f"runs/{kind}/sft").bench
+    with inside(made.folder, home / "acme-base"):
+        catalogue = importlib.import_module("rank").Catalogue.read(".")
+        tokenizer = AutoTokenizer.from_pretrained(".")
+    encoder, histories = bench.encoder, [[], [3], [9, 3, 5, 9]]
+    if room is not None:
+        encoder.max_tokens = len(encoder.encode([histories[-1]])[0]) - room
+        catalogue.prompt["max_tokens"] = encoder.max_tokens
+    for history, prompt in zip(histories, encoder.encode(histories), strict=True):
+        names = bench.prepared.items["item_id"].iloc[history]
+        told = [catalogue.find(name) for name in names]
+        assert catalogue.prompt_ids(tokenizer, told) == prompt.tolist()
+
+
 @pytest.mark.parametrize("override", ["mask=before", "mask=after", "length_penalty=0.5"])
 def test_rank_py_knows_every_decoding_rule(home: Path, tmp_path: Path, override: str) -> None:
     """One prefix at a time: its search must not end with the first items that it meets."""
