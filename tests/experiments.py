@@ -41,6 +41,11 @@ class Ended:
     out: str
     err: str
 
+    @property
+    def errors(self) -> list[str]:
+        """The lines on stderr, without notes on keys that play no part."""
+        return [line for line in self.err.splitlines() if not line.startswith("note: ")]
+
 
 def typed(capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
     """A command line as ``exits`` and ``cli`` carry it out, without a process of its own."""

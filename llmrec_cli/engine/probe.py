@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import ArtefactError, LlmrecError, NumbersError
+from llmrec_cli.methods.contract import Head
 from llmrec_cli.models.backbone import quiet
 from llmrec_cli.models.guard import first_line
 from llmrec_cli.models.policy import Policy, body, inner_config
@@ -457,8 +458,13 @@ def _plain_tokens(model: Any) -> list[int]:
 
 
 def _log_probs(policy: Policy, hidden_TD: Tensor) -> Tensor:
-    head = policy.head()
-    return nn.functional.linear(hidden_TD, head.weight_VD, head.bias_V).float().log_softmax(1).cpu()
+    return _logits(policy.head(), hidden_TD).log_softmax(1).cpu()
+
+
+def _logits(head: Head, hidden_TD: Tensor) -> Tensor:
+    """logits_TV fp32; with a LoRA delta, the head is finer than the body."""
+    weight_VD = head.weight_VD
+    return nn.functional.linear(hidden_TD.to(weight_VD.dtype), weight_VD, head.bias_V).float()
 
 
 def _largest(found: Tensor, expected: Tensor, sample: _Sample) -> float:
@@ -488,13 +494,13 @@ def _head(model: Any, sample: _Sample) -> float:
     hidden_TD = policy(row_1T, torch.arange(row_1T.shape[1], device=model.device))[0]
     natural = _largest(_log_probs(policy, hidden_TD), sample.expected(0, 0), sample)
     head = policy.head()
-    logits_TV = nn.functional.linear(hidden_TD, head.weight_VD, head.bias_V).float()
+    logits_TV = _logits(head, hidden_TD)
     scale = _LARGE / float(logits_TV.abs().max().clamp_min(1e-12))
     large_TD = hidden_TD * scale
     expected_TV = _logits_of(model, row_1T, large_TD)
     if expected_TV is None:
         return natural
-    found_TV = nn.functional.linear(large_TD, head.weight_VD, head.bias_V).float()
+    found_TV = _logits(head, large_TD)
     differs_T = (found_TV - expected_TV).square().mean(1).sqrt() / expected_TV.std(1)
     return max(natural, float(differs_T.max()))
 

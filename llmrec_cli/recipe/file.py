@@ -14,6 +14,7 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.task import data_problems, task_problems
 from llmrec_cli.recipe.toml import parse, require_bounds
 from llmrec_cli.recipe.unused import unused_notes, unused_problems
+from llmrec_cli.redaction import redacted
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[2] / "recipes"
@@ -61,7 +62,7 @@ def load_recipe(
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
     for note in () if whole else unused_notes(table, recipe):
-        say(f"note: {note}")
+        say(redacted(f"note: {note}"))
     return recipe
 
 

@@ -79,7 +79,7 @@ def require_tokens(prepared: Prepared, codec: Codec) -> None:
 def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
     """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights.
 
-    Every process of a group comes here: the first one builds, the others wait for it and reuse.
+    Of a group, the first process comes here, and waits for other commands that build it.
     """
     folder = recipe.folder / "base"
     made_from = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,8 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     ranks = Ranks(make_accelerator(recipe))
     trained_on = load_prepared(recipe.prepared)
     if recipe.model.backbone == "scratch":
-        ensure_scratch(recipe, trained_on, progress)
+        # By the first process alone: transformers writes no weights in the others.
+        ranks.first(partial(ensure_scratch, recipe, trained_on, progress))
     bench = lay_out(recipe, trained_on, ranks, evaluation=evaluation)
     shared = shared_entries(bench.prepared.items, bench.leaf_of_item)
     if shared is not None:

@@ -27,6 +27,10 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[Ids]:
     rows: list[Ids] = []
     plain = Policy.forward
 
+    monkeypatch.setattr(
+        "llmrec_cli.stage.trained._require_agreement", lambda *words, **named: None
+    )  # feeds rows
+
     def forward(policy: Policy, input_ids_BT: torch.Tensor, *words: Any, **named: Any) -> Any:
         rows.extend(input_ids_BT.tolist())
         return plain(policy, input_ids_BT, *words, **named)
@@ -45,7 +49,7 @@ def refused(capsys: Capsys, *words: str) -> str:
     """The one line of a command that wrote nothing."""
     ended: Ended = typed(capsys, *words)
     assert (ended.code, ended.out) == (2, ""), ended.err
-    (line,) = ended.err.splitlines()
+    (line,) = ended.errors
     assert not list(Path("runs/own").glob("sft*"))
     return line
 

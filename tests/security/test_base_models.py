@@ -214,7 +214,7 @@ def test_a_hostile_base_is_refused_or_its_tricks_are_ignored(
     assert not canary.exists()
     assert done.code == (2 if refused else 0), done.err
     if refused:
-        (line,) = done.err.splitlines()
+        (line,) = done.errors
         assert refused in line
         assert not list(home.glob("runs/*/sft/model"))
 
