@@ -29,6 +29,7 @@ from llmrec_cli.report.predictions import build_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
 from llmrec_cli.run_folder import Existing
 from llmrec_cli.stage import workbench
+from llmrec_cli.stage.check import plan_run
 from llmrec_cli.stage.evaluate_candidates import (
     ScoreTwo,
     by_count,
@@ -285,8 +286,8 @@ def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
 
 
 def _warn_about_mask(recipe: Recipe, run: str, progress: Progress) -> None:
-    stage = recipe.stage(run)
-    if recipe.eval.decode.mask == "after" and getattr(stage, "method", "lml") == "msl":
+    plan = plan_run(recipe, run)
+    if recipe.eval.decode.mask == "after" and plan.method.legal_only(plan.options):
         progress.say(
             f'{run}: warning: trained on legal tokens only, decoded with mask = "after"; decode as '
             'you trained (mask = "before"), or expect much lower figures'

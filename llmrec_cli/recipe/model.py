@@ -40,7 +40,12 @@ class Lora(Section):
 
     r: int = Field(default=8, ge=1, description="rank")
     alpha: float = Field(default=16, gt=0, description="scale numerator (scale = alpha / r)")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="dropout of the adapter's input")
+    dropout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="dropout of the adapter's input; a LoRA on the output head has none",
+    )
     targets: Strings = Field(
         default=("q_proj", "v_proj"), description='module names, or "all-linear" alone'
     )
