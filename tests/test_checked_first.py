@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.small import RECIPE
+from llmrec_cli.evaluate import _warn_about_mask
+from llmrec_cli.progress import Silent
+from llmrec_cli.recipe.file import load_recipe
 from tests.experiments import typed
 
 MORE = """
@@ -59,3 +62,26 @@ def test_a_stage_that_cannot_work_is_found_before_any_other_is_trained(
 def test_validate_finds_it_too(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     done = typed(capsys, "validate", recipe, "--rows", *IMPOSSIBLE["tau"][0])
     assert (done.code, IMPOSSIBLE["tau"][1] in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        ([], True),  # MSL
+        (["align.msl.method=ilrec", "align.msl.support=legal", "align.msl.crr=false"], True),
+        (["align.msl.method=ilrec", "align.msl.crr=false"], False),
+        (["align.msl.method=lml"], False),
+    ],
+)
+def test_whoever_trained_on_legal_tokens_is_warned_of_another_mask(
+    recipe: str, overrides: list[str], warned: bool
+) -> None:
+    Path(recipe).write_text(Path(recipe).read_text().replace("tau", "# tau"))
+    loaded = load_recipe(recipe, [*overrides, "eval.decode.mask=after"])
+    lines: list[str] = []
+    progress = Silent()
+    object.__setattr__(progress, "say", lines.append)
+    _warn_about_mask(loaded, "align-msl", progress)
+    assert [line.startswith("align-msl: warning: trained on legal") for line in lines] == [
+        True
+    ] * warned
