@@ -18,7 +18,8 @@ RESUMED = re.compile(r"^resumed from .*step-(\d+)$", re.MULTILINE)
 RIGHT_CODES = {0, -signal.SIGKILL, MachineError.exit_code}  # the last: left alone, or refused
 CHANGING = {
     "metrics.jsonl": ("seconds", "valid_seconds"),
-    "manifest.json": ("command", "cost", "git"),
+    # "probe" says how long it took, "variables" what a launcher sets for its ranks.
+    "manifest.json": ("command", "cost", "git", "probe", "variables"),
 }
 
 
@@ -90,8 +91,11 @@ class Watch:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, without what differs between any two runs (clock, command)."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """Every file below a folder, without what differs between any two runs (clock, command).
+
+    Lock files name the process that held them last.
+    """
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {path.relative_to(folder).as_posix(): _content(path) for path in files}
 
 
