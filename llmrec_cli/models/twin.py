@@ -16,15 +16,16 @@ import torch
 
 VOCABULARY: Final = 96
 _LAYERS: Final = 8  # kept where the configuration does not list the kind of each
-# Names of widths and counts, as configurations spell them, and the most that a twin has of each.
+# Names of widths and counts, as configurations spell them, and the most that a twin has of each;
+# the first rule that a name fits holds.
 _SMALL: Final = (
     (r"hidden_size|n_embd|d_model|dim|emb_dim|embedding_size|word_embed_proj_dim", 64),
     (r"attention_hidden_size|lru_width|hidden_size_per_layer_input|input_hidden_size", 64),
     (r"(?!num_|n_).*(intermediate|ffn|inner|mlp|feed_forward)\w*(size|dim|width)|n_inner", 64),
     (r"(encoder|decoder)_ffn_dim|d_ff|ffn_hidden_size|dim_ff|d_inner|expert_dim|n_shared", 64),
+    (r"num_key_value_heads|num_kv_heads|multi_query_group_num|num_attention_groups", 2),
     (r"(num|n)_(attention_)?heads?|n_head|(encoder|decoder)_attention_heads", 4),
     (r"\w+_num_heads|num_\w+_heads|mamba_n_heads", 4),
-    (r"num_key_value_heads|num_kv_heads|multi_query_group_num|num_attention_groups", 2),
     (r"(global_|v_|mamba_d_|attention_)?head_dim|d_kv|kv_channels|\w+_head_dim|mamba_d_head", 16),
     (r"qk_rope_head_dim|qk_nope_head_dim|rotary_dim|index_head_dim", 8),
     (r"\w*lora_rank|\w*_rank|state_size|mamba_d_state|ssm_state_size", 16),
@@ -116,6 +117,8 @@ def _shrink(config: Any, layers: int) -> None:
         )
         if most is not None and value > most:
             setattr(config, name, most)
+    if heads == 3:  # by which the small width cannot be divided
+        config.num_attention_heads = 4
     if heads is not None and wide_kv == heads:
         config.num_key_value_heads = config.num_attention_heads
     _fit_rotary(config)

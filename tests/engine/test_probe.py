@@ -20,6 +20,7 @@ from llmrec_cli.engine.probe import (
     Verdict,
     attention_of,
     explain_attention,
+    find_twin,
     probe,
     probe_key,
     read_verdict,
@@ -52,6 +53,31 @@ def test_what_agrees_passes_also_past_its_window(name: str, attention: str) -> N
         {"sliding_window"} if name in ("mistral", "gemma3_text") else set()
     )
     assert all(share < 1e-5 for share in found.differences.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "kv_heads", "hidden"),
+    [
+        ("llama", 9, 3, 576),  # SmolLM2-135M
+        ("llama", 15, 5, 960),  # SmolLM2-360M
+        ("llama", 32, 8, 4096),  # Llama-3 8B
+        ("qwen2", 14, 2, 896),  # Qwen2.5-0.5B
+        ("qwen2", 28, 4, 3584),  # Qwen2.5-7B
+        ("llama", 3, 3, 192),
+        ("llama", 6, 1, 384),
+    ],
+)
+def test_real_counts_of_heads_have_a_twin(
+    name: str, heads: int, kv_heads: int, hidden: int
+) -> None:
+    asked = config(
+        name, num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=hidden
+    )
+    found = find_twin(asked, "sdpa")
+    assert found is not None
+    small = found.config
+    assert (small.num_key_value_heads == small.num_attention_heads) == (kv_heads == heads)
+    assert probe(found, "", FAR).faults == {}
 
 
 WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
