@@ -197,6 +197,11 @@ def is_done(folder: Path) -> bool:
     return path.is_file() and read_run_manifest(path).get("status") == "done"
 
 
+def has_settings(recipe: Recipe, run: str) -> bool:
+    """Whether a run's manifest says what it was made with (Pop's, which eval fits, may not)."""
+    return "settings" in read_run_manifest(recipe.run_folder(run) / MANIFEST_FILE)
+
+
 def require_same_settings(recipe: Recipe, run: str) -> None:
     """Refuse a recipe that a run was not made with.
 

@@ -17,7 +17,7 @@ from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.redaction import redacted_in
-from llmrec_cli.run_folder import is_done
+from llmrec_cli.run_folder import has_settings, is_done, require_same_settings
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
 
@@ -44,7 +44,10 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     else:
         yield from _prepared(recipe)
     for run in recipe.runs():
-        state = "finished" if is_done(recipe.run_folder(run)) else "would run"
+        done = is_done(recipe.run_folder(run))
+        if done and has_settings(recipe, run):
+            require_same_settings(recipe, run)
+        state = "finished" if done else "would run"
         yield f"{run}: {state}"
     if not rows:
         yield "add --rows to see a training row, tokens, legal tokens and memory"

@@ -23,7 +23,23 @@ IMPOSSIBLE = {
         ["align.msl.tau=ats", "align.msl.ats_eta=1e-6"],
         "[align.msl] ats_eta = 1e-06: ats_eta * N must be > 1",
     ),
-    "k": (["align.dmpo.k=100000", "align.dmpo.negatives=uniform"], "[align.dmpo] user "),
+    "k": (
+        ["align.dmpo.k=100000", "align.dmpo.negatives=uniform"],
+        "[align.dmpo] user ",
+    ),
+    "none left": (
+        [
+            "align.dmpo.k=100000",
+            "align.dmpo.negatives=uniform",
+            "align.dmpo.short=drop",
+        ],
+        "[align.dmpo] none of 6,355 training rows has k = 100000 possible negatives",
+    ),
+    "scores of nobody": (
+        ["align.ilrec.crr=true", "align.ilrec.scores=sasrce"],
+        'add the table with model = "sasrec", and run first: llmrec baseline --model sasrce '
+        "RECIPE. Did you mean sasrec?",
+    ),
     "in-batch": (
         ["align.dmpo.negatives=in-batch", "align.dmpo.k=16", "align.dmpo.train.rows=window"],
         '[align.dmpo] k = 16: negatives = "in-batch" draws from the other rows of an update',
@@ -85,3 +101,26 @@ def test_whoever_trained_on_legal_tokens_is_warned_of_another_mask(
     assert [line.startswith("align-msl: warning: trained on legal") for line in lines] == [
         True
     ] * warned
+
+
+def test_data_prepared_with_other_choices_are_refused_by_every_stage(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``data.k_core=4`` behind ``sft`` was trained on whatever lay there, and recorded as 4."""
+    assert typed(capsys, "prepare", recipe).code == 0
+    for words in (("sft",), ("baseline", "--model", "itemknn")):
+        done = typed(capsys, *words, recipe, "data.k_core=4")
+        assert done.code == 2
+        assert "prepared with data.k_core = 5, the recipe has 4" in done.err
+
+
+def test_a_finished_run_of_other_settings_is_found_first(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(capsys, "prepare", recipe).code == 0
+    assert typed(capsys, "sft", recipe).code == 0
+    for command in ("run", "validate"):
+        done = typed(capsys, command, recipe, "train.learning_rate=1e-4")
+        assert done.code == 2, done.out
+        assert "sft: started with stage.train.learning_rate = 0.003, now 0.0001" in done.err
+    assert not Path("runs/small/baseline-itemknn").exists()

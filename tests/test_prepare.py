@@ -307,3 +307,12 @@ def test_progress_is_told_every_step(ratings: dict[str, object], tmp_path: Path)
     assert lines[2].endswith(": 60 interactions, times: milliseconds")
     assert lines[3].startswith("as read: 60 interactions, 7 users")
     assert lines[-1] == "writing"
+
+
+def test_metadata_without_one_item_is_refused_whatever_is_skipped(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    wrapped = "odd-samples/meta_Gift_Cards.wrapped_in_array.2018.json"
+    data = GIFT_CARDS | {"metadata": wrapped, "on_bad_line": "skip", "untitled": "id"}
+    with pytest.raises(DataError, match="the file has no item"):
+        prepare(recipe(tmp_path, data), lambda name: shared_data / name)

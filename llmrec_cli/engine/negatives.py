@@ -124,10 +124,15 @@ class NegativeSampler:
         """The rows that have enough negatives, renumbered; all of them unless ``short = "drop"``.
 
         Raises:
-            DataError: a row has too few, or none is left; names the user.
+            DataError: a row has too few (names the user), or none is left.
         """
         usable = [row for row in rows if self.usable(row)]
-        if len(usable) < len(rows) and (self.wanted.short == "error" or not usable):
+        if rows and not usable and self.wanted.short == "drop":
+            raise DataError(
+                f"none of {len(rows):,} training rows has k = {self.wanted.k} possible negatives "
+                f"({self.wanted.draw}); lower k, or choose other negatives"
+            )
+        if len(usable) < len(rows) and self.wanted.short == "error":
             first = next(row for row in rows if not self.usable(row))
             raise DataError(
                 f"user {self.users.names.get(first.user, first.user)!r}: fewer than k = "

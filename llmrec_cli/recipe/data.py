@@ -99,6 +99,12 @@ class Columns(Section):
     title: Column | None = Field(default=None, description="title column, in metadata files")
     brand: Column | None = Field(default=None, description="brand column, in metadata files")
 
+    @model_validator(mode="after")
+    def _apart(self) -> Columns:
+        if self.user == self.item:
+            raise ValueError(f'user and item are both "{self.user}": expected two columns')
+        return self
+
 
 class Sample(Section):
     """How many rows of a split to keep, drawn with the recipe's seed; absent keeps all."""

@@ -154,6 +154,7 @@ def _describe(
     shown = f"{where}{key} = {show(problem['input'])}: "
     if problem["type"] == "extra_forbidden":
         known = [*_keys(section), *also] if section else []
+        known = known if table else [*known, "extends"]
         return shown, f"unknown key.{did_you_mean(key, known)}", ""
     field = _keys(section).get(key) if section else None
     meaning = f" ({field.description})" if field and field.description else ""

@@ -74,7 +74,7 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     Raises:
         UserError: the first thing that would stop a run; the message names its table.
     """
-    runs = [run for run in recipe.runs() if not run_folder.is_done(recipe.run_folder(run))]
+    runs = unfinished_runs(recipe)
     if not runs:
         return
     bench = open_workbench(recipe, progress)
@@ -83,6 +83,21 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     if recipe.eval.data is not None:
         other = open_workbench(recipe, progress, evaluation=True)
     _check_evaluation(other)
+
+
+def unfinished_runs(recipe: Recipe) -> list[str]:
+    """The runs of a recipe that are not finished.
+
+    Raises:
+        ArtefactError: one is finished, but was made with other settings.
+    """
+    found = []
+    for run in recipe.runs():
+        if not run_folder.is_done(recipe.run_folder(run)):
+            found.append(run)
+        elif run_folder.has_settings(recipe, run):
+            run_folder.require_same_settings(recipe, run)
+    return found
 
 
 def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:

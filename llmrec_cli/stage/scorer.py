@@ -23,6 +23,7 @@ from llmrec_cli.models.policy import inference
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import ItemknnOptions
+from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import workbench
 
@@ -51,9 +52,12 @@ def require_sequential(recipe: Recipe, name: str) -> SequentialOptions:
         RecipeError: no such table, or a model without a state of a history (pop, itemknn).
     """
     if name not in recipe.baseline:
+        known = ("sasrec", "gru4rec", "caser")
+        model = "" if name in known else ' with model = "sasrec"'
         raise RecipeError(
-            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table, "
-            f"which may be empty, and run first: llmrec baseline --model {name} RECIPE"
+            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table"
+            f"{model}, and run first: llmrec baseline --model {name} RECIPE."
+            f"{did_you_mean(name, [*recipe.baseline, *known])}"
         )
     section = recipe.baseline[name]
     if not isinstance(section.options, SequentialOptions):

@@ -14,7 +14,7 @@ import torch
 
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.leaves import has_tokens
-from llmrec_cli.data.store import Prepared, load_prepared
+from llmrec_cli.data.store import Prepared, load_prepared, require_same_data
 from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
 from llmrec_cli.engine.ragged import Ragged
 from llmrec_cli.engine.ranks import Column, Ranks
@@ -238,6 +238,7 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     """
     ranks = Ranks(make_accelerator(recipe))
     trained_on = load_prepared(recipe.prepared)
+    require_same_data(trained_on, recipe.data)
     if recipe.model.backbone == "scratch":
         # By the first process alone: transformers writes no weights in the others.
         ranks.first(partial(ensure_scratch, recipe, trained_on, progress))

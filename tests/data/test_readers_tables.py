@@ -316,3 +316,37 @@ def test_ratings_of_an_amazon_format_on_another_scale_are_advised_right(tmp_path
     words = r"r:2: .*1\.\.5; ratings on another scale need format \"interactions\""
     with pytest.raises(DataError, match=words):
         read_path(tmp_path / "r", tmp_path / "scratch", format="ratings2014")
+
+
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    arrays = [pa.array(["u"]), pa.array(["i"]), pa.array([MS]), pa.array([1.0]), pa.array([2.0])]
+    names = ["user_id", "item_id", "timestamp", "rating", "rating"]
+    pq.write_table(pa.table(arrays, names=names), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match='column "rating" occurs more than once'):
+        read_path(tmp_path / "t.parquet", tmp_path / "s", columns={"rating": "rating"})
+
+
+def test_a_folders_name_does_not_replace_a_column(tmp_path: Path) -> None:
+    folder = tmp_path / "t" / "user_id=1"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({**IDS, **TIME}), folder / "x.parquet")
+    with pytest.raises(DataError, match="in the file and a folder's name"):
+        read_path(tmp_path / "t", tmp_path / "s")
+
+
+def test_ratings_may_be_names_of_folders(tmp_path: Path) -> None:
+    rows = {"user_id": ["u", "v"], "item_id": ["i", "i"], "timestamp": [MS, MS], "rating": [1, 5]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "t", partition_cols=["rating"])
+    source = read_path(tmp_path / "t", tmp_path / "s", columns={"rating": "rating"})
+    assert frame_of(source)["rating"].to_list() == [1.0, 5.0]
+
+
+def test_other_separators_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("user_id;item_id;timestamp\nu;i;1547589356\n")
+    with pytest.raises(DataError, match="separated by semicolons or bars"):
+        read_path(tmp_path / "t.csv", tmp_path / "s")
+
+
+def test_user_and_item_are_two_columns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected two columns"):
+        read_path(tmp_path / "t.csv", tmp_path / "s", columns={"user": "item_id"})

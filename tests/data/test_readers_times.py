@@ -203,7 +203,7 @@ def test_a_type_states_its_unit_whatever_the_numbers_look_like(tmp_path: Path) -
 
 def test_dates_hold_for_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "BLOCK", 12)
-    with pytest.raises(DataError, match='"timestamp" has ISO dates, but the lines before have sec'):
+    with pytest.raises(DataError, match="expected a number, as the lines before have"):
         read_file(tmp_path, csv_of(*[SECOND] * 9, *["2018-06-17"] * 9))
 
 
@@ -211,3 +211,28 @@ def test_zones_are_heeded(tmp_path: Path) -> None:
     east = datetime(2018, 6, 17, 2, tzinfo=timezone(timedelta(hours=2)))
     found = frame_of(read_file(tmp_path, csv_of(east.isoformat(), "2018-06-16T23:00:00-01:00")))
     assert found["timestamp"].to_list() == [SECOND * 1000] * 2
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("dates", [False, True])
+def test_the_first_notation_of_a_file_holds_across_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dates: bool
+) -> None:
+    """A time of the other notation at the beginning of a block is the bad line, and no other is."""
+    monkeypatch.setattr(lines, "BLOCK", 1 << 10)
+    good, odd = ("2018-06-30", 1_530_000_000) if dates else (1_530_000_000, "2018-06-30")
+    for bad_line in range(20, 60):
+        times = [odd if n == bad_line else good for n in range(80)]
+        file = tmp_path / f"{bad_line}.{form}"
+        rows = [{"user_id": f"u{n}", "item_id": "i", "timestamp": t} for n, t in enumerate(times)]
+        if form == "csv":
+            text = ["user_id,item_id,timestamp", *(",".join(map(str, r.values())) for r in rows)]
+        else:
+            text = [json.dumps(row) for row in rows]
+        file.write_text("\n".join(text) + "\n")
+        section = DataSection.model_validate(
+            {"format": "interactions", "reviews": str(file), "on_bad_line": "skip"}
+        )
+        source = read(section, Path, tmp_path)
+        assert source.notes["bad_lines"]["skipped"] == 1
+        assert f":{bad_line + 1 + (form == 'csv')}:" in source.notes["bad_lines"]["first"][0]

@@ -96,14 +96,17 @@ def read_items(
     """Read metadata files into one row per item, with counts.
 
     Raises:
-        DataError: a line that is no metadata of this generation.
+        DataError: a line that is no metadata of this generation, or a file without any.
     """
     if not files:
         return no_items(), {}
     items = ItemRows()
     for name in files:
+        before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):
             _collect(batch, shape, items, bad)
+        if sum(frame.height for frame in items.frames) + items.without_id == before:
+            raise fault(locate(name), 1, f"the file has no item; expected {shape.what}")
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}
 

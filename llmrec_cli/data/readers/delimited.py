@@ -108,9 +108,13 @@ def read_cells(
         stream = chain([first] if first.data else [], stream)
     columns = tuple(names)
     records = _Records(columns, delimiter, kinds, bad)
+    dates: bool | None = None
     for block, last in _with_last(stream):
         fast = None if records.pending else _fast(block, columns, delimiter, bad)
-        yield _typed(path, *(fast or records.cut(block, last)), kinds, bad)
+        cells = _typed(path, *(fast or records.cut(block, last)), kinds, bad, dates)
+        if dates is None and kinds.times and len(cells.numbers[kinds.times[0]]):
+            dates = cells.clock is DATES
+        yield cells
 
 
 def _with_last(stream: Iterator[Block]) -> Iterator[tuple[Block, bool]]:
@@ -358,14 +362,25 @@ def _no_csv(path: Path, number: int, reason: str, line: bytes) -> LineFault:
     return fault(path, number, f"no valid CSV ({reason}); found {shown(line.decode())}")
 
 
-def _typed(path: Path, columns: Columns, line_of: LineOf, kinds: Kinds, bad: BadLines) -> Cells:
-    """Numbers and times of records, without the records that have none."""
+def _typed(
+    path: Path,
+    columns: Columns,
+    line_of: LineOf,
+    kinds: Kinds,
+    bad: BadLines,
+    dates: bool | None,
+) -> Cells:
+    """Numbers and times of records, without the records that have none.
+
+    Args:
+        dates: whether the times of the blocks before were ISO dates; None: there were none.
+    """
     numbers, clock, problems = {}, None, Problems()
     for name in kinds.numbers:
         numbers[name], found = _numbers(columns[name], name, name in kinds.optional)
         problems |= {index: found[index] for index in found if index not in problems}
     for name in kinds.times:
-        numbers[name], clock, found = read_times(columns[name], name)
+        numbers[name], clock, found = read_times(columns[name], name, dates)
         problems |= {index: found[index] for index in found if index not in problems}
     for index, problem in problems.items():
         bad.skip(fault(path, line_of(index), problem, index))
@@ -408,17 +423,25 @@ def _numbers(column: pa.Array, name: str, optional: bool = False) -> tuple[pa.Ar
     return pa.array(number_N, mask=none_N), problems
 
 
-def read_times(column: pa.Array, name: str) -> tuple[pa.Array, Clock | None, Problems]:
-    """Texts as times: numbers, or ISO dates where the first one that is either is a date."""
+def read_times(
+    column: pa.Array, name: str, dates: bool | None = None
+) -> tuple[pa.Array, Clock | None, Problems]:
+    """Texts as times: numbers, or ISO dates where the first one that is either is a date.
+
+    Args:
+        dates: which of the two the times before were; None: there were none.
+    """
     numbers, problems = _numbers(column, name)
-    if not problems:
+    if not problems and not dates:
         return _exact(column, numbers), None, {}
     cells = column.to_pylist()
     first = next((c for c in cells if looks_like_date(c) or _NUMBER.fullmatch(c)), "")
-    if looks_like_date(first):
+    if looks_like_date(first) if dates is None else dates:
         nanosecond_N, problems = parse_dates(cells, name)
         return pa.array(nanosecond_N), DATES, problems
     expected = "" if first else " of a unit of time, or an ISO date such as 2018-06-30"
+    if dates is False:
+        expected = ", as the lines before have"
     return numbers, None, {index: problem + expected for index, problem in problems.items()}
 
 

@@ -24,7 +24,7 @@ from llmrec_cli.data.readers.block import STRICT, BadLines, fault, shown
 from llmrec_cli.data.readers.delimited import TEXTS, Kinds, header, read_cells, read_times
 from llmrec_cli.data.readers.json_lines import Shape, read_records
 from llmrec_cli.data.readers.lines import first_block, head, only_beginnings
-from llmrec_cli.data.readers.times import CLOCKS, Clock
+from llmrec_cli.data.readers.times import CLOCKS, DATES, Clock
 from llmrec_cli.errors import DataError, MachineError
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
@@ -163,38 +163,34 @@ def _json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iter
     renamed = {f"field_{i}": name for i, (name, _) in enumerate(columns)}
     record = msgspec.defstruct("Record", fields, gc=False, rename=renamed)
     shape = Shape(record, f"an object with {', '.join(renamed.values())}")
+    dates: bool | None = None
     for batch in read_records(path, shape, bad):
         found = {name: [getattr(row, f) for row in batch.rows] for f, name in renamed.items()}
         rows = batch.block.line_of
         numbers: dict[str, Any] = {n: pa.array(found[n], pa.float64()) for n in kinds.numbers}
         clock, problems = None, dict[int, str]()
         for name in kinds.times:
-            numbers[name], clock, problems = _json_times(found[name], name)
+            numbers[name], clock, problems = _json_times(found[name], name, dates)
+            if dates is None and len(problems) < len(found[name]):
+                dates = clock is DATES
         for index, problem in problems.items():
             bad.skip(fault(path, rows(index), problem, index))
         strings = {name: ["" if v is None else str(v) for v in found[name]] for name in texts}
         yield _without(Part(strings, numbers, rows, clock), set(problems))
 
 
-def _json_times(values: list[Any], name: str) -> tuple[Any, Clock | None, dict[int, str]]:
-    """Times of JSON lines: numbers as they are, texts as ISO dates."""
-    if not any(isinstance(value, str) for value in values):
+def _json_times(
+    values: list[Any], name: str, dates: bool | None
+) -> tuple[Any, Clock | None, dict[int, str]]:
+    """Times of JSON lines: numbers as they are or in quotes, or ISO dates.
+
+    Args:
+        dates: which of the two the lines before had; None: they had no time.
+    """
+    if not dates and not any(isinstance(value, str) for value in values):
         return values, None, {}
-    if all(isinstance(value, str) for value in values):
-        return read_times(pa.array(values, pa.string()), name)
-    first = next(value for value in values if value is not None)
-    text = isinstance(first, str)
-    kind = "an ISO date, as the lines before have" if text else "a number, as the lines before have"
-    problems = {
-        index: f'"{name}" is {shown(value)}, expected {kind}'
-        for index, value in enumerate(values)
-        if value is None or isinstance(value, str) != text
-    }
-    if not text:
-        return [None if index in problems else v for index, v in enumerate(values)], None, problems
-    cells = pa.array(["" if index in problems else v for index, v in enumerate(values)])
-    numbers, clock, found = read_times(cells, name)
-    return numbers, clock, found | problems
+    texts = ["" if value is None else str(value) for value in values]
+    return read_times(pa.array(texts, pa.string()), name, dates)
 
 
 def _without(part: Part, left_out: set[int]) -> Part:
@@ -228,7 +224,13 @@ def _parquet(
     path, constants = table.path, table.constants
     wanted = [*texts, *kinds.numbers, *kinds.times]
     with _readable(path), pq.ParquetFile(path) as file:
-        _require_columns(path, wanted, [*file.schema_arrow.names, *constants], absent)
+        found = file.schema_arrow.names
+        _require_columns(path, wanted, [*found, *constants], absent)
+        for name in wanted:
+            if found.count(name) + (name in constants) > 1:
+                where = " and a folder's name" if name in constants else ""
+                problem = f'column "{name}" occurs more than once (in the file{where})'
+                raise fault(path, 1, f"{problem}; expected one")
         _require_plausible(path, file.metadata.num_rows)
         stored = [name for name in wanted if name not in constants]
         row = 1
@@ -300,6 +302,11 @@ def _whole(path: Path, name: str, column: pa.Array) -> pa.Array:
 
 def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
     kind = column.type
+    if _is_text(kind):  # of a folder's name
+        try:
+            return column.cast(pa.float64())
+        except pa.ArrowInvalid:
+            pass
     if not (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
@@ -340,5 +347,12 @@ def _require_columns(
             instead = f"; {absent[name]}" if name in absent else ""
             near = difflib.get_close_matches(name, found, 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
+            if len(found) == 1 and any(mark in found[0] for mark in ";|"):
+                raise fault(
+                    path,
+                    1,
+                    f"its columns are separated by semicolons or bars ({shown(found[0])}); "
+                    "expected commas or tabs",
+                )
             problem = f'no column "{name}" among {shown(", ".join(found), 200)}'
             raise fault(path, 1, f"{problem}{hint} ([data.columns] names them{instead})")
