@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -240,6 +240,9 @@ def _parquet(
                 name: pa.array([value] * len(batch), pa.string())
                 for name, value in constants.items()
             }
+            for name in set(kinds.numbers) & constants.keys():
+                with suppress(pa.ArrowInvalid):  # no number: a text, which is refused below
+                    columns[name] = columns[name].cast(pa.float64())
             numbers = {name: _floats(path, name, columns[name]) for name in kinds.numbers}
             clock, problems = None, dict[int, str]()
             for name in kinds.times:
@@ -302,11 +305,6 @@ def _whole(path: Path, name: str, column: pa.Array) -> pa.Array:
 
 def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
     kind = column.type
-    if _is_text(kind):  # of a folder's name
-        try:
-            return column.cast(pa.float64())
-        except pa.ArrowInvalid:
-            pass
     if not (
         pa.types.is_integer(kind)
         or pa.types.is_floating(kind)
