@@ -17,7 +17,14 @@ from llmrec_cli.comparing.evaluated import PREPARED, is_run
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
 from llmrec_cli.data.leakage import measure, with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
-from llmrec_cli.data.store import Manifest, Prepared, load_prepared, readable
+from llmrec_cli.data.store import (
+    Manifest,
+    Prepared,
+    load_prepared,
+    read_manifest,
+    readable,
+    require_same_data,
+)
 from llmrec_cli.data.verdicts import PopScores, Verdict, verdicts
 from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
 from llmrec_cli.errors import ArtefactError, RecipeError
@@ -118,7 +125,12 @@ def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
     folder = Path(word)
     if not folder.is_dir():
         recipe = load_recipe(word, overrides)
-        return list(dict.fromkeys([recipe.prepared, recipe.prepared_for_eval]))
+        sections = {recipe.prepared: recipe.data}
+        if recipe.eval.data is not None:
+            sections[recipe.prepared_for_eval] = recipe.eval.data
+        for made, section in sections.items():
+            require_same_data(made, read_manifest(made), section)
+        return list(sections)
     if overrides:
         raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and {folder} is a folder")
     if (folder / ITEMS_FILE).is_file():

@@ -108,7 +108,7 @@ def test_data_prepared_with_other_choices_are_refused_by_every_stage(
 ) -> None:
     """``data.k_core=4`` behind ``sft`` was trained on whatever lay there, and recorded as 4."""
     assert typed(capsys, "prepare", recipe).code == 0
-    for words in (("sft",), ("baseline", "--model", "itemknn")):
+    for words in (("sft",), ("baseline", "--model", "itemknn"), ("audit",)):
         done = typed(capsys, *words, recipe, "data.k_core=4")
         assert done.code == 2
         assert "prepared with data.k_core = 5, the recipe has 4" in done.err
@@ -124,3 +124,15 @@ def test_a_finished_run_of_other_settings_is_found_first(
         assert done.code == 2, done.out
         assert "sft: started with stage.train.learning_rate = 0.003, now 0.0001" in done.err
     assert not Path("runs/small/baseline-itemknn").exists()
+
+
+def test_data_to_evaluate_on_are_those_of_the_recipe(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = RECIPE.partition("[data]")[2].partition("[model]")[0]
+    Path(recipe).write_text(Path(recipe).read_text() + f"[eval.data]{data}")
+    assert typed(capsys, "prepare", recipe).code == 0
+    assert typed(capsys, "sft", recipe).code == 0
+    done = typed(capsys, "eval", recipe, "--run", "sft", "eval.data.k_core=4")
+    assert done.code == 2
+    assert "prepared-eval: prepared with data.k_core = 5, the recipe has 4" in done.err

@@ -234,7 +234,7 @@ def check_fits(folder: Path, asked: Manifest) -> None:
         )
 
 
-def require_same_data(prepared: Prepared, section: DataSection) -> None:
+def require_same_data(folder: Path, manifest: Manifest, section: DataSection) -> None:
     """Refuse prepared rows that were made with other choices than the recipe has now.
 
     Sources are not looked at: they may be on another machine.
@@ -243,11 +243,11 @@ def require_same_data(prepared: Prepared, section: DataSection) -> None:
         DataError: names the first key that differs, with both values.
     """
     data = section.model_dump(mode="json", exclude={*CIRCUMSTANCES, *_PATH_KEYS})
-    made = prepared.manifest["data"]
+    made = manifest["data"]
     for key in data:
         if key in made and made[key] != data[key]:
             raise DataError(
-                f"{prepared.folder}: prepared with data.{key} = {json.dumps(made[key])}, the "
+                f"{folder}: prepared with data.{key} = {json.dumps(made[key])}, the "
                 f"recipe has {json.dumps(data[key])}; run llmrec prepare under another name "
                 "(name=...), or take the change back"
             )

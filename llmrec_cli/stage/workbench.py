@@ -238,11 +238,13 @@ def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = Fal
     """
     ranks = Ranks(make_accelerator(recipe))
     trained_on = load_prepared(recipe.prepared)
-    require_same_data(trained_on, recipe.data)
+    require_same_data(trained_on.folder, trained_on.manifest, recipe.data)
     if recipe.model.backbone == "scratch":
         # By the first process alone: transformers writes no weights in the others.
         ranks.first(partial(ensure_scratch, recipe, trained_on, progress))
     bench = lay_out(recipe, trained_on, ranks, evaluation=evaluation)
+    if evaluation and recipe.eval.data is not None:
+        require_same_data(bench.prepared.folder, bench.prepared.manifest, recipe.eval.data)
     shared = shared_entries(bench.prepared.items, bench.leaf_of_item)
     if shared is not None:
         progress.say(f"{bench.prepared.folder}: {shared}")
