@@ -106,7 +106,7 @@ def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
 def test_data_and_recipes_never_import_torch() -> None:
     for path in FILES:
         if room_of(path).startswith(
-            ("data", "recipe", "cli", "commands", "errors", "prepare", "sample")
+            ("data", "recipe", "cli", "commands", "errors", "prepare", "synthetic")
         ):
             assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
                 path

@@ -19,8 +19,8 @@ from llmrec_cli.evaluate import _without_baselines, evaluate
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.sample import write_sample
 from llmrec_cli.stage.base import require_tokens
+from llmrec_cli.synthetic.raw_files import write_sample
 from llmrec_cli.validate import validate
 
 GAMES = load_rank_template("games", Path)

@@ -84,7 +84,7 @@ def sample_command(
 
     Example: llmrec sample --out raw/synthetic --users 1000 --items 320 --format 2018
     """
-    from llmrec_cli.sample import write_sample
+    from llmrec_cli.synthetic.raw_files import write_sample
 
     report = write_sample(out_folder, seed=seed, users=users, items=items, format=generation)
     files = [report.reviews, report.metadata, report.oracle_file]

@@ -15,24 +15,27 @@ from typing import Any
 
 import pytest
 
-from llmrec_cli.data import synthetic_names
-from llmrec_cli.data.synthetic import (
-    Item,
-    Purchase,
-    World,
-    anchor_of,
-    build_world,
-    draw_next,
-    next_probabilities,
-    shop,
-)
-from llmrec_cli.data.synthetic_oracle import histories, oracle_scores, popularity_scores
-from llmrec_cli.data.synthetic_raw import FORMATS, SampleFormat
-from llmrec_cli.data.synthetic_stream import Stream
 from llmrec_cli.errors import DataError, MachineError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.sample import SampleReport, write_sample
+from llmrec_cli.synthetic import wordlists
+from llmrec_cli.synthetic.oracle import (
+    build_histories,
+    list_probabilities,
+    score_oracle,
+    score_popularity,
+)
+from llmrec_cli.synthetic.raw_files import FORMATS, SampleFormat, SampleReport, write_sample
+from llmrec_cli.synthetic.shop import (
+    Item,
+    Purchase,
+    Stream,
+    World,
+    build_world,
+    draw_next,
+    draw_purchases,
+    find_anchor,
+)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "sample"
 GENERATIONS: tuple[SampleFormat, ...] = ("2014", "2018", "2023")
@@ -49,7 +52,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def purchases(world: World) -> list[Purchase]:
-    return shop(world, seed=0, users=1000)
+    return draw_purchases(world, seed=0, users=1000)
 
 
 def reviews(generation: SampleFormat) -> Records:
@@ -109,7 +112,7 @@ def test_the_draws_are_pcg64s_own_stream() -> None:
     stream = Stream(seed=0, purpose=0)
     # From numpy.random.PCG64(SeedSequence((0, 0))).random_raw(3), written down once: a numpy that
     # changed its stream would silently change the sample.
-    assert [stream.below(2**64) for _ in range(3)] == [
+    assert [stream.draw_below(2**64) for _ in range(3)] == [
         11749869230777074271,
         4976686463289251617,
         755828109848996024,
@@ -140,8 +143,8 @@ def test_every_size_has_the_items_asked_for(items: int, tmp_path: Path) -> None:
 
 
 def test_series_of_one_name_keep_distinct_titles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic_names, "series_name", lambda draw: "Copper Kites")
-    monkeypatch.setattr(synthetic_names, "KINDS", ("Puzzle",))
+    monkeypatch.setattr(wordlists, "make_series_name", lambda draw: "Copper Kites")
+    monkeypatch.setattr(wordlists, "KINDS", ("Puzzle",))
     titles = [item.title for item in build_world(0, 80).items if item.kind == "series"]
     assert len(set(titles)) == len(titles)
 
@@ -151,7 +154,7 @@ def test_series_of_one_name_keep_distinct_titles(monkeypatch: pytest.MonkeyPatch
 
 def test_probabilities_add_up_to_one_and_skip_what_was_bought(world: World) -> None:
     for history in ([], [0], [3, 310, 315], list(range(15)), list(range(300, 320))):
-        probability = next_probabilities(world, history)
+        probability = list_probabilities(world, history)
         assert sum(probability) == pytest.approx(1, abs=1e-12)
         assert all(probability[item] == 0 for item in history)
 
@@ -161,7 +164,7 @@ def test_draws_follow_the_probabilities() -> None:
     world = build_world(seed=1, items=60)
     stream, history, draws = Stream(9, purpose=0), [7, world.promoted[0]], 20_000
     seen = Counter(draw_next(world, history, stream) for _ in range(draws))
-    for item, share in enumerate(next_probabilities(world, history)):
+    for item, share in enumerate(list_probabilities(world, history)):
         deviation = (share * (1 - share) / draws) ** 0.5
         assert abs(seen[item] / draws - share) <= 5 * deviation, item
 
@@ -170,7 +173,7 @@ def test_the_shares_of_the_plan(world: World, purchases: list[Purchase]) -> None
     """Outside interruptions, and where it was still to be had: .45 next volume, .25 complement."""
     taken: dict[str, list[bool]] = {"next": [], "complement": [], "promoted": []}
     for history, item in transitions(purchases):
-        anchor = anchor_of(world, history)
+        anchor = find_anchor(world, history)
         if anchor is None:
             continue
         taken["promoted"].append(item in world.promoted)
@@ -316,8 +319,8 @@ def test_the_three_formats_tell_the_same_story() -> None:
 
 
 def test_the_oracle_is_far_above_popularity(world: World, purchases: list[Purchase]) -> None:
-    sequences = histories(world, purchases)
-    oracle, popular = oracle_scores(world, sequences), popularity_scores(world, sequences)
+    sequences = build_histories(world, purchases)
+    oracle, popular = score_oracle(world, sequences), score_popularity(world, sequences)
     assert oracle["HR@10"] > 0.75
     assert popular["HR@10"] < oracle["HR@10"] / 5
     assert json.loads((SHIPPED / "amazon2018" / "oracle.json").read_text())["oracle"] == oracle
@@ -339,7 +342,7 @@ def test_the_oracle_scores_what_prepare_makes(
     prepared = prepare(load_recipe("quickstart", overrides), Path)
     ids, test = prepared.items["item_id"].tolist(), prepared.split("test")
     found = [[*h, target] for h, target in zip(test["history"], test["target"], strict=True)]
-    expected = [[world.items[i].item_id for i in s] for s in histories(world, purchases)]
+    expected = [[world.items[i].item_id for i in s] for s in build_histories(world, purchases)]
     assert sorted([ids[i] for i in items] for items in found) == sorted(expected)
 
 
@@ -363,7 +366,7 @@ def tiny_world() -> World:
 
 def test_probabilities_of_a_tiny_shop_by_hand() -> None:
     """After item 0, with nothing else seen: each rule's share written out."""
-    probability = next_probabilities(tiny_world(), [0])
+    probability = list_probabilities(tiny_world(), [0])
     expected = [0.0] * 7
     expected[5], expected[6] = 0.05, 0.03
     expected[1] += 0.92 * 0.45  # next volume
@@ -377,7 +380,7 @@ def test_probabilities_of_a_tiny_shop_by_hand() -> None:
 
 def test_a_used_up_rule_falls_back_on_popularity() -> None:
     """Item 0's shelf, next volume and complement are gone: all but the interruptions is item 4."""
-    probability = next_probabilities(tiny_world(), [1, 2, 3, 5, 0])
+    probability = list_probabilities(tiny_world(), [1, 2, 3, 5, 0])
     assert probability == pytest.approx([0, 0, 0, 0, 0.97, 0, 0.03], abs=1e-12)
 
 
@@ -387,11 +390,11 @@ def test_oracle_against_brute_force() -> None:
     catalogue = sorted({i for s in sequences for i in s}, key=lambda i: world.items[i].item_id)
     ranks = []
     for *history, target in sequences:
-        share = next_probabilities(world, history)
+        share = list_probabilities(world, history)
         best_first = sorted(catalogue, key=lambda item: -share[item])  # stable: ties by id
         ranks.append(best_first.index(target) + 1)
     assert len(set(ranks)) > 1
-    scores = oracle_scores(world, sequences)
+    scores = score_oracle(world, sequences)
     for k in (1, 5, 10):
         hit = [rank <= k for rank in ranks]
         gain = [1 / log2(rank + 1) if rank <= k else 0 for rank in ranks]
@@ -404,7 +407,7 @@ def test_popularity_of_a_tiny_shop_by_hand() -> None:
     sequences = [[0, 2, 1, 4], [0, 1, 3, 2]]
     # Counts of all but the last two: 0 -> 2, 2 -> 1, 1 -> 1, 3 and 4 -> 0.
     # Ids: 0 "b", 1 "a", 2 "d", 3 "c", 4 "f": the ranking is 0, 1, 2, 3, 4; targets rank 5 and 3.
-    scores = popularity_scores(tiny_world(), sequences)
+    scores = score_popularity(tiny_world(), sequences)
     assert scores["HR@1"] == 0
     assert scores["HR@5"] == scores["HR@10"] == 1
     assert scores["NDCG@5"] == pytest.approx((1 / log2(6) + 1 / log2(4)) / 2, abs=1e-6)
@@ -418,4 +421,4 @@ def test_histories_drop_what_prepare_drops() -> None:
         (2, 3, 1), (2, 4, 2),  # too short once 3 and 4 are gone
     ]  # fmt: skip
     purchases = [Purchase(user, item, day, stars=5) for user, item, day in bought]
-    assert histories(tiny_world(), purchases, core=2) == [[0, 1, 2], [0, 1, 2]]
+    assert build_histories(tiny_world(), purchases, core=2) == [[0, 1, 2], [0, 1, 2]]

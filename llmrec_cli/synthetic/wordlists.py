@@ -63,7 +63,7 @@ REVIEWERS: Final = ("Robin", "J. Doe", "toy fan", "Alex &amp; Sam", "M\u00e1rta"
 EDITIONS: Final = ("Renewed", "Display Copy", "Travel Edition", "Limited Tin")
 
 
-def brand_name(number: int) -> str:
+def make_brand_name(number: int) -> str:
     """Name of brand ``number`` (>= 0), distinct for every number."""
     starts, ends = len(_BRAND_STARTS), len(_BRAND_ENDS)
     generation, rest = divmod(number, starts * ends)
@@ -73,7 +73,7 @@ def brand_name(number: int) -> str:
     return f"{name} {generation + 1}" if generation else name
 
 
-def series_name(draw: int) -> str:
+def make_series_name(draw: int) -> str:
     """Name of a series for a random whole number; every fifth has "&", every seventh "'s"."""
     draw, first = divmod(draw, len(_FIRST))
     draw, second = divmod(draw, len(_SECOND))

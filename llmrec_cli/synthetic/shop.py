@@ -2,7 +2,7 @@
 
 Catalogue: brands of 3 series with 5 volumes each, a few *promoted* items (near-duplicate titles,
 often bought, rated low) and a few *orphans* (no usable title).  The anchor of a history is its last
-series item; the next item is drawn by ``rules`` among the items that the shopper has not had yet:
+series item.  The next item is drawn by ``list_rules`` among the items that the shopper has not had:
 next volume, planted complement, same brand, popularity, and now and then an interruption by a
 promoted item or an orphan, which does not move the anchor.  A filter that drops promoted items or
 orphans therefore leaves the structure as it is.
@@ -12,14 +12,16 @@ Only whole numbers from PCG64's raw output decide, so every machine draws the sa
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, count
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from llmrec_cli.data import synthetic_names as names
-from llmrec_cli.data.synthetic_stream import Stream
+import numpy as np
+
 from llmrec_cli.errors import DataError
+from llmrec_cli.synthetic import wordlists
 
 T = TypeVar("T")
 Kind = Literal["series", "promoted", "untitled", "markup", "unlisted"]
@@ -39,6 +41,41 @@ POPULAR: Final = 15 * 92
 _ORPHAN_KINDS: Final[tuple[Kind, ...]] = ("untitled", "markup", "unlisted")
 _DAYS: Final = 2500  # the shop's lifetime
 _MOST_PURCHASES: Final = 30
+
+
+class Stream:
+    """Random choices from PCG64's raw 64-bit output, alike on every machine and numpy."""
+
+    def __init__(self, seed: int, purpose: int) -> None:
+        bits = np.random.PCG64(np.random.SeedSequence((seed, purpose)))
+        self._raw: Iterator[int] = chain.from_iterable(
+            bits.random_raw(4096).tolist() for _ in count()
+        )
+
+    def draw_below(self, bound: int) -> int:
+        """A number in [0, bound); the bias of the remainder is below 2^-40 for bounds in use."""
+        return next(self._raw) % bound
+
+    def draw_chance(self, percent: int) -> bool:
+        """True in ``percent`` of 100 cases."""
+        return self.draw_below(100) < percent
+
+    def draw_choice(self, values: Sequence[T]) -> T:
+        """One of ``values``, all equally likely."""
+        return values[self.draw_below(len(values))]
+
+    def draw_index(self, weights: Sequence[int]) -> int:
+        """An index, with probability proportional to its weight."""
+        cumulative = list(accumulate(weights))
+        return bisect_right(cumulative, self.draw_below(cumulative[-1]))
+
+    def shuffle_values(self, values: Sequence[T]) -> list[T]:
+        """The values in random order (Fisher-Yates)."""
+        result = list(values)
+        for last in range(len(result) - 1, 0, -1):
+            other = self.draw_below(last + 1)
+            result[last], result[other] = result[other], result[last]
+        return result
 
 
 class Item(NamedTuple):
@@ -93,11 +130,11 @@ def build_world(seed: int, items: int) -> World:
         tuple(range(first, min(first + per_brand, series))) for first in range(0, series, per_brand)
     )
     return World(
-        items=tuple(_products(stream, series, promoted, orphans)),
-        weight=(*_skewed(stream, series), *_skewed(stream, promoted), *[1] * orphans),
+        items=tuple(_invent_items(stream, series, promoted, orphans)),
+        weight=(*_draw_weights(stream, series), *_draw_weights(stream, promoted), *[1] * orphans),
         brand=brand,
-        following=tuple(_after(number, shelves[brand[number]]) for number in range(series)),
-        complement=tuple(_complement(stream, number, brand) for number in range(series)),
+        following=tuple(_next_volume(number, shelves[brand[number]]) for number in range(series)),
+        complement=tuple(_draw_complement(stream, number, brand) for number in range(series)),
         shelves=shelves,
         popular=tuple(range(series)),
         promoted=tuple(range(series, series + promoted)),
@@ -105,67 +142,70 @@ def build_world(seed: int, items: int) -> World:
     )
 
 
-def _skewed(stream: Stream, count: int) -> list[int]:
+def _draw_weights(stream: Stream, count: int) -> list[int]:
     """Popularity weights that fall like 1/rank, in random order."""
-    return stream.shuffled([1_000_000 // (rank + 5) for rank in range(count)])
+    return stream.shuffle_values([1_000_000 // (rank + 5) for rank in range(count)])
 
 
-def _after(number: int, shelf: Sequence[int]) -> int:
+def _next_volume(number: int, shelf: Sequence[int]) -> int:
     return number + 1 if number < shelf[-1] else shelf[0]
 
 
-def _complement(stream: Stream, number: int, brand: Sequence[int]) -> int:
-    while brand[other := stream.below(len(brand))] == brand[number]:
+def _draw_complement(stream: Stream, number: int, brand: Sequence[int]) -> int:
+    while brand[other := stream.draw_below(len(brand))] == brand[number]:
         pass
     return other
 
 
-def _products(stream: Stream, series: int, promoted: int, orphans: int) -> Iterator[Item]:
+def _invent_items(stream: Stream, series: int, promoted: int, orphans: int) -> Iterator[Item]:
     taken: set[str] = set()
     titles: list[tuple[str, str]] = []
     for first in range(0, series, VOLUMES):
-        brand = names.brand_name(first // (VOLUMES * SERIES_PER_BRAND))
-        series_name, kind = names.series_name(stream.below(2**40)), stream.choice(names.KINDS)
+        brand = wordlists.make_brand_name(first // (VOLUMES * SERIES_PER_BRAND))
+        series_name, kind = (
+            wordlists.make_series_name(stream.draw_below(2**40)),
+            stream.draw_choice(wordlists.KINDS),
+        )
         stem = f"{brand} {series_name} {kind}"
         if stem in taken:  # seldom: the same draws for two series of a brand
             stem = f"{stem} {first}"
         taken.add(stem)
         for volume in range(1, min(VOLUMES, series - first) + 1):
             titles.append((brand, f"{stem}, Vol. {volume}"))
-    ids = _item_ids(stream, series + promoted + orphans)
+    ids = _draw_item_ids(stream, series + promoted + orphans)
     yield from (Item(next(ids), brand, title, "series") for brand, title in titles)
-    originals = stream.shuffled(titles)[: promoted + orphans]
+    originals = stream.shuffle_values(titles)[: promoted + orphans]
     for number, (brand, title) in enumerate(originals[:promoted]):
-        edition = names.EDITIONS[number % len(names.EDITIONS)]
+        edition = wordlists.EDITIONS[number % len(wordlists.EDITIONS)]
         yield Item(next(ids), brand, f"{title} ({edition})", "promoted")
     for number, (brand, title) in enumerate(originals[promoted:]):
         yield Item(next(ids), brand, title, _ORPHAN_KINDS[number % len(_ORPHAN_KINDS)])
 
 
-def _item_ids(stream: Stream, count: int) -> Iterator[str]:
+def _draw_item_ids(stream: Stream, count: int) -> Iterator[str]:
     """Ten characters as in the genuine files; every 25th looks like a number."""
     taken: set[str] = set()
     while len(taken) < count:
         if len(taken) % 25 == 0:
-            fresh = f"{stream.below(10**9):010d}"
+            fresh = f"{stream.draw_below(10**9):010d}"
         else:
-            fresh = "B00" + code(stream, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", 7)
+            fresh = "B00" + draw_code(stream, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", 7)
         if fresh not in taken:
             taken.add(fresh)
             yield fresh
 
 
-def code(stream: Stream, alphabet: str, length: int) -> str:
+def draw_code(stream: Stream, alphabet: str, length: int) -> str:
     """A random identifier."""
-    return "".join(alphabet[stream.below(len(alphabet))] for _ in range(length))
+    return "".join(alphabet[stream.draw_below(len(alphabet))] for _ in range(length))
 
 
-def anchor_of(world: World, history: Sequence[int]) -> int | None:
+def find_anchor(world: World, history: Sequence[int]) -> int | None:
     """The last series item of a history; promoted items and orphans do not count."""
     return next((item for item in reversed(history) if item < len(world.popular)), None)
 
 
-def rules(world: World, anchor: int | None) -> list[tuple[int, Sequence[int]]]:
+def list_rules(world: World, anchor: int | None) -> list[tuple[int, Sequence[int]]]:
     """Shares (adding up to 10,000) with the items each chooses from, by popularity weight."""
     if anchor is None:
         return [(10_000, world.popular)]
@@ -179,7 +219,7 @@ def rules(world: World, anchor: int | None) -> list[tuple[int, Sequence[int]]]:
     ]
 
 
-def unseen(world: World, candidates: Sequence[int], seen: Collection[int]) -> list[int]:
+def keep_unseen(world: World, candidates: Sequence[int], seen: Collection[int]) -> list[int]:
     """Candidates that are left; a rule with none left falls back on popularity."""
     left = [item for item in candidates if item not in seen]
     return left or [item for item in world.popular if item not in seen]
@@ -187,25 +227,13 @@ def unseen(world: World, candidates: Sequence[int], seen: Collection[int]) -> li
 
 def draw_next(world: World, history: Sequence[int], stream: Stream) -> int:
     """The item that a shopper with this history takes next."""
-    choices = rules(world, anchor_of(world, history))
-    _, candidates = choices[stream.weighted([share for share, _ in choices])]
-    left = unseen(world, candidates, set(history))
-    return left[stream.weighted([world.weight[item] for item in left])]
+    choices = list_rules(world, find_anchor(world, history))
+    _, candidates = choices[stream.draw_index([share for share, _ in choices])]
+    left = keep_unseen(world, candidates, set(history))
+    return left[stream.draw_index([world.weight[item] for item in left])]
 
 
-def next_probabilities(world: World, history: Sequence[int]) -> list[float]:
-    """Probability of every item to come next; the law that ``draw_next`` draws from."""
-    probability = [0.0] * len(world.items)
-    seen = set(history)
-    for share, candidates in rules(world, anchor_of(world, history)):
-        left = unseen(world, candidates, seen)
-        total = sum(world.weight[item] for item in left)
-        for item in left:
-            probability[item] += share / 10_000 * world.weight[item] / total
-    return probability
-
-
-def shop(world: World, seed: int, users: int) -> list[Purchase]:
+def draw_purchases(world: World, seed: int, users: int) -> list[Purchase]:
     """Every user's purchases in the order of the files: mixed, but a user's ties stay in order.
 
     About 3 % of the users buy fewer than five items; about 2 % of the purchases are reviewed again,
@@ -217,46 +245,46 @@ def shop(world: World, seed: int, users: int) -> list[Purchase]:
     if users < 1:
         raise DataError(f"users = {users}: expected at least 1")
     stream = Stream(seed, purpose=1)
-    visits = [visit for user in range(users) for visit in _visits(world, stream, user)]
-    return _mixed(stream, visits)
+    visits = [visit for user in range(users) for visit in _draw_visits(world, stream, user)]
+    return _mix_order(stream, visits)
 
 
-def _visits(world: World, stream: Stream, user: int) -> Iterator[Purchase]:
+def _draw_visits(world: World, stream: Stream, user: int) -> Iterator[Purchase]:
     history: list[int] = []
-    for _ in range(_length(stream, len(world.popular))):
+    for _ in range(_draw_length(stream, len(world.popular))):
         history.append(draw_next(world, history, stream))
-    gaps = [0 if stream.chance(30) else 1 + stream.below(40) for _ in history]
-    first = stream.below(_DAYS - sum(gaps) - 30)
+    gaps = [0 if stream.draw_chance(30) else 1 + stream.draw_below(40) for _ in history]
+    first = stream.draw_below(_DAYS - sum(gaps) - 30)
     days = [first + offset for offset in accumulate(gaps)]
     for item, day in zip(history, days, strict=True):
-        stars = _stars(stream, world.items[item].kind)
+        stars = _draw_stars(stream, world.items[item].kind)
         yield Purchase(user, item, day, stars)
-        if stream.chance(2):
-            again = day if stream.chance(50) else days[-1] + 1 + stream.below(29)
+        if stream.draw_chance(2):
+            again = day if stream.draw_chance(50) else days[-1] + 1 + stream.draw_below(29)
             yield Purchase(user, item, again, stars)
 
 
-def _length(stream: Stream, series: int) -> int:
-    if stream.chance(3):
-        return 2 + stream.below(3)
+def _draw_length(stream: Stream, series: int) -> int:
+    if stream.draw_chance(3):
+        return 2 + stream.draw_below(3)
     length = 6
-    while length < min(_MOST_PURCHASES, series // 2) and stream.chance(80):
+    while length < min(_MOST_PURCHASES, series // 2) and stream.draw_chance(80):
         length += 1
     return length
 
 
-def _stars(stream: Stream, kind: Kind) -> int:
+def _draw_stars(stream: Stream, kind: Kind) -> int:
     """Promoted items are bought often and rated low."""
     shares = (55, 35, 10, 0, 0) if kind == "promoted" else (1, 2, 7, 25, 65)
-    return 1 + stream.weighted(shares)
+    return 1 + stream.draw_index(shares)
 
 
-def _mixed(stream: Stream, visits: Sequence[Purchase]) -> list[Purchase]:
+def _mix_order(stream: Stream, visits: Sequence[Purchase]) -> list[Purchase]:
     """Random file order, except that one user's purchases of one day keep theirs.
 
     Ties in time break by file order, so this alone keeps the planted order readable.
     """
-    order = stream.shuffled(range(len(visits)))
+    order = stream.shuffle_values(range(len(visits)))
     slots: dict[tuple[int, int], list[int]] = {}
     for slot, number in enumerate(order):
         slots.setdefault((visits[number].user, visits[number].day), []).append(slot)

@@ -1,0 +1,1 @@
+"""An invented shop with known rules: the raw files of ``llmrec sample`` and their oracle."""
