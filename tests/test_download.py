@@ -16,12 +16,10 @@ from filelock import FileLock
 from hosting import Host, Served, hosting
 from typer.testing import CliRunner
 
-from llmrec_cli import download as story
 from llmrec_cli.cli import app
-from llmrec_cli.data import fetch as fetching
-from llmrec_cli.data import locations
-from llmrec_cli.data.locations import find_category, generations, mirrored
-from llmrec_cli.download import download, recipe_lines
+from llmrec_cli.download import locations, official, transfer
+from llmrec_cli.download.locations import find_category, load_generations, mirror_hosts
+from llmrec_cli.download.official import download_category, format_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, UserError
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
@@ -33,7 +31,7 @@ NAME = "amazon2018/Gift_Cards"
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
     """A copy laid out as the first official host; the working folder is empty."""
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(transfer, "PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     with hosting() as host:
@@ -75,7 +73,7 @@ def test_json_says_the_same(mirror: Host) -> None:
 
 def test_what_is_there_is_not_asked_for_again(mirror: Host) -> None:
     for _ in range(2):
-        done = download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        done = download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     assert len(mirror.asked) == 1
     assert done.files["reviews"][0].bytes == len(REVIEWS)
 
@@ -101,21 +99,21 @@ class Counting:
 
 
 def test_bars_count_megabytes_and_end_full(mirror: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story, "MB", 10)
+    monkeypatch.setattr(official, "MB", 10)
     served = mirror.files["/categoryFilesSmall/Gift_Cards_5.json.gz"]
     served.cuts, tens = [25], -(-len(REVIEWS) // 10)
     progress = Counting()
-    download(NAME, Path("raw"), ["reviews"], mirror.address, progress)
+    download_category(NAME, Path("raw"), ["reviews"], mirror.address, progress)
     assert progress.bars == [[0, 2, tens], [2, tens, tens]]
 
 
 def test_an_interrupted_download_goes_on(mirror: Host) -> None:
     served = mirror.files["/categoryFilesSmall/Gift_Cards_5.json.gz"]
-    served.cuts = [10] + [0] * fetching.ATTEMPTS
+    served.cuts = [10] + [0] * transfer.ATTEMPTS
     with pytest.raises(MachineError, match="the same command goes on from there"):
-        download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     mirror.asked.clear()
-    download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+    download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     assert [asked for _, asked in mirror.asked] == ["bytes=10-"]
     assert Path("raw/Gift_Cards_5.json.gz").read_bytes() == REVIEWS
 
@@ -123,7 +121,7 @@ def test_an_interrupted_download_goes_on(mirror: Host) -> None:
 def test_a_flat_copy_serves_as_well(mirror: Host) -> None:
     mirror.files = {"/flat/meta_Gift_Cards.json.gz": Served(META)}
     base = f"{mirror.address}/flat/"
-    download(NAME, Path("raw"), ["meta"], base, Silent())
+    download_category(NAME, Path("raw"), ["meta"], base, Silent())
     assert [path for path, _ in mirror.asked] == [
         "/flat/metaFiles2/meta_Gift_Cards.json.gz",
         "/flat/meta_Gift_Cards.json.gz",
@@ -139,8 +137,8 @@ def test_the_next_host_is_asked_where_one_is_gone(
     for split in ("train", "valid", "test"):
         path = f"/hub/benchmark/5core/last_out_w_his/{category}.{split}.csv"
         mirror.files[path] = Served(split.encode())
-    monkeypatch.setattr(story, "mirrored", lambda generation, base: (dead, alive))
-    done = download("amazon2023/all-beauty", Path("raw"), ["splits"], "x", Silent())
+    monkeypatch.setattr(official, "mirror_hosts", lambda generation, base: (dead, alive))
+    done = download_category("amazon2023/all-beauty", Path("raw"), ["splits"], "x", Silent())
     assert [one.path.name for one in done.files["splits"]] == [
         f"All_Beauty.{split}.csv" for split in ("train", "valid", "test")
     ]
@@ -155,7 +153,7 @@ def test_the_next_host_is_asked_where_one_is_gone(
 def test_no_host_at_all_is_one_line_with_the_reasons(mirror: Host) -> None:
     mirror.files.clear()
     with pytest.raises(MachineError) as told:
-        download(NAME, Path("raw"), ["meta"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["meta"], mirror.address, Silent())
     assert str(told.value) == (
         "amazon2018/Gift_Cards: meta: no host has it (127.0.0.1: 404 Not Found; 127.0.0.1: 404 Not "
         "Found); see https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2, or name a copy with "
@@ -168,7 +166,7 @@ def test_a_known_checksum_is_held_against_what_arrives(mirror: Host) -> None:
     name = "Musical_Instruments_5.json.gz"
     mirror.files[f"/categoryFilesSmall/{name}"] = Served(REVIEWS)
     with pytest.raises(MachineError, match="expected e3ae8a3f"):
-        download(
+        download_category(
             "amazon2018/Musical_Instruments", Path("raw"), ["reviews"], mirror.address, Silent()
         )
     assert not Path("raw", name).exists()
@@ -178,27 +176,29 @@ def test_a_file_of_another_generation_is_never_taken_for_this_one(mirror: Host) 
     """2014 and 2018 call their metadata alike."""
     mirror.files["/meta_Digital_Music.json.gz"] = Served(META)
     mirror.files["/metaFiles2/meta_Digital_Music.json.gz"] = Served(META)
-    download("amazon2014/Digital_Music", Path("raw"), ["meta"], mirror.address, Silent())
+    download_category("amazon2014/Digital_Music", Path("raw"), ["meta"], mirror.address, Silent())
     with pytest.raises(ArtefactError, match="not of amazon2018"):
-        download("amazon2018/Digital_Music", Path("raw"), ["meta"], mirror.address, Silent())
+        download_category(
+            "amazon2018/Digital_Music", Path("raw"), ["meta"], mirror.address, Silent()
+        )
 
 
 def test_somebody_elses_file_is_left_alone(mirror: Host) -> None:
     Path("raw").mkdir()
     Path("raw/Gift_Cards_5.json.gz").write_bytes(b"mine")
     with pytest.raises(ArtefactError, match="remove it, or download to another folder"):
-        download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     assert Path("raw/Gift_Cards_5.json.gz").read_bytes() == b"mine"
 
 
 def test_a_file_that_shrank_and_a_damaged_record_are_told(mirror: Host) -> None:
-    download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+    download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     Path("raw/Gift_Cards_5.json.gz").write_bytes(b"")
     with pytest.raises(ArtefactError, match=r"0 bytes, .* remove it to download it again"):
-        download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     Path("raw/downloads.json").write_text('{"Gift_Cards_5.json.gz": 1}')
     with pytest.raises(ArtefactError, match="damaged"):
-        download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
 
 
 def test_two_downloads_do_not_share_a_folder(mirror: Host) -> None:
@@ -207,7 +207,7 @@ def test_two_downloads_do_not_share_a_folder(mirror: Host) -> None:
         FileLock("raw/.downloads.lock"),
         pytest.raises(ArtefactError, match="another download is at work"),
     ):
-        download(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
+        download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
 
 
 @pytest.mark.parametrize(
@@ -234,44 +234,44 @@ def test_wrong_words_are_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as told:
-        download(name, Path("raw"), kinds, base, Silent())
+        download_category(name, Path("raw"), kinds, base, Silent())
     assert problem in str(told.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_means_every_kind_but_the_whole_of_the_reviews(mirror: Host) -> None:
     mirror.files["/categoryFilesSmall/Gift_Cards.csv"] = Served(b"i,u,5.0,1\n")
-    done = download(NAME, Path("raw"), ["all"], mirror.address, Silent())
+    done = download_category(NAME, Path("raw"), ["all"], mirror.address, Silent())
     assert list(done.files) == ["reviews", "meta", "ratings"]
 
 
 def test_a_folder_outside_is_named_in_full_in_the_recipe(mirror: Host, tmp_path: Path) -> None:
     """``../`` in a recipe is relative to the recipe's own file."""
     Path("here").mkdir()
-    done = download(NAME, Path("here/../raw"), ["reviews"], mirror.address, Silent())
+    done = download_category(NAME, Path("here/../raw"), ["reviews"], mirror.address, Silent())
     [file] = done.files["reviews"]
-    moved = story.Fetched(Path("../raw/x.gz"), file.url, 1, file.sha256)
-    told = tomllib.loads(recipe_lines(done.generation, {"reviews": [moved]}))["data"]["reviews"]
+    moved = official.Fetched(Path("../raw/x.gz"), file.url, 1, file.sha256)
+    told = tomllib.loads(format_recipe(done.generation, {"reviews": [moved]}))["data"]["reviews"]
     assert told == [str(tmp_path.parent / "raw" / "x.gz")]
 
 
 def test_locations_are_complete_and_names_are_safe() -> None:
-    sizes = {name: len(generation.categories) for name, generation in generations().items()}
+    sizes = {name: len(generation.categories) for name, generation in load_generations().items()}
     assert sizes == {"amazon2014": 24, "amazon2018": 29, "amazon2023": 34}
-    for generation in generations().values():
+    for generation in load_generations().values():
         for host in generation.hosts:
             assert host.base.startswith("https://")
             assert set(host.files) == set(generation.kinds)
             assert all("{category}" in path for paths in host.files.values() for path in paths)
             assert {kind for kind in generation.kinds if kind != "meta"} == set(generation.formats)
         assert all(name.replace("_", "").isalnum() for name in generation.categories)
-        assert len(mirrored(generation, "https://lab.example/data/")) in (1, 2)
+        assert len(mirror_hosts(generation, "https://lab.example/data/")) in (1, 2)
 
 
 def test_every_shipped_recipe_of_a_raw_category_names_files_that_download_brings() -> None:
     brought = {
         path.format(category=category).rsplit("/", 1)[-1]
-        for generation in generations().values()
+        for generation in load_generations().values()
         for paths in generation.hosts[0].files.values()
         for path in paths
         for category in generation.categories

@@ -41,6 +41,8 @@ MATERIAL = {
     "serving": set[str](),
     "sweeping": set[str](),
 }
+# what surrounds the pipeline: only the command line imports it
+PERIPHERY = {"download", "synthetic"}
 STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "__init__",
     "__main__",
@@ -93,6 +95,18 @@ def test_what_stories_are_made_of_does_not_tell_them(room: str) -> None:
         if name.startswith("llmrec_cli.")
     }
     assert told & (STORIES | {"commands"}) == MATERIAL[room]
+
+
+def test_only_the_command_line_imports_what_surrounds_the_pipeline() -> None:
+    found = {
+        (room_of(path), name.split(".")[1])
+        for path in FILES
+        for name in imports(path)
+        if name.startswith("llmrec_cli.")
+    }
+    assert {(room, name) for room, name in found if name in PERIPHERY and room != name} == {
+        ("commands", name) for name in PERIPHERY
+    }
 
 
 def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from llmrec_cli.audit import audit_folder
 from llmrec_cli.audit import to_json as audit_json
 from llmrec_cli.compare import Asked, compare
 from llmrec_cli.comparing.outputs import write_output
-from llmrec_cli.download import RECORD, download
+from llmrec_cli.download.official import RECORD, download_category
 from llmrec_cli.engine.checkpoint import Checkpoints, restore
 from llmrec_cli.engine.item_scores import stored_vectors
 from llmrec_cli.engine.mining import Miner
@@ -209,7 +209,7 @@ def _caches() -> Files:
 
 def _downloaded(folder: Path, rng: Random) -> None:
     """All files are there, so that nobody is asked: only the record of them is read."""
-    download("amazon2018/Gift_Cards", folder, ["ratings"], None, Silent())
+    download_category("amazon2018/Gift_Cards", folder, ["ratings"], None, Silent())
 
 
 TARGETS: Final = [

@@ -13,8 +13,13 @@ import tomli_w
 from benchmarks.fuzz.mutate import Files
 from benchmarks.fuzz.target import Target, Wrong
 from llmrec_cli.compare import external_files
-from llmrec_cli.data.locations import find_category, find_generation, generations, mirrored
 from llmrec_cli.data.prompts import load_rank_template, load_template
+from llmrec_cli.download.locations import (
+    find_category,
+    find_generation,
+    load_generations,
+    mirror_hosts,
+)
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.sweeping.plan import make_plan
@@ -112,10 +117,10 @@ def _download(folder: Path, rng: Random) -> None:
 
 
 def _questions(word: str) -> Iterator[Callable[[], object]]:
-    generation = next(iter(generations().values()))
+    generation = next(iter(load_generations().values()))
     yield lambda: find_category(word)
     yield lambda: find_generation(word)
-    yield lambda: mirrored(generation, word)
+    yield lambda: mirror_hosts(generation, word)
     yield lambda: external_files([word])
 
 

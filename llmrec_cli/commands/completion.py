@@ -65,9 +65,9 @@ def models(incomplete: str) -> list[str]:
 
 def categories(incomplete: str) -> list[str]:
     """Official data sets."""
-    from llmrec_cli.data.locations import generations
+    from llmrec_cli.download.locations import load_generations
 
-    found = generations().values()
+    found = load_generations().values()
     return _beginning(
         [f"{g.name}/{category}" for g in found for category in g.categories], incomplete
     )

@@ -55,16 +55,18 @@ def download_command(
 
     Example: llmrec download amazon2018/Gift_Cards --to raw
     """
-    from llmrec_cli.download import download, listed, listing, to_json, to_lines
+    from llmrec_cli.download import official
 
     screen = Screen(as_json=as_json, quiet=quiet)
     if show_list or name is None:
-        found = listed(name)
+        found = official.find_generations(name)
         values = {"generations": [asdict(generation) for generation in found]}
-        return screen.show(values, [line for one in found for line in listing(one)])
+        return screen.show(
+            values, [line for one in found for line in official.format_generation(one)]
+        )
     kinds = [kind.value for kind in what or (What.reviews, What.meta)]
-    done = download(name, to, kinds, mirror, screen.progress())
-    screen.show(to_json(done), to_lines(done))
+    done = official.download_category(name, to, kinds, mirror, screen.progress())
+    screen.show(official.describe_downloads(done), official.format_downloads(done))
 
 
 def sample_command(

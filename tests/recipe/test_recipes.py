@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.data.locations import find_category, generations
 from llmrec_cli.data.prompts import template_names
+from llmrec_cli.download.locations import find_category, load_generations
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 
 NAMES = shipped_names()
@@ -184,7 +184,7 @@ def test_official_files_come_with_the_command_that_fetches_them(name: str) -> No
     wanted = {
         Path(file).name
         for data in tables
-        if data.format in generations()
+        if data.format in load_generations()
         for file in data.files()
         if file.startswith("raw/")
     }

@@ -1,4 +1,4 @@
-"""Where official data sets are: ``locations.toml``, read and asked."""
+"""Where official data sets are: ``locations.toml``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Generation:
 
 
 @cache
-def generations() -> Mapping[str, Generation]:
+def load_generations() -> Mapping[str, Generation]:
     """Every generation by its name."""
     table = tomllib.loads(FILE.read_text(encoding="utf-8"))
     return {
@@ -58,7 +58,7 @@ def generations() -> Mapping[str, Generation]:
             name=name,
             **{key: entry[key] for key in ("title", "page", "licence", "cite", "formats")},
             categories=tuple(entry["categories"]),
-            hosts=tuple(_host(host) for host in entry["hosts"]),
+            hosts=tuple(_parse_host(host) for host in entry["hosts"]),
             sha256=entry.get("sha256", {}),
         )
         for name, entry in table.items()
@@ -71,9 +71,9 @@ def find_generation(name: str) -> Generation:
     Raises:
         UserError: unknown; the message has the nearest, and all.
     """
-    known = generations()
+    known = load_generations()
     if name not in known:
-        hint = _nearest(name, known)
+        hint = _suggest_name(name, known)
         raise UserError(f"{name}: unknown generation, expected one of {', '.join(known)}.{hint}")
     return known[name]
 
@@ -86,17 +86,17 @@ def find_category(name: str) -> tuple[Generation, str]:
     """
     release, slash, category = name.partition("/")
     generation = find_generation(release)
-    by_fold = {_folded(known): known for known in generation.categories}
-    found = by_fold.get(_folded(category))
+    by_fold = {_fold_name(known): known for known in generation.categories}
+    found = by_fold.get(_fold_name(category))
     if found is None:
         shown = f"{name}: unknown category" if slash else f"{name}: no category"
-        near = difflib.get_close_matches(_folded(category), by_fold, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(_fold_name(category), by_fold, n=1, cutoff=0.5)
         hint = f" Did you mean {release}/{by_fold[near[0]]}?" if near else ""
         raise UserError(f"{shown}; all of them: llmrec download --list {release}.{hint}")
     return generation, found
 
 
-def mirrored(generation: Generation, base: str) -> tuple[Host, ...]:
+def mirror_hosts(generation: Generation, base: str) -> tuple[Host, ...]:
     """A lab's own copy: laid out as the first host, or all files in one folder.
 
     Raises:
@@ -121,17 +121,17 @@ def _is_plain(base: str) -> bool:
     return bool(plain) and "@" not in parts.netloc and not (parts.query or parts.fragment)
 
 
-def _host(entry: Mapping[str, object]) -> Host:
+def _parse_host(entry: Mapping[str, object]) -> Host:
     files = entry["files"]
     if not isinstance(files, dict):
         raise TypeError(f"{FILE.name}: files of {entry['base']} is not a table")
     return Host(str(entry["base"]), {kind: tuple(paths) for kind, paths in files.items()})
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _suggest_name(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _folded(category: str) -> str:
+def _fold_name(category: str) -> str:
     return category.replace("-", "_").lower()

@@ -1,4 +1,4 @@
-"""The story of ``llmrec download``: official files, from the first host that has them.
+"""``llmrec download``: official files, from the first host that has them.
 
 name -> locations.toml -> each file fetched -> downloads.json -> the lines of a recipe
 """
@@ -16,16 +16,15 @@ from urllib.parse import urlsplit
 import tomli_w
 
 from llmrec_cli.claims import claimed_to_download
-from llmrec_cli.data.fetch import Fetched, fetch
-from llmrec_cli.data.locations import (
+from llmrec_cli.download.locations import (
     Generation,
     Host,
     find_category,
     find_generation,
-    generations,
-    mirrored,
+    load_generations,
+    mirror_hosts,
 )
-from llmrec_cli.data.web import Gone
+from llmrec_cli.download.transfer import Fetched, Gone, fetch_file
 from llmrec_cli.errors import ArtefactError, MachineError, UserError
 from llmrec_cli.files import machine_errors, read_json, write_json
 from llmrec_cli.progress import Progress
@@ -43,7 +42,7 @@ class Downloaded:
     recipe: str  # TOML: a ``[data]`` table that reads them
 
 
-def download(
+def download_category(
     name: str, folder: Path, kinds: Sequence[str], mirror: str | None, progress: Progress
 ) -> Downloaded:
     """Download files of a category; complete ones are kept, incomplete ones go on.
@@ -59,26 +58,26 @@ def download(
         MachineError: no host has a file, a connection keeps breaking, or the disk refuses.
     """
     generation, category = find_category(name)
-    hosts = generation.hosts if mirror is None else mirrored(generation, mirror)
-    wanted = _kinds(generation, kinds)
+    hosts = generation.hosts if mirror is None else mirror_hosts(generation, mirror)
+    wanted = _list_kinds(generation, kinds)
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with claimed_to_download(folder):
-        shelf = _Shelf(folder, generation, category, progress)
-        files = {kind: shelf.bring(kind, hosts) for kind in wanted}
-    return Downloaded(generation, files, recipe_lines(generation, files))
+        target = _Folder(folder, generation, category, progress)
+        files = {kind: target.bring(kind, hosts) for kind in wanted}
+    return Downloaded(generation, files, format_recipe(generation, files))
 
 
-def listed(name: str | None) -> list[Generation]:
+def find_generations(name: str | None) -> list[Generation]:
     """What can be downloaded: of one generation, or of all.
 
     Raises:
         UserError: an unknown generation.
     """
-    return list(generations().values()) if name is None else [find_generation(name)]
+    return list(load_generations().values()) if name is None else [find_generation(name)]
 
 
-def listing(generation: Generation) -> list[str]:
+def format_generation(generation: Generation) -> list[str]:
     """A generation in words, a category a line."""
     return [
         f"{generation.name}: {generation.title}",
@@ -91,7 +90,7 @@ def listing(generation: Generation) -> list[str]:
     ]
 
 
-def to_lines(found: Downloaded) -> list[str]:
+def format_downloads(found: Downloaded) -> list[str]:
     """What was downloaded, and how to go on."""
     files = [one for several in found.files.values() for one in several]
     generation = found.generation
@@ -102,7 +101,7 @@ def to_lines(found: Downloaded) -> list[str]:
     return lines
 
 
-def to_json(found: Downloaded) -> dict[str, Any]:
+def describe_downloads(found: Downloaded) -> dict[str, Any]:
     """What ``--json`` prints."""
     files = [
         {"kind": kind, **asdict(one), "path": str(one.path)}
@@ -113,9 +112,9 @@ def to_json(found: Downloaded) -> dict[str, Any]:
     return {"files": files, "recipe": found.recipe, **about}
 
 
-def recipe_lines(generation: Generation, files: Mapping[str, Sequence[Fetched]]) -> str:
+def format_recipe(generation: Generation, files: Mapping[str, Sequence[Fetched]]) -> str:
     """The ``[data]`` table of a recipe that reads these files; empty where only titles came."""
-    named = {kind: [_in_recipe(one.path) for one in several] for kind, several in files.items()}
+    named = {kind: [_format_path(one.path) for one in several] for kind, several in files.items()}
     main = next((kind for kind in ("reviews", "full", "splits", "ratings") if kind in named), None)
     if main is None:
         return ""
@@ -131,7 +130,7 @@ def recipe_lines(generation: Generation, files: Mapping[str, Sequence[Fetched]])
 
 
 @dataclass(frozen=True, slots=True)
-class _Shelf:
+class _Folder:
     """A folder of downloads, of one category."""
 
     folder: Path
@@ -149,7 +148,7 @@ class _Shelf:
         for host in hosts:
             paths = [path.format(category=self.category) for path in host.files[kind]]
             try:
-                return tuple(self._one(f"{host.base}/{path}") for path in paths)
+                return tuple(self._bring_file(f"{host.base}/{path}") for path in paths)
             except Gone as gone:
                 reasons.append(f"{host.name}: {gone}")
                 self.progress.say(f"{kind}: {reasons[-1]}")
@@ -159,21 +158,21 @@ class _Shelf:
             "a copy with --from URL"
         )
 
-    def _one(self, url: str) -> Fetched:
+    def _bring_file(self, url: str) -> Fetched:
         path = self.folder / Path(urlsplit(url).path).name
-        there = self._kept(path)
+        there = self._find_kept(path)
         if there is not None:
             self.progress.say(f"{path}: is there already")
             return there
         expected = self.generation.sha256.get(path.name)
         self.progress.say(f"fetching {url}")
-        fetched = fetch(
+        fetched = fetch_file(
             url, path, expected=expected, say=self.progress.say, track=self._track(path)
         )
-        self._record(fetched)
+        self._write_record(fetched)
         return fetched
 
-    def _kept(self, path: Path) -> Fetched | None:
+    def _find_kept(self, path: Path) -> Fetched | None:
         """A complete file of this generation, as the record has it.
 
         Raises:
@@ -181,7 +180,7 @@ class _Shelf:
         """
         if not path.exists():
             return None
-        known = self._known().get(path.name, {})
+        known = self._read_record().get(path.name, {})
         if known.get("generation") != self.generation.name:
             raise ArtefactError(
                 f"{path}: lies there and is not of {self.generation.name} as far as {RECORD} "
@@ -194,16 +193,18 @@ class _Shelf:
             )
         return Fetched(path, known["url"], known["bytes"], known["sha256"])
 
-    def _known(self) -> dict[str, dict[str, Any]]:
+    def _read_record(self) -> dict[str, dict[str, Any]]:
         record = self.folder / RECORD
         known = read_json(record) if record.is_file() else {}
         if not isinstance(known, dict) or not all(map(_is_entry, known.values())):
             raise ArtefactError(f"{record}: damaged; remove it and the files that it names")
         return known
 
-    def _record(self, fetched: Fetched) -> None:
+    def _write_record(self, fetched: Fetched) -> None:
         entry = {"url": fetched.url, "bytes": fetched.bytes, "sha256": fetched.sha256}
-        known = self._known() | {fetched.path.name: {"generation": self.generation.name, **entry}}
+        known = self._read_record() | {
+            fetched.path.name: {"generation": self.generation.name, **entry}
+        }
         write_json(self.folder / RECORD, known)
 
     def _track(self, path: Path) -> Callable[[int, int | None], Any]:
@@ -213,16 +214,16 @@ class _Shelf:
         def track(done: int, total: int | None) -> Iterator[Callable[[int], None]]:
             count = done
 
-            def full() -> int:
+            def count_full() -> int:
                 return -(-count // MB) if count == total else count // MB
 
             def advance(n: int) -> None:
                 nonlocal count
-                before, count = full(), count + n
-                step(full() - before)
+                before, count = count_full(), count + n
+                step(count_full() - before)
 
             size = -(-total // MB) if total is not None else 0
-            with self.progress.track(path.name, size, full(), "MB") as step:
+            with self.progress.track(path.name, size, count_full(), "MB") as step:
                 yield advance
 
         return track
@@ -233,7 +234,7 @@ def _is_entry(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in fits.items())
 
 
-def _kinds(generation: Generation, kinds: Sequence[str]) -> list[str]:
+def _list_kinds(generation: Generation, kinds: Sequence[str]) -> list[str]:
     if "all" in kinds:  # whoever wants all reviews rather than the 5-core says so
         return [kind for kind in generation.kinds if kind != "full"]
     for kind in kinds:
@@ -243,7 +244,7 @@ def _kinds(generation: Generation, kinds: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(kinds))
 
 
-def _in_recipe(path: Path) -> str:
+def _format_path(path: Path) -> str:
     """A path as a recipe has to write it: ``../`` there is relative to the recipe's own file."""
     text = path.as_posix()
     return os.path.abspath(path) if text.startswith("../") else text
