@@ -1,10 +1,13 @@
-"""A run's metrics rows in the trackers that its recipe names.
+"""A run's metrics rows in the trackers that its recipe names, each through Accelerate's class.
 
-Offline, a tracker's files are made from ``metrics.jsonl``: a resumed run makes them again from the
-rows that its checkpoint stands on, so that no step comes twice.  What cannot be made again (on a
-server, in trackio's own home) goes on as the same run, without the steps that it has.
+Accelerate opens, feeds and closes them.  What it leaves to its caller stands here:
 
-A tracker that fails is left alone from then on; it never ends a training.
+- Trackers get the rows and nothing else: no settings, no source, no measurements of the machine,
+  and, where the tracker lets itself be told, no name of the user or host.
+- Offline, a tracker's files are made from ``metrics.jsonl``: a resumed run makes them again from
+  the rows that its checkpoint stands on, so that no step comes twice.  What cannot be made again
+  (on a server, in trackio's own home) goes on as the same run, without the steps that it has.
+- A tracker that fails is left alone from then on; it never ends a training.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.engine.tracker_kinds import KINDS, Kind, Target
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.files import read_json, write_json
 from llmrec_cli.recipe.track import TrackSection
@@ -40,6 +42,130 @@ _SILENT: Final = {  # towards the makers of trackers, about a run that is offlin
 }
 _LONGEST: Final = 200  # characters of a failure's message
 _PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which run a tracker is to show, and where."""
+
+    folder: Path  # of the run: ``.../PROJECT/RUN``
+    online: bool
+    id: str  # of our choice; of a run that goes on: what the tracker knows it by
+    goes_on: bool = False
+
+    @property
+    def project(self) -> str:
+        return self.folder.parent.name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one tracker needs beside Accelerate's class of its name."""
+
+    arguments: Callable[[Target], Mapping[str, Any]]  # of that class
+    offline: str  # where to look, to be formatted with the target
+    online: str | None  # None: it cannot go online
+    files: str | None  # offline, its folder in the run's; None: it has one home for all projects
+    address: tuple[str, ...] = ()  # variables, one of which has to say where online is
+    misleading: tuple[str, ...] = ()  # variables that would lead an offline run elsewhere
+    id_of: Callable[[Any], str] | None = None  # the id that a started one gave; None: ours
+    close: Callable[[], object] | None = None  # what Accelerate's class leaves open
+    name_of: Callable[[str], str] = str  # a metric's name as the tracker allows it
+
+
+def _configure_wandb(target: Target) -> Mapping[str, Any]:
+    import wandb
+
+    quiet = ("silent", "disable_git", "disable_job_creation")
+    private = ("x_disable_machine_info", "x_disable_meta", "x_disable_stats")
+    return {
+        "run_name": target.project,
+        "name": target.folder.name,
+        "id": target.id,
+        "resume": "allow" if target.goes_on else None,
+        "mode": "online" if target.online else "offline",
+        "dir": str(target.folder),
+        "settings": wandb.Settings(
+            console="off", save_code=False, **dict.fromkeys((*quiet, *private), True)
+        ),
+    }
+
+
+def _configure_mlflow(target: Target) -> Mapping[str, Any]:
+    import mlflow
+
+    home = (target.folder / "mlflow").absolute()
+    if not target.online:
+        home.mkdir(exist_ok=True)
+        (home / "mlflow.db").touch()  # SQLite's own mode, 0644, takes no notice of a wider umask
+        mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    source = ("name", "git.branch", "git.commit", "git.repoURL")
+    told = ("mlflow.user", *(f"mlflow.source.{key}" for key in source))  # it would fill them in
+    return {
+        "experiment_name": target.project,
+        "run_name": target.folder.name,
+        "run_id": target.id if target.goes_on else None,
+        "logging_dir": None if target.online else home.as_uri(),
+        "tags": dict.fromkeys(told, "llmrec"),
+    }
+
+
+def _configure_trackio(target: Target) -> Mapping[str, Any]:
+    return {
+        "run_name": target.project,
+        "name": f"{target.folder.name}-{target.id}",  # a name is all that it knows a run by
+        "resume": "must" if target.goes_on else "never",
+        "auto_log_cpu": False,
+        "auto_log_gpu": False,
+        "embed": False,
+    }
+
+
+def _close_trackio() -> None:
+    import trackio
+
+    trackio.finish()  # or it finishes the run again, aloud, when the process ends
+
+
+KINDS: Final = {
+    "tensorboard": Kind(
+        lambda target: {"run_name": "tensorboard", "logging_dir": str(target.folder)},
+        offline="tensorboard --logdir {target.folder.parent}",
+        online=None,
+        files="tensorboard",
+    ),
+    "wandb": Kind(
+        _configure_wandb,
+        offline="wandb sync {target.folder}/wandb/offline-run-*",
+        online="run {target.id} of project {target.project}",
+        files="wandb",
+    ),
+    "mlflow": Kind(
+        _configure_mlflow,
+        offline="mlflow ui --backend-store-uri sqlite:///{target.folder}/mlflow/mlflow.db",
+        online="experiment {target.project}",
+        files="mlflow",
+        address=("MLFLOW_TRACKING_URI",),
+        misleading=(
+            "MLFLOW_EXPERIMENT_NAME",
+            "MLFLOW_NESTED_RUN",
+            "MLFLOW_RUN_ID",
+            "MLFLOW_TAGS",
+            "MLFLOW_TRACKING_URI",
+        ),
+        id_of=lambda tracker: str(tracker.tracker.info.run_id),
+        name_of=lambda name: name.replace("@", "_at_"),
+    ),
+    "trackio": Kind(
+        _configure_trackio,
+        offline="trackio show --project {target.project}",
+        online="trackio show --project {target.project}",
+        files=None,
+        address=("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"),
+        misleading=("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"),
+        close=_close_trackio,
+    ),
+}
 
 
 def require(section: TrackSection) -> None:
@@ -77,7 +203,7 @@ def tracked(
     """
     require(section)
     trackers = Trackers(section if writes else TrackSection(), folder, say)
-    before, threading.excepthook = threading.excepthook, _but_trackers(threading.excepthook)
+    before, threading.excepthook = threading.excepthook, _silence_trackers(threading.excepthook)
     try:
         yield trackers
     finally:
@@ -124,53 +250,55 @@ class Trackers:
             seen: the last step of which a row was ever written.
         """
         for name in dict.fromkeys(self._section.trackers):
-            with self._guarded(name):
-                self._open[name] = self._begin(name, seen)
+            with self._guard(name):
+                self._open[name] = self._open_tracker(name, seen)
                 for row in rows:
                     self._open[name].give(row)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Give every tracker one row."""
         for name, found in list(self._open.items()):
-            with self._guarded(name):
+            with self._guard(name):
                 found.give(row)
 
     def finish(self) -> None:
         """Let every tracker write what it still holds, and close it."""
         for name, found in list(self._open.items()):
-            with self._guarded(name), _muted():
+            with self._guard(name), _mute_output():
                 found.tracker.finish()
                 if found.kind.close:
                     found.kind.close()
         self._open.clear()
 
-    def _begin(self, name: str, seen: int) -> _Open:
-        kind, online = KINDS[name], self._section.online and KINDS[name].servers
+    def _open_tracker(self, name: str, seen: int) -> _Open:
+        kind = KINDS[name]
+        online = self._section.online and kind.online is not None
         file = self._folder / KNOWN_AS
         known: dict[str, str] = read_json(file) if file.is_file() else {}
         key = f"{name} online" if online else name
         stays = online or kind.files is None  # what it has cannot be made again
         target = Target(
             self._folder,
-            project=self._folder.parent.name,
-            run=self._folder.name,
             online=online,
             id=known.get(key, uuid.uuid4().hex[:8]),
             goes_on=key in known,
         )
         if kind.files and not online:
             shutil.rmtree(self._folder / kind.files, ignore_errors=True)
-        with _surroundings(kind, online=online), _muted():
-            tracker = kind.open(target)
+        with _restrict_environment(kind, online=online), _mute_output():
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+            tracker = LOGGER_TYPE_TO_CLASS[name](**kind.arguments(target))
             tracker.start()
         if stays:
             given = kind.id_of(tracker) if kind.id_of else target.id
             write_json(file, {**known, key: given})
-        self._say(f"{target.run}: also in {name}: {kind.place(target)}")
+        place = ((online and kind.online) or kind.offline).format(target=target)
+        self._say(f"{self._folder.name}: also in {name}: {place}")
         return _Open(kind, tracker, has=seen if target.goes_on else 0)
 
     @contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
+    def _guard(self, name: str) -> Iterator[None]:
         """Whatever a tracker raises is said once, and it is not asked again."""
         try:
             yield
@@ -185,7 +313,7 @@ class Trackers:
 
 
 @contextmanager
-def _surroundings(kind: Kind, *, online: bool) -> Iterator[None]:
+def _restrict_environment(kind: Kind, *, online: bool) -> Iterator[None]:
     """Offline, no variable of the environment or login on disk leads a tracker elsewhere."""
     if online:
         yield
@@ -208,7 +336,7 @@ def _surroundings(kind: Kind, *, online: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
+def _mute_output() -> Iterator[None]:
     """What trackers print is no result of ours, and nobody sees what they ask."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -223,7 +351,7 @@ def _muted() -> Iterator[None]:
             sys.stdin = stdin
 
 
-def _but_trackers(
+def _silence_trackers(
     hook: Callable[[threading.ExceptHookArgs], object],
 ) -> Callable[[threading.ExceptHookArgs], object]:
     """No traceback of a tracker's own thread; the next call to that tracker raises its error."""
