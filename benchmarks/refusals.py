@@ -57,7 +57,13 @@ STDOUT = ("stdout full", "stdout unread")
 FAULTS = ("read-only", *SPACE, *STDOUT)
 COMMANDS = tuple(dict.fromkeys((*WRITING, *SAYING)))
 APPENDED = (".lock", ".log", ".jsonl", ".db")  # may be empty for a while; so may what says "alive"
-PRELOADED = ("torch", "transformers", "llmrec_cli.run", "llmrec_cli.export", "llmrec_cli.sweep")
+PRELOADED = (
+    "torch",
+    "transformers",
+    "llmrec_cli.run",
+    "llmrec_cli.export",
+    "llmrec_cli.sweep.search",
+)
 
 
 @dataclass

@@ -35,7 +35,7 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import base
-from llmrec_cli.sweeping.trial import _link
+from llmrec_cli.sweep.trial import _link_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 _HANG = 60.0  # seconds: a test that hangs fails in the end
@@ -510,7 +510,7 @@ def test_a_sweep_links_nothing_that_is_being_written(recipe: Recipe) -> None:
         (scores / name).mkdir(parents=True)
     (scores / ".whole.lock").touch()
     point = load_recipe("tiny.toml", ["name=point"])
-    _link(recipe, point, ["scores"])
+    _link_folders(recipe, point, ["scores"])
     assert names_in(point.folder) == {"scores", "scores/whole"}
 
 

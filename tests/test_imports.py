@@ -39,10 +39,9 @@ MATERIAL = {
     "stage": {"compare"},
     "comparing": {"audit", "compare"},
     "serving": set[str](),
-    "sweeping": set[str](),
 }
 # what surrounds the pipeline: only the command line imports it
-PERIPHERY = {"download", "synthetic"}
+PERIPHERY = {"download", "sweep", "synthetic"}
 STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "__init__",
     "__main__",

@@ -25,8 +25,8 @@ from llmrec_cli.comparing.external import external_entry
 from llmrec_cli.report.entries import Ground
 from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.question import Question
-from llmrec_cli.sweeping.plan import Plan, make_plan
-from llmrec_cli.sweeping.study import DATABASE, choosing
+from llmrec_cli.sweep.plan import Plan, make_plan
+from llmrec_cli.sweep.study import DATABASE, open_study
 
 USERS: Final = [f"A{user}UVWXYZUSER{user}" for user in range(5)]
 LISTED: Final = [
@@ -90,12 +90,12 @@ def _plan(folder: Path) -> Plan:
 
 
 def _swept(plan: Plan, storage: str | None) -> None:
-    with choosing(plan, storage) as points:
-        trial = points.next()
+    with open_study(plan, storage) as points:
+        trial = points.ask_trial()
         if trial is not None:
-            points.point(trial)
-            points.scored(trial, [0.5], 1.0)
-        points.rows()
+            points.read_point(trial)
+            points.complete_trial(trial, [0.5], 1.0)
+        points.list_tried()
 
 
 @cache

@@ -22,7 +22,7 @@ from llmrec_cli.download.locations import (
 )
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.sweeping.plan import make_plan
+from llmrec_cli.sweep.plan import make_plan
 
 EXTENDED: Final = b'extends = "base.toml"\n[train]\nbatch = 4\n[align.msl]\nparent = "sft"\n'
 SWEEP: Final = """
@@ -98,9 +98,9 @@ def _plan(folder: Path, rng: Random) -> None:
     wanted = {"stage": rng.choice((None, None, "align-dmpo")), **asked}
     chosen = rng.sample(words, min(len(words), 2)) if rng.random() < 0.6 else []
     plan = make_plan("recipe.toml", [], wanted, chosen, rng.choice(("study", "a.b")))
-    if plan.section.sampler == "grid" and len(plan.grid()) < 200:
-        for point in plan.grid()[:3]:
-            plan.at(point, 0)
+    if plan.section.sampler == "grid" and len(plan.list_points()) < 200:
+        for point in plan.list_points()[:3]:
+            plan.load_point(point, 0)
 
 
 def _template(folder: Path, rng: Random) -> None:

@@ -47,8 +47,8 @@ def sweep_command(
     """
     from llmrec_cli.report.tables.screen import FittedTable, sheet_lines
     from llmrec_cli.report.trials import board_json, board_sheet
-    from llmrec_cli.sweep import BEST, sweep
-    from llmrec_cli.sweeping.plan import make_plan
+    from llmrec_cli.sweep.plan import make_plan
+    from llmrec_cli.sweep.search import BEST, search_settings
 
     asked = {"seeds": _seeds(seeds), "trials": trials, "stage": stage, "prune": prune}
     at_once: int | Literal["auto"] = (
@@ -57,7 +57,7 @@ def sweep_command(
     plan = make_plan(recipe, overrides or (), asked, grid or (), study)
     screen = Screen(as_json=as_json, quiet=quiet)
     progress = screen.progress()
-    board = sweep(plan, storage=storage, workers=at_once, progress=progress)
+    board = search_settings(plan, storage=storage, workers=at_once, progress=progress)
     best, sheet = plan.folder / BEST, board_sheet(board)
     screen.show(board_json(board, str(best)), sheet_lines(sheet), [FittedTable(sheet)])
     progress.say(f"the best point: {best}; to evaluate it once: llmrec run {best}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import experiments
 import pytest
 
-from llmrec_cli.sweeping.plan import Plan, make_plan
+from llmrec_cli.sweep.plan import Plan, make_plan
 
 
 def plan_in(
@@ -26,4 +26,4 @@ def playing(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = folder / "llmrec-played"
     program.write_text(f"#!{sys.executable}\n{script}")
     program.chmod(0o755)
-    monkeypatch.setattr("llmrec_cli.sweeping.child.sys.executable", str(program))
+    monkeypatch.setattr("llmrec_cli.sweep.trial.sys.executable", str(program))

@@ -11,7 +11,7 @@ import pytest
 from sweeps import playing
 
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
-from llmrec_cli.sweeping.child import Interrupted, Pruned, Watch, follow
+from llmrec_cli.sweep.trial import Interrupted, Pruned, Watch, follow_command
 
 ROWS = [
     {"step": 1, "loss": 2.0},
@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def carry_out(here: Path, watch: Watch, select: str = "ndcg", patience: float = 20) -> None:
-    follow(["align", "x"], {"OWN": "1"}, here / "said.log", (here, select), watch, patience)
+    follow_command(["align", "x"], {"OWN": "1"}, here / "said.log", (here, select), watch, patience)
 
 
 @pytest.mark.parametrize(("select", "scores"), [("ndcg", [0.1, 0.2]), ("loss", [-3.0, -2.0])])
@@ -84,7 +84,7 @@ def test_an_interrupted_command_may_write_its_checkpoint(
 ) -> None:
     playing(WAITS, here, monkeypatch)
     with pytest.raises(Interrupted):
-        carry_out(here, Watch(stopping=(here / "ready").exists))
+        carry_out(here, Watch(should_stop=(here / "ready").exists))
     assert (here / "checkpoint").exists()
 
 
@@ -93,7 +93,7 @@ def test_a_command_that_does_not_stop_is_ended(here: Path, monkeypatch: pytest.M
     record = "pathlib.Path('pid').write_text(str(__import__('os').getpid()))\n"
     playing(WRITES + record + deaf + "time.sleep(60)\n", here, monkeypatch)
     with pytest.raises(Interrupted):
-        carry_out(here, Watch(stopping=(here / "ready").exists), patience=0.5)
+        carry_out(here, Watch(should_stop=(here / "ready").exists), patience=0.5)
     with pytest.raises(ProcessLookupError):
         os.kill(int((here / "pid").read_text()), 0)
 

@@ -14,7 +14,7 @@ from sweeps import plan_in
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.sweep import Range
-from llmrec_cli.sweeping.plan import digest, needed, toml_text
+from llmrec_cli.sweep.plan import format_toml, hash_point, list_needed_runs
 
 SPACE = """
 [sweep]
@@ -30,7 +30,7 @@ def test_a_grid_is_every_combination_and_the_last_key_varies_fastest(tmp_path: P
     plan = plan_in(tmp_path, "align.msl.tau=1,ats", "align.msl.train.learning_rate=1e-3,1e-4")
     assert plan.run == "align-msl"
     assert plan.trials == 4
-    assert plan.grid() == [
+    assert plan.list_points() == [
         {"align.msl.tau": tau, "align.msl.train.learning_rate": rate}
         for tau in ("1", '"ats"')
         for rate in ("0.001", "0.0001")
@@ -51,33 +51,37 @@ def test_a_section_gives_ranges_trials_and_seeds_and_the_command_line_goes_befor
 
 @pytest.mark.parametrize("value", [True, 3, 0.1, 1e-30, "a \"b\" \\ 'c'", "é", [1, 2], ["x", "y"]])
 def test_values_survive_their_way_through_toml(value: Any) -> None:
-    assert tomllib.loads(f"value = {toml_text(value)}")["value"] == value
+    assert tomllib.loads(f"value = {format_toml(value)}")["value"] == value
 
 
 def test_points_have_a_folder_of_their_own_and_equal_points_the_same(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "align.msl.tau=1,2", seeds=[0, 1])
-    first, second = plan.grid()
-    folders = {plan.at(point, seed)[0].folder for point in (first, second) for seed in plan.seeds}
+    first, second = plan.list_points()
+    folders = {
+        plan.load_point(point, seed)[0].folder for point in (first, second) for seed in plan.seeds
+    }
     assert len(folders) == 4
     assert all(folder.parent == plan.folder for folder in folders)
-    assert digest({"a": "1", "b": "2"}) == digest({"b": "2", "a": "1"})
+    assert hash_point({"a": "1", "b": "2"}) == hash_point({"b": "2", "a": "1"})
 
 
 def test_the_shared_runs_are_the_experiments_own_for_its_own_seed(tmp_path: Path) -> None:
     plan = plan_in(tmp_path, "align.msl.tau=1,2", seeds=[0, 1])
-    assert plan.ground(0)[0].folder == plan.recipe.folder
-    other = plan.ground(1)[0]
+    assert plan.load_shared(0)[0].folder == plan.recipe.folder
+    other = plan.load_shared(1)[0]
     assert other.folder == plan.folder / "seed-1"
     assert other.seed == 1
 
 
 def test_what_a_run_needs_comes_before_it(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", ["align.later={parent='dmpo', method='msl'}"])
-    assert needed(recipe, "align-dmpo") == ["sft"]
-    assert needed(recipe, "align-later") == ["sft", "align-dmpo"]
-    assert needed(recipe, "align-msl") == []  # from the base
-    assert needed(recipe, "align-ilrec") == ["baseline-sasrec"]  # whose scores are its rewards
-    assert needed(recipe, "sft") == []
+    assert list_needed_runs(recipe, "align-dmpo") == ["sft"]
+    assert list_needed_runs(recipe, "align-later") == ["sft", "align-dmpo"]
+    assert list_needed_runs(recipe, "align-msl") == []  # from the base
+    assert list_needed_runs(recipe, "align-ilrec") == [
+        "baseline-sasrec"
+    ]  # whose scores are its rewards
+    assert list_needed_runs(recipe, "sft") == []
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_a_section_that_cannot_work_is_one_line(section: str, message: str, tmp_
 def test_a_plan_is_made_without_torch_or_optuna(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from llmrec_cli.sweeping.plan import make_plan\n"
+        "from llmrec_cli.sweep.plan import make_plan\n"
         "make_plan('quickstart', [], {}, ['align.dmpo.beta=0.1,0.5'], 'study')\n"
         "assert not {'torch', 'optuna', 'transformers'} & set(sys.modules)\n"
     )

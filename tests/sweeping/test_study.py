@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -16,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import tomli_w
 from filelock import FileLock
+from optuna.trial import TrialState
 from sweeps import plan_in
 
 from llmrec_cli.errors import ArtefactError, MachineError, NumbersError, RecipeError, UserError
@@ -26,12 +29,11 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.tables.screen import sheet_lines
 from llmrec_cli.report.trials import Board, board_json, board_sheet
-from llmrec_cli.sweep import BEST, sweep
-from llmrec_cli.sweeping import study
-from llmrec_cli.sweeping.child import Interrupted, Pruned, Watch
-from llmrec_cli.sweeping.plan import Plan, Point
-from llmrec_cli.sweeping.study import choosing, masked
-from llmrec_cli.sweeping.trial import Place, Trials
+from llmrec_cli.sweep import study
+from llmrec_cli.sweep.plan import Plan, Point
+from llmrec_cli.sweep.search import BEST, search_settings
+from llmrec_cli.sweep.study import mask_storage, open_study
+from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
 
 Played = Callable[[Point, int, Watch], float]
 GRID = ("align.msl.tau=1,2,3",)
@@ -47,20 +49,20 @@ def play(monkeypatch: pytest.MonkeyPatch, played: Played) -> list[tuple[Point, i
         asked.append((point, seed))
         return played(point, seed, watch)
 
-    monkeypatch.setattr(Trials, "score", score)
+    monkeypatch.setattr(Trials, "score_point", score)
     return asked
 
 
 def tried(plan: Plan, **how: Any) -> Board:
     how = {"storage": None, "workers": 1, **how}
-    return sweep(plan, progress=Silent(), **how)
+    return search_settings(plan, progress=Silent(), **how)
 
 
 def test_a_study_follows_the_umask(tmp_path: Path) -> None:
     """Of a group's shared folder: every member may add points."""
     before = os.umask(0o002)
     try:
-        with choosing(plan := plan_in(tmp_path, *GRID), None):
+        with open_study(plan := plan_in(tmp_path, *GRID), None):
             files = [path for path in plan.folder.rglob("*") if path.is_file()]
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
     finally:
@@ -127,7 +129,7 @@ def test_an_interrupted_point_is_tried_again(
     def until_stopped(point: Point, seed: int, watch: Watch) -> float:
         if point[TAU] == "2":
             at_the_second.set()
-            while not watch.stopping():
+            while not watch.should_stop():
                 time.sleep(0.01)
             raise Interrupted
         return tau(point, seed, watch)
@@ -138,7 +140,7 @@ def test_an_interrupted_point_is_tried_again(
 
     play(monkeypatch, until_stopped)
     with monkeypatch.context() as patch:
-        patch.setattr("llmrec_cli.sweep.as_completed", signalled)
+        patch.setattr("llmrec_cli.sweep.search.as_completed", signalled)
         with pytest.raises(KeyboardInterrupt):
             tried(plan)
     asked = play(monkeypatch, tau)
@@ -154,8 +156,8 @@ def test_a_dead_process_leaves_its_point_to_the_next_one_and_a_living_one_keeps_
 ) -> None:
     plan = plan_in(tmp_path, *GRID)
     play(monkeypatch, tau)
-    with choosing(plan, None) as points:
-        assert points.next() is not None  # and then the process is killed
+    with open_study(plan, None) as points:
+        assert points.ask_trial() is not None  # and then the process is killed
         owner = points._owner
     sign = plan.folder / f".alive-{owner}"
     if shares_a_folder:
@@ -165,7 +167,7 @@ def test_a_dead_process_leaves_its_point_to_the_next_one_and_a_living_one_keeps_
     else:
         assert [row.state for row in tried(plan).tried].count("running") == 1
         later = time.time() + study._SILENT + 1
-        monkeypatch.setattr("llmrec_cli.sweeping.study.time.time", lambda: later)
+        monkeypatch.setattr("llmrec_cli.sweep.study.time.time", lambda: later)
     board = tried(plan)
     assert [row.state for row in board.tried] == ["complete"] * 3
     assert sorted(row.point[TAU] for row in board.tried) == ["1", "2", "3"]
@@ -187,12 +189,87 @@ def test_two_workers_share_the_points_and_no_point_is_tried_twice(
     assert [row.state for row in board.tried] == ["complete"] * 4
 
 
+ASKS = """
+import sys
+from llmrec_cli.sweep.plan import make_plan
+from llmrec_cli.sweep.study import open_study
+
+recipe, out = sys.argv[1:]
+values = ",".join(map(str, range(1, 41)))
+plan = make_plan(recipe, [f"out={out}", "name=tiny"], {}, [f"align.msl.tau={values}"], "study")
+with open_study(plan, None) as points:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while (trial := points.ask_trial()) is not None:
+        print(points.read_point(trial)["align.msl.tau"])
+"""
+
+
+def test_two_processes_get_every_point_once(tmp_path: Path) -> None:
+    """SQLite lets two processes take one queued trial of optuna's; the study's lock does not."""
+    plan_in(tmp_path, *GRID)  # writes the recipe
+    words = [sys.executable, "-c", ASKS, str(tmp_path / "tiny.toml"), str(tmp_path / "runs")]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    got = [process.communicate()[0].split() for process in both]
+    assert sorted(map(int, got[0] + got[1])) == list(range(1, 41))
+
+
+@pytest.mark.parametrize("killed_in", ["enqueue_trial", "tell"])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_kill_while_a_point_is_queued_again_neither_loses_nor_doubles_it(
+    killed_in: str, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, whole = plan_in(tmp_path, *GRID), getattr(optuna.Study, killed_in)
+
+    def killed(*given: Any, **named: Any) -> None:
+        if after:
+            whole(*given, **named)
+        raise KeyboardInterrupt
+
+    with open_study(plan, None) as points:
+        trial = points.ask_trial()
+        assert trial is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, killed_in, killed)
+            with pytest.raises(KeyboardInterrupt):
+                points.requeue_trial(trial)
+    monkeypatch.setattr(study, "_SILENT", -1.0)
+    asked = play(monkeypatch, tau)
+    board = tried(plan)
+    assert sorted(point[TAU] for point, _ in asked) == ["1", "2", "3"]
+    assert [row.state for row in board.tried] == ["complete"] * 3
+
+
+def test_marks_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Studies that an earlier version left: what it queued again shows once."""
+    plan = plan_in(tmp_path, *GRID)
+    with open_study(plan, None) as points:
+        old, plain = points._study, list[optuna.trial.Trial]()
+        for _ in range(3):
+            trial = points.ask_trial()
+            assert trial is not None
+            plain.append(trial)
+        plain[0].set_user_attr(study.INTERRUPTED, True)
+        for trial in plain[:2]:
+            old.tell(trial, state=TrialState.FAIL)
+        old.set_user_attr(study._AGAIN, [1])
+        assert [row.point[TAU] for row in points.list_tried()] == ["3"]
+
+
 def test_points_behind_the_median_are_pruned_by_the_first_seed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def validating(point: Point, seed: int, watch: Watch) -> float:
         for number in (1, 2):
-            if watch.validated(number, float(point[TAU]) if seed == 0 else -1.0):
+            if watch.should_prune(number, float(point[TAU]) if seed == 0 else -1.0):
                 raise Pruned
         return tau(point, seed, watch)
 
@@ -349,7 +426,7 @@ def test_any_storage_of_optunas_serves_and_its_password_is_never_shown(
     assert (tmp_path / "shared.db").is_file()
     assert not (plan.folder / "study.db").exists()
     url = "postgresql://user:hunter2@localhost/base"
-    assert "hunter2" not in masked(url)
+    assert "hunter2" not in mask_storage(url)
     with pytest.raises((MachineError, RecipeError)) as caught:
         tried(plan, storage=url)
     assert "hunter2" not in str(caught.value)
@@ -365,6 +442,6 @@ def test_optuna_that_is_missing_is_one_line(
 ) -> None:
     plan = plan_in(tmp_path, *GRID)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "llmrec_cli.sweeping.study")
+    monkeypatch.delitem(sys.modules, "llmrec_cli.sweep.study")
     with pytest.raises(MachineError, match=r"optuna is not installed: pip install 'llmrec\[sweep"):
         tried(plan)

@@ -1,4 +1,4 @@
-"""``llmrec sweep``: a search over settings, judged on validation, never on the test split.
+"""A search over settings, judged on validation, never on the test split.
 
 recipe, space -> plan -> study (optuna) -> points -> trials -> board, best.toml
 """
@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from time import monotonic
@@ -21,19 +22,18 @@ from llmrec_cli.files import write_atomically
 from llmrec_cli.progress import Advance, Progress
 from llmrec_cli.recipe.file import find_recipe, map_paths, merged_table
 from llmrec_cli.report.trials import Board, Tried
-from llmrec_cli.sweeping.child import Interrupted, Pruned, Watch
-from llmrec_cli.sweeping.plan import Plan, as_overrides
-from llmrec_cli.sweeping.trial import Place, Trials
+from llmrec_cli.sweep.plan import Plan, format_overrides
+from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from llmrec_cli.sweeping.study import Choosing
+    from llmrec_cli.sweep.study import SweepStudy
 
 BEST = "best.toml"
 
 
-def sweep(
+def search_settings(
     plan: Plan, *, storage: str | None, workers: int | Literal["auto"], progress: Progress
 ) -> Board:
     """Try the points of a plan that are left; write the best one's recipe.
@@ -48,21 +48,21 @@ def sweep(
         UserError: a command refuses what it is given; every point would fail alike.
     """
     try:
-        from llmrec_cli.sweeping.study import choosing
+        from llmrec_cli.sweep.study import open_study
     except ModuleNotFoundError as error:
         raise MachineError(
             f"llmrec sweep: package {error.name} is not installed: pip install 'llmrec[sweep]'"
         ) from None
-    places = _places(plan, workers)
-    with choosing(plan, storage, progress.say) as points:
-        done = sum(row.state in ("complete", "pruned", "failed") for row in points.rows())
+    places = _list_places(plan, workers)
+    with open_study(plan, storage, progress.say) as points:
+        done = sum(row.state in ("complete", "pruned", "failed") for row in points.list_tried())
         with progress.track("sweep", plan.trials, done, unit="points") as advance:
             _Workers(points, progress, advance).run(places)
-        rows = points.rows()
+        rows = points.list_tried()
     board = Board(plan.run, plan.metric, plan.seeds, tuple(rows), plan.trials)
     if board.best is None:
         failed = [row.failure for row in rows if row.failure]
-        raise MachineError(f"{plan.folder}: no point came to its end{_last(failed)}")
+        raise MachineError(f"{plan.folder}: no point came to its end{_quote_last(failed)}")
     _write_best(plan, board.best)
     return board
 
@@ -70,77 +70,75 @@ def sweep(
 class _Workers:
     """Threads that each see to one point at a time; the points are trained in processes."""
 
-    def __init__(self, points: Choosing, progress: Progress, advance: Advance) -> None:
+    def __init__(self, points: SweepStudy, progress: Progress, advance: Advance) -> None:
         self._points = points
         self._trials = Trials(points.plan, progress.say)
         self._progress = progress
         self._advance = advance
-        self._asking = threading.Lock()
         self._stop = threading.Event()
 
     def run(self, places: Sequence[Place]) -> None:
         """Work until no points are left; an error or a signal stops all, with checkpoints."""
         with ThreadPoolExecutor(len(places)) as pool:
             try:
-                for ended in as_completed([pool.submit(self._work, place) for place in places]):
+                for ended in as_completed(
+                    [pool.submit(self._work_through, place) for place in places]
+                ):
                     ended.result()
             except BaseException:
                 self._stop.set()
                 raise
 
-    def _work(self, place: Place) -> None:
+    def _work_through(self, place: Place) -> None:
         while not self._stop.is_set():
-            with self._asking:
-                trial = self._points.next()
+            trial = self._points.ask_trial()
             if trial is None:
                 return
-            self._try(trial, place)
+            self._try_point(trial, place)
 
-    def _try(self, trial: Trial, place: Place) -> None:
+    def _try_point(self, trial: Trial, place: Place) -> None:
         points, begun, figures = self._points, monotonic(), list[float]()
-        point = points.point(trial)
-        words = " ".join(as_overrides(point))
+        point = points.read_point(trial)
+        words = " ".join(format_overrides(point))
         try:
             for seed in points.plan.seeds:
                 watch = self._watch(trial, first=not figures)
-                figures.append(self._trials.score(point, seed, place, watch))
+                figures.append(self._trials.score_point(point, seed, place, watch))
         except Interrupted:
-            points.put_back(trial)
+            points.requeue_trial(trial)
             return
         except Pruned:
             told = f"{words}: pruned"
-            points.pruned(trial, monotonic() - begun)
+            points.prune_trial(trial, monotonic() - begun)
         except UserError:  # every point would fail alike
-            points.put_back(trial)
+            points.requeue_trial(trial)
             raise
         except LlmrecError as error:
             told = f"{words}: failed: {error}"
             machine = isinstance(error, MachineError)
-            points.failed(trial, str(error), monotonic() - begun, machine=machine)
+            points.fail_trial(trial, str(error), monotonic() - begun, machine=machine)
         else:
             told = f"{words}: {fmean(figures):.4f}"
-            points.scored(trial, figures, monotonic() - begun)
+            points.complete_trial(trial, figures, monotonic() - begun)
         self._progress.say(told)
         self._advance(1)
 
     def _watch(self, trial: Trial, *, first: bool) -> Watch:
         """Pruning looks at the first seed: others would be set against other points' first."""
-        points = self._points
+        prunes = first and self._points.plan.section.prune
 
-        def validated(number: int, score: float) -> bool:
-            trial.report(score, number)
-            return trial.should_prune()
+        def should_prune(number: int, score: float) -> bool:
+            if prunes:
+                trial.report(score, number)
+            return prunes and trial.should_prune()
 
-        prunes = first and points.plan.section.prune
-        stopping = self._stop.is_set
-        if prunes:
-            return Watch(validated, alive=lambda: points.beat(trial), stopping=stopping)
-        return Watch(alive=lambda: points.beat(trial), stopping=stopping)
+        beat = partial(self._points.record_beat, trial)
+        return Watch(should_prune, beat, should_stop=self._stop.is_set)
 
 
-def _places(plan: Plan, workers: int | Literal["auto"]) -> list[Place]:
+def _list_places(plan: Plan, workers: int | Literal["auto"]) -> list[Place]:
     """Devices and threads of each worker."""
-    devices = [] if plan.recipe.launch.device == "cpu" else _devices()
+    devices = [] if plan.recipe.launch.device == "cpu" else _list_devices()
     count = workers if workers != "auto" else max(len(devices), 1)
     if count == 1:
         return [Place()]
@@ -151,7 +149,7 @@ def _places(plan: Plan, workers: int | Literal["auto"]) -> list[Place]:
     return [Place({"CUDA_VISIBLE_DEVICES": ",".join(some)}) for some in own]
 
 
-def _devices() -> list[str]:
+def _list_devices() -> list[str]:
     """The visible GPUs by name, as ``CUDA_VISIBLE_DEVICES`` writes them."""
     import torch
 
@@ -166,7 +164,7 @@ def _write_best(plan: Plan, best: Tried) -> Path:
     Raises:
         MachineError: the disk refuses.
     """
-    words = [*plan.overrides, *as_overrides(best.point)]
+    words = [*plan.overrides, *format_overrides(best.point)]
     table = merged_table(find_recipe(plan.word), words)
     table.pop("sweep", None)
     table["name"] = f"{plan.recipe.name}-best"
@@ -187,5 +185,5 @@ def _write_best(plan: Plan, best: Tried) -> Path:
     return target
 
 
-def _last(failed: Sequence[str]) -> str:
+def _quote_last(failed: Sequence[str]) -> str:
     return f"; the last one: {failed[-1]}" if failed else ""

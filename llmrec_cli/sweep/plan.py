@@ -65,7 +65,7 @@ class Plan:
     @property
     def trials(self) -> int:
         """How many points are to be tried."""
-        return len(self.grid()) if self.section.sampler == "grid" else self.section.trials
+        return len(self.list_points()) if self.section.sampler == "grid" else self.section.trials
 
     @property
     def metric(self) -> str:
@@ -73,27 +73,27 @@ class Plan:
         select = self.recipe.stage(self.run).train.select
         return f"ndcg@{max(self.recipe.eval.cutoffs)}" if select == "ndcg" else select
 
-    def grid(self) -> list[Point]:
+    def list_points(self) -> list[Point]:
         """All points of a grid; the last key varies fastest."""
         choices = [values for values in self.space.values() if not isinstance(values, Range)]
         return [dict(zip(self.space, values, strict=True)) for values in product(*choices)]
 
-    def at(self, point: Point, seed: int) -> tuple[Recipe, list[str]]:
+    def load_point(self, point: Point, seed: int) -> tuple[Recipe, list[str]]:
         """The experiment that tries a point with a seed, and the words that make it."""
-        name = f"point-{digest(point)}-seed-{seed}"
-        return self._at(point, seed, f"name={name}", f"out={self.folder.as_posix()}")
+        name = f"point-{hash_point(point)}-seed-{seed}"
+        return self._load_recipe(point, seed, f"name={name}", f"out={self.folder.as_posix()}")
 
-    def ground(self, seed: int) -> tuple[Recipe, list[str]]:
+    def load_shared(self, seed: int) -> tuple[Recipe, list[str]]:
         """The experiment whose runs the points of a seed share: the recipe's own, for its seed."""
         if seed == self.recipe.seed:
-            return self._at({}, seed, f"name={self.recipe.name}")
-        return self._at({}, seed, f"name=seed-{seed}", f"out={self.folder.as_posix()}")
+            return self._load_recipe({}, seed, f"name={self.recipe.name}")
+        return self._load_recipe({}, seed, f"name=seed-{seed}", f"out={self.folder.as_posix()}")
 
-    def _at(self, point: Point, seed: int, *further: str) -> tuple[Recipe, list[str]]:
-        overrides = [*self.overrides, *as_overrides(point), f"seed={seed}", *further]
-        return load_recipe(self.word, overrides, *_tables(self.run)), [self.word, *overrides]
+    def _load_recipe(self, point: Point, seed: int, *further: str) -> tuple[Recipe, list[str]]:
+        overrides = [*self.overrides, *format_overrides(point), f"seed={seed}", *further]
+        return load_recipe(self.word, overrides, *_select_tables(self.run)), [self.word, *overrides]
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a study must have in common with the sweep that goes on with it."""
         plain = self.recipe.every_value()
         for key in ("name", "out", "description", "launch", "track", "sweep"):
@@ -131,26 +131,26 @@ def make_plan(
     given = {key: value for key, value in asked.items() if value is not None}
     words = list(grid)
     if words:
-        given |= {"sampler": "grid", "space": dict(map(_grid_word, words))}
+        given |= {"sampler": "grid", "space": dict(map(_parse_grid_word, words))}
     section = SweepSection.model_validate({**section.model_dump(exclude_unset=True), **given})
     if not section.space:
         raise RecipeError(
             f"{word}: nothing to sweep; add --grid align.NAME.KEY=VALUE,VALUE or a [sweep] table"
         )
-    space = {key: _choices(key, values) for key, values in section.space.items()}
+    space = {key: _list_choices(key, values) for key, values in section.space.items()}
     if section.sampler == "grid":
         _require_lists(space)
     for key in space:
         _require_sweepable(key)
     _check_values(word, overrides, space)
-    run = section.stage or _judged(space)
-    plain = load_recipe(word, overrides, *_tables(run))
-    plan = Plan(word, tuple(overrides), plain, space, run, section, _folder_name(study))
+    run = section.stage or _find_judged_run(space)
+    plain = load_recipe(word, overrides, *_select_tables(run))
+    plan = Plan(word, tuple(overrides), plain, space, run, section, _check_study_name(study))
     _require_judge(plan)
     return plan
 
 
-def needed(recipe: Recipe, run: str) -> list[str]:
+def list_needed_runs(recipe: Recipe, run: str) -> list[str]:
     """The runs that have to be finished before a run, in order."""
     kind, _, name = run.partition("-")
     if kind != "align":
@@ -164,38 +164,38 @@ def needed(recipe: Recipe, run: str) -> list[str]:
     return list(dict.fromkeys([*found, *(f"align-{link}" for link in chain[:-1])]))
 
 
-def as_overrides(point: Mapping[str, str]) -> list[str]:
+def format_overrides(point: Mapping[str, str]) -> list[str]:
     """A point as words of a command line."""
     return [f"{key}={value}" for key, value in point.items()]
 
 
-def digest(point: Point) -> str:
+def hash_point(point: Point) -> str:
     """A short name for a point, the same wherever it is tried."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def toml_text(value: Any) -> str:
+def format_toml(value: Any) -> str:
     """A plain value as TOML in one line."""
     if isinstance(value, list):
-        return f"[{', '.join(map(toml_text, value))}]"
+        return f"[{', '.join(map(format_toml, value))}]"
     if isinstance(value, (bool, str)):
         return json.dumps(value)
     return repr(value)
 
 
-def _tables(run: str) -> tuple[list[str], list[str]]:
+def _select_tables(run: str) -> tuple[list[str], list[str]]:
     """The alignment or conventional model that a run's name asks for."""
     kind, _, name = run.partition("-")
     return ([name] if kind == "align" else []), ([name] if kind == "baseline" else [])
 
 
-def _folder_name(study: str) -> str:
+def _check_study_name(study: str) -> str:
     if not study or not all(letter.isalnum() or letter in "._-" for letter in study.lstrip(".")):
         raise RecipeError(f"--study {study}: expected letters, digits, dots, hyphens")
     return study
 
 
-def _grid_word(word: str) -> tuple[str, list[Any]]:
+def _parse_grid_word(word: str) -> tuple[str, list[Any]]:
     """``KEY=VALUE,VALUE``; values are TOML, or plain words.
 
     Raises:
@@ -210,10 +210,10 @@ def _grid_word(word: str) -> tuple[str, list[Any]]:
         return key.strip(), [toml_value(part.strip()) for part in text.split(",")]
 
 
-def _choices(key: str, values: list[Any] | Range) -> Sequence[str] | Range:
+def _list_choices(key: str, values: list[Any] | Range) -> Sequence[str] | Range:
     if isinstance(values, Range):
         return values
-    texts = list(dict.fromkeys(map(toml_text, values)))
+    texts = list(dict.fromkeys(map(format_toml, values)))
     if not texts:
         raise RecipeError(f'[sweep.space] "{key}" = []: expected at least one value')
     return texts
@@ -237,13 +237,13 @@ def _require_sweepable(key: str) -> None:
         raise RecipeError(f"sweep of {key}: {first if not rest else key} {reason}")
 
 
-def _judged(keys: Iterable[str]) -> str:
+def _find_judged_run(keys: Iterable[str]) -> str:
     """The one run that the keys belong to; what belongs to all runs decides nothing.
 
     Raises:
         RecipeError: none, or several.
     """
-    runs = list(dict.fromkeys(run for key in keys for run in _run_of(key)))
+    runs = list(dict.fromkeys(run for key in keys for run in _find_run(key)))
     if len(runs) > 1 and "sft" in runs:
         runs.remove("sft")  # a parent of the other one
     if len(runs) == 1:
@@ -252,7 +252,7 @@ def _judged(keys: Iterable[str]) -> str:
     raise RecipeError(f"sweep: {why}; say which run is judged with --stage, e.g. --stage sft")
 
 
-def _run_of(key: str) -> Iterator[str]:
+def _find_run(key: str) -> Iterator[str]:
     first, *rest = key.split(".")
     if first == "sft":
         yield "sft"
@@ -269,7 +269,7 @@ def _check_values(
         RecipeError: names the key, the value and what was expected.
     """
     for key, values in space.items():
-        tables = _tables(next(_run_of(key), "sft"))
+        tables = _select_tables(next(_find_run(key), "sft"))
         ends = [repr(values.low), repr(values.high)] if isinstance(values, Range) else values
         for text in ends:
             load_recipe(word, [*overrides, f"{key}={text}"], *tables)
