@@ -31,16 +31,16 @@ _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 def is_rank() -> bool:
     """Whether this process was started as one of a group."""
-    return FAILURES in os.environ or _group() is not None
+    return FAILURES in os.environ or _find_group() is not None
 
 
 def is_first_rank() -> bool:
     """Whether this process is the one that prints."""
-    group = _group()
+    group = _find_group()
     return group is None or group.rank == 0
 
 
-def _group() -> Group | None:
+def _find_group() -> Group | None:
     """The group; half of a launcher's variables are refused where a group would be joined."""
     try:
         return find_group()
@@ -97,9 +97,9 @@ def end_with_launcher(every: float = 0.25) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def is_gone() -> bool:
-        return os.getppid() != parent if parent == launcher else not _alive(launcher)
+        return os.getppid() != parent if parent == launcher else not _is_alive(launcher)
 
-    if is_gone() or not _alive(launcher):  # before this rank had come here
+    if is_gone() or not _is_alive(launcher):  # before this rank had come here
         with suppress(OSError, AttributeError):
             sys.stderr.write(f"llmrec: ended with process {launcher} ({LAUNCHER}), which is gone\n")
         os._exit(128 + signal.SIGKILL)
@@ -112,7 +112,7 @@ def end_with_launcher(every: float = 0.25) -> None:
     threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli.engine.group import FAILURES, LAUNCHER, how_to_go_on, is_rank
-from llmrec_cli.engine.stop import Stopped, heeded, passed_on
+from llmrec_cli.engine.stop import Stopped, handle_signals, passed_on
 from llmrec_cli.engine.variables import REFUSED, check_variables
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
 from llmrec_cli.recipe.stages import LaunchSection
@@ -71,13 +71,17 @@ def launched(section: LaunchSection, config: Path | None) -> bool:
         raise RecipeError(
             f"--accelerate-config {config}: no such file (accelerate config makes one)"
         )
-    arguments = ["--config_file", str(config)] if config else _arguments(section, count)
+    arguments = (
+        ["--config_file", str(config)] if config else _make_launcher_arguments(section, count)
+    )
     with tempfile.TemporaryDirectory(prefix="llmrec-") as folder:
-        _launch([*arguments, "-m", "llmrec_cli", *_own_arguments()], section, Path(folder))
+        _run_launcher(
+            [*arguments, "-m", "llmrec_cli", *_list_own_arguments()], section, Path(folder)
+        )
     return True
 
 
-def _arguments(section: LaunchSection, count: int) -> list[str]:
+def _make_launcher_arguments(section: LaunchSection, count: int) -> list[str]:
     threads = section.threads or max(1, (os.cpu_count() or 1) // count)
     return [
         "--multi_gpu",  # torchrun underneath; the ranks themselves choose gloo where there is none
@@ -91,7 +95,7 @@ def _arguments(section: LaunchSection, count: int) -> list[str]:
     ]
 
 
-def _import_paths() -> dict[str, str]:
+def _choose_import_paths() -> dict[str, str]:
     """Ranks import what this process would: nothing from the folder that they work in.
 
     ``python -m`` would look there first, and a ``numpy.py`` beside somebody's data would run.
@@ -102,7 +106,7 @@ def _import_paths() -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
 
 
-def _own_arguments() -> list[str]:
+def _list_own_arguments() -> list[str]:
     """This command's arguments without ``--accelerate-config``."""
     given, kept = iter(sys.argv[1:]), []
     for argument in given:
@@ -113,39 +117,39 @@ def _own_arguments() -> list[str]:
     return kept
 
 
-def _launch(arguments: Sequence[str], section: LaunchSection, failures: Path) -> None:
+def _run_launcher(arguments: Sequence[str], section: LaunchSection, failures: Path) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = launch_command_parser().parse_args(list(arguments))
-    parsed.multi_gpu |= _many_on_cpus(parsed.config_file)
+    parsed.multi_gpu |= _asks_for_many_cpus(parsed.config_file)
     parsed.signals_to_handle = ""  # torchrun would put its own handlers over those below
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
     os.environ[LAUNCHER] = str(os.getpid())
-    os.environ |= _import_paths()
+    os.environ |= _choose_import_paths()
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # torchrun's options of another job: its nodes, its restarts
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(section.timeout)  # for a checkpoint
-    with _passed_on(SignalException) as arrived:
+    with _pass_on_signals(SignalException) as arrived:
         try:
             launch_command(parsed)
         except ChildFailedError as error:
-            raise _group_error(error.failures, failures, section.timeout) from None
+            raise _find_group_error(error.failures, failures, section.timeout) from None
         except subprocess.CalledProcessError as error:
             wordless = MachineError(_WORDLESS.format(0, error.returncode))
-            raise _said(failures, secondary=False) or wordless from None
+            raise _find_first_note(failures, secondary=False) or wordless from None
         except (ValueError, KeyError, TypeError) as error:
-            raise _refused(error) from error
+            raise _explain_refusal(error) from error
         except SignalException:
             _end_children(arrived[0], section.timeout)
             stopped = Stopped(arrived[0])
             ended = GroupError(f"{stopped}; {how_to_go_on()}", stopped.exit_code)
-            raise _said(failures, secondary=False) or ended from None
+            raise _find_first_note(failures, secondary=False) or ended from None
 
 
-def _many_on_cpus(config: str | None) -> bool:
+def _asks_for_many_cpus(config: str | None) -> bool:
     """Whether a config file asks for many CPU processes; Accelerate starts one, but with MPI.
 
     Raises:
@@ -160,7 +164,7 @@ def _many_on_cpus(config: str | None) -> bool:
     try:
         asked = load_config_from_file(config)
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise _refused(error) from error
+        raise _explain_refusal(error) from error
     for kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         if asked.distributed_type == kind:
             name = f"ACCELERATE_USE_{kind.value}"
@@ -171,13 +175,13 @@ def _many_on_cpus(config: str | None) -> bool:
     return bool(asked.distributed_type == DistributedType.MULTI_CPU and asked.num_processes > 1)
 
 
-def _refused(error: Exception) -> RecipeError:
+def _explain_refusal(error: Exception) -> RecipeError:
     reason = " ".join(str(error).split())
     return RecipeError(f"--accelerate-config: refused by Accelerate: {reason}")
 
 
 @contextmanager
-def _passed_on(exception: Any) -> Iterator[list[int]]:
+def _pass_on_signals(exception: Any) -> Iterator[list[int]]:
     """Turn the first signal into the launcher's exception, which it passes on; ignore others.
 
     Signals that are ignored here are ignored by the ranks, which inherit that.
@@ -192,12 +196,8 @@ def _passed_on(exception: Any) -> Iterator[list[int]]:
         if len(arrived) == 1:
             raise exception(f"signal {number}", passed_on(number))
 
-    before = {number: signal.signal(number, first) for number in heeded()}
-    try:
+    with handle_signals(first):
         yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _end_children(number: int, timeout: int) -> None:
@@ -215,25 +215,27 @@ def _end_children(number: int, timeout: int) -> None:
             child.kill()
 
 
-def _group_error(
+def _find_group_error(
     failed: Mapping[int, Any], failures: Path, timeout: int
 ) -> GroupError | MachineError:
     """What ended the group: a rank's own message, one that was killed or hung, or what followed."""
-    said = _said(failures, secondary=False)
+    said = _find_first_note(failures, secondary=False)
     if said:
         return said
-    complained = min((note["time"] for note in _notes(failures)), default=math.inf)
+    complained = min((note["time"] for note in _read_notes(failures)), default=math.inf)
     for rank, failure in failed.items():
         if failure.exitcode < 0 and not (failures / f"rank-{rank}.json").exists():
             outlived = failure.timestamp - complained  # and was ended by the launcher, in the end
             if outlived > timeout - _ROUNDING:
                 return MachineError(_HUNG.format(rank, timeout, how_to_go_on()))
-            return _killed(rank, signal.Signals(-failure.exitcode))
+            return _explain_kill(rank, signal.Signals(-failure.exitcode))
     rank, failure = next(iter(failed.items()))
-    return _said(failures, secondary=True) or MachineError(_WORDLESS.format(rank, failure.exitcode))
+    return _find_first_note(failures, secondary=True) or MachineError(
+        _WORDLESS.format(rank, failure.exitcode)
+    )
 
 
-def _killed(rank: int, number: signal.Signals) -> MachineError:
+def _explain_kill(rank: int, number: signal.Signals) -> MachineError:
     hint = " (out of memory?)" if number == signal.SIGKILL else ""
     return MachineError(
         f"process {rank} was ended by {number.name}{hint}; lower train.micro_batch, "
@@ -241,15 +243,15 @@ def _killed(rank: int, number: signal.Signals) -> MachineError:
     )
 
 
-def _said(failures: Path, *, secondary: bool) -> GroupError | None:
+def _find_first_note(failures: Path, *, secondary: bool) -> GroupError | None:
     """The earliest message of a rank; ``secondary`` are those of ranks that were only told to stop,
     or left alone by the others."""
-    wanted = [note for note in _notes(failures) if note["secondary"] == secondary]
+    wanted = [note for note in _read_notes(failures) if note["secondary"] == secondary]
     if not wanted:
         return None
     first = min(wanted, key=lambda note: note["time"])
     return GroupError(first["message"], first["code"])
 
 
-def _notes(failures: Path) -> list[dict[str, Any]]:
+def _read_notes(failures: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_bytes()) for path in failures.glob("rank-*.json")]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 _MEANINGS: Final = {
     "SIGINT": "interrupted",
@@ -56,6 +56,21 @@ def heeded() -> list[int]:
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
+@contextmanager
+def handle_signals(handler: Callable[[int, Any], object]) -> Iterator[list[int]]:
+    """Give the signals that are not ignored to ``handler`` inside the block.
+
+    Yields:
+        Their numbers.
+    """
+    before = {number: signal.signal(number, handler) for number in heeded()}
+    try:
+        yield list(before)
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)  # None: not set by Python
+
+
 @dataclass
 class Stop:
     """What has arrived, and what all processes agreed on."""
@@ -86,13 +101,9 @@ def deferred_signals() -> Iterator[Stop]:
     def hold(number: int, frame: object) -> None:
         stop.arrived.append(number)
 
-    before = {number: signal.signal(number, hold) for number in heeded()}
-    try:
+    with handle_signals(hold) as numbers:
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
     if wanted := stop.agreed or stop.asked:
-        if wanted not in before:
+        if wanted not in numbers:
             raise Stopped(wanted)
         signal.raise_signal(wanted)

@@ -457,7 +457,9 @@ def test_a_rank_imports_nothing_from_the_folder_that_it_works_in(
     """Ranks start as ``python -m llmrec_cli``; unguarded (the control), a file there is run."""
     canary = tmp_path / "canary"
     (tmp_path / "typer.py").write_text(code(canary))
-    own = launch._import_paths() if guarded else {"PYTHONPATH": str(Path(__file__).parents[2])}
+    own = (
+        launch._choose_import_paths() if guarded else {"PYTHONPATH": str(Path(__file__).parents[2])}
+    )
     command = [sys.executable, "-m", "llmrec_cli", "--version"]
     subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, check=False)
     assert canary.exists() != guarded
