@@ -13,9 +13,18 @@ from llmrec_cli.engine.rows import LEFT_OUT_KEYS
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.entries import Entry, Evaluation
 from llmrec_cli.report.page import Page
-from llmrec_cli.report.page.cases import user_cases
-from llmrec_cli.report.page.material import Audited, Curve, Fact, RunLog, Slicing, UserCase
-from llmrec_cli.report.page.slices import beam_errors, on_same_rows, slicings
+from llmrec_cli.report.page.data import (
+    Audited,
+    Curve,
+    Fact,
+    RunLog,
+    Slicing,
+    UserCase,
+    choose_users,
+    measure_beam_errors,
+    select_same_rows,
+    slice_rows,
+)
 from llmrec_cli.run_folder import METRICS_FILE
 
 POINTS = 200  # of a curve; further updates are averaged
@@ -54,7 +63,7 @@ def gather_page(comparison: Comparison, entries: Sequence[Entry]) -> Page:
         facts=tuple(_facts(comparison, entries)),
         logs=tuple(_logs(entries)),
         slicings=by_group,
-        beam_errors=beam_errors(entries, comparison),
+        beam_errors=measure_beam_errors(entries, comparison),
         audits=_audits(entries),
         users=users,
     )
@@ -64,10 +73,10 @@ def _by_rows(
     comparison: Comparison, entries: Sequence[Entry]
 ) -> tuple[tuple[Slicing, ...], tuple[UserCase, ...]]:
     """What needs lists over the same rows: groups of rows, and users side by side."""
-    seen, same = comparison.headline, on_same_rows(entries, comparison.baseline)
+    seen, same = comparison.headline, select_same_rows(entries, comparison.baseline)
     if seen == "pairs" or not same:
         return (), ()
-    return slicings(same, comparison, seen), user_cases(same, comparison, seen)
+    return slice_rows(same, comparison, seen), choose_users(same, comparison, seen)
 
 
 def _experiments(entries: Iterable[Entry]) -> tuple[str, ...]:

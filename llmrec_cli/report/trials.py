@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
-from llmrec_cli.report.tables.sheets import NONE, Sheet
+from llmrec_cli.report.formatting import NONE
+from llmrec_cli.report.tables.sheets import Sheet
 from llmrec_cli.report.text import plain
 
 State: TypeAlias = Literal["complete", "pruned", "failed", "running"]

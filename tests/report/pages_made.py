@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
@@ -10,7 +13,7 @@ from entries_made import compared, entry_of
 
 from llmrec_cli.data.verdicts import Verdict
 from llmrec_cli.report.comparison import Comparison, Cost
-from llmrec_cli.report.page.material import (
+from llmrec_cli.report.page.data import (
     Audited,
     BeamError,
     Curve,
@@ -188,3 +191,22 @@ def parsed(html: str) -> Element:
     reader.close()
     assert len(reader.open) == 1, f"never closed: {[one.tag for one in reader.open[1:]]}"
     return reader.open[0]
+
+
+def drawn(source: str) -> Element:
+    """The picture behind an ``img`` element's address; a browser shows only well-formed XML."""
+    svg = base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"), validate=True)
+    ET.fromstring(svg)  # noqa: S314 - of our own making
+    (root,) = parsed(svg.decode()).children
+    assert root.tag == "svg"
+    return root
+
+
+def texts(source: str) -> list[str]:
+    """The words within a picture."""
+    return [one.text for one in drawn(source).all("text")]
+
+
+def without_pictures(html: str) -> str:
+    """A page whose pictures have no content."""
+    return re.sub(r'src="data:[^"]*"', 'src="data:"', html)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.tables.sheets import Cell, Sheet, sheets
+from llmrec_cli.report.tables.sheets import Cell, Sheet, tabulate_comparison
 from llmrec_cli.report.text import markdown
 
 _FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape, and better read as it is
@@ -31,7 +31,7 @@ _LATEX = {
 
 def to_markdown(comparison: Comparison) -> str:
     """All tables of a comparison in GitHub's Markdown."""
-    parts = [_markdown(sheet) for sheet in sheets(comparison)]
+    parts = [_markdown(sheet) for sheet in tabulate_comparison(comparison)]
     notes = [f"- {markdown(note)}" for note in comparison.notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
@@ -39,7 +39,9 @@ def to_markdown(comparison: Comparison) -> str:
 def to_latex(comparison: Comparison) -> str:
     """All tables of a comparison for LaTeX, to ``\\input``; needs the package booktabs."""
     begun = "% needs \\usepackage{booktabs,textcomp} and \\usepackage[T1]{fontenc}"
-    return "\n\n".join([begun, *(_latex(sheet) for sheet in sheets(comparison))]) + "\n"
+    return (
+        "\n\n".join([begun, *(_latex(sheet) for sheet in tabulate_comparison(comparison))]) + "\n"
+    )
 
 
 def _markdown(sheet: Sheet) -> str:

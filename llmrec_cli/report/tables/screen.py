@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.tables.sheets import Sheet, sheets
+from llmrec_cli.report.tables.sheets import Sheet, tabulate_comparison
 from llmrec_cli.report.text import plain
 
 _NAME_CELLS = 12  # what names fold to where there is no room for them
@@ -22,7 +22,7 @@ _PROSE_CELLS = 14  # a column of sentences is at least as wide as this
 def to_tables(comparison: Comparison, *, full: bool = True) -> list[RenderableType]:
     """A comparison for a terminal; names are shown, never interpreted."""
     found: list[RenderableType] = []
-    for sheet in sheets(comparison, full=full):
+    for sheet in tabulate_comparison(comparison, full=full):
         found += [FittedTable(sheet), Text()]
     notes = [Text(note) for note in _notes(comparison)]
     return [*found, *notes] if notes else found[:-1]
@@ -30,7 +30,7 @@ def to_tables(comparison: Comparison, *, full: bool = True) -> list[RenderableTy
 
 def to_lines(comparison: Comparison, *, full: bool = True) -> list[str]:
     """A comparison as plain lines, a blank one after each table."""
-    blocks = [[*sheet_lines(sheet), ""] for sheet in sheets(comparison, full=full)]
+    blocks = [[*sheet_lines(sheet), ""] for sheet in tabulate_comparison(comparison, full=full)]
     lines = [line for block in blocks for line in block]
     notes = _notes(comparison)
     return lines + notes if notes else lines[:-1]
