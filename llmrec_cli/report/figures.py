@@ -122,7 +122,7 @@ def shorten_label(name: str, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def _draw(size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Picture:
+def _draw_picture(size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Picture:
     """One picture, whatever ``matplotlibrc`` says; matplotlib's settings are put back after.
 
     Args:
@@ -239,7 +239,7 @@ def draw_forest(lines: Sequence[Whisker], label: str, at: float | None, alt: str
         _set_ticks(axes, "x", 5)
         axes.set_xlabel(label)
 
-    return _draw((400, 42 + 21 * len(lines)), alt, paint)
+    return _draw_picture((400, 42 + 21 * len(lines)), alt, paint)
 
 
 def _draw_whisker(axes: Axes, line: Whisker, place: int) -> None:
@@ -295,7 +295,7 @@ def draw_profile(
         axes.spines["left"].set_visible(False)
         axes.set_title(shorten_label(name), x=-0.17)
 
-    return _draw((172, 132), alt, paint)
+    return _draw_picture((172, 132), alt, paint)
 
 
 # Curves over updates.
@@ -340,7 +340,7 @@ def draw_curves(lines: Sequence[Line], heading: str, alt: str) -> Picture:
         _finish_curves(axes, 4)
         axes.set_xlabel("updates")
 
-    return _draw((320, 200), alt, paint)
+    return _draw_picture((320, 200), alt, paint)
 
 
 def draw_training(found: Training, alt: str) -> Picture:
@@ -364,7 +364,7 @@ def draw_training(found: Training, alt: str) -> Picture:
             _finish_curves(axes, 2)
         parts[-1][0].set_xlabel("updates")
 
-    return _draw((172, 214 if found.scores else 140), alt, paint)
+    return _draw_picture((172, 214 if found.scores else 140), alt, paint)
 
 
 def draw_swatch(look: Look, *, line: bool = True) -> Picture:
@@ -378,7 +378,7 @@ def draw_swatch(look: Look, *, line: bool = True) -> Picture:
         if look.marker:
             axes.plot(14, 6, marker=look.marker, color=look.colour, markersize=5.5)
 
-    return _draw((28, 12), "", paint)
+    return _draw_picture((28, 12), "", paint)
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line], size: float) -> None:
@@ -421,12 +421,6 @@ class Dot:
 
 
 _Box = tuple[float, float, float, float]  # left, bottom, right, top
-_SCATTER: Final = (400.0, 300.0)
-_INSIDE: _Box = (40, 36, _SCATTER[0], _SCATTER[1] - 24)
-_HEIGHT = FONT + 2  # of a name
-_RISES = (0, 9, -9, 18, -18, 27, -27, 36, -36)
-_SIDES = [(side, rise) for rise in _RISES for side in (1, -1)]
-_FAR = 18  # from here on a line leads from the dot to its name
 
 
 def draw_scatter(dots: Sequence[Dot], labels: tuple[str, str], alt: str) -> Picture:
@@ -439,7 +433,7 @@ def draw_scatter(dots: Sequence[Dot], labels: tuple[str, str], alt: str) -> Pict
     def paint(figure: Figure) -> None:
         axes = _place_axes(figure, 40, 14, 36, 24)
         axes.grid()
-        _spread(axes, [dot.x for dot in dots])
+        _set_cost_scale(axes, [dot.x for dot in dots])
         front = find_frontier(dots)
         xs, means = [dot.x for dot in front], [dot.mean for dot in front]
         axes.step(xs, means, where="post", color=FAINT, linewidth=4, zorder=0.8)
@@ -455,7 +449,7 @@ def draw_scatter(dots: Sequence[Dot], labels: tuple[str, str], alt: str) -> Pict
         axes.autoscale_view()  # names are placed where the dots will be
         _name_dots(axes, dots)
 
-    return _draw(_SCATTER, alt, paint)
+    return _draw_picture((400, 300), alt, paint)
 
 
 def find_frontier(dots: Sequence[Dot]) -> list[Dot]:
@@ -467,7 +461,7 @@ def find_frontier(dots: Sequence[Dot]) -> list[Dot]:
     return found
 
 
-def _spread(axes: Axes, values: Sequence[float]) -> None:
+def _set_cost_scale(axes: Axes, values: Sequence[float]) -> None:
     """A horizontal scale for these figures, none below 0: logarithmic where they differ much.
 
     Of three orders of magnitude at most: below them it is linear, so that next to nothing, and 0
@@ -483,52 +477,32 @@ def _spread(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Put each name where it covers least: beside its dot, above or below."""
-    at = [tuple(axes.transData.transform((dot.x, dot.mean))) for dot in dots]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
-    taken += [_interval_box(axes, dot) for dot in dots if math.isfinite(dot.low + dot.high)]
-    for dot, (x, y) in zip(dots, at, strict=True):
-        tried = [_label_box(x, y, side, _label_width(dot.name)) for side in _SIDES]
-        best = min(range(len(tried)), key=lambda at: _covered_area(tried[at], taken) + 2 * at)
-        taken.append(tried[best])
-        left, bottom, right, _ = tried[best]
-        align, anchor = ("left", left) if _SIDES[best][0] >= 0 else ("right", right)
+    """Put each name beside its dot, where none is yet: else above it or below, after a line."""
+    places = axes.transData.transform([(dot.x, dot.mean) for dot in dots]).tolist()
+    taken: list[_Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    inside, height = axes.get_window_extent(), FONT + 2
+    for dot, (x, y) in sorted(zip(dots, places, strict=True), key=lambda one: one[0].mean):
+        width = _label_width(dot.name)
+        end = 0 if x + 8 + width <= inside.x1 + 12 else 1  # of the name, next to the dot
+        left = (x + 8, x - 8 - width)[end]
+        heights = [*range(round(y), round(inside.y1), 3), *range(round(y), round(inside.y0), -3)]
+        tried = [(left, at - height / 2, left + width, at + height / 2) for at in heights]
+        free = (one for one in tried if not any(_overlap(one, other) for other in taken))
+        taken.append(next(free, tried[0]))
+        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "relpos": (end, 0.5)}
         axes.annotate(
             shorten_label(dot.name),
-            (anchor, bottom),
-            xycoords="figure pixels",
-            ha=align,
-            va="bottom",
+            (dot.x, dot.mean),
+            (left + end * width, sum(taken[-1][1::2]) / 2),
+            textcoords="figure pixels",
+            ha=("left", "right")[end],
+            va="center_baseline",
             fontsize=FONT - 0.5,
             annotation_clip=False,
+            arrowprops=None if taken[-1] == tried[0] else line,
         )
-        if abs(_SIDES[best][1]) >= _FAR:
-            ends = axes.transData.inverted().transform([(x, y), (anchor, bottom + _HEIGHT / 2)])
-            axes.plot(*ends.T, color=QUIET, linewidth=0.5, zorder=0.9)
 
 
-def _label_box(x: float, y: float, side: tuple[int, float], width: float) -> _Box:
-    """Where a name stands: to the right or left of its dot, and so much higher."""
-    towards, up = side
-    left = x + 8 if towards > 0 else x - 8 - width
-    bottom = y - _HEIGHT / 2 + up
-    return left, bottom, left + width, bottom + _HEIGHT
-
-
-def _interval_box(axes: Axes, dot: Dot) -> _Box:
-    (x, low), (_, high) = axes.transData.transform([(dot.x, dot.low), (dot.x, dot.high)])
-    return x - 2, low, x + 2, high
-
-
-def _covered_area(box: _Box, taken: Sequence[_Box]) -> float:
-    """Area of a box that is taken, or outside the axes."""
-    left, bottom, right, top = box
-    area = (right - left) * (top - bottom)
-    inside = _common_area(box, _INSIDE)
-    return 10 * (area - inside) + sum(_common_area(box, other) for other in taken)
-
-
-def _common_area(one: _Box, other: _Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0.0) * max(height, 0.0)
+def _overlap(one: _Box, other: _Box) -> bool:
+    across = min(one[2], other[2]) > max(one[0], other[0])
+    return across and min(one[3], other[3]) > max(one[1], other[1])

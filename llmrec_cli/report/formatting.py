@@ -10,6 +10,11 @@ from rich.cells import cell_len, set_cell_size
 from llmrec_cli.report.text import plain
 
 NONE: Final = "-"
+POLICY_NAMES: Final = {
+    "keep": "history kept",
+    "remove": "history removed",
+    "pairs": "two candidates",
+}
 NAME, TITLE = 60, 110  # cells of a name, of a title
 _LEADING_ZERO = re.compile(r"^([+-]?)0\.")
 _NOTHING = 1e-12  # smaller differences come from rounding

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from llmrec_cli.report.text import markdown, plain
+from llmrec_cli.report.text import build_markdown_table, markdown, plain
 
 _BACKTICKS = re.compile("`+")
 
@@ -84,6 +84,5 @@ def fenced(text: str, language: str = "text") -> str:
 
 def table(rows: Rows, headings: Sequence[str]) -> str:
     """Rows under headings; all but the first column to the right."""
-    rules = [":--", *("--:" for _ in headings[1:])]
-    cells = [list(map(markdown, row)) for row in (headings, *rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rules, *cells[1:]))
+    first, *others = [list(map(markdown, row)) for row in (headings, *rows)]
+    return build_markdown_table(first, others)

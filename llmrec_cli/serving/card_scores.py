@@ -9,10 +9,11 @@ from typing import Any
 
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
+from llmrec_cli.report.formatting import POLICY_NAMES
 from llmrec_cli.report.model_card import Rows
 from llmrec_cli.run_folder import REPORT_FILE
 
-_HISTORY = {"keep": "history kept", "remove": "history removed"}
+_SEEN = ("keep", "remove")
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,38 @@ def read_scores(folder: Path, manifest: Mapping[str, Any]) -> CardScores:
     if not (folder / REPORT_FILE).is_file():
         return CardScores()
     try:
-        return _scores(read_json(folder / REPORT_FILE), manifest)
+        return _read_figures(read_json(folder / REPORT_FILE), manifest)
     except (LookupError, TypeError, ValueError, AttributeError):
         raise ArtefactError(f"{folder / REPORT_FILE}: not a report of llmrec eval") from None
 
 
-def _scores(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardScores:
+def _read_figures(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardScores:
     protocol = report["protocol"]
     if "seen" in protocol:
-        policies = sorted(_HISTORY, key=lambda policy: policy != protocol["seen"])
-        metrics = {_HISTORY[policy]: report[policy]["metrics"] for policy in policies}
+        policies = sorted(_SEEN, key=lambda policy: policy != protocol["seen"])
+        metrics = {POLICY_NAMES[policy]: report[policy]["metrics"] for policy in policies}
     else:
-        metrics = {"two candidates": report["metrics"]}
+        metrics = {POLICY_NAMES["pairs"]: report["metrics"]}
     first = next(iter(metrics.values()))
-    names = sorted((name for name in first if name != "ndcg@1"), key=_order)  # which is hr@1
-    rows = [(name.upper(), *(_figure(found[name]) for found in metrics.values())) for name in names]
+    names = sorted((name for name in first if name != "ndcg@1"), key=_order_metric)  # which is hr@1
+    rows = [
+        (name.upper(), *(_format_interval(found[name]) for found in metrics.values()))
+        for name in names
+    ]
     return CardScores(
-        _protocol(report, manifest.get("opened", {}).get("test", 1)),
+        _describe_protocol(report, manifest.get("opened", {}).get("test", 1)),
         ("metric", *metrics),
         rows,
         tuple((name, round(first[name]["mean"], 6)) for name in names),
     )
 
 
-def _order(name: str) -> tuple[str, int]:
+def _order_metric(name: str) -> tuple[str, int]:
     metric, _, cutoff = name.partition("@")
     return metric, int(cutoff or 0)
 
 
-def _figure(found: Mapping[str, float | None]) -> str:
+def _format_interval(found: Mapping[str, float | None]) -> str:
     if found["mean"] is None:
         return "-"
     low, high = (found[end] for end in ("low", "high"))
@@ -70,7 +74,7 @@ def _figure(found: Mapping[str, float | None]) -> str:
     return f"{found['mean']:.4f}{ends}"
 
 
-def _protocol(report: Mapping[str, Any], opened: int) -> str:
+def _describe_protocol(report: Mapping[str, Any], opened: int) -> str:
     protocol = report["protocol"]
     times = "once" if opened == 1 else f"{opened} times"
     found = (

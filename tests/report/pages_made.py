@@ -18,10 +18,10 @@ from llmrec_cli.report.page.data import (
     BeamError,
     Curve,
     Fact,
-    Group,
-    Listed,
     Page,
+    RowGroup,
     RunLog,
+    ShownItem,
     Slicing,
     TopList,
     UserCase,
@@ -102,7 +102,7 @@ def _logs(names: tuple[str, ...]) -> list[RunLog]:
 
 
 def _slicing(by: Any, names: tuple[str, ...]) -> Slicing:
-    groups = (Group(0, 0, 10, 9), Group(1, 12, 20, 15), Group(13, 40_000, 10, 10))
+    groups = (RowGroup(0, 0, 10, 9), RowGroup(1, 12, 20, 15), RowGroup(13, 40_000, 10, 10))
     own = (Interval(0.1, 0.05, 0.15), Interval(0.2, 0.1, 0.3), Interval(0.4, float("nan"), 0.5))
     return Slicing(by, "ndcg@5", groups, dict.fromkeys(names[:3], own), 20)
 
@@ -116,8 +116,8 @@ def _verdicts(title: str) -> list[Verdict]:
 
 
 def _user(user: str, title: str, names: tuple[str, ...]) -> UserCase:
-    listed = (Listed("Another", False, True), Listed(title, True, False))
-    lists = [TopList(names[0], listed, 2), TopList(names[1], (Listed(title, False, False),), 0)]
+    listed = (ShownItem("Another", False, True), ShownItem(title, True, False))
+    lists = [TopList(names[0], listed, 2), TopList(names[1], (ShownItem(title, False, False),), 0)]
     return UserCase(user, 0, (title, "Second"), title, 3, tuple(lists))
 
 

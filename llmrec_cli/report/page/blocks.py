@@ -14,11 +14,6 @@ from llmrec_cli.report.figures import MARKERS, SERIES, Look, Picture
 from llmrec_cli.report.formatting import NONE
 from llmrec_cli.report.tables.sheets import Sheet
 
-HISTORY: Final[Mapping[Policy, str]] = {
-    "keep": "history kept",
-    "remove": "history removed",
-    "pairs": "two candidates",
-}
 LOOKS: Final[Mapping[Kind, Look]] = {
     "language model": Look(SERIES[0], marker=MARKERS[0]),
     "conventional": Look(SERIES[1], marker=MARKERS[1]),
@@ -27,7 +22,7 @@ LOOKS: Final[Mapping[Kind, Look]] = {
 _QUIET: Final = ((NONE,), ("baseline",), ("yes",))
 
 
-class Block(NamedTuple):
+class PageBlock(NamedTuple):
     """A part of a section, by the name of the template's macro that shows it."""
 
     macro: Literal["prose", "table", "panels", "verdicts", "users"]
@@ -35,16 +30,16 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A numbered section; without blocks it is left out."""
 
     key: str  # its anchor
     title: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[PageBlock, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PageTable:
     """A sheet on the page, under its title.
 
     Attributes:
@@ -69,17 +64,17 @@ class Panels:
 
     pictures: tuple[Picture, ...]
     caption: str
-    data: Table
+    data: PageTable
     legend: tuple[tuple[Picture, str], ...] = ()  # a swatch, and what it stands for
     size: Literal["half", "pair", "third", "small"] = "half"  # of a picture
 
 
 def build_data(
     label: str, headings: Sequence[str], rows: Iterable[Sequence[str]], prose: Sequence[int] = ()
-) -> Table:
+) -> PageTable:
     """A folded table of one text per cell: the data behind pictures."""
     cells = tuple(tuple((text,) for text in row) for row in rows)
-    return Table(Sheet(label, tuple(headings), cells, "", frozenset(prose)), folded=True)
+    return PageTable(Sheet(label, tuple(headings), cells, "", frozenset(prose)), folded=True)
 
 
 def select_comparable(comparison: Comparison) -> list[Standing]:

@@ -21,6 +21,7 @@ from llmrec_cli.report.figures import (
 )
 from llmrec_cli.report.formatting import (
     NONE,
+    POLICY_NAMES,
     cut_name,
     cut_text,
     format_count,
@@ -33,17 +34,16 @@ from llmrec_cli.report.formatting import (
     typeset_quantity,
 )
 from llmrec_cli.report.page.blocks import (
-    HISTORY,
     LOOKS,
-    Block,
+    PageBlock,
+    PageSection,
+    PageTable,
     Panels,
-    Section,
-    Table,
     build_data,
     order_policies,
     select_comparable,
 )
-from llmrec_cli.report.page.data import BeamError, Group, Page, Slicing
+from llmrec_cli.report.page.data import BeamError, Page, RowGroup, Slicing
 from llmrec_cli.report.statistics import Interval
 from llmrec_cli.report.tables import sheets
 from llmrec_cli.report.tables.sheets import Cell, Sheet
@@ -80,7 +80,7 @@ def describe_comparison(comparison: Comparison) -> str:
 # The leaderboard: every metric, what differs from the baseline, and what does not compare.
 
 
-def build_leaderboard(comparison: Comparison) -> Section:
+def build_leaderboard(comparison: Comparison) -> PageSection:
     """Every metric under every policy, and what differs from the baseline."""
     several = any(len(standing.seeds) > 1 for standing in comparison.standings)
     tables = []
@@ -90,13 +90,13 @@ def build_leaderboard(comparison: Comparison) -> Section:
         if comparison.baseline is not None:
             tables.append(_tabulate_against(seen, comparison.headline))
         if policy == comparison.headline and several:
-            tables.append(Table(replace(sheets.tabulate_seeds(comparison), title="Over seeds")))
+            tables.append(PageTable(replace(sheets.tabulate_seeds(comparison), title="Over seeds")))
     if comparison.baseline is not None:
         tables.append(_tabulate_every_contrast(comparison, each_seed=several))
     tables.append(_tabulate_sources(comparison))
-    blocks = [Block("prose", summarize_board(comparison))]
-    blocks += [Block("table", table) for table in tables]
-    return Section("leaderboard", "Leaderboard", tuple(blocks))
+    blocks = [PageBlock("prose", summarize_board(comparison))]
+    blocks += [PageBlock("table", table) for table in tables]
+    return PageSection("leaderboard", "Leaderboard", tuple(blocks))
 
 
 def summarize_board(comparison: Comparison) -> str:
@@ -105,7 +105,7 @@ def summarize_board(comparison: Comparison) -> str:
     best = max(select_comparable(comparison), key=lambda one: one.metrics[policy][metric].mean)
     own = best.metrics[policy][metric]
     text = (
-        f"Highest {metric.upper()}, {HISTORY[policy]}: {cut_name(best.name)} with "
+        f"Highest {metric.upper()}, {POLICY_NAMES[policy]}: {cut_name(best.name)} with "
         f"{typeset_figure(own.mean)} {typeset_ends(own.low, own.high)}."
     )
     found = [standing.contrasts[policy].get(metric) for standing in comparison.standings]
@@ -123,7 +123,7 @@ def summarize_board(comparison: Comparison) -> str:
     )
 
 
-def _tabulate_metrics(comparison: Comparison) -> Table:
+def _tabulate_metrics(comparison: Comparison) -> PageTable:
     policy, sheet = comparison.headline, sheets.tabulate_quality(comparison)
     best = {}
     for column, heading in enumerate(sheet.headings[1:], start=1):
@@ -137,20 +137,22 @@ def _tabulate_metrics(comparison: Comparison) -> Table:
         row if standing.why_not is None else ((*row[0], "does not compare"), *row[1:])
         for row, standing in zip(sheet.rows, comparison.standings, strict=True)
     )
-    return Table(replace(sheet, title=HISTORY[policy].capitalize(), rows=rows), best=best)
+    return PageTable(replace(sheet, title=POLICY_NAMES[policy].capitalize(), rows=rows), best=best)
 
 
-def _tabulate_against(comparison: Comparison, headline: Policy) -> Table:
+def _tabulate_against(comparison: Comparison, headline: Policy) -> PageTable:
     """The compared metric against the baseline; why not, only where it was asked."""
     sheet, policy = sheets.tabulate_contrasts(comparison), comparison.headline
     if policy != headline:
         rows = tuple(row[:-1] for row in sheet.rows)
         sheet = replace(sheet, headings=sheet.headings[:-1], rows=rows, prose=frozenset())
     metric, base = comparison.compared.upper(), cut_name(comparison.baseline or "")
-    return Table(replace(sheet, title=f"{HISTORY[policy].capitalize()}: {metric} against {base}"))
+    return PageTable(
+        replace(sheet, title=f"{POLICY_NAMES[policy].capitalize()}: {metric} against {base}")
+    )
 
 
-def _tabulate_sources(comparison: Comparison) -> Table:
+def _tabulate_sources(comparison: Comparison) -> PageTable:
     """What stands behind the names."""
     rows = [
         [
@@ -165,7 +167,7 @@ def _tabulate_sources(comparison: Comparison) -> Table:
     return build_data("What the entries are", headings, rows, prose=(1, 2, 3))
 
 
-def _tabulate_every_contrast(comparison: Comparison, *, each_seed: bool) -> Table:
+def _tabulate_every_contrast(comparison: Comparison, *, each_seed: bool) -> PageTable:
     """Differences of every metric under every policy, folded away."""
     headings = ("entry", "history", "metric", "difference", "p", "p (Holm)", "detectable")
     seeds = ("each seed",) if each_seed else ()
@@ -176,7 +178,7 @@ def _tabulate_every_contrast(comparison: Comparison, *, each_seed: bool) -> Tabl
         for metric, contrast in standing.contrasts[policy].items()
     )
     label = "Differences of every metric"
-    return Table(Sheet(label, headings + seeds, rows, "", frozenset({1, 2})), folded=True)
+    return PageTable(Sheet(label, headings + seeds, rows, "", frozenset({1, 2})), folded=True)
 
 
 def _contrast_row(
@@ -184,7 +186,7 @@ def _contrast_row(
 ) -> tuple[Cell, ...]:
     return (
         (cut_name(standing.name),),
-        (HISTORY[policy].removeprefix("history "),),
+        (POLICY_NAMES[policy].removeprefix("history "),),
         (metric.upper(),),
         (format_figure(contrast.mean, "+"), format_ends(contrast.low, contrast.high, "+")),
         (format_p(contrast.p),),
@@ -197,21 +199,21 @@ def _contrast_row(
 # Forest plots of the compared metric, and of its differences from the baseline.
 
 
-def build_intervals(comparison: Comparison) -> Section:
+def build_intervals(comparison: Comparison) -> PageSection:
     """Forest plots of the compared metric and of its paired differences."""
     panels = [_draw_forests(comparison, policy) for policy in order_policies(comparison)]
-    return Section("intervals", "Intervals", tuple(Block("panels", one) for one in panels))
+    return PageSection("intervals", "Intervals", tuple(PageBlock("panels", one) for one in panels))
 
 
 def _draw_forests(comparison: Comparison, policy: Policy) -> Panels:
     metric, baseline = comparison.compared, comparison.baseline
     means = [_mean_whisker(standing, policy, metric) for standing in comparison.standings]
     differences = [_contrast_whisker(one, policy, metric) for one in comparison.standings]
-    title, base = f"{metric.upper()}, {HISTORY[policy]}", baseline and cut_name(baseline)
+    title, base = f"{metric.upper()}, {POLICY_NAMES[policy]}", baseline and cut_name(baseline)
     at = next((one.mean for one in means if one.name == base), None)
     pictures = [draw_forest(means, title, at, f"{title}: {_describe_whiskers(means, '')}")]
     if any(math.isfinite(one.mean) for one in differences):
-        told = f"{metric.upper()} minus that of {base}, {HISTORY[policy]}"
+        told = f"{metric.upper()} minus that of {base}, {POLICY_NAMES[policy]}"
         alt = f"{told}: {_describe_whiskers(differences, '+')}"
         pictures.append(draw_forest(differences, f"difference in {title}", 0.0, alt))
     rows = [
@@ -222,7 +224,7 @@ def _draw_forests(comparison: Comparison, policy: Policy) -> Panels:
     return Panels(
         tuple(pictures),
         _caption_forests(comparison, policy, differences=len(pictures) > 1),
-        build_data(f"Data: {HISTORY[policy]}", headings, rows),
+        build_data(f"Data: {POLICY_NAMES[policy]}", headings, rows),
         _kinds_legend(comparison),
     )
 
@@ -241,7 +243,7 @@ def _whisker_figures(line: Whisker, sign: str) -> list[str]:
 
 
 def _caption_forests(comparison: Comparison, policy: Policy, *, differences: bool) -> str:
-    text = f"{comparison.compared.upper()} with 95 % intervals over users, {HISTORY[policy]}."
+    text = f"{comparison.compared.upper()} with 95 % intervals over users, {POLICY_NAMES[policy]}."
     if comparison.baseline is not None:
         text += " The dashed line is the baseline."
     if len(select_comparable(comparison)) < len(comparison.standings):
@@ -281,16 +283,16 @@ def _kinds_legend(comparison: Comparison) -> tuple[tuple[Picture, str], ...]:
 # What every entry took, and what that bought.
 
 
-def build_costs(comparison: Comparison) -> Section:
+def build_costs(comparison: Comparison) -> PageSection:
     """Quality against cost, and the table of costs."""
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     found = [(label, _gather_dots(comparison, cost)) for label, cost in _COSTS]
     if shown := [(label, dots) for label, dots in found if len(dots) > 1]:
-        blocks.append(Block("panels", _draw_costs(comparison, shown)))
+        blocks.append(PageBlock("panels", _draw_costs(comparison, shown)))
     if any(standing.cost.eval_seconds is not None for standing in comparison.standings):
         sheet = replace(sheets.tabulate_costs(comparison), title="What every entry took")
-        blocks.append(Block("table", Table(sheet)))
-    return Section("cost", "Cost", tuple(blocks))
+        blocks.append(PageBlock("table", PageTable(sheet)))
+    return PageSection("cost", "Cost", tuple(blocks))
 
 
 def _gather_dots(comparison: Comparison, cost: Callable[[Cost], float | None]) -> list[Dot]:
@@ -304,7 +306,7 @@ def _gather_dots(comparison: Comparison, cost: Callable[[Cost], float | None]) -
 
 
 def _draw_costs(comparison: Comparison, shown: Sequence[tuple[str, list[Dot]]]) -> Panels:
-    metric, pictures = f"{comparison.compared.upper()}, {HISTORY[comparison.headline]}", []
+    metric, pictures = f"{comparison.compared.upper()}, {POLICY_NAMES[comparison.headline]}", []
     for label, dots in shown:
         told = "; ".join(
             f"{dot.name}: {typeset_figure(dot.mean)} at {typeset_quantity(dot.x)}" for dot in dots
@@ -326,13 +328,13 @@ def _draw_costs(comparison: Comparison, shown: Sequence[tuple[str, list[Dot]]]) 
 # The compared metric by groups of rows.
 
 
-def build_groups(page: Page) -> Iterator[Section]:
+def build_groups(page: Page) -> Iterator[PageSection]:
     """A section per way to group rows; one group alone would repeat the leaderboard."""
     for slicing in page.slicings:
         if len(slicing.groups) > 1:
-            prose = Block("prose", _explain_groups(slicing, page))
-            blocks = (prose, Block("panels", _draw_profiles(slicing, page.comparison)))
-            yield Section(f"by-{slicing.by}", _TITLES[slicing.by], blocks)
+            prose = PageBlock("prose", _explain_groups(slicing, page))
+            blocks = (prose, PageBlock("panels", _draw_profiles(slicing, page.comparison)))
+            yield PageSection(f"by-{slicing.by}", _TITLES[slicing.by], blocks)
 
 
 def _explain_groups(slicing: Slicing, page: Page) -> str:
@@ -352,13 +354,13 @@ def _explain_groups(slicing: Slicing, page: Page) -> str:
     return f"{what}, in groups of about equal size where ties allow: {groups}.{left}"
 
 
-def _name_bounds(group: Group) -> str:
+def _name_bounds(group: RowGroup) -> str:
     """3-7, or 5."""
     low, high = group.low, group.high
     return f"{low:,}" if low == high else f"{low:,}\N{EN DASH}{high:,}"
 
 
-def _label_groups(groups: Sequence[Group]) -> list[str]:
+def _label_groups(groups: Sequence[RowGroup]) -> list[str]:
     """The same as pictures have room for: else from where on, 16+."""
     names = list(map(_name_bounds, groups))
     if sum(map(len, names)) <= GROUPS_ROOM:
@@ -380,14 +382,14 @@ def _draw_profiles(slicing: Slicing, comparison: Comparison) -> Panels:
         alt = f"{metric} of {shown} by {slicing.by}: {told}"
         pictures.append(draw_profile(shown, own, others, below, LOOKS[kinds[entry]], alt))
     caption = (
-        f"{metric} by group, {HISTORY[comparison.headline]}, with 95 % intervals over users; all "
-        "other entries pale behind. Equal scales."
+        f"{metric} by group, {POLICY_NAMES[comparison.headline]}, with 95 % intervals over users; "
+        "all other entries pale behind. Equal scales."
     )
     rows = tuple(
         ((cut_name(entry),), *map(_interval_cell, own)) for entry, own in slicing.estimates.items()
     )
     label = f"Data: {metric} {_TITLES[slicing.by].lower()}"
-    data = Table(Sheet(label, ("entry", *names), rows, ""), folded=True)
+    data = PageTable(Sheet(label, ("entry", *names), rows, ""), folded=True)
     return Panels(tuple(pictures), caption, data, size="small")
 
 
@@ -398,24 +400,24 @@ def _interval_cell(interval: Interval) -> Cell:
 # What the recommended lists look like, and how often a beam does not find the best ones.
 
 
-def build_lists(page: Page) -> Section:
+def build_lists(page: Page) -> PageSection:
     """Lists as a whole: their variety, and AUC where it was asked for."""
     comparison, tables = page.comparison, []
     if comparison.headline != "pairs":
-        title = f"Variety and popularity, {HISTORY[comparison.headline]}"
+        title = f"Variety and popularity, {POLICY_NAMES[comparison.headline]}"
         tables.append(replace(sheets.tabulate_lists(comparison), title=title))
     if any(standing.auc for standing in comparison.standings):
         title = "Target against one other item (AUC)"
         tables.append(replace(sheets.tabulate_auc(comparison), title=title))
-    blocks = tuple(Block("table", Table(sheet)) for sheet in tables)
-    return Section("lists", "What is recommended", blocks)
+    blocks = tuple(PageBlock("table", PageTable(sheet)) for sheet in tables)
+    return PageSection("lists", "What is recommended", blocks)
 
 
-def build_beam_error(page: Page) -> Section:
+def build_beam_error(page: Page) -> PageSection:
     """How often a beam does not find what there is to find."""
     panels = [_draw_beam_errors(page.beam_errors)] if page.beam_errors else []
-    blocks = [Block("prose", _BEAM_TEXT), *(Block("panels", one) for one in panels)]
-    return Section("beam-error", "Beam error", tuple(blocks) if panels else ())
+    blocks = [PageBlock("prose", _BEAM_TEXT), *(PageBlock("panels", one) for one in panels)]
+    return PageSection("beam-error", "Beam error", tuple(blocks) if panels else ())
 
 
 def _draw_beam_errors(errors: Sequence[BeamError]) -> Panels:
@@ -428,6 +430,6 @@ def _draw_beam_errors(errors: Sequence[BeamError]) -> Panels:
     rows = tuple(
         ((cut_name(one.entry),), (f"{one.rows:,}",), _interval_cell(one.share)) for one in errors
     )
-    data = Table(Sheet("Data: beam error", ("entry", "rows", "share"), rows, ""), folded=True)
+    data = PageTable(Sheet("Data: beam error", ("entry", "rows", "share"), rows, ""), folded=True)
     caption = "Share of rows whose beam list is not the exact one; 95 % intervals over users."
     return Panels((draw_forest(lines, "share of rows", None, alt),), caption, data)

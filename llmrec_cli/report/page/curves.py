@@ -18,7 +18,7 @@ from llmrec_cli.report.figures import (
     draw_training,
 )
 from llmrec_cli.report.formatting import NONE, cut_name, typeset_quantity
-from llmrec_cli.report.page.blocks import Block, Panels, Section, Table, build_data
+from llmrec_cli.report.page.blocks import PageBlock, PageSection, PageTable, Panels, build_data
 from llmrec_cli.report.page.data import Curve, Page, RunLog
 
 _VALID, _LOSS, _VALID_LOSS = "valid_", "loss", "valid_loss"
@@ -73,11 +73,11 @@ class _Series(NamedTuple):
 _Panel = tuple[str, list[_Series]]  # what the vertical axis shows, and its lines
 
 
-def build_training(page: Page) -> Section:
+def build_training(page: Page) -> PageSection:
     """Losses, and the validation metric that chose the checkpoint: a panel per entry."""
     trained = [log for log in page.logs if _LOSS in log.curves]
     if not trained:
-        return Section("training", "", ())
+        return PageSection("training", "", ())
     score = _choose_score(page)
     scores = [
         value for log in page.logs if score in log.curves for value in log.curves[score].values
@@ -101,7 +101,7 @@ def build_training(page: Page) -> Section:
     caption += f" A point of a training loss is the mean of up to {per} updates." if per > 1 else ""
     data = _tabulate_training(trained, score)
     panels = Panels(tuple(pictures), caption, data, tuple(legend), "small")
-    return Section("training", "Training curves", (Block("panels", panels),))
+    return PageSection("training", "Training curves", (PageBlock("panels", panels),))
 
 
 def _choose_score(page: Page) -> str:
@@ -141,7 +141,7 @@ def _describe_training(logs: Sequence[RunLog], score: str) -> Iterator[str]:
             yield f"highest {_name_score(score)} {typeset_quantity(best)}"
 
 
-def _tabulate_training(logs: Sequence[RunLog], score: str) -> Table:
+def _tabulate_training(logs: Sequence[RunLog], score: str) -> PageTable:
     """A row per validation; of a run without validations, its last update."""
     rows = []
     for log in logs:
@@ -171,7 +171,7 @@ def _describe_course(curve: Curve) -> str:
 # What methods log.
 
 
-def build_logged(logs: Sequence[RunLog]) -> Iterator[Section]:
+def build_logged(logs: Sequence[RunLog]) -> Iterator[PageSection]:
     """A section per kind of figure; whatever else is logged comes last."""
     further = {
         name: FURTHER.get(name, cut_name(name))
@@ -187,8 +187,8 @@ def build_logged(logs: Sequence[RunLog]) -> Iterator[Section]:
         ("further", "Further logged figures", _FURTHER_TEXT, _per_figure(logs, further)),
     ):
         shown = [panel for panel in panels if panel[1]]
-        blocks = (Block("prose", text), Block("panels", _draw_panels(title, shown)))
-        yield Section(key, title, blocks if shown else ())
+        blocks = (PageBlock("prose", text), PageBlock("panels", _draw_panels(title, shown)))
+        yield PageSection(key, title, blocks if shown else ())
 
 
 def _per_figure(logs: Sequence[RunLog], figures: Mapping[str, str]) -> list[_Panel]:

@@ -65,7 +65,7 @@ class RunLog:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RowGroup:
     """Rows with a figure between two bounds, both inclusive."""
 
     low: int
@@ -80,7 +80,7 @@ class Slicing:
 
     by: Literal["popularity", "history"]
     metric: str
-    groups: tuple[Group, ...]  # in rising order
+    groups: tuple[RowGroup, ...]  # in rising order
     estimates: Mapping[str, tuple[Interval, ...]]  # entry -> one for each group
     longest: int | None = None  # history: where the data were cut
 
@@ -103,7 +103,7 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ShownItem:
     """One recommended title, as found in the data."""
 
     title: str
@@ -116,7 +116,7 @@ class TopList:
     """What an entry recommends to one user."""
 
     entry: str
-    items: tuple[Listed, ...]
+    items: tuple[ShownItem, ...]
     rank: int  # of the target, from 1; 0: not in the list
 
 
@@ -192,7 +192,7 @@ def slice_rows(
     value_RE = np.stack([_score_entry(entry, comparison, seen) for entry in entries], axis=1)
     names, metric = [entry.name for entry in entries], comparison.compared
 
-    def cut(figure_R: Ints) -> tuple[tuple[Group, ...], dict[str, tuple[Interval, ...]]]:
+    def cut(figure_R: Ints) -> tuple[tuple[RowGroup, ...], dict[str, tuple[Interval, ...]]]:
         found = list(_score_groups(figure_R, rows[USER_ID], value_RE, comparison))
         groups = tuple(group for group, _ in found)
         of_entries = zip(*(ends for _, ends in found), strict=True)
@@ -231,14 +231,14 @@ def _score_entry(entry: Entry, comparison: Comparison, seen: Seen) -> Floats:
 
 def _score_groups(
     figure_R: Ints, users: pd.Series[str], value_RE: Floats, comparison: Comparison
-) -> Iterator[tuple[Group, list[Interval]]]:
+) -> Iterator[tuple[RowGroup, list[Interval]]]:
     """Each group, with every entry's mean and its 95 % interval, users of the group drawn."""
     for low, high in choose_bounds(figure_R):
         inside_R = (figure_R >= low) & (figure_R <= high)
         sums = user_sums(users[inside_R], value_RE[inside_R])
         lows, highs = percentiles(sums, comparison.resamples, comparison.seed)
         ends = zip(sums.means(), lows, highs, strict=True)
-        group = Group(low, high, int(inside_R.sum()), len(sums.count_U))
+        group = RowGroup(low, high, int(inside_R.sum()), len(sums.count_U))
         yield group, [Interval(*map(float, own)) for own in ends]
 
 
@@ -310,7 +310,9 @@ def _list_titles(entry: Entry, numbers: Sequence[int], depth: int, seen: Seen) -
     for leaf_K, target, history in zip(top.leaf_RK, top.target_R, rows[HISTORY], strict=True):
         had = set(leaves.leaf_of_item_I[np.asarray(history, dtype=np.int64)].tolist())
         listed = [
-            Listed(find_title(items, int(leaves.item_of_leaf_L[leaf])), leaf == target, leaf in had)
+            ShownItem(
+                find_title(items, int(leaves.item_of_leaf_L[leaf])), leaf == target, leaf in had
+            )
             for leaf in leaf_K[:PLACES].tolist()
             if leaf >= 0
         ]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from llmrec_cli.files import write_atomically
 from llmrec_cli.report.formatting import cut_name, cut_text, format_count, set_minus
-from llmrec_cli.report.page.blocks import Block, Section
+from llmrec_cli.report.page.blocks import PageBlock, PageSection
 from llmrec_cli.report.page.comparison import (
     build_beam_error,
     build_costs,
@@ -59,10 +59,10 @@ def render_page(page: Page) -> str:
         "lead": describe_comparison(page.comparison),
         "sections": [section for section in _build_sections(page) if section.blocks],
     }
-    return _environment().get_template("page.html.j2").render(values)
+    return _load_templates().get_template("page.html.j2").render(values)
 
 
-def _build_sections(page: Page) -> Iterator[Section]:
+def _build_sections(page: Page) -> Iterator[PageSection]:
     """The sections in order; those without blocks have nothing to show."""
     yield build_leaderboard(page.comparison)
     yield build_intervals(page.comparison)
@@ -73,14 +73,14 @@ def _build_sections(page: Page) -> Iterator[Section]:
     yield build_training(page)
     yield from build_logged(page.logs)
     audits = [audited for audited in page.audits if audited.verdicts]
-    found = tuple(Block("verdicts", (audited, len(page.audits) > 1)) for audited in audits)
-    yield Section("audit", "Audit of the data", found)
-    users = (Block("prose", _USERS_TEXT), Block("users", page.users)) if page.users else ()
-    yield Section("users", f"{format_count(len(page.users), 'user')}, side by side", users)
+    found = tuple(PageBlock("verdicts", (audited, len(page.audits) > 1)) for audited in audits)
+    yield PageSection("audit", "Audit of the data", found)
+    users = (PageBlock("prose", _USERS_TEXT), PageBlock("users", page.users)) if page.users else ()
+    yield PageSection("users", f"{format_count(len(page.users), 'user')}, side by side", users)
 
 
 @cache
-def _environment() -> Environment:
+def _load_templates() -> Environment:
     made = Environment(
         loader=PackageLoader("llmrec_cli.report", "templates"),
         autoescape=True,

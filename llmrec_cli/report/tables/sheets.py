@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from llmrec_cli.report.comparison import Comparison, Contrast, Cost, Estimate, Standing
 from llmrec_cli.report.formatting import (
     NAME,
     NONE,
+    POLICY_NAMES,
     cut_text,
     format_detectable,
     format_ends,
@@ -25,12 +25,6 @@ from llmrec_cli.report.formatting import (
 from llmrec_cli.report.text import plain
 
 Cell = tuple[str, ...]
-
-POLICIES: Final = {
-    "keep": 'history kept (seen = "keep")',
-    "remove": 'history removed (seen = "remove")',
-    "pairs": "two candidates",
-}
 
 
 @dataclass(frozen=True)
@@ -71,12 +65,12 @@ def tabulate_quality(comparison: Comparison) -> Sheet:
     title = f"{comparison.split}: {comparison.n_rows:,} rows of {comparison.n_users:,} users, "
     title += comparison.candidates
     if headline != "pairs":
-        title += f", {POLICIES[headline]}"
+        title += f', {POLICY_NAMES[headline]} (seen = "{headline}")'
     names = [name for name in comparison.metrics if name != "ndcg@1"]  # which is hr@1
     rows = []
     for standing in comparison.standings:
         estimates = [standing.metrics[headline][name] for name in names]
-        rows.append((_name(standing), *map(_estimate, estimates)))
+        rows.append((_name_cell(standing), *map(_estimate_cell, estimates)))
     over = "users" if headline == "pairs" else "rows"
     caption = f"mean over {over} [95 % interval, bootstrap over users]"
     headings = ("entry", *(name.upper() for name in names))
@@ -92,10 +86,10 @@ def tabulate_contrasts(comparison: Comparison) -> Sheet:
         own = standing.metrics[headline][metric]
         rows.append(
             (
-                _name(standing),
-                _estimate(own),
-                *_contrast(contrast),
-                _comparable(standing, comparison),
+                _name_cell(standing),
+                _estimate_cell(own),
+                *_contrast_cells(contrast),
+                _comparable_cell(standing, comparison),
             )
         )
     if comparison.baseline is None:
@@ -124,11 +118,11 @@ def tabulate_seeds(comparison: Comparison) -> Sheet:
         own, contrast = standing.metrics[headline][metric], standing.contrasts[headline].get(metric)
         rows.append(
             (
-                _name(standing),
+                _name_cell(standing),
                 (", ".join(map(str, standing.seeds)),),
-                _interval(own.mean, own.seed_low, own.seed_high),
+                _interval_cell(own.mean, own.seed_low, own.seed_high),
                 (", ".join(map(format_figure, own.by_seed)),),
-                _interval(contrast.mean, contrast.seed_low, contrast.seed_high, "+")
+                _interval_cell(contrast.mean, contrast.seed_low, contrast.seed_high, "+")
                 if contrast
                 else (NONE,),
             )
@@ -144,8 +138,8 @@ def tabulate_auc(comparison: Comparison) -> Sheet:
     for standing in comparison.standings:
         if standing.auc:
             found = standing.auc["metrics"].values()
-            cells = [_interval(m["mean"], m["low"], m["high"]) for m in found]
-            rows.append((_name(standing), *cells))
+            cells = [_interval_cell(m["mean"], m["low"], m["high"]) for m in found]
+            rows.append((_name_cell(standing), *cells))
     return Sheet(
         "each target beside one item that its user does not own",
         ("entry", "AUC_PAIRED", "AUC_POOLED"),
@@ -168,7 +162,7 @@ def tabulate_lists(comparison: Comparison) -> Sheet:
             f"{found['short']:,.0f}",
             NONE if error is None else format_figure(error),
         ]
-        rows.append((_name(standing), *((cell,) for cell in cells)))
+        rows.append((_name_cell(standing), *((cell,) for cell in cells)))
     return Sheet(
         "what is recommended",
         ("entry", "coverage", "Gini", "popularity", "long tail", "short lists", "beam error"),
@@ -181,7 +175,9 @@ def tabulate_lists(comparison: Comparison) -> Sheet:
 
 def tabulate_costs(comparison: Comparison) -> Sheet:
     """What every entry took."""
-    rows = [(_name(standing), *_cost(standing.cost)) for standing in comparison.standings]
+    rows = [
+        (_name_cell(standing), *_cost_cells(standing.cost)) for standing in comparison.standings
+    ]
     return Sheet(
         "cost",
         (
@@ -203,49 +199,51 @@ def tabulate_costs(comparison: Comparison) -> Sheet:
     )
 
 
-def _cost(cost: Cost) -> tuple[Cell, ...]:
+def _cost_cells(cost: Cost) -> tuple[Cell, ...]:
     device = cost.device if cost.processes in (None, 1) else f"{cost.processes} x {cost.device}"
     cells = [
-        _shown(cost.train_seconds, format_seconds),
-        _shown(cost.lineage_seconds, format_seconds),
-        _shown(cost.device_seconds, format_seconds),
-        _shown(cost.tokens, format_thousands),
-        _shown(cost.peak_bytes, format_memory),
-        _shown(cost.eval_seconds, format_seconds),
-        _shown(cost.milliseconds_per_row, lambda value: f"{value:.3g}"),
+        _show_known(cost.train_seconds, format_seconds),
+        _show_known(cost.lineage_seconds, format_seconds),
+        _show_known(cost.device_seconds, format_seconds),
+        _show_known(cost.tokens, format_thousands),
+        _show_known(cost.peak_bytes, format_memory),
+        _show_known(cost.eval_seconds, format_seconds),
+        _show_known(cost.milliseconds_per_row, lambda value: f"{value:.3g}"),
         NONE if device is None else plain(device),
     ]
     return tuple((cell,) for cell in cells)
 
 
-def _shown(value: float | None, show: Callable[[float], str]) -> str:
+def _show_known(value: float | None, show: Callable[[float], str]) -> str:
     return NONE if value is None else show(value)
 
 
-def _name(standing: Standing) -> Cell:
+def _name_cell(standing: Standing) -> Cell:
     return (cut_text(standing.name, NAME),)
 
 
-def _interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> Cell:
+def _interval_cell(
+    mean: float | None, low: float | None, high: float | None, sign: str = ""
+) -> Cell:
     return format_figure(mean, sign), format_ends(low, high, sign)
 
 
-def _estimate(estimate: Estimate) -> Cell:
-    return _interval(estimate.mean, estimate.low, estimate.high)
+def _estimate_cell(estimate: Estimate) -> Cell:
+    return _interval_cell(estimate.mean, estimate.low, estimate.high)
 
 
-def _contrast(contrast: Contrast | None) -> tuple[Cell, Cell, Cell, Cell]:
+def _contrast_cells(contrast: Contrast | None) -> tuple[Cell, Cell, Cell, Cell]:
     if contrast is None:
         return (NONE,), (NONE,), (NONE,), (NONE,)
     return (
-        _interval(contrast.mean, contrast.low, contrast.high, "+"),
+        _interval_cell(contrast.mean, contrast.low, contrast.high, "+"),
         (format_p(contrast.p),),
         (format_p(contrast.p_holm),),
         (format_detectable(contrast.detectable),),
     )
 
 
-def _comparable(standing: Standing, comparison: Comparison) -> Cell:
+def _comparable_cell(standing: Standing, comparison: Comparison) -> Cell:
     if standing.name == comparison.baseline:
         return ("baseline",)
     return (plain(standing.why_not) if standing.why_not else "yes",)
