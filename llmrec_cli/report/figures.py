@@ -312,18 +312,6 @@ class Line:
     marked: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Training:
-    """One entry's training: a loss and its validation, and what checkpoints were chosen by."""
-
-    name: str
-    losses: Sequence[Line]  # of each seed
-    valid_losses: Sequence[Line]
-    scores: Sequence[Line]
-    best: Sequence[int]  # updates of the checkpoints that were kept
-    score_limits: tuple[float, float]  # shared by all entries
-
-
 def draw_curves(lines: Sequence[Line], heading: str, alt: str) -> Picture:
     """Curves in one picture; a logarithmic scale where they differ by orders of magnitude.
 
@@ -343,28 +331,40 @@ def draw_curves(lines: Sequence[Line], heading: str, alt: str) -> Picture:
     return _draw_picture((320, 200), alt, paint)
 
 
-def draw_training(found: Training, alt: str) -> Picture:
-    """Losses above, the validation metric below, checkpoints as vertical lines."""
+def draw_training(
+    name: str,
+    losses: Sequence[Line],
+    scores: Sequence[Line],
+    kept: Sequence[int],
+    limits: tuple[float, float],
+    alt: str,
+) -> Picture:
+    """One entry's training, its seeds together: losses above, the validation metric below.
+
+    Args:
+        kept: updates of the checkpoints that were kept, as vertical lines.
+        limits: of the metric, shared by all entries.
+    """
 
     def paint(figure: Figure) -> None:
-        upper = _place_axes(figure, 34, 8, 104 if found.scores else 32, 24)
-        upper.set_title(shorten_label(found.name), x=-0.24)
-        parts = [(upper, [*found.losses, *found.valid_losses])]
-        if found.scores:
+        upper = _place_axes(figure, 34, 8, 104 if scores else 32, 24)
+        upper.set_title(shorten_label(name), x=-0.24)
+        parts = [(upper, losses)]
+        if scores:
             lower = _place_axes(figure, 34, 8, 32, 126)
-            lower.set_ylim(*found.score_limits)
+            lower.set_ylim(*limits)
             lower.sharex(upper)
             upper.tick_params(axis="x", labelbottom=False)
-            parts.append((lower, list(found.scores)))
+            parts.append((lower, scores))
         for axes, lines in parts:
-            for step in found.best:
+            for step in kept:
                 _draw_rule(axes, step)
             _draw_lines(axes, lines, 3)
         for axes, _ in parts:
             _finish_curves(axes, 2)
         parts[-1][0].set_xlabel("updates")
 
-    return _draw_picture((172, 214 if found.scores else 140), alt, paint)
+    return _draw_picture((172, 214 if scores else 140), alt, paint)
 
 
 def draw_swatch(look: Look, *, line: bool = True) -> Picture:

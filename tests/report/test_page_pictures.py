@@ -20,7 +20,6 @@ from llmrec_cli.report.figures import (
     Dot,
     Line,
     Look,
-    Training,
     Whisker,
     choose_log_ticks,
     choose_look,
@@ -193,7 +192,7 @@ def test_logarithmic_scales_have_a_few_ticks_within(low: float, wide: float) -> 
 def test_a_training_without_validations_has_one_part() -> None:
     loss = [Line([1, 2], [3.0, 2.0], BLUE)]
     short, tall = (
-        draw_training(Training("n", loss, [], scores, [2], (0, 1)), "")
+        draw_training("n", loss, scores, [2], (0, 1), "")
         for scores in ([], [Line([2], [0.5], BLUE)])
     )
     assert short.height < tall.height

@@ -11,7 +11,6 @@ from llmrec_cli.report.figures import (
     VALID_LOSS,
     Line,
     Look,
-    Training,
     choose_look,
     draw_curves,
     draw_swatch,
@@ -86,8 +85,12 @@ def build_training(page: Page) -> PageSection:
     pictures = []
     for name in dict.fromkeys(log.entry for log in trained):
         own = [log for log in page.logs if log.entry == name]
+        losses = _trace_figure(own, _LOSS, LOSS, 1.1, marked=False)
+        losses += _trace_figure(own, _VALID_LOSS, VALID_LOSS)
+        kept = [log.best_step for log in own if log.best_step is not None]
         alt = f"Training of {cut_name(name)}: {'; '.join(_describe_training(own, score))}"
-        pictures.append(draw_training(_gather_training(name, own, score, limits), alt))
+        traced = _trace_figure(own, score, SCORE)
+        pictures.append(draw_training(cut_name(name), losses, traced, kept, limits, alt))
     legend = [(draw_swatch(LOSS), "training loss")]
     if any(_VALID_LOSS in log.curves for log in page.logs):
         legend.append((draw_swatch(VALID_LOSS), "validation loss"))
@@ -116,21 +119,11 @@ def _name_score(score: str) -> str:
     return score.removeprefix(_VALID).upper()
 
 
-def _gather_training(
-    name: str, logs: Sequence[RunLog], score: str, limits: tuple[float, float]
-) -> Training:
-    def lines(figure: str, look: Look, width: float = 1.6, *, marked: bool = True) -> list[Line]:
-        found = [log.curves[figure] for log in logs if figure in log.curves]
-        return [Line(one.steps, one.values, look, width, marked) for one in found]
-
-    return Training(
-        cut_name(name),
-        lines(_LOSS, LOSS, 1.1, marked=False),
-        lines(_VALID_LOSS, VALID_LOSS),
-        lines(score, SCORE),
-        [log.best_step for log in logs if log.best_step is not None],
-        limits,
-    )
+def _trace_figure(
+    logs: Sequence[RunLog], figure: str, look: Look, width: float = 1.6, *, marked: bool = True
+) -> list[Line]:
+    found = [log.curves[figure] for log in logs if figure in log.curves]
+    return [Line(one.steps, one.values, look, width, marked) for one in found]
 
 
 def _describe_training(logs: Sequence[RunLog], score: str) -> Iterator[str]:
