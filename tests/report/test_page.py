@@ -246,6 +246,8 @@ def test_hostile_text_stays_text_everywhere(first: int, document: Element) -> No
     assert user.all("mark")[0].text == cut_text(two)
     board = found.all("div", role="group", **{"aria-label": "History kept"})[0]
     assert [row.children[0].text for row in board.all("tr")[1:4]] == [*map(cut_name, names[:3])]
+    alts = [img.attrs["alt"] for img in found.all("img")]
+    assert all(any(cut_name(name) in alt for alt in alts) for name in names)
     in_pictures = {text for img in found.all("img") for text in texts(img.attrs["src"])}
     assert {" ".join(shorten_label(cut_name(name)).split()) for name in names} <= in_pictures
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", html)

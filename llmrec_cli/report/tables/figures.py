@@ -5,29 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from llmrec_cli.report.comparison import Comparison, Policy, Standing
+from llmrec_cli.report.comparison import Comparison, Cost, Policy, Standing
 from llmrec_cli.report.report_json import jsonable
 from llmrec_cli.report.text import plain
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ESTIMATE = ("mean", "low", "high", "seed_low", "seed_high")
 _CONTRAST = ("mean", "low", "high", "p", "p_holm", "detectable", "seed_low", "seed_high")
-_COST = (
-    "train_seconds",
-    "valid_seconds",
-    "lineage_seconds",
-    "device",
-    "processes",
-    "device_seconds",
-    "tokens",
-    "peak_bytes",
-    "eval_seconds",
-    "eval_peak_bytes",
-    "milliseconds_per_row",
-)
+_COST = tuple(field.name for field in fields(Cost))
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
