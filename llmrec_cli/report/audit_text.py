@@ -16,12 +16,12 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow"}
 
 def verdict_lines(found: Sequence[Verdict]) -> list[str]:
     """One line per verdict."""
-    return [f"{v.level}: {v.check}: {v.text}{_format_examples(v)}" for v in found]
+    return [f"{v.level}: {v.check}: {v.text}{_examples(v)}" for v in found]
 
 
 def short_lines(found: Sequence[Verdict]) -> list[str]:
     """What needs attention, a few words each."""
-    return [f"{v.level}: {v.check}{_format_share(v)}" for v in raised(found)]
+    return [f"{v.level}: {v.check}{_count(v)}" for v in raised(found)]
 
 
 def verdict_table(found: Sequence[Verdict], title: str) -> Table:
@@ -30,22 +30,22 @@ def verdict_table(found: Sequence[Verdict], title: str) -> Table:
     for heading in ("verdict", "check", "what it means"):
         table.add_column(heading)
     for v in found:
-        meaning = Text(v.text + _format_examples(v))
+        meaning = Text(v.text + _examples(v))
         table.add_row(Text(v.level, style=_COLOURS[v.level]), Text(v.check), meaning)
     return table
 
 
-def _format_share(verdict: Verdict) -> str:
+def _count(verdict: Verdict) -> str:
     if verdict.count is None:
         return ""
     of = "" if verdict.of is None else f" of {verdict.of:,}"
     return f": {verdict.count:,}{of}"
 
 
-def _format_examples(verdict: Verdict) -> str:
-    shown = [_cut_example(plain(example)) for example in verdict.examples]
+def _examples(verdict: Verdict) -> str:
+    shown = [_cut(plain(example)) for example in verdict.examples]
     return f" For example: {', '.join(shown)}." if shown else ""
 
 
-def _cut_example(text: str) -> str:
+def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -31,17 +31,17 @@ def traits_of(evaluation: Evaluation, ground: Ground, kind: Kind) -> dict[str, T
     """
     protocol = evaluation.report.get("protocol", {})
     task, candidates = protocol.get("task", "generate"), protocol.get("candidates", WHOLE)
-    traits = {"task": _make_trait(task)}
-    traits |= _traits_of_data(ground, known=SPLITS if evaluation.report else (ground.split,))
-    traits["evaluated"] = _trait_of_rows(evaluation, len(ground.rows))
-    traits["catalogue"] = _make_trait(f"{ground.leaves.n_leaves:,} entries")
+    traits = {"task": _plain(task)}
+    traits |= _of_data(ground, known=SPLITS if evaluation.report else (ground.split,))
+    traits["evaluated"] = _rows(evaluation, len(ground.rows))
+    traits["catalogue"] = _plain(f"{ground.leaves.n_leaves:,} entries")
     words = f"two candidates ({candidates})" if task == "rank-pair" else candidates
-    traits["candidates"] = _make_trait(words)
+    traits["candidates"] = _plain(words)
     if "template" in protocol:
-        traits["template"] = _make_trait(protocol["template"])
+        traits["template"] = _plain(protocol["template"])
     if "decoder" in protocol:
-        traits |= _traits_of_decoder(protocol["decoder"], kind)
-    return traits | _traits_of_selection(evaluation.manifest, ground)
+        traits |= _of_decoder(protocol["decoder"], kind)
+    return traits | _of_selection(evaluation.manifest, ground)
 
 
 def why_not(entry: Entry, base: Entry, policy: Policy) -> str | None:
@@ -52,64 +52,64 @@ def why_not(entry: Entry, base: Entry, policy: Policy) -> str | None:
         if what in base.traits and ours.key != base.traits[what].key
     }
     hashed = [what for what, (ours, _) in differ.items() if not ours.words]
-    reasons = [f"other {_join_words(hashed)}"] if hashed else []
+    reasons = [f"other {_listed(hashed)}"] if hashed else []
     for what, (ours, theirs) in differ.items():
         if ours.words and not (hashed and what in ("evaluated", "catalogue")):
-            reasons.append(_tell_difference(what, ours.words, theirs.words))
+            reasons.append(_told(what, ours.words, theirs.words))
     if policy == "keep" and entry.without_history != base.without_history:
         whose = "its" if entry.without_history else "the baseline's"
         reasons.append(f"{whose} lists leave the history out: compare with --seen remove")
     return "; ".join(reasons) or None
 
 
-def _tell_difference(what: str, ours: str, theirs: str) -> str:
+def _told(what: str, ours: str, theirs: str) -> str:
     if ours == theirs:
         return f"{what}: {ours}, but not the baseline's"
     return f"{what}: {ours}, baseline {theirs}"
 
 
-def _join_words(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _make_trait(words: str) -> Trait:
+def _plain(words: str) -> Trait:
     return Trait(words, words)
 
 
-def _traits_of_data(ground: Ground, known: tuple[str, ...]) -> dict[str, Trait]:
+def _of_data(ground: Ground, known: tuple[str, ...]) -> dict[str, Trait]:
     """The content of the prepared files; the manifest's own hash would differ with the seed."""
     files = ground.manifest["files"]
     names = {"items": ITEMS_FILE, **{ROWS_OF[split]: split_file(split) for split in known}}
     return {what: Trait(files[name]["sha256"], "") for what, name in names.items()}
 
 
-def _trait_of_rows(evaluation: Evaluation, n_rows: int) -> Trait:
+def _rows(evaluation: Evaluation, n_rows: int) -> Trait:
     if evaluation.predictions is not None:
         row_R = np.sort(evaluation.predictions[ROW].to_numpy(np.int64))
-        return Trait(hash_numbers(row_R), f"{len(row_R):,} of {n_rows:,} rows")
+        return Trait(fingerprint(row_R), f"{len(row_R):,} of {n_rows:,} rows")
     pairs = evaluation.pairs if evaluation.pairs is not None else pd.DataFrame({ROW: [], OTHER: []})
-    return Trait(hash_numbers(pairs[[ROW, OTHER]].to_numpy(np.int64)), f"{len(pairs):,} pairs")
+    return Trait(fingerprint(pairs[[ROW, OTHER]].to_numpy(np.int64)), f"{len(pairs):,} pairs")
 
 
-def hash_numbers(values: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+def fingerprint(values: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     """SHA-256 of whole numbers in their order."""
     return hashlib.sha256(values.astype("<i8").tobytes()).hexdigest()
 
 
-def _traits_of_decoder(decoder: Mapping[str, Any], kind: Kind) -> dict[str, Trait]:
+def _of_decoder(decoder: Mapping[str, Any], kind: Kind) -> dict[str, Trait]:
     search = decoder.get("search", "all")
     words = "exact" if search in EXACT else f"{search} of {decoder.get('beams', '?')}"
     if kind != "language model":  # scores of its own: nothing to mask or to divide
-        return {"search": _make_trait(words)}
+        return {"search": _plain(words)}
     scores = (
         f'mask "{decoder.get("mask", "before")}", temperature {decoder.get("temperature", 1):g}'
     )
     penalty = decoder.get("length_penalty", 0)
     scores += f", length penalty {penalty:g}" if penalty else ""
-    return {"search": _make_trait(words), "decoding": _make_trait(scores)}
+    return {"search": _plain(words), "decoding": _plain(scores)}
 
 
-def _traits_of_selection(manifest: Mapping[str, Any], ground: Ground) -> dict[str, Trait]:
+def _of_selection(manifest: Mapping[str, Any], ground: Ground) -> dict[str, Trait]:
     """How the checkpoint was chosen; nothing for what was counted, or trained elsewhere."""
     settings = manifest.get("settings", {})
     train = settings.get("stage", {}).get("train", {})
@@ -119,4 +119,4 @@ def _traits_of_selection(manifest: Mapping[str, Any], ground: Ground) -> dict[st
     n_rows = min(n_rows, ground.manifest["files"][split_file("valid")]["rows"])
     cutoffs = settings.get("eval", {}).get("cutoffs")
     at = f"@{max(cutoffs)}" if cutoffs and select == "ndcg" else ""
-    return {"checkpoint": _make_trait(f"best {select}{at} on {n_rows:,} validation rows")}
+    return {"checkpoint": _plain(f"best {select}{at} on {n_rows:,} validation rows")}

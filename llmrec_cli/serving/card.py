@@ -131,23 +131,23 @@ def is_local(recipe: Recipe) -> bool:
 def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
     """The card of a language model's run."""
     recipe = finished.recipe
-    grounds = _read_manifests(finished, bench)
+    grounds = _grounds(finished, bench)
     ranks = recipe.prompt.task == "generate"
     base = base_name(recipe, wanted)
     is_adapter = recipe.model.tuning == "lora" and not wanted.merge
     scores = read_scores(finished.folder, finished.manifest)
     return Card(
-        metadata=_build_metadata(finished, wanted, is_adapter=is_adapter),
+        metadata=_metadata(finished, wanted, is_adapter=is_adapter),
         results=scores.headline,
         name=f"{finished.experiment} {finished.run}",
-        summary=_summarize(bench, finished, base),
+        summary=_summary(bench, finished, base),
         description=recipe.description,
         load_code=_adapter_code(recipe, base) if is_adapter else FULL_CODE,
         load_notes=tuple(_load_notes(recipe, wanted, base, is_adapter=is_adapter)),
         rank_code=RANK_CODE if ranks else None,
         answer="semantic ID" if has_tokens(bench.prepared.items) else "title, in quotes",
-        decoding=_describe_decoding(recipe),
-        example=None if ranks else _build_example(bench),
+        decoding=_decoding(recipe),
+        example=None if ranks else _example(bench),
         sources=[
             (source["name"] + use, f"{source['bytes']:,}", source["sha256"])
             for use, manifest in grounds.items()
@@ -158,28 +158,26 @@ def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
             for use, manifest in grounds.items()
             for name, counts in manifest["splits"].items()
         ],
-        preparation=" ".join(
-            _describe_preparation(use, manifest) for use, manifest in grounds.items()
-        ),
-        training=tuple(_describe_training(finished, base)),
+        preparation=" ".join(_preparation(use, manifest) for use, manifest in grounds.items()),
+        training=tuple(_training(finished, base)),
         evaluated_on=", ".join(s["name"] for s in bench.prepared.manifest["sources"]),
         protocol=scores.protocol,
         score_headings=scores.headings,
         scores=scores.rows,
         limits=(*LIMITS, f"It was trained on histories of at most {recipe.data.history} items."),
-        licence=_describe_licence(wanted),
+        licence=_licence(wanted),
         version=__version__,
     )
 
 
-def _build_metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[str, Any]:
+def _metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[str, Any]:
     recipe = finished.recipe
     on_hub = wanted.base_model or not is_local(recipe)
     named: dict[str, Any] = {
         "license": wanted.licence or "unknown",
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["recommendation", "sequential-recommendation", "llmrec", _name_method(finished)],
+        "tags": ["recommendation", "sequential-recommendation", "llmrec", _method(finished)],
     }
     if recipe.model.backbone != "scratch" and on_hub:
         named["base_model"] = base_name(recipe, wanted)
@@ -189,12 +187,12 @@ def _build_metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> 
     return named
 
 
-def _name_method(finished: Finished) -> str:
+def _method(finished: Finished) -> str:
     stage = finished.recipe.stage(finished.run)
     return getattr(stage, "method", "sft")
 
 
-def _summarize(bench: Workbench, finished: Finished, base: str | None) -> str:
+def _summary(bench: Workbench, finished: Finished, base: str | None) -> str:
     start = f"{base}, fine-tuned" if base else "A small Llama, trained from scratch"
     n_items, n_entries = len(bench.prepared.items), bench.trie.n_leaves
     entries = "" if n_items == n_entries else f" ({n_entries:,} that it can tell apart)"
@@ -221,7 +219,7 @@ def _load_notes(
         yield f"{how} (bitsandbytes), and {after}."
 
 
-def _describe_decoding(recipe: Recipe) -> str:
+def _decoding(recipe: Recipe) -> str:
     decode = recipe.eval.decode
     among = "the tokens that continue some item" if decode.mask == "before" else "all tokens"
     rule = f"Each token's probability is among {among}"
@@ -232,7 +230,7 @@ def _describe_decoding(recipe: Recipe) -> str:
     return f"{rule}. Probabilities are over the whole catalogue, the history included."
 
 
-def _build_example(bench: Workbench) -> str:
+def _example(bench: Workbench) -> str:
     """A prompt of the rank-pair task about the most popular items, and both answers."""
     popular = bench.prepared.items.sort_values(COUNT, ascending=False, kind="stable")
     one, two, liked, other = (popular[TITLE].dropna().tolist() * 4)[:4]
@@ -242,7 +240,7 @@ def _build_example(bench: Workbench) -> str:
     return "\n\n".join([prompt, *answers])
 
 
-def _read_manifests(finished: Finished, bench: Workbench) -> dict[str, Mapping[str, Any]]:
+def _grounds(finished: Finished, bench: Workbench) -> dict[str, Mapping[str, Any]]:
     """Manifests of the data, by what tells them apart: another domain may be evaluated on."""
     trained_on = read_manifest(finished.recipe.prepared)
     if finished.recipe.eval.data is None:
@@ -250,7 +248,7 @@ def _read_manifests(finished: Finished, bench: Workbench) -> dict[str, Mapping[s
     return {" (trained on)": trained_on, " (evaluated on)": bench.prepared.manifest}
 
 
-def _describe_preparation(use: str, manifest: Mapping[str, Any]) -> str:
+def _preparation(use: str, manifest: Mapping[str, Any]) -> str:
     data = manifest["data"]
     kept = {
         key: data[key]
@@ -262,7 +260,7 @@ def _describe_preparation(use: str, manifest: Mapping[str, Any]) -> str:
     return f"{split}. Cleaning: {how}. Histories: at most {data['history']} items."
 
 
-def _describe_training(finished: Finished, base: str | None) -> Iterator[str]:
+def _training(finished: Finished, base: str | None) -> Iterator[str]:
     recipe, manifest = finished.recipe, finished.manifest
     stage, model = manifest["settings"]["stage"], recipe.model
     train = stage["train"]
@@ -274,7 +272,7 @@ def _describe_training(finished: Finished, base: str | None) -> Iterator[str]:
         f"LoRA, r = {model.lora.r}, alpha = {model.lora.alpha:g}: {', '.join(model.lora.targets)}"
     )
     yield f"tuning: {lora if model.tuning == 'lora' else 'all weights'}; {model.dtype}"
-    method = _name_method(finished)
+    method = _method(finished)
     yield f"method: {method}: {find('lml' if method == 'sft' else method).summary}"
     options = {k: v for k, v in stage.items() if k not in ("train", "method", "parent")}
     if options:
@@ -292,7 +290,7 @@ def _describe_training(finished: Finished, base: str | None) -> Iterator[str]:
     yield f"llmrec {manifest['llmrec']}, {', '.join(versions)}"
 
 
-def _describe_licence(wanted: Wanted) -> str:
+def _licence(wanted: Wanted) -> str:
     if wanted.licence:
         return (
             f"{wanted.licence}, as whoever exported the model states. The terms of the base model "
