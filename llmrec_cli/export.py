@@ -11,8 +11,7 @@ from typing import Final
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Progress
-from llmrec_cli.report.model_card import model_card
-from llmrec_cli.serving.card import Wanted, base_name, gather_card
+from llmrec_cli.serving.card import Wanted, base_name, gather_card, render_card
 from llmrec_cli.serving.export_check import check_export
 from llmrec_cli.serving.export_files import (
     copy_result,
@@ -105,7 +104,7 @@ def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) ->
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)
     if recipe.prompt.task == "generate":
         write_ranking(bench, folder)
-    card = model_card(gather_card(finished, bench, wanted))
+    card = render_card(gather_card(finished, bench, wanted))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     require_portable(folder, (recipe.folder, Path(recipe.model.backbone), folder))
 

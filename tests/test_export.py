@@ -34,10 +34,9 @@ from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.model_card import fenced
 from llmrec_cli.report.text import markdown
 from llmrec_cli.serving import hub
-from llmrec_cli.serving.card import Wanted
+from llmrec_cli.serving.card import Wanted, fence_code
 from llmrec_cli.sft import sft
 
 pytestmark = [  # what peft has to say
@@ -392,7 +391,7 @@ def test_hostile_text_in_a_card_stays_text() -> None:
     assert markdown("a|b\n# <img src=x> [x](y) `z`\x1b[2J") == (
         r"a\|b \# \<img src=x\> \[x\](y) \`z\`"
     )
-    assert fenced("```\nend") == "````text\n```\nend\n````"
+    assert fence_code("```\nend") == "````text\n```\nend\n````"
 
 
 def test_an_export_never_overwrites(home: Path, tmp_path: Path) -> None:
@@ -413,7 +412,7 @@ def test_an_export_appears_whole_or_not_at_all(
     def full_disk(card: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "model_card", full_disk)
+    monkeypatch.setattr(export_module, "render_card", full_disk)
     with pytest.raises(MachineError, match="cannot be written: No space left"):
         exported(home, tmp_path / "out", "full")
     assert list(tmp_path.iterdir()) == []
@@ -427,7 +426,7 @@ def test_what_came_meanwhile_is_not_lost(
         (tmp_path / "out/mine.txt").write_text("mine")
         return "card"
 
-    monkeypatch.setattr(export_module, "model_card", slowly)
+    monkeypatch.setattr(export_module, "render_card", slowly)
     with pytest.raises(ArtefactError, match="another process wrote there meanwhile"):
         exported(home, tmp_path / "out", "full")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "mine.txt"]

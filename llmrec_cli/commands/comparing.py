@@ -65,7 +65,7 @@ def compare_command(
     for path in out or ():
         write_output(path, compared)
         screen.progress().say(f"written: {path}")
-    show(screen, compared, full=True)
+    show_comparison(screen, compared, full=True)
 
 
 def export_data_command(
@@ -117,8 +117,8 @@ def export_lists_command(
     Screen(as_json=as_json, quiet=quiet).show(found, [f"{to}: {count:,} lists"])
 
 
-def show(screen: Screen, compared: Compared, *, full: bool) -> None:
-    """Print a comparison; ``full`` as in ``tables.sheets``."""
+def show_comparison(screen: Screen, compared: Compared, *, full: bool) -> None:
+    """Print a comparison; ``full`` as in ``tabulate_comparison``."""
     from llmrec_cli.report.tables.figures import to_json
     from llmrec_cli.report.tables.screen import to_lines, to_tables
 

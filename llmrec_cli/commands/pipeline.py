@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmrec_cli.commands import completion
-from llmrec_cli.commands.comparing import show
+from llmrec_cli.commands.comparing import show_comparison
 from llmrec_cli.commands.options import (
     AsJson,
     Config,
@@ -190,7 +190,7 @@ def eval_command(
     if not launched(loaded.launch, config):
         progress = screen.progress()
         found = evaluate(loaded, runs, split=split, again=again, progress=progress)
-        show(screen, found, full=False)
+        show_comparison(screen, found, full=False)
 
 
 def run_command(
@@ -211,7 +211,7 @@ def run_command(
 
     if not launched(loaded.launch, config):
         progress = screen.progress()
-        show(screen, run(loaded, progress=progress), full=False)
+        show_comparison(screen, run(loaded, progress=progress), full=False)
         for file in reports(loaded):
             progress.say(f"report: {file}")
 

@@ -13,9 +13,18 @@ from llmrec_cli.engine.rows import LEFT_OUT_KEYS
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.entries import Entry, Evaluation
 from llmrec_cli.report.page import Page
-from llmrec_cli.report.page.cases import user_cases
-from llmrec_cli.report.page.material import Audited, Curve, Fact, RunLog, Slicing, UserCase
-from llmrec_cli.report.page.slices import beam_errors, on_same_rows, slicings
+from llmrec_cli.report.page.data import (
+    Audited,
+    Curve,
+    Fact,
+    RunLog,
+    Slicing,
+    UserCase,
+    choose_users,
+    measure_beam_errors,
+    select_same_rows,
+    slice_rows,
+)
 from llmrec_cli.run_folder import METRICS_FILE
 
 POINTS = 200  # of a curve; further updates are averaged
@@ -46,50 +55,50 @@ def gather_page(comparison: Comparison, entries: Sequence[Entry]) -> Page:
     Raises:
         ArtefactError: prepared data that are damaged.
     """
-    by_group, users = _by_rows(comparison, entries)
+    by_group, users = _gather_rows(comparison, entries)
     return Page(
         maker=f"llmrec {__version__}",
         comparison=comparison,
-        experiments=_experiments(entries),
-        facts=tuple(_facts(comparison, entries)),
-        logs=tuple(_logs(entries)),
+        experiments=_name_experiments(entries),
+        facts=tuple(_describe_protocol(comparison, entries)),
+        logs=tuple(_read_logs(entries)),
         slicings=by_group,
-        beam_errors=beam_errors(entries, comparison),
-        audits=_audits(entries),
+        beam_errors=measure_beam_errors(entries, comparison),
+        audits=_read_audits(entries),
         users=users,
     )
 
 
-def _by_rows(
+def _gather_rows(
     comparison: Comparison, entries: Sequence[Entry]
 ) -> tuple[tuple[Slicing, ...], tuple[UserCase, ...]]:
     """What needs lists over the same rows: groups of rows, and users side by side."""
-    seen, same = comparison.headline, on_same_rows(entries, comparison.baseline)
+    seen, same = comparison.headline, select_same_rows(entries, comparison.baseline)
     if seen == "pairs" or not same:
         return (), ()
-    return slicings(same, comparison, seen), user_cases(same, comparison, seen)
+    return slice_rows(same, comparison, seen), choose_users(same, comparison, seen)
 
 
-def _experiments(entries: Iterable[Entry]) -> tuple[str, ...]:
+def _name_experiments(entries: Iterable[Entry]) -> tuple[str, ...]:
     """Names of the experiments, each once; another tool's lists are of none."""
     runs = [run for entry in entries for run in entry.evaluations]
-    return _distinct(run.label.rpartition("/")[0] for run in runs if run.folder is not None)
+    return _drop_repeats(run.label.rpartition("/")[0] for run in runs if run.folder is not None)
 
 
-def _logs(entries: Iterable[Entry]) -> Iterator[RunLog]:
+def _read_logs(entries: Iterable[Entry]) -> Iterator[RunLog]:
     """What every run logged; nothing of those that were counted, or trained elsewhere."""
     for entry in entries:
         for run in entry.evaluations:
             rows = MetricsLog(run.folder / METRICS_FILE).rows() if run.folder else []
-            names = _distinct(name for row in rows for name in row if name not in _NOT_CURVES)
-            curves = {name: _curve(rows, name) for name in names}
+            names = _drop_repeats(name for row in rows for name in row if name not in _NOT_CURVES)
+            curves = {name: _read_curve(rows, name) for name in names}
             kept = {name: curve for name, curve in curves.items() if curve.steps}
             if kept:
                 best = run.manifest.get("outcome", {}).get("best_step")
                 yield RunLog(entry.name, run.label, run.seed, kept, best)
 
 
-def _curve(rows: Iterable[Mapping[str, Any]], name: str) -> Curve:
+def _read_curve(rows: Iterable[Mapping[str, Any]], name: str) -> Curve:
     """The finite values of one figure, in ``POINTS`` means at most."""
     found = [(row["step"], row[name]) for row in rows if _is_finite(row.get(name))]
     per = max(1, math.ceil(len(found) / POINTS))
@@ -104,7 +113,7 @@ def _is_finite(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
+def _read_audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
     """Of every prepared folder once, by its content."""
     folders = {str(entry.ground.manifest["files"]): entry.ground.folder for entry in entries}
     found = [(folder, audit_folder(folder)) for folder in folders.values()]
@@ -114,12 +123,12 @@ def _audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
     )
 
 
-def _facts(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
+def _describe_protocol(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
     """The protocol in words, one line each."""
     runs = [run for entry in entries for run in entry.evaluations]
-    yield from _facts_of_data(comparison, entries)
+    yield from _describe_data(comparison, entries)
     for term, trait in _TRAITS.items():
-        words = _distinct(e.traits[trait].words for e in entries if trait in e.traits)
+        words = _drop_repeats(e.traits[trait].words for e in entries if trait in e.traits)
         if words:
             yield Fact(term, "; ".join(words))
     yield Fact(
@@ -127,18 +136,20 @@ def _facts(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
         f"95 %, percentile bootstrap over users, {comparison.resamples:,} resamples, seed "
         f"{comparison.seed}",
     )
-    cut = _distinct(filter(None, map(_cut_histories, runs)))
+    cut = _drop_repeats(filter(None, map(_describe_cut_histories, runs)))
     if cut:
         yield Fact("Histories in prompts", "; ".join(cut))
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     if seeds:
         yield Fact("Seeds", ", ".join(map(str, seeds)))
-    versions = _distinct(_software(run) for run in runs if run.manifest.get("packages"))
+    versions = _drop_repeats(
+        _describe_software(run) for run in runs if run.manifest.get("packages")
+    )
     if versions:
         yield Fact("Software", "; ".join(versions))
 
 
-def _facts_of_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
+def _describe_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
     ground = entries[0].ground
     manifest, leaves = ground.manifest, ground.leaves
     sources = ", ".join(source["name"] for source in manifest["sources"])
@@ -154,7 +165,7 @@ def _facts_of_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator
     yield Fact("Candidates", catalogue)
 
 
-def _cut_histories(run: Evaluation) -> str | None:
+def _describe_cut_histories(run: Evaluation) -> str | None:
     """How much of the histories a run's prompts left out; None: nothing, or not recorded."""
     found = run.report.get("histories")
     counts = [found.get(key) for key in LEFT_OUT_KEYS] if isinstance(found, Mapping) else []
@@ -167,12 +178,12 @@ def _cut_histories(run: Evaluation) -> str | None:
     )
 
 
-def _software(run: Evaluation) -> str:
+def _describe_software(run: Evaluation) -> str:
     packages = run.manifest["packages"]
     names = [name for name in ("torch", "transformers") if name in packages]
     found = [f"{name} {packages[name]}" for name in names]
     return ", ".join([f"llmrec {run.manifest.get('llmrec', '?')}", *found])
 
 
-def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+def _drop_repeats(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))

@@ -78,17 +78,17 @@ def build_comparison(
     base = next((entry for entry in entries if entry.name == asked.baseline), None)
     measure = base or entries[0]  # what others have to agree with
     scored = {
-        (entry.name, policy): _score(entry, policy, asked)
+        (entry.name, policy): _score_entry(entry, policy, asked)
         for entry in entries
         for policy in asked.policies
     }
     estimates: dict[_At, dict[str, Estimate]] = {}
-    for group in _on_same_rows(entries):
+    for group in _group_by_rows(entries):
         together = [scored[entry.name, policy] for entry in group for policy in asked.policies]
-        estimates |= _estimates(together, asked)
-    contrasts = _contrasts(scored, base, asked) if base else {}
+        estimates |= _estimate_together(together, asked)
+    contrasts = _contrast_entries(scored, base, asked) if base else {}
     standings = [
-        _standing(entry, why_not(entry, measure, asked.headline), estimates, contrasts, asked)
+        _make_standing(entry, why_not(entry, measure, asked.headline), estimates, contrasts, asked)
         for entry in entries
     ]
     first = scored[measure.name, asked.headline]
@@ -100,12 +100,12 @@ def build_comparison(
         compared=asked.compared,
         baseline=asked.baseline,
         candidates=measure.traits["candidates"].words,
-        n_rows=_n_rows(measure),
+        n_rows=_count_rows(measure),
         n_users=int(first.users.nunique()),
         resamples=asked.resamples,
         seed=asked.seed,
         standings=tuple(standings),
-        notes=(*notes, *_short_lists(standings, first.value_SRM.shape[1], asked)),
+        notes=(*notes, *_note_short_lists(standings, first.value_SRM.shape[1], asked)),
     )
 
 
@@ -121,13 +121,13 @@ def _check_names(entries: Sequence[Entry], asked: Question) -> None:
             raise ArtefactError(f"no {label} {value!r}; there is {', '.join(known)}")
 
 
-def _score(entry: Entry, policy: Policy, asked: Question) -> _Scored:
-    frames = [_rows_of(entry, run, policy, asked) for run in entry.evaluations]
+def _score_entry(entry: Entry, policy: Policy, asked: Question) -> _Scored:
+    frames = [_score_run(entry, run, policy, asked) for run in entry.evaluations]
     values = [frame[list(asked.averaged)].to_numpy(np.float64) for frame in frames]
     return _Scored(entry, policy, frames[0][USER_ID], np.stack(values))
 
 
-def _rows_of(entry: Entry, run: Evaluation, policy: Policy, asked: Question) -> pd.DataFrame:
+def _score_run(entry: Entry, run: Evaluation, policy: Policy, asked: Question) -> pd.DataFrame:
     """Every row's metrics; of the rank-pair task, every user's."""
     if policy == "pairs" and run.pairs is not None:
         return per_user(run.pairs)
@@ -136,7 +136,7 @@ def _rows_of(entry: Entry, run: Evaluation, policy: Policy, asked: Question) -> 
     raise ArtefactError(f"{run.label}: has no lists of the task that the others are of")
 
 
-def _on_same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
+def _group_by_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
     groups = defaultdict(list)
     for entry in entries:
         what = ("items", ROWS_OF[entry.ground.split], "evaluated")
@@ -145,37 +145,39 @@ def _on_same_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def _sums(parts: Sequence[_Scored], values: Sequence[Floats]) -> UserSums:
+def _sum_users(parts: Sequence[_Scored], values: Sequence[Floats]) -> UserSums:
     """Users' sums of [R, M] arrays side by side."""
     return user_sums(parts[0].users, np.concatenate(values, axis=1))
 
 
-def _estimates(together: Sequence[_Scored], asked: Question) -> dict[_At, dict[str, Estimate]]:
+def _estimate_together(
+    together: Sequence[_Scored], asked: Question
+) -> dict[_At, dict[str, Estimate]]:
     """Estimates of entries over the same rows."""
-    sums = _sums(together, [part.value_SRM.mean(axis=0) for part in together])
+    sums = _sum_users(together, [part.value_SRM.mean(axis=0) for part in together])
     ends = iter(zip(*percentiles(sums, asked.resamples, asked.seed), strict=True))
     found: dict[_At, dict[str, Estimate]] = {}
     for part in together:
         by_seed = zip(asked.averaged, part.by_seed_SM.T.tolist(), strict=True)
-        own = {name: _estimate(values, *next(ends)) for name, values in by_seed}
+        own = {name: _make_estimate(values, *next(ends)) for name, values in by_seed}
         if POOLED in asked.metrics:
-            own[POOLED] = _pooled(part.entry, asked)
+            own[POOLED] = _estimate_pooled(part.entry, asked)
         found[part.entry.name, part.policy] = own
     return found
 
 
-def _estimate(by_seed: Sequence[float], low: float, high: float) -> Estimate:
+def _make_estimate(by_seed: Sequence[float], low: float, high: float) -> Estimate:
     mean = float(np.mean(by_seed))
     return Estimate(mean, float(low), float(high), tuple(by_seed), *seed_interval(by_seed))
 
 
-def _pooled(entry: Entry, asked: Question) -> Estimate:
+def _estimate_pooled(entry: Entry, asked: Question) -> Estimate:
     runs = [run.pairs for run in entry.evaluations if run.pairs is not None]
     found = auc_pooled(runs, asked.resamples, asked.seed)
-    return _estimate(pooled_by_run(runs, asked.seed), found.low, found.high)
+    return _make_estimate(pooled_by_run(runs, asked.seed), found.low, found.high)
 
 
-def _contrasts(
+def _contrast_entries(
     scored: Mapping[_At, _Scored], base: Entry, asked: Question
 ) -> dict[_At, dict[str, Contrast]]:
     """Contrasts of every entry that compares with the baseline, under the policies where it does.
@@ -192,20 +194,20 @@ def _contrasts(
     against = [scored[base.name, part.policy] for part in parts]
     pairs = list(zip(parts, against, strict=True))
     deltas = [ours.value_SRM.mean(axis=0) - theirs.value_SRM.mean(axis=0) for ours, theirs in pairs]
-    tested = paired_differences(_sums(parts, deltas), asked.resamples, asked.seed)
+    tested = paired_differences(_sum_users(parts, deltas), asked.resamples, asked.seed)
     columns = zip(*tested, strict=True)
     found: dict[_At, dict[str, Contrast]] = {}
     for ours, theirs in pairs:
-        seeds = _seed_contrasts(ours, theirs)
+        seeds = _contrast_seeds(ours, theirs)
         own = {}
         for name, of_seeds in zip(asked.averaged, seeds, strict=True):
             mean, low, high, p, detectable = map(float, next(columns))
             own[name] = Contrast(mean, low, high, p, p, detectable, *of_seeds)
         found[ours.entry.name, ours.policy] = own
-    return _corrected(found, asked)
+    return _correct_p_values(found, asked)
 
 
-def _seed_contrasts(ours: _Scored, theirs: _Scored) -> list[tuple[tuple[float, ...], float, float]]:
+def _contrast_seeds(ours: _Scored, theirs: _Scored) -> list[tuple[tuple[float, ...], float, float]]:
     """Of every metric: differences by seed, and their interval."""
     seeds = [[run.seed for run in part.entry.evaluations] for part in (ours, theirs)]
     matched = seeds[0] == seeds[1] and None not in seeds[0]
@@ -213,7 +215,7 @@ def _seed_contrasts(ours: _Scored, theirs: _Scored) -> list[tuple[tuple[float, .
     return [seed_differences(a, b, matched=matched) for a, b in columns]
 
 
-def _corrected(
+def _correct_p_values(
     found: Mapping[_At, Mapping[str, Contrast]], asked: Question
 ) -> dict[_At, dict[str, Contrast]]:
     """With Holm's correction over the entries of one metric and policy."""
@@ -227,7 +229,7 @@ def _corrected(
     return corrected
 
 
-def _standing(
+def _make_standing(
     entry: Entry,
     reason: str | None,
     estimates: Mapping[_At, Mapping[str, Estimate]],
@@ -245,14 +247,16 @@ def _standing(
         why_not=reason,
         metrics={policy: estimates[entry.name, policy] for policy in policies},
         contrasts={policy: contrasts.get((entry.name, policy), {}) for policy in policies},
-        lists={policy: _lists(entry, policy, asked) for policy in policies if asked.cutoffs},
-        auc=_auc(entry, asked),
+        lists={
+            policy: _describe_lists(entry, policy, asked) for policy in policies if asked.cutoffs
+        },
+        auc=_measure_auc(entry, asked),
         beam_error=float(np.mean(errors)) if errors else None,
         cost=entry.cost,
     )
 
 
-def _lists(entry: Entry, policy: Policy, asked: Question) -> dict[str, float]:
+def _describe_lists(entry: Entry, policy: Policy, asked: Question) -> dict[str, float]:
     """Means over seeds of what the lists look like as a whole."""
     depth, found = max(asked.cutoffs), []
     for run in entry.evaluations:
@@ -262,7 +266,7 @@ def _lists(entry: Entry, policy: Policy, asked: Question) -> dict[str, float]:
     return {name: float(np.mean([own[name] for own in values])) for name in LISTS}
 
 
-def _short_lists(standings: Sequence[Standing], n_rows: int, asked: Question) -> Iterator[str]:
+def _note_short_lists(standings: Sequence[Standing], n_rows: int, asked: Question) -> Iterator[str]:
     for standing in standings:
         short = standing.lists.get(asked.headline, {}).get("short", 0)
         if short:
@@ -272,7 +276,7 @@ def _short_lists(standings: Sequence[Standing], n_rows: int, asked: Question) ->
             )
 
 
-def _auc(entry: Entry, asked: Question) -> dict[str, Any] | None:
+def _measure_auc(entry: Entry, asked: Question) -> dict[str, Any] | None:
     """AUC of the generate task, where every run has scored its pairs."""
     runs = [run.pairs for run in entry.evaluations if run.pairs is not None]
     if not asked.cutoffs or len(runs) < len(entry.evaluations):
@@ -280,7 +284,7 @@ def _auc(entry: Entry, asked: Question) -> dict[str, Any] | None:
     return auc_figures(runs, asked.resamples, asked.seed)
 
 
-def _n_rows(entry: Entry) -> int:
+def _count_rows(entry: Entry) -> int:
     run = entry.evaluations[0]
     frame = run.predictions if run.predictions is not None else run.pairs
     return 0 if frame is None else int(frame[ROW].nunique())

@@ -51,8 +51,8 @@ def build_predictions(
             f"{len(rows)} rows, but {len(ranked)} ranked lists and {len(scores)} lists of scores"
         )
     frame = rows[[ROW, USER_ID, HISTORY, TARGET]].reset_index(drop=True)
-    frame[RANKED] = _objects(ranked, np.int32)
-    frame[SCORES] = _objects(scores, np.float32)
+    frame[RANKED] = _box_arrays(ranked, np.int32)
+    frame[SCORES] = _box_arrays(scores, np.float32)
     if beam_differs is not None:
         frame[BEAM_DIFFERS] = np.asarray(beam_differs, dtype=bool)
     return frame
@@ -161,10 +161,10 @@ def _to_table(frame: pd.DataFrame) -> pa.Table:
 def _to_frame(table: pa.Table) -> pd.DataFrame:
     wanted = [*SCHEMA, *([_BEAM_FIELD] if BEAM_DIFFERS in table.column_names else [])]
     present = [field for field in wanted if field.name in table.column_names]
-    return pd.DataFrame({f.name: _column(table[f.name].cast(f.type), f) for f in present})
+    return pd.DataFrame({f.name: _read_column(table[f.name].cast(f.type), f) for f in present})
 
 
-def _column(values: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
+def _read_column(values: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
     if values.null_count:
         raise ArtefactError(f"{field.name}: {values.null_count} null, expected none")
     values.validate(full=True)  # UTF-8, and lists within their values
@@ -176,10 +176,10 @@ def _column(values: pa.ChunkedArray, field: pa.Field) -> pd.Series[Any]:
         raise ArtefactError(f"{field.name}: {flat.null_count} null in its lists, expected none")
     ends = np.cumsum(whole.value_lengths().to_numpy(zero_copy_only=False))
     lists = np.split(flat.to_numpy(zero_copy_only=False), ends)[:-1]
-    return _objects(lists, field.type.value_type.to_pandas_dtype())
+    return _box_arrays(lists, field.type.value_type.to_pandas_dtype())
 
 
-def _objects(lists: Sequence[ArrayLike], kind: type) -> pd.Series[Any]:
+def _box_arrays(lists: Sequence[ArrayLike], kind: type) -> pd.Series[Any]:
     """Arrays as cells: pandas would make a matrix of lists of equal length."""
     cells = np.empty(len(lists), dtype=object)
     for at, values in enumerate(lists):

@@ -72,11 +72,11 @@ def to_json(found: Recommendations) -> dict[str, Any]:
 
 def to_lines(found: Recommendations) -> list[str]:
     """As plain lines."""
-    lines = [*_history(found), f"recommended, by {_heading(found)}"]
+    lines = [*_history_lines(found), f"recommended, by {_score_heading(found)}"]
     width = len(str(len(found.items)))
     for item in found.items:
-        name = _name(item.item_id, item.title) + _others(item)
-        lines.append(f"  {item.rank:>{width}}  {_figure(found, item)}  {name}")
+        name = _format_item(item.item_id, item.title) + _format_others(item)
+        lines.append(f"  {item.rank:>{width}}  {_format_score(found, item)}  {name}")
     return lines + [f"note: {plain(note)}" for note in found.notes]
 
 
@@ -84,47 +84,47 @@ def to_tables(found: Recommendations) -> list[Table | Text]:
     """For a terminal; titles are shown, never interpreted."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", justify="right")
-    table.add_column(_heading(found), justify="right", no_wrap=True)
+    table.add_column(_score_heading(found), justify="right", no_wrap=True)
     table.add_column("item")
     table.add_column("id", overflow="fold")
     for item in found.items:
-        title = plain(item.title or "-") + _others(item)
-        cells = (str(item.rank), _figure(found, item), title, plain(item.item_id))
+        title = plain(item.title or "-") + _format_others(item)
+        cells = (str(item.rank), _format_score(found, item), title, plain(item.item_id))
         table.add_row(*map(Text, cells))
     notes = [Text(f"note: {plain(note)}") for note in found.notes]
-    return [*map(Text, _history(found)), table, *notes]
+    return [*map(Text, _history_lines(found)), table, *notes]
 
 
-def _history(found: Recommendations) -> list[str]:
+def _history_lines(found: Recommendations) -> list[str]:
     if not found.history:
         return []
     count = "1 item" if len(found.history) == 1 else f"{len(found.history)} items, oldest first"
-    return [f"history: {count}", *(f"  {_matched(told)}" for told in found.history)]
+    return [f"history: {count}", *(f"  {_describe_match(told)}" for told in found.history)]
 
 
-def _heading(found: Recommendations) -> str:
+def _score_heading(found: Recommendations) -> str:
     has = found.items and found.items[0].probability is not None
     return "probability" if has else str(found.scored_by)
 
 
-def _figure(found: Recommendations, item: Recommended) -> str:
+def _format_score(found: Recommendations, item: Recommended) -> str:
     if item.probability is not None:
         return f"{item.probability:.4f}" if item.probability >= 1e-4 else f"{item.probability:.1e}"
     return f"{item.score:.0f}" if found.scored_by is ScoredBy.COUNT else f"{item.score:.4f}"
 
 
-def _matched(told: Told) -> str:
+def _describe_match(told: Told) -> str:
     """``"hobit" -> The Hobbit [id] (0.91)`` where something else was typed."""
-    name = _name(told.item_id, told.title)
+    name = _format_item(told.item_id, told.title)
     if told.query not in (told.item_id, told.title):
         name = f'"{plain(told.query)}" -> {name} (similarity {told.similarity:.2f})'
     return name if told.used else f"{name} - too far back to be used"
 
 
-def _name(item_id: str, title: str | None) -> str:
+def _format_item(item_id: str, title: str | None) -> str:
     return plain(item_id) if title is None else f"{plain(title)} [{plain(item_id)}]"
 
 
-def _others(item: Recommended) -> str:
+def _format_others(item: Recommended) -> str:
     others = ", ".join(map(plain, item.same_entry))
     return f" (the same to the model: {others})" if others else ""

@@ -165,7 +165,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean of independent seeds, Student's t; NaN for one seed."""
-    return _student(values, (0.0,))
+    return _student_interval(values, (0.0,))
 
 
 def seed_differences(
@@ -184,10 +184,10 @@ def seed_differences(
     if matched:
         paired = tuple(a - b for a, b in zip(ours, theirs, strict=True))
         return paired, *seed_interval(paired)
-    return tuple(a - float(np.mean(theirs)) for a in ours), *_student(ours, theirs)
+    return tuple(a - float(np.mean(theirs)) for a in ours), *_student_interval(ours, theirs)
 
 
-def _student(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+def _student_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """Interval of mean(ours) - mean(theirs), variances apart; one value of theirs has none."""
     if len(ours) < 2:
         return math.nan, math.nan

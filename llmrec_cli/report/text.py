@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 
 # A terminal's own commands, 7-bit and C1 forms: ESC [ ... letter; ESC ] ... BEL or ESC \ and its
 # like (only where they end: otherwise the text after them is kept); ESC with one letter.
@@ -31,6 +32,18 @@ def plain(title: str) -> str:
 def markdown(text: str) -> str:
     """One harmless line of Markdown that shows ``text`` as it is: no markup, HTML, or new cell."""
     return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def build_markdown_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)
+) -> str:
+    """A table of cells that are Markdown already.
+
+    Args:
+        left: numbers of the columns that stand to the left.
+    """
+    rules = [":--" if at in left else "--:" for at in range(len(headings))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rules, *rows))
 
 
 def harmless(line: str) -> str:

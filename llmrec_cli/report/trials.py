@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
-from llmrec_cli.report.tables.sheets import NONE, Sheet
+from llmrec_cli.report.formatting import NONE
+from llmrec_cli.report.tables.sheets import Sheet
 from llmrec_cli.report.text import plain
 
 State: TypeAlias = Literal["complete", "pruned", "failed", "running"]
@@ -92,15 +93,15 @@ def board_sheet(board: Board) -> Sheet:
     ranked = board.ranked()
     keys = list(dict.fromkeys(key for row in ranked for key in row.point))
     several = len(board.seeds) > 1
-    headings = ("#", *map(_short, keys), board.metric, *(["by seed"] if several else []))
+    headings = ("#", *map(_shorten_key, keys), board.metric, *(["by seed"] if several else []))
     rows = [
         (
             (str(place),),
             *((plain(row.point.get(key, NONE)),) for key in keys),
-            (_figure(row),),
+            (_format_value(row),),
             *([tuple(f"{figure:.4f}" for figure in row.figures) or (NONE,)] if several else []),
             (row.state,),
-            (_minutes(row),),
+            (_format_minutes(row),),
         )
         for place, row in enumerate(ranked[:_HEAD], start=1)
     ]
@@ -116,15 +117,15 @@ def board_sheet(board: Board) -> Sheet:
     )
 
 
-def _short(key: str) -> str:
+def _shorten_key(key: str) -> str:
     """A key without the table that all keys of a sweep share."""
     parts = key.split(".")
     return ".".join(parts[2:]) if parts[0] in ("align", "baseline") and len(parts) > 2 else key
 
 
-def _figure(row: Tried) -> str:
+def _format_value(row: Tried) -> str:
     return NONE if row.value is None else f"{row.value:.4f}"
 
 
-def _minutes(row: Tried) -> str:
+def _format_minutes(row: Tried) -> str:
     return NONE if row.seconds is None else f"{row.seconds / 60:.1f}"

@@ -1,12 +1,19 @@
-"""What a run's model card says, gathered from the run, its data and its report."""
+"""A run's model card: README.md with the hub's metadata.
+
+``gather_card`` reads the run, its data and its report; ``render_card`` fills the template.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from llmrec_cli import __version__
 from llmrec_cli.data.columns import COUNT, TITLE
@@ -14,13 +21,19 @@ from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import read_manifest
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import read_json
 from llmrec_cli.methods import find
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.report.model_card import Card
-from llmrec_cli.serving.card_scores import read_scores
+from llmrec_cli.report.formatting import POLICY_NAMES
+from llmrec_cli.report.text import build_markdown_table, markdown, plain
+from llmrec_cli.run_folder import REPORT_FILE
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.workbench import Workbench
 
+Rows = Sequence[Sequence[str]]
+_BACKTICKS = re.compile("`+")
+_SEEN = ("keep", "remove")
 FULL_CODE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,6 +75,44 @@ class Wanted:
     licence: str | None = None  # the hub's name of one
     base_model: str | None = None  # the hub's name of a base that is a local folder
     datasets: tuple[str, ...] = ()  # the hub's names
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says; every text is plain, and escaped where it stands."""
+
+    metadata: Mapping[str, Any]  # of the hub: license, base_model, datasets, tags, ...
+    results: Sequence[tuple[str, float]]  # metric and value, for the hub's own tables
+    name: str
+    summary: str
+    description: str
+    load_code: str  # Python; defines model and tokenizer
+    load_notes: tuple[str, ...]
+    rank_code: str | None  # Python, to run behind load_code; None: the task ranks no catalogue
+    answer: str  # what the model answers with
+    decoding: str
+    example: str | None  # a prompt and two answers, of the rank-pair task
+    sources: Rows  # name, bytes, SHA-256
+    splits: Rows  # name, rows, users, targets
+    preparation: str
+    training: tuple[str, ...]
+    evaluated_on: str  # names of the files
+    protocol: str
+    score_headings: tuple[str, ...]
+    scores: Rows  # empty: not evaluated
+    limits: tuple[str, ...]
+    licence: str
+    version: str
+
+
+@dataclass(frozen=True)
+class CardScores:
+    """Figures of the test split; all empty where it was not evaluated."""
+
+    protocol: str = ""
+    headings: tuple[str, ...] = ()
+    rows: Rows = ()
+    headline: tuple[tuple[str, float], ...] = ()  # metric and mean, under the headline policy
 
 
 def base_name(recipe: Recipe, wanted: Wanted) -> str | None:
@@ -249,3 +300,112 @@ def _licence(wanted: Wanted) -> str:
         "To be filled in before this is given to anybody (license, above): the terms of the base "
         "model and of the data decide."
     )
+
+
+# The figures of its report.
+
+
+def read_scores(folder: Path, manifest: Mapping[str, Any]) -> CardScores:
+    """What ``report.json`` says.
+
+    Raises:
+        ArtefactError: the report is damaged.
+    """
+    if not (folder / REPORT_FILE).is_file():
+        return CardScores()
+    try:
+        return _read_figures(read_json(folder / REPORT_FILE), manifest)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ArtefactError(f"{folder / REPORT_FILE}: not a report of llmrec eval") from None
+
+
+def _read_figures(report: Mapping[str, Any], manifest: Mapping[str, Any]) -> CardScores:
+    protocol = report["protocol"]
+    if "seen" in protocol:
+        policies = sorted(_SEEN, key=lambda policy: policy != protocol["seen"])
+        metrics = {POLICY_NAMES[policy]: report[policy]["metrics"] for policy in policies}
+    else:
+        metrics = {POLICY_NAMES["pairs"]: report["metrics"]}
+    first = next(iter(metrics.values()))
+    names = sorted((name for name in first if name != "ndcg@1"), key=_order_metric)  # which is hr@1
+    rows = [
+        (name.upper(), *(_format_interval(found[name]) for found in metrics.values()))
+        for name in names
+    ]
+    return CardScores(
+        _describe_protocol(report, manifest.get("opened", {}).get("test", 1)),
+        ("metric", *metrics),
+        rows,
+        tuple((name, round(first[name]["mean"], 6)) for name in names),
+    )
+
+
+def _order_metric(name: str) -> tuple[str, int]:
+    metric, _, cutoff = name.partition("@")
+    return metric, int(cutoff or 0)
+
+
+def _format_interval(found: Mapping[str, float | None]) -> str:
+    if found["mean"] is None:
+        return "-"
+    low, high = (found[end] for end in ("low", "high"))
+    ends = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
+    return f"{found['mean']:.4f}{ends}"
+
+
+def _describe_protocol(report: Mapping[str, Any], opened: int) -> str:
+    protocol = report["protocol"]
+    times = "once" if opened == 1 else f"{opened} times"
+    found = (
+        f"The {protocol['split']} split, {report['rows']:,} rows of {report['users']:,} users; "
+        f"candidates: {protocol['candidates']}; it was opened {times} for this run."
+    )
+    if "decoder" in protocol:
+        chosen = ", ".join(f"{key} = {value}" for key, value in protocol["decoder"].items())
+        found += f" Decoder: {chosen}."
+    return found
+
+
+# As Markdown.
+
+
+def render_card(card: Card) -> str:
+    """The card as Markdown, behind its metadata in YAML."""
+    made = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # nosec B701 # noqa: S701 - Markdown: every text goes through the filter md
+    made.filters |= {"md": markdown, "fenced": fence_code, "table": build_table}
+    template = files("llmrec_cli.exported").joinpath("README.md.j2").read_text(encoding="utf-8")
+    return made.from_string(template).render(card=card, yaml=build_metadata_yaml(card))
+
+
+def build_metadata_yaml(card: Card) -> str:
+    """The metadata as the hub reads it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="sequential recommendation",
+            dataset_type=(card.metadata.get("datasets") or ["own"])[0],
+            dataset_name=plain(card.evaluated_on),
+            dataset_split="test",
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in card.results
+    ]
+    evaluated = {"model_name": plain(card.name), "eval_results": results} if results else {}
+    metadata: dict[str, Any] = {**card.metadata, **evaluated}
+    return ModelCardData(**metadata).to_yaml().rstrip()
+
+
+def fence_code(text: str, language: str = "text") -> str:
+    """A code block whose text cannot end it."""
+    longest = max((len(found) for found in _BACKTICKS.findall(text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def build_table(rows: Rows, headings: Sequence[str]) -> str:
+    """Rows under headings; all but the first column to the right."""
+    first, *others = [list(map(markdown, row)) for row in (headings, *rows)]
+    return build_markdown_table(first, others)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from typing import Any
@@ -10,15 +13,15 @@ from entries_made import compared, entry_of
 
 from llmrec_cli.data.verdicts import Verdict
 from llmrec_cli.report.comparison import Comparison, Cost
-from llmrec_cli.report.page.material import (
+from llmrec_cli.report.page.data import (
     Audited,
     BeamError,
     Curve,
     Fact,
-    Group,
-    Listed,
     Page,
+    RowGroup,
     RunLog,
+    ShownItem,
     Slicing,
     TopList,
     UserCase,
@@ -99,7 +102,7 @@ def _logs(names: tuple[str, ...]) -> list[RunLog]:
 
 
 def _slicing(by: Any, names: tuple[str, ...]) -> Slicing:
-    groups = (Group(0, 0, 10, 9), Group(1, 12, 20, 15), Group(13, 40_000, 10, 10))
+    groups = (RowGroup(0, 0, 10, 9), RowGroup(1, 12, 20, 15), RowGroup(13, 40_000, 10, 10))
     own = (Interval(0.1, 0.05, 0.15), Interval(0.2, 0.1, 0.3), Interval(0.4, float("nan"), 0.5))
     return Slicing(by, "ndcg@5", groups, dict.fromkeys(names[:3], own), 20)
 
@@ -113,8 +116,8 @@ def _verdicts(title: str) -> list[Verdict]:
 
 
 def _user(user: str, title: str, names: tuple[str, ...]) -> UserCase:
-    listed = (Listed("Another", False, True), Listed(title, True, False))
-    lists = [TopList(names[0], listed, 2), TopList(names[1], (Listed(title, False, False),), 0)]
+    listed = (ShownItem("Another", False, True), ShownItem(title, True, False))
+    lists = [TopList(names[0], listed, 2), TopList(names[1], (ShownItem(title, False, False),), 0)]
     return UserCase(user, 0, (title, "Second"), title, 3, tuple(lists))
 
 
@@ -188,3 +191,22 @@ def parsed(html: str) -> Element:
     reader.close()
     assert len(reader.open) == 1, f"never closed: {[one.tag for one in reader.open[1:]]}"
     return reader.open[0]
+
+
+def drawn(source: str) -> Element:
+    """The picture behind an ``img`` element's address; a browser shows only well-formed XML."""
+    svg = base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"), validate=True)
+    ET.fromstring(svg)  # noqa: S314 - of our own making
+    (root,) = parsed(svg.decode()).children
+    assert root.tag == "svg"
+    return root
+
+
+def texts(source: str) -> list[str]:
+    """The words within a picture."""
+    return [one.text for one in drawn(source).all("text")]
+
+
+def without_pictures(html: str) -> str:
+    """A page whose pictures have no content."""
+    return re.sub(r'src="data:[^"]*"', 'src="data:"', html)

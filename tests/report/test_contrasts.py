@@ -13,7 +13,7 @@ from entries_made import LEAVES, TRAIN, compared, entry_of, predictions_of
 
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.report.comparable import traits_of
-from llmrec_cli.report.contrasts import _on_same_rows
+from llmrec_cli.report.contrasts import _group_by_rows
 from llmrec_cli.report.entries import Entry
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.statistics import holm, paired_differences, user_sums
@@ -235,4 +235,4 @@ def test_entries_of_other_validation_rows_are_not_drawn_together() -> None:
         replace(entry, ground=replace(entry.ground, split="valid"))
         for entry in (entry_of("ours"), entry_of("theirs", hashes={"valid": "other"}))
     )
-    assert _on_same_rows([ours, theirs]) == [[ours], [theirs]]
+    assert _group_by_rows([ours, theirs]) == [[ours], [theirs]]

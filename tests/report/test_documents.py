@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.tables.documents import to_latex, to_markdown
 from llmrec_cli.report.tables.figures import to_csv, to_json
-from llmrec_cli.report.tables.sheets import sheets
+from llmrec_cli.report.tables.sheets import tabulate_comparison
 
 NAMES = [
     "align-msl",
@@ -53,7 +53,12 @@ def test_markdown_renders_as_tables_of_the_same_words(name: str) -> None:
     assert {child.content for child in inline if child.type == "html_inline"} <= {"<br>"}
     cells = [t.children or [] for before, t in pairwise(tokens) if before.type == "td_open"]
     merged = ["".join(c.content if c.type == "text" else "\n" for c in cell) for cell in cells]
-    wanted = ["\n".join(cell) for sheet in sheets(found) for row in sheet.rows for cell in row]
+    wanted = [
+        "\n".join(cell)
+        for sheet in tabulate_comparison(found)
+        for row in sheet.rows
+        for cell in row
+    ]
     assert merged == wanted
 
 
@@ -61,7 +66,11 @@ def test_markdown_renders_as_tables_of_the_same_words(name: str) -> None:
 def test_latex_holds_no_command_of_a_name(name: str) -> None:
     found = with_name(name)
     latex = to_latex(found)
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == len(sheets(found))
+    assert (
+        latex.count(r"\begin{table}")
+        == latex.count(r"\end{table}")
+        == len(tabulate_comparison(found))
+    )
     commands = set(re.findall(r"\\[A-Za-z]+", latex))
     assert not commands & {r"\input", r"\C"}
     bare = re.sub(r"\\[\\{}$&#%_]", "", latex)
@@ -69,7 +78,7 @@ def test_latex_holds_no_command_of_a_name(name: str) -> None:
     body = [line for line in latex.splitlines() if line.endswith(r"\\")]
     for line, row in zip(
         [line for line in body if not line.startswith("entry ")],
-        [row for sheet in sheets(found) for row in sheet.rows],
+        [row for sheet in tabulate_comparison(found) for row in sheet.rows],
         strict=True,
     ):
         assert len(re.split(r"(?<!\\)&", line)) == len(row)

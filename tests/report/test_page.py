@@ -12,14 +12,23 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from pages_made import HOSTILE, Element, comparison_of, full_page, parsed
+from pages_made import (
+    HOSTILE,
+    Element,
+    comparison_of,
+    drawn,
+    full_page,
+    parsed,
+    texts,
+    without_pictures,
+)
 
 from llmrec_cli.comparing.cost import UNKNOWN
 from llmrec_cli.errors import MachineError
-from llmrec_cli.report.figures.canvas import shortened
+from llmrec_cli.report.figures import shorten_label
+from llmrec_cli.report.formatting import cut_name, cut_text, typeset_ends, typeset_figure
 from llmrec_cli.report.page import Page, render_page, write_page
-from llmrec_cli.report.page.board import in_short
-from llmrec_cli.report.page.words import ends, figure, name_of, shown
+from llmrec_cli.report.page.comparison import summarize_board
 
 TITLES = {
     "leaderboard": "Leaderboard",
@@ -95,7 +104,9 @@ def test_the_leaderboard_has_every_metric_of_both_policies(document: Element) ->
         for row, standing in zip(rows, comparison.standings, strict=True):
             metrics = standing.metrics[policy]  # type: ignore[index]  # a literal of the loop
             own = [metrics[name] for name in ("hr@1", "hr@5", "ndcg@5", "mrr@5")]
-            assert row[1:] == [f"{figure(e.mean)} {ends(e.low, e.high)}" for e in own]
+            assert row[1:] == [
+                f"{typeset_figure(e.mean)} {typeset_ends(e.low, e.high)}" for e in own
+            ]
 
 
 def test_contrasts_have_p_holm_what_was_detectable_and_why_not(document: Element) -> None:
@@ -103,7 +114,10 @@ def test_contrasts_have_p_holm_what_was_detectable_and_why_not(document: Element
     assert headings[2:] == ["difference", "p", "p (Holm)", "detectable", "comparable"]
     comparison = full_page().comparison
     contrast = comparison.standings[2].contrasts["keep"]["ndcg@5"]
-    assert rows[2][2] == f"{figure(contrast.mean, '+')} {ends(contrast.low, contrast.high, '+')}"
+    assert (
+        rows[2][2]
+        == f"{typeset_figure(contrast.mean, '+')} {typeset_ends(contrast.low, contrast.high, '+')}"
+    )
     assert [row[-1] for row in rows[:3]] == ["yes", "baseline", "yes"]
     assert rows[3][-1] == comparison.standings[3].why_not
     assert rows[3][2:-1] == ["-"] * 4
@@ -114,7 +128,7 @@ def test_seeds_stand_one_by_one(document: Element) -> None:
     by_seed = full_page().comparison.standings[2].metrics["keep"]["ndcg@5"].by_seed
     assert row[0] == "msl"
     assert row[1] == "3, 4"
-    assert row[3] == ", ".join(map(figure, by_seed))
+    assert row[3] == ", ".join(map(typeset_figure, by_seed))
 
 
 def test_what_does_not_compare_is_marked_and_never_the_best(document: Element) -> None:
@@ -126,8 +140,8 @@ def test_what_does_not_compare_is_marked_and_never_the_best(document: Element) -
     means = [s.metrics["keep"]["ndcg@5"].mean for s in comparison.standings]
     assert max(means) == means[3]  # the guard below can fail
     assert best == ["msl"]
-    assert in_short(comparison).startswith(
-        f"Highest NDCG@5, history kept: msl with {figure(means[2])}"
+    assert summarize_board(comparison).startswith(
+        f"Highest NDCG@5, history kept: msl with {typeset_figure(means[2])}"
     )
     assert "1 of them, marked so, does not compare" in document.all("p", class_="lead")[0].text
     cost = tables(document, "Data: quality against cost")
@@ -144,16 +158,19 @@ def test_rows_are_as_wide_as_their_headings(document: Element) -> None:
 
 
 def test_every_picture_is_described_and_has_its_data(document: Element) -> None:
-    pictures = [svg for svg in document.all("svg") if "aria-hidden" not in svg.attrs]
-    assert len(pictures) > 15
-    for svg in pictures:
-        assert svg.attrs["role"] == "img"
-        title, description = (svg.all(tag)[0] for tag in ("title", "desc"))
-        assert title.text
-        assert description.text
-        assert svg.attrs["aria-labelledby"] == f"{title.attrs['id']} {description.attrs['id']}"
-    for drawn in document.all("figure"):
-        (details,) = drawn.all("details")
+    shown = [img for box in document.all("div", class_="panels") for img in box.all("img")]
+    assert len(shown) > 15
+    for img in shown:
+        title, _, description = img.attrs["alt"].partition(": ")
+        assert title
+        assert description
+        assert drawn(img.attrs["src"]).all("text")
+    swatches = [img for img in document.all("img") if not img.attrs["alt"]]
+    assert len(swatches) + len(shown) == len(document.all("img"))
+    for swatch in swatches:
+        assert not drawn(swatch.attrs["src"]).all("text")
+    for figure in document.all("figure"):
+        (details,) = figure.all("details")
         assert details.all("summary")[0].text.startswith("Data")
         assert details.all("td")
 
@@ -187,22 +204,29 @@ def test_it_works_without_a_mouse(document: Element) -> None:
 
 
 def check_harmless(html: str) -> Element:
+    """Neither the page nor a picture in it runs or fetches anything."""
     document = parsed(html)
-    for one in document.all():
-        assert one.tag not in {"script", "img", "iframe", "object", "embed", "link", "base", "form"}
-        assert not [name for name in one.attrs if name.startswith("on")], one
-        for name in ("href", "src", "srcset", "xlink:href"):
-            assert one.attrs.get(name, "#").startswith("#"), one
-        style = one.attrs.get("style", "") + one.attrs.get("clip-path", "")
-        assert not re.search(r"url\((?!#)", style), one
+    check_elements(document.all(), "#", "data:image/svg+xml;base64,")
+    for img in document.all("img"):
+        check_elements(drawn(img.attrs["src"]).all(), "#")
     assert "url(" not in document.all("style")[0].text
     assert "@import" not in document.all("style")[0].text
     return document
 
 
+def check_elements(elements: list[Element], *sources: str) -> None:
+    for one in elements:
+        assert one.tag not in {"script", "iframe", "object", "embed", "link", "base", "form"}
+        assert not [name for name in one.attrs if name.startswith("on")], one
+        for name in ("href", "src", "srcset", "xlink:href"):
+            assert one.attrs.get(name, "#").startswith(sources), one
+        style = one.attrs.get("style", "") + one.attrs.get("clip-path", "")
+        assert not re.search(r"url\((?!#)", style), one
+
+
 def test_nothing_comes_from_outside(html: str) -> None:
     document = check_harmless(html)
-    assert "http" not in html.replace("http-equiv", "")
+    assert "http" not in without_pictures(html).replace("http-equiv", "")
     (policy,) = document.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy.attrs["content"].startswith("default-src 'none'; style-src 'unsafe-inline'")
     assert html.index("Content-Security-Policy") < html.index("<style")
@@ -216,14 +240,16 @@ def test_hostile_text_stays_text_everywhere(first: int, document: Element) -> No
     html = render_page(page)
     found = check_harmless(html)
     assert [one.tag for one in found.all()] == [one.tag for one in document.all()]
-    assert found.all("h1")[0].text == name_of(four)
+    assert found.all("h1")[0].text == cut_name(four)
     user = found.all("details", class_="user")[0]
-    assert user.all("h3")[0].text == name_of(f"{three}0")
-    assert user.all("mark")[0].text == shown(two)
+    assert user.all("h3")[0].text == cut_name(f"{three}0")
+    assert user.all("mark")[0].text == cut_text(two)
     board = found.all("div", role="group", **{"aria-label": "History kept"})[0]
-    assert [row.children[0].text for row in board.all("tr")[1:4]] == [*map(name_of, names[:3])]
-    drawn = {text.text for svg in found.all("svg") for text in svg.all("text")}
-    assert {" ".join(shortened(name_of(name)).split()) for name in names} <= drawn
+    assert [row.children[0].text for row in board.all("tr")[1:4]] == [*map(cut_name, names[:3])]
+    alts = [img.attrs["alt"] for img in found.all("img")]
+    assert all(any(cut_name(name) in alt for alt in alts) for name in names)
+    in_pictures = {text for img in found.all("img") for text in texts(img.attrs["src"])}
+    assert {" ".join(shorten_label(cut_name(name)).split()) for name in names} <= in_pictures
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", html)
 
 
@@ -253,7 +279,9 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, html: str) -> Non
     words = [sys.executable, "-c", code, str(Path(__file__).parent), str(file)]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert file.read_text(encoding="utf-8") == html
-    assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d", html)
+    pictures = [drawn(img.attrs["src"]).text for img in parsed(html).all("img")]
+    for text in (without_pictures(html), *pictures):
+        assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d", text)
 
 
 def test_the_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -298,10 +326,10 @@ def test_names_that_are_nothing_but_control_characters_have_a_stand_in() -> None
     ],
 )
 def test_figures_are_in_the_fields_short_form(value: float, sign: str, text: str) -> None:
-    assert figure(value, sign) == text
+    assert typeset_figure(value, sign) == text
 
 
 def test_long_text_is_cut_by_what_is_seen() -> None:
-    assert shown("a" * 200, 10) == "aaaaaaaaa…"
-    assert shown("\N{GRINNING FACE}" * 200, 10) == "\N{GRINNING FACE}" * 4 + "…"
-    assert shown("short", 10) == "short"
+    assert cut_text("a" * 200, 10) == "aaaaaaaaa…"
+    assert cut_text("\N{GRINNING FACE}" * 200, 10) == "\N{GRINNING FACE}" * 4 + "…"
+    assert cut_text("short", 10) == "short"

@@ -15,15 +15,15 @@ from rich.console import Console, Group
 
 from llmrec_cli.report.comparison import Comparison, Cost
 from llmrec_cli.report.entries import Entry
-from llmrec_cli.report.tables.screen import to_lines, to_tables
-from llmrec_cli.report.tables.sheets import (
-    _without_zero,
-    memory,
-    p_value,
-    seconds,
-    sheets,
-    thousands,
+from llmrec_cli.report.formatting import (
+    format_memory,
+    format_p,
+    format_seconds,
+    format_thousands,
+    strip_zero,
 )
+from llmrec_cli.report.tables.screen import to_lines, to_tables
+from llmrec_cli.report.tables.sheets import tabulate_comparison
 
 COST = Cost(
     train_seconds=38.24,
@@ -74,6 +74,14 @@ def test_the_tables_show_the_figures_and_name_the_policy() -> None:
     assert 'seen = "remove"' in rendered(found)
 
 
+def test_where_nothing_varies_no_difference_is_detectable() -> None:
+    """Two runs of the same lists: users do not differ, so no standard error and no power."""
+    found = compared(entry_of("base", 1), entry_of("same", 1), baseline="base")
+    assert found.standings[1].contrasts["keep"]["ndcg@5"].detectable == 0
+    (line,) = (line for line in to_lines(found) if re.match(r"same .* yes$", line))
+    assert re.search(r" \+\.0000 \[\+\.0000, \+\.0000\] +1 +1 +- +yes$", line)
+
+
 def test_a_reason_stands_in_the_row_of_its_entry() -> None:
     other = entry_of("other", 2, decoder={"search": "beam", "beams": 20})
     found = compared(entry_of("base", 1), other, baseline="base")
@@ -113,17 +121,17 @@ def test_costs_are_told_in_words() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (seconds(0.0412), "0.0412 s"),
-        (seconds(59.9), "59.9 s"),
-        (seconds(59.99), "60 s"),
-        (seconds(3599.6), "1 h 0 min"),
-        (thousands(812), "812"),
-        (thousands(58_340), "58.3 k"),
-        (thousands(3.5e9), "3.5 G"),
-        (memory(3.2 * 2**30), "3.2 GiB"),
-        (p_value(0.0004997), ".0005"),
-        (p_value(1.0), "1"),
-        (p_value(0.25), ".25"),
+        (format_seconds(0.0412), "0.0412 s"),
+        (format_seconds(59.9), "59.9 s"),
+        (format_seconds(59.99), "60 s"),
+        (format_seconds(3599.6), "1 h 0 min"),
+        (format_thousands(812), "812"),
+        (format_thousands(58_340), "58.3 k"),
+        (format_thousands(3.5e9), "3.5 G"),
+        (format_memory(3.2 * 2**30), "3.2 GiB"),
+        (format_p(0.0004997), ".0005"),
+        (format_p(1.0), "1"),
+        (format_p(0.25), ".25"),
     ],
 )
 def test_units(shown: str, expected: str) -> None:
@@ -167,7 +175,7 @@ def test_hostile_names_never_break_a_table(name: str) -> None:
     for shown in (text(found), rendered(found), rendered(found, columns=40)):
         assert not set(shown) & set("\x1b\x00\x07\u202e\u2066\u2028\r")
     lines = text(found).splitlines()
-    assert len(lines) == sum(len(sheet.rows) + 4 for sheet in sheets(found)) - 1
+    assert len(lines) == sum(len(sheet.rows) + 4 for sheet in tabulate_comparison(found)) - 1
     assert max(map(len, lines)) < 400
     if name.startswith("["):
         assert name in rendered(found)
@@ -198,7 +206,7 @@ def test_one_and_minus_keep_their_digits() -> None:
     [("0.0782", ".0782"), ("+0.0080", "+.0080"), ("-0.5", "-.5"), ("10.5000", "10.5000")],
 )
 def test_only_a_leading_zero_goes(number: str, short: str) -> None:
-    assert _without_zero(number) == short
+    assert strip_zero(number) == short
 
 
 def test_columns_line_up_with_wide_letters() -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -26,6 +27,7 @@ from llmrec_cli.report import recommended, text
 from llmrec_cli.report.page import write
 from llmrec_cli.report.tables import documents, figures
 
+PICTURE = "data:image/svg+xml;base64,"
 TITLES = (
     "[bold red]markup[/]",
     "[/] [link=file:///x]closes what nobody opened",
@@ -236,15 +238,21 @@ class Nodes(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
+        self.pictures: list[str] = []  # that the page holds itself
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        source = dict(attrs).get("src") or ""
+        if tag == "img" and source.startswith(PICTURE):
+            self.pictures.append(b64decode(source.removeprefix(PICTURE), validate=True).decode())
+        else:
+            self.tags.add(tag)
 
 
 def test_a_page_has_no_node_of_a_title(written: dict[str, str], home: Path) -> None:
     for page in (written["html"], (home / "runs/own/report.html").read_text("utf-8")):
         assert not active(page)
+        assert page.count(PICTURE) > 10
         assert "&lt;script&gt;" in page
 
 
@@ -252,8 +260,9 @@ def active(page: str) -> set[str]:
     """Elements and attributes of a page that do or fetch something."""
     nodes = Nodes()
     nodes.feed(page)
-    tags = nodes.tags & {"script", "img", "iframe", "textarea", "object", "embed"}
-    return tags | {name for name in nodes.attributes if name.startswith("on")}
+    tags = nodes.tags & {"script", "img", "image", "iframe", "textarea", "object", "embed"}
+    inside = set[str]().union(*map(active, nodes.pictures))
+    return tags | inside | {name for name in nodes.attributes if name.startswith("on")}
 
 
 def test_no_document_holds_markup_of_a_name(written: dict[str, str]) -> None:
@@ -272,8 +281,8 @@ def test_without_its_guard_a_document_obeys(
     monkeypatch.setattr(figures, "_FORMULA", ())
     monkeypatch.setattr(documents, "markdown", str)
     monkeypatch.setattr(documents, "_latex_text", str)
-    trusting = write._environment().overlay(autoescape=False)
-    monkeypatch.setattr(write, "_environment", lambda: trusting)
+    trusting = write._load_templates().overlay(autoescape=False)
+    monkeypatch.setattr(write, "_load_templates", lambda: trusting)
     obeyed = compared(home, "obeyed")
     assert formulas(obeyed["csv"])
     assert all(MARKUP[ending].search(obeyed[ending]) for ending in MARKUP)
@@ -287,7 +296,8 @@ def test_a_browser_runs_nothing(written: dict[str, str], home: Path) -> None:
                 assert opened.said == []
                 assert opened.asked == [file.as_uri()]
                 assert opened.value("window.owned") is None
-                assert opened.page.locator("script, img, iframe, textarea").count() == 0
+                assert opened.page.locator("script, iframe, textarea").count() == 0
+                assert opened.page.locator(f"img:not([src^='{PICTURE}'])").count() == 0
 
 
 def test_an_exported_folder_names_every_item(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.serving.card_scores import read_scores
+from llmrec_cli.serving.card import read_scores
 
 FIGURE = {"mean": 0.5, "low": 0.25, "high": 0.75}
 REPORT: dict[str, Any] = {

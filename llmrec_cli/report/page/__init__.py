@@ -1,6 +1,10 @@
-"""The report: one HTML file that needs nothing but itself."""
+"""The report: one HTML file that needs nothing but itself.
 
-from llmrec_cli.report.page.material import Page
+``data`` is what it shows, as values; ``comparison`` and ``curves`` make sections of them; ``write``
+fills the templates.
+"""
+
+from llmrec_cli.report.page.data import Page
 from llmrec_cli.report.page.write import render_page, write_page
 
 __all__ = ["Page", "render_page", "write_page"]

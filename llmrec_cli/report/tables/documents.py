@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.tables.sheets import Cell, Sheet, sheets
-from llmrec_cli.report.text import markdown
+from llmrec_cli.report.tables.sheets import Cell, Sheet, tabulate_comparison
+from llmrec_cli.report.text import build_markdown_table, markdown
 
 _FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape, and better read as it is
 _LATEX = {
@@ -31,7 +31,7 @@ _LATEX = {
 
 def to_markdown(comparison: Comparison) -> str:
     """All tables of a comparison in GitHub's Markdown."""
-    parts = [_markdown(sheet) for sheet in sheets(comparison)]
+    parts = [_sheet_markdown(sheet) for sheet in tabulate_comparison(comparison)]
     notes = [f"- {markdown(note)}" for note in comparison.notes]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
@@ -39,27 +39,26 @@ def to_markdown(comparison: Comparison) -> str:
 def to_latex(comparison: Comparison) -> str:
     """All tables of a comparison for LaTeX, to ``\\input``; needs the package booktabs."""
     begun = "% needs \\usepackage{booktabs,textcomp} and \\usepackage[T1]{fontenc}"
-    return "\n\n".join([begun, *(_latex(sheet) for sheet in sheets(comparison))]) + "\n"
+    return (
+        "\n\n".join([begun, *(_sheet_latex(sheet) for sheet in tabulate_comparison(comparison))])
+        + "\n"
+    )
 
 
-def _markdown(sheet: Sheet) -> str:
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    rules = [":--" if at == 0 or at in sheet.prose else "--:" for at in range(len(sheet.headings))]
-    grid = [list(map(_escaped, sheet.headings)), rules]
-    body = [["<br>".join(map(_escaped, cell)) for cell in row] for row in sheet.rows]
-    table = "\n".join(map(line, [*grid, *body]))
-    return f"**{_escaped(sheet.title)}**\n\n{table}\n\n{_escaped(sheet.caption)}"
+def _sheet_markdown(sheet: Sheet) -> str:
+    rows = [["<br>".join(map(_escape_markdown, cell)) for cell in row] for row in sheet.rows]
+    headings = list(map(_escape_markdown, sheet.headings))
+    table = build_markdown_table(headings, rows, {0, *sheet.prose})
+    return f"**{_escape_markdown(sheet.title)}**\n\n{table}\n\n{_escape_markdown(sheet.caption)}"
 
 
-def _escaped(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Text that stays text; a figure as it is."""
     return text if _FIGURE.fullmatch(text) else markdown(text)
 
 
-def _latex(sheet: Sheet) -> str:
-    columns = ["l" if at == 0 else _column(at, sheet) for at in range(len(sheet.headings))]
+def _sheet_latex(sheet: Sheet) -> str:
+    columns = ["l" if at == 0 else _latex_column(at, sheet) for at in range(len(sheet.headings))]
     rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in sheet.rows]
     heading = " & ".join(map(_latex_text, sheet.headings)) + r" \\"
     return "\n".join(
@@ -79,7 +78,7 @@ def _latex(sheet: Sheet) -> str:
     )
 
 
-def _column(at: int, sheet: Sheet) -> str:
+def _latex_column(at: int, sheet: Sheet) -> str:
     return r"p{0.2\textwidth}" if at in sheet.prose else "r"
 
 

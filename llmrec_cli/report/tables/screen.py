@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.tables.sheets import Sheet, sheets
+from llmrec_cli.report.tables.sheets import Sheet, tabulate_comparison
 from llmrec_cli.report.text import plain
 
 _NAME_CELLS = 12  # what names fold to where there is no room for them
@@ -22,21 +22,21 @@ _PROSE_CELLS = 14  # a column of sentences is at least as wide as this
 def to_tables(comparison: Comparison, *, full: bool = True) -> list[RenderableType]:
     """A comparison for a terminal; names are shown, never interpreted."""
     found: list[RenderableType] = []
-    for sheet in sheets(comparison, full=full):
+    for sheet in tabulate_comparison(comparison, full=full):
         found += [FittedTable(sheet), Text()]
-    notes = [Text(note) for note in _notes(comparison)]
+    notes = [Text(note) for note in _note_lines(comparison)]
     return [*found, *notes] if notes else found[:-1]
 
 
 def to_lines(comparison: Comparison, *, full: bool = True) -> list[str]:
     """A comparison as plain lines, a blank one after each table."""
-    blocks = [[*sheet_lines(sheet), ""] for sheet in sheets(comparison, full=full)]
+    blocks = [[*sheet_lines(sheet), ""] for sheet in tabulate_comparison(comparison, full=full)]
     lines = [line for block in blocks for line in block]
-    notes = _notes(comparison)
+    notes = _note_lines(comparison)
     return lines + notes if notes else lines[:-1]
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def _note_lines(comparison: Comparison) -> list[str]:
     return [f"note: {plain(note)}" for note in comparison.notes]
 
 
@@ -90,9 +90,9 @@ def sheet_lines(sheet: Sheet) -> list[str]:
     """A table as aligned lines: title, headings, rows, caption."""
     grid = [list(sheet.headings), *([" ".join(cell) for cell in row] for row in sheet.rows)]
     widths = [max(map(cell_len, column)) for column in zip(*grid, strict=True)]
-    rows = ["  ".join(_fill(c, w) for c, w in zip(row, widths, strict=True)) for row in grid]
+    rows = ["  ".join(_pad_cell(c, w) for c, w in zip(row, widths, strict=True)) for row in grid]
     return [sheet.title, *(row.rstrip() for row in rows), sheet.caption]
 
 
-def _fill(cell: str, width: int) -> str:
+def _pad_cell(cell: str, width: int) -> str:
     return cell + " " * (width - cell_len(cell))

@@ -12,13 +12,15 @@ from entries_made import LEAVES, N_ITEMS, compared, entry_of, predictions_of
 
 from llmrec_cli.report.entries import Entry
 from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.page.cases import chosen_rows, title_of, user_cases
-from llmrec_cli.report.page.slices import (
-    beam_errors,
-    bounds_of,
-    frames_of,
-    on_same_rows,
-    slicings,
+from llmrec_cli.report.page.data import (
+    choose_bounds,
+    choose_rows,
+    choose_users,
+    find_title,
+    measure_beam_errors,
+    select_same_rows,
+    slice_rows,
+    sort_frames,
 )
 from llmrec_cli.report.statistics import bootstrap_means
 
@@ -52,7 +54,7 @@ def entry(name: str, *seeds: int, hit: float = 0.0, rows: int = 40) -> Entry:
 def test_groups_are_of_about_equal_size_and_hold_every_row(
     figures: list[int], bounds: list[tuple[int, int]]
 ) -> None:
-    found = bounds_of(np.array(list(figures)))
+    found = choose_bounds(np.array(list(figures)))
     assert found == bounds
     held = [sum(low <= figure <= high for low, high in found) for figure in figures]
     assert held == [1] * len(held)
@@ -61,7 +63,7 @@ def test_groups_are_of_about_equal_size_and_hold_every_row(
 def test_a_group_is_scored_as_if_it_were_alone() -> None:
     entries = [entry("a", 1, hit=0.3), entry("b", 2, 3, hit=0.7)]
     comparison = compared(*entries)
-    popularity, history = slicings(entries, comparison, "keep")
+    popularity, history = slice_rows(entries, comparison, "keep")
     frame = predictions_of(1)
     counts = LEAVES.count_L[LEAVES.leaf_of_item_I[frame["target"].to_numpy()]]
     assert sum(group.rows for group in popularity.groups) == len(frame)
@@ -70,7 +72,7 @@ def test_a_group_is_scored_as_if_it_were_alone() -> None:
         assert group.rows == inside.sum()
         assert group.users == frame["user_id"][inside].nunique()
         for made in entries:
-            by_seed = [score_rows(f, LEAVES, (1, 5), "keep", "miss") for f in frames_of(made)]
+            by_seed = [score_rows(f, LEAVES, (1, 5), "keep", "miss") for f in sort_frames(made)]
             mean = np.mean([rows["ndcg@5"] for rows in by_seed], axis=0)
             alone = by_seed[0].assign(**{"ndcg@5": mean})[inside]
             wanted = bootstrap_means(alone, ["ndcg@5"], comparison.resamples, comparison.seed)
@@ -92,7 +94,7 @@ def test_rows_of_one_user_are_drawn_together() -> None:
     run = replace(once.evaluations[0], predictions=copies)
     many = replace(once, evaluations=(run,))
     comparison = compared(once)
-    one, nine = (slicings([e], comparison, "keep")[0].estimates["a"] for e in (once, many))
+    one, nine = (slice_rows([e], comparison, "keep")[0].estimates["a"] for e in (once, many))
     for before, after in zip(one, nine, strict=True):
         assert after.mean == pytest.approx(before.mean)
         assert (after.low, after.high) == pytest.approx((before.low, before.high), nan_ok=True)
@@ -100,11 +102,11 @@ def test_rows_of_one_user_are_drawn_together() -> None:
 
 def test_entries_that_rank_other_rows_are_left_out() -> None:
     entries = [entry("a", 1), entry("b", 2, rows=30), entry("c", 3)]
-    assert [e.name for e in on_same_rows(entries, None)] == ["a", "c"]
-    assert [e.name for e in on_same_rows(entries, "b")] == ["b"]
+    assert [e.name for e in select_same_rows(entries, None)] == ["a", "c"]
+    assert [e.name for e in select_same_rows(entries, "b")] == ["b"]
     run = replace(entries[0].evaluations[0], predictions=None)
     pairs = replace(entries[0], evaluations=(run,))
-    assert on_same_rows([pairs], "a") == []
+    assert select_same_rows([pairs], "a") == []
 
 
 def test_beam_errors_are_shares_of_rows_and_only_of_who_counted_them() -> None:
@@ -115,7 +117,7 @@ def test_beam_errors_are_shares_of_rows_and_only_of_who_counted_them() -> None:
         differs = run.predictions["row"].isin(list(wrong))
         runs.append(replace(run, predictions=run.predictions.assign(beam_differs=differs)))
     counted = replace(counted, evaluations=tuple(runs))
-    (found,) = beam_errors([counted, not_counted], compared(counted, not_counted))
+    (found,) = measure_beam_errors([counted, not_counted], compared(counted, not_counted))
     assert found.entry == "a"
     assert found.rows == 40
     assert found.share.mean == pytest.approx((10 + 20) / 2 / 40)
@@ -124,13 +126,13 @@ def test_beam_errors_are_shares_of_rows_and_only_of_who_counted_them() -> None:
 
 def test_the_users_are_a_function_of_their_ids() -> None:
     frame = predictions_of(1, n_rows=200, n_users=50)
-    users = list(chosen_rows(frame)["user_id"])
+    users = list(choose_rows(frame)["user_id"])
     ids = sorted(set(frame["user_id"]), key=lambda user: sha256(user.encode()).hexdigest())
     assert users == ids[:10]
-    assert list(chosen_rows(predictions_of(9, n_rows=200, n_users=50))["user_id"]) == users
+    assert list(choose_rows(predictions_of(9, n_rows=200, n_users=50))["user_id"]) == users
     first = frame.drop_duplicates("user_id").set_index("user_id")["row"]
-    assert list(chosen_rows(frame)["row"]) == [first[user] for user in users]
-    assert len(chosen_rows(predictions_of(1, n_users=3))) == 3
+    assert list(choose_rows(frame)["row"]) == [first[user] for user in users]
+    assert len(choose_rows(predictions_of(1, n_users=3))) == 3
 
 
 def test_lists_mark_the_target_and_what_the_user_had() -> None:
@@ -140,20 +142,20 @@ def test_lists_mark_the_target_and_what_the_user_had() -> None:
     others = [[i for i in ranked if i != t] for ranked, t in zip(frame.ranked, frame.target)]  # noqa: B905
     run = replace(entries[1].evaluations[0], predictions=frame.assign(ranked=others))
     entries[1] = replace(entries[1], evaluations=(run,))
-    cases = user_cases(entries, compared(*entries), "keep")
+    cases = choose_users(entries, compared(*entries), "keep")
     assert len(cases) == 10
     for case in cases:
         always, _never = case.lists
         own = frame.set_index("row").loc[case.row]
         assert case.user == own["user_id"]
-        assert case.history == tuple(title_of(ITEMS, item) for item in own["history"])
+        assert case.history == tuple(find_title(ITEMS, item) for item in own["history"])
         assert always.rank == 1
         assert [item.target for item in always.items].count(True) == 1
         assert always.items[0].target
-        assert always.items[0].title == case.target == title_of(ITEMS, own["target"])
+        assert always.items[0].title == case.target == find_title(ITEMS, own["target"])
         leaf = LEAVES.leaf_of_item_I[own["target"]]
         assert case.target_count == LEAVES.count_L[leaf]
-        had = {title_of(ITEMS, item) for item in own["history"]}
+        had = {find_title(ITEMS, item) for item in own["history"]}
         assert all(item.seen == (item.title in had) for item in always.items)
 
 
@@ -164,15 +166,15 @@ def test_items_of_one_title_are_one_entry_for_users_too() -> None:
     assert frame is not None
     frame = frame.assign(target=0, ranked=[np.array([11, 3, 4, 5, 6])] * len(frame))
     made = replace(made, evaluations=(replace(made.evaluations[0], predictions=frame),))
-    assert {case.lists[0].rank for case in user_cases([made], compared(made), "keep")} == {1}
+    assert {case.lists[0].rank for case in choose_users([made], compared(made), "keep")} == {1}
 
 
 def test_removing_the_history_takes_it_out_of_the_lists() -> None:
     made = entry("a", 1)
-    for case in user_cases([made], compared(made), "remove"):
+    for case in choose_users([made], compared(made), "remove"):
         assert not [item for item in case.lists[0].items if item.seen and not item.target]
 
 
 def test_items_without_a_title_go_by_their_tokens() -> None:
     items = pd.DataFrame({"title": [None, None, "A"], "tokens": [["<a_1>", "<b_2>"], None, None]})
-    assert [title_of(items, at) for at in range(3)] == ["<a_1><b_2>", "?", "A"]
+    assert [find_title(items, at) for at in range(3)] == ["<a_1><b_2>", "?", "A"]

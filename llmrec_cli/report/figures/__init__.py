@@ -1,1 +1,0 @@
-"""Pictures for the report page: matplotlib draws, the page's style sheet colours."""
