@@ -33,17 +33,17 @@ test-all: setup          ## both tiers at once
 	$(PYTEST)
 
 torture: setup           ## 300 kills and every refused file operation; half an hour, Linux
-	$(BIN)/python -m benchmarks.faults
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture --size full --out benchmarks/results
+	$(BIN)/python -m tests.robustness.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --size full --out benchmarks/results
 
 races: setup             ## 50 pairs at random offsets of every pair of commands; two hours, Linux
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.races --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.races --out benchmarks/results
 
 refusals: setup          ## every command on disks that are full or read-only; 15 minutes, Linux
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.refusals --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.refusals --out benchmarks/results
 
 bombs: setup             ## small files that ask for gigabytes: what reading them takes; a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bombs --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.bombs --out benchmarks/results
 
 check: setup             ## lint, format, types, and what bandit knows of insecure code
 	$(BIN)/ruff check .
@@ -100,7 +100,7 @@ mutants: setup           ## small wrong changes in losses, ranking and metrics: 
 
 FUZZ_SECONDS ?= 60
 fuzz: setup              ## every parser under pseudo-random input, a minute each: make fuzz FUZZ_SECONDS=5
-	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.fuzz --seconds $(FUZZ_SECONDS)
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.robustness.fuzz --seconds $(FUZZ_SECONDS)
 
 benchmark: setup         ## our way beside the peers' way, CI-sized
 	$(BIN)/python -m benchmarks --size ci --json benchmark-ci.json

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults``: every file operation of a save fails in turn, or is the last.
+"""``python -m tests.robustness.faults``: every file operation of a save fails, or is the last.
 
 The operations of each kind of writing are counted in a dry run.  Then number i is refused (no
 space, input/output error, no permission), or the process is killed right before it; besides, a real
@@ -26,9 +26,9 @@ from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.faults_subjects import SUBJECTS, Subject
-from benchmarks.operations import REFUSALS, announced
 from llmrec_cli import exits
+from tests.robustness.faults_subjects import SUBJECTS, Subject
+from tests.robustness.operations import REFUSALS, announced
 
 Work = Callable[[Path], None]
 Fault = Callable[[], AbstractContextManager[object]]
@@ -158,7 +158,7 @@ def _in_child(fault: Fault, work: Work, folder: Path) -> tuple[int, str]:
 
 def main() -> int:
     """Sweep all kinds of writing; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.faults", description=__doc__)
     parser.add_argument("--json", type=Path, help="also write what was tried to this file")
     arguments = parser.parse_args()
     sys.argv = ["llmrec"]

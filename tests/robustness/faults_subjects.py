@@ -1,4 +1,4 @@
-"""What a run writes, one kind after the other, for ``benchmarks.faults``."""
+"""What a run writes, one kind after the other, for ``tests.robustness.faults``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.fuzz``: each parser for some seconds, or for some inputs.
+"""``python -m tests.robustness.fuzz``: each parser for some seconds, or for some inputs.
 
 Every input follows from the target's name, the seed and a number, so ``--target NAME --seed S
 --only N`` gives the same again.  What breaks the property is kept: its files, and what happened.
@@ -14,15 +14,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.fuzz.target import Target, Tried, attempt, lay_out
-from benchmarks.fuzz.targets import TARGETS
+from tests.robustness.fuzz.target import Target, Tried, attempt, lay_out
+from tests.robustness.fuzz.targets import TARGETS
 
 MOST = 20  # findings of a target before it is left
 
 
 def main() -> int:
     """Run the targets; returns 1 where something was found."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target")
     parser.add_argument("--seed", type=int, default=time.time_ns() // 10**9, help="of all inputs")
     parser.add_argument("--target", action="append", default=[], help="part of a target's name")

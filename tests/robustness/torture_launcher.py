@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.torture_checks import Watch
-from benchmarks.torture_report import Hit, Outcome
+from tests.robustness.torture_checks import Watch
+from tests.robustness.torture_report import Hit, Outcome
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ORPHANS_END = 2.0  # seconds
 LIMIT = 300.0
 
@@ -121,7 +121,7 @@ def _started(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with (folder / "log.txt").open("ab") as stream:
-        return subprocess.Popen(  # noqa: S603 - ourselves
+        return subprocess.Popen(
             words,
             cwd=folder,
             env=environment,

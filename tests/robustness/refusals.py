@@ -1,4 +1,4 @@
-"""``python -m benchmarks.refusals``: every command on a machine that refuses.
+"""``python -m tests.robustness.refusals``: every command on a machine that refuses.
 
 A small finished experiment lies on a disk of its own, which is read-only, full, or nearly full;
 or the command's stdout is full or has lost its reader.  Each command is typed into each:
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.machine import as_line, machine
-from benchmarks.refusals_disk import Disk, content, in_name_space, make_home, typed
+from tests.robustness.refusals_disk import Disk, content, in_name_space, make_home, typed
 
 WRITING = {  # typed beside a finished experiment and one that is only prepared
     "prepare": "prepare tiny.toml name=new",
@@ -216,7 +216,7 @@ def write_report(folder: Path, found: Sequence[Outcome]) -> None:
     lines = [
         f"# Machines that refuse, {facts['date']}",
         "",
-        f"`python -m benchmarks.refusals`: {as_line(facts)}.",
+        f"`python -m tests.robustness.refusals`: {as_line(facts)}.",
         summary(found),
         "",
         "| machine | command | exit code | last line | once there is space |",
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
     arguments = parser.parse_args()
-    in_name_space("benchmarks.refusals")
+    in_name_space("tests.robustness.refusals")
     with tempfile.TemporaryDirectory() as scratch:
         found = tried(Path(scratch), arguments.faults, arguments.commands, show)
     if arguments.out:

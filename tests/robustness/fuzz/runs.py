@@ -17,9 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
-from benchmarks.fuzz.mutate import Files
-from benchmarks.fuzz.target import Target
 from llmrec_cli import runs
 from llmrec_cli.audit import audit_folder
 from llmrec_cli.audit import to_json as audit_json
@@ -42,6 +39,9 @@ from llmrec_cli.recipe.model import ModelSection
 from llmrec_cli.recommender import Recommender
 from llmrec_cli.sft import sft
 from llmrec_cli.validate import validate
+from tests.robustness.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
+from tests.robustness.fuzz.mutate import Files
+from tests.robustness.fuzz.target import Target
 
 RUN: Final = f"{EXPERIMENT}/sft"
 ITEMKNN: Final = f"{EXPERIMENT}/baseline-itemknn"

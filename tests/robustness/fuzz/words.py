@@ -10,14 +10,14 @@ from typing import Final
 
 import tomli_w
 
-from benchmarks.fuzz.mutate import Files
-from benchmarks.fuzz.target import Target, Wrong
 from llmrec_cli.compare import external_files
 from llmrec_cli.data.locations import find_category, find_generation, generations, mirrored
 from llmrec_cli.data.prompts import load_rank_template, load_template
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.sweeping.plan import make_plan
+from tests.robustness.fuzz.mutate import Files
+from tests.robustness.fuzz.target import Target, Wrong
 
 EXTENDED: Final = b'extends = "base.toml"\n[train]\nbatch = 4\n[align.msl]\nparent = "sft"\n'
 SWEEP: Final = """
@@ -123,7 +123,7 @@ def _of(name: str, words: Sequence[str], **more: bytes) -> Callable[[], list[Fil
     return lambda: [{name: "\n".join(words).encode(), **more}]
 
 
-SHIPPED: Final = Path(__file__).parents[2] / "llmrec_cli/data/templates"
+SHIPPED: Final = Path(__file__).parents[3] / "llmrec_cli/data/templates"
 
 TARGETS: Final = [
     Target("recipe", _recipes, _recipe),

@@ -6,8 +6,8 @@ import random
 import statistics
 from dataclasses import replace
 
-from benchmarks.operations import REFUSALS
-from benchmarks.torture_attempt import START, WRITING, Attempt, Kill
+from tests.robustness.operations import REFUSALS
+from tests.robustness.torture_attempt import START, WRITING, Attempt, Kill
 
 SAVES, REFUSED, ALONE = 0.6, 0.12, 0.25  # shares; some that aim at a save come a moment late
 LAST_OPERATION = 24  # of a save, a little more than it has

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.races``: every pair of commands of one experiment, at once.
+"""``python -m tests.robustness.races``: every pair of commands of one experiment, at once.
 
 Two commands are forked at a random offset in a copy of the same experiment.  Each one has to end
 well, or to refuse by name what the other one has in hand; one of them has to end well.  Afterwards
@@ -211,7 +211,7 @@ def as_table(found: Sequence[Tried]) -> list[str]:
 
 def main() -> int:
     """Race all pairs; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.races", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.races", description=__doc__)
     parser.add_argument("--pairs", type=int, default=50, help="tries of each pair of commands")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so many")
     parser.add_argument("--seed", type=int, default=0)
@@ -229,7 +229,7 @@ def main() -> int:
     if given.out:
         facts = machine()
         title = f"# Two commands of one experiment at once, {facts['date']}"
-        about = f"`python -m benchmarks.races`: {as_line(facts)}."
+        about = f"`python -m tests.robustness.races`: {as_line(facts)}."
         page = [title, "", about, *lines, *([""] if wrong else []), *(f"- {w}" for w in wrong), ""]
         (given.out / f"{facts['date']}-races.md").write_text("\n".join(page))
     return 1 if wrong else 0

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Final
 from unicodedata import category
 
-from benchmarks.fuzz.mutate import Files, mutated
 from llmrec_cli.errors import LlmrecError, MachineError, RecipeError, UserError
 from llmrec_cli.exits import shown
+from tests.robustness.fuzz.mutate import Files, mutated
 
 LONGEST: Final = 5.0  # seconds for one small input
 _BREAKS: Final = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, ends of lines

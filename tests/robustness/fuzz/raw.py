@@ -13,13 +13,13 @@ from unicodedata import category
 import polars as pl
 import pyarrow.parquet as pq
 
-from benchmarks.fuzz.raw_seeds import FORMATS
-from benchmarks.fuzz.target import Target, Wrong
 from llmrec_cli.data.columns import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 from llmrec_cli.data.readers import Source, read
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
+from tests.robustness.fuzz.raw_seeds import FORMATS
+from tests.robustness.fuzz.target import Target, Wrong
 
 _FIRST, _LAST = 631_152_000_000, 4_102_444_800_000  # ms: the years 1990 to 2100
 _BREAKS: Final = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, ends of lines

@@ -28,10 +28,10 @@ import torch
 import torch._dynamo
 import transformers.models.llama.modeling_llama as llama
 
-from benchmarks.operations import announced
 from llmrec_cli import align, baseline, cli, prepare, run_folder, sft
 from llmrec_cli.engine import checkpoint, log, loop, mining
 from llmrec_cli.stage import needs, train, workbench
+from tests.robustness.operations import announced
 
 PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its phase
     (workbench, "ensure_scratch", "base"),

@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from benchmarks.fuzz.mutate import mutated
-from benchmarks.fuzz.target import Target, Tried, attempt, lay_out
-from benchmarks.fuzz.targets import TARGETS
 from llmrec_cli.errors import DataError, MachineError
+from tests.robustness.fuzz.mutate import mutated
+from tests.robustness.fuzz.target import Target, Tried, attempt, lay_out
+from tests.robustness.fuzz.targets import TARGETS
 
 SLOW = ("recommend", "export", "prepared", "resume", "compare", "base-model")  # of models
 MIXED = ("download-words", "recipe-overrides")  # no word of theirs is right for every question

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.fuzz.mutate import Files
-from benchmarks.fuzz.raw_seeds import FORMATS
-from benchmarks.fuzz.target import lay_out
 from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.run import run
+from tests.robustness.fuzz.mutate import Files
+from tests.robustness.fuzz.raw_seeds import FORMATS
+from tests.robustness.fuzz.target import lay_out
 
 RECIPE = """
 [data]

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from benchmarks.fuzz.mutate import Files
-from benchmarks.fuzz.tables import TABLES, parquet
 from llmrec_cli.data.prompts import load_template
 from llmrec_cli.data.rank_wording import Question
+from tests.robustness.fuzz.mutate import Files
+from tests.robustness.fuzz.tables import TABLES, parquet
 
 SECOND: Final = 1_500_000_000
 

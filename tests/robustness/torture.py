@@ -1,4 +1,4 @@
-"""``python -m benchmarks.torture --size ci|full --out DIR``: nothing is lost under ``kill -9``.
+"""``python -m tests.robustness.torture --size ci|full --out DIR``: kills lose nothing.
 
 Every method is trained on one and on two processes, and the whole process group is killed again and
 again: half of the time inside a save (at a random moment of it, or right before one of its file
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.torture_aim import drawn
-from benchmarks.torture_attempt import Attempt, Kill, attempt
-from benchmarks.torture_checks import Watch
-from benchmarks.torture_launcher import launcher_kills
-from benchmarks.torture_report import Hit, Outcome, write_report
+from tests.robustness.torture_aim import drawn
+from tests.robustness.torture_attempt import Attempt, Kill, attempt
+from tests.robustness.torture_checks import Watch
+from tests.robustness.torture_launcher import launcher_kills
+from tests.robustness.torture_report import Hit, Outcome, write_report
 
 Size = Literal["ci", "full"]
 KEEP = 2
@@ -100,7 +100,7 @@ LAUNCHER_KILLS: dict[Size, int] = {"ci": 1, "full": 16}
 
 def main() -> int:
     """Run the plan; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.torture", description=__doc__)
     parser.add_argument("--size", choices=("ci", "full"), default="ci")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two reports")
     parser.add_argument("--seed", type=int, default=None, help="of the kills; printed if absent")

@@ -1,7 +1,7 @@
 """Every change that a process makes to files, announced before it happens.
 
 Whoever listens may raise an OSError, or end the process: so each operation of a save can fail in
-turn, or be the last one (``benchmarks.faults``, ``benchmarks.torture``).
+turn, or be the last one (``tests.robustness.faults``, ``tests.robustness.torture``).
 """
 
 from __future__ import annotations

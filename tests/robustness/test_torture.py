@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from commands import TINY, llmrec, ok
 
-from benchmarks.torture_checks import Watch
 from llmrec_cli.align import align
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.evaluate import evaluate
@@ -21,14 +20,15 @@ from llmrec_cli.files import HASHES, write_folder
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from tests.robustness.torture_checks import Watch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     """Four methods, one and two processes; ``make torture`` kills three hundred times."""
-    words = ["benchmarks.torture", "--size", "ci", "--out", str(tmp_path), "--seed", "3"]
+    words = ["tests.robustness.torture", "--size", "ci", "--out", str(tmp_path), "--seed", "3"]
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=ROOT,

@@ -66,7 +66,8 @@ def _markdown(
     verdict = "no promise was broken" if not broken else f"{broken} cases broke a promise"
     return f"""# Killed and resumed: {kills} kills, {verdict}
 
-`python -m benchmarks.torture --size {size} --seed {seed}`, {minutes:.0f} minutes; {machine_line}.
+`python -m tests.robustness.torture --size {size} --seed {seed}`, {minutes:.0f} minutes;
+{machine_line}.
 
 Each kill is `SIGKILL` to the whole process group.  A run is resumed until it is done; its folder
 (checkpoints, optimizer, state, metrics rows, written model, and what was mined or precomputed) must

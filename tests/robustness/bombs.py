@@ -1,7 +1,7 @@
-"""``python -m benchmarks.bombs``: small files that ask for much, given to the commands that read.
+"""``python -m tests.robustness.bombs``: small files that ask for much.
 
-Each is answered with exit code 2 and one line, within a minute and 500 MB above what the same
-command takes for a good file.
+Each is given to the command that reads it, and answered with exit code 2 and one line, within a
+minute and 500 MB above what the same command takes for a good file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import as_line, machine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = ROOT / "data/sample/amazon2018/Synthetic_Toys.json.gz"
 REVIEW = b'{"reviewerID": "A", "asin": "B", "overall": 5.0, "unixReviewTime": 1529193600}\n'
 SECONDS, MEGABYTES = 60, 500
@@ -139,7 +139,7 @@ def typed(name: str, words: Sequence[str], file: Path) -> Went:
     before = _names(file.parent)
     begun = time.monotonic()
     command = [sys.executable, "-c", _WATCHED, sys.executable, "-m", "llmrec_cli", *words]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)  # noqa: S603 - ourselves
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - begun
     said, _, told = done.stderr.replace(f"{file.parent}/", "").rstrip().rpartition("\n")
     code, peak = map(int, told.split())
@@ -188,7 +188,7 @@ def page(base: Went, found: Sequence[Went]) -> str:
     lines = [
         f"# Small files that ask for much, {facts['date']}",
         "",
-        f"`python -m benchmarks.bombs`: {as_line(facts)}.",
+        f"`python -m tests.robustness.bombs`: {as_line(facts)}.",
         f"Allowed: {SECONDS} seconds, {MEGABYTES} MB above the {base.peak >> 20} of a good file.",
         "",
         "| file | on disk | exit code | answer | seconds | MB above |",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.bombs import BOMBS, MEGABYTES, SECONDS, Bomb, Went, went_off
+from tests.robustness.bombs import BOMBS, MEGABYTES, SECONDS, Bomb, Went, went_off
 
 BASE = Went("good", 1, 0, "", (), 1.0, 200 << 20)
 WELL = Went("bomb", 1, 2, "llmrec prepare: error: file:1: a gzip bomb?", (), 1.0, 220 << 20)

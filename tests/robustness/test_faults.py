@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import sweep
-from benchmarks.faults_subjects import Subject
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import MachineError
+from tests.robustness.faults import sweep
+from tests.robustness.faults_subjects import Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITERS = {"checkpoint", "prune", "result", "manifest", "metrics", "reference", "negatives"}
@@ -20,10 +20,11 @@ WRITERS = {"checkpoint", "prune", "result", "manifest", "metrics", "reference", 
 
 def test_every_operation_of_every_writing_may_fail_or_be_the_last(tmp_path: Path) -> None:
     """In a process of its own, which forks for the kills."""
-    command = [sys.executable, "-m", "benchmarks.faults", "--json", str(tmp_path / "swept.json")]
+    report = tmp_path / "swept.json"
+    command = [sys.executable, "-m", "tests.robustness.faults", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    swept = {found["name"]: found for found in json.loads((tmp_path / "swept.json").read_text())}
+    swept = {found["name"]: found for found in json.loads(report.read_text())}
     assert swept.keys() == WRITERS
     for found in swept.values():
         assert {"fsync", "rename"} & set(found["operations"])

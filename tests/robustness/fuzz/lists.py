@@ -15,11 +15,6 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.fuzz.experiment import below, experiment, files_of
-from benchmarks.fuzz.mutate import Files
-from benchmarks.fuzz.runs import PREPARED, RUN
-from benchmarks.fuzz.tables import TABLES, parquet
-from benchmarks.fuzz.target import Target, lay_out
 from llmrec_cli.comparing.evaluated import Grounds
 from llmrec_cli.comparing.external import external_entry
 from llmrec_cli.report.entries import Ground
@@ -27,6 +22,11 @@ from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.question import Question
 from llmrec_cli.sweeping.plan import Plan, make_plan
 from llmrec_cli.sweeping.study import DATABASE, choosing
+from tests.robustness.fuzz.experiment import below, experiment, files_of
+from tests.robustness.fuzz.mutate import Files
+from tests.robustness.fuzz.runs import PREPARED, RUN
+from tests.robustness.fuzz.tables import TABLES, parquet
+from tests.robustness.fuzz.target import Target, lay_out
 
 USERS: Final = [f"A{user}UVWXYZUSER{user}" for user in range(5)]
 LISTED: Final = [

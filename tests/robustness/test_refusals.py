@@ -10,10 +10,10 @@ from pathlib import Path
 import experiments
 import pytest
 
-from benchmarks.refusals import half_written, wrong_end
-from benchmarks.refusals_disk import content
+from tests.robustness.refusals import half_written, wrong_end
+from tests.robustness.refusals_disk import content
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LINE = "llmrec sft: error: runs/new: cannot be written: No space left on device"
 
 
@@ -22,7 +22,7 @@ def test_a_full_disk_and_a_full_stdout_cost_one_line_and_no_file() -> None:
     name_space = ["unshare", "--map-root-user", "--mount", "true"]
     if not shutil.which("unshare") or subprocess.run(name_space, check=False).returncode:
         pytest.skip("no right to mount a disk here")
-    words = ["benchmarks.refusals", "--faults", "full", "stdout full", "stdout unread"]
+    words = ["tests.robustness.refusals", "--faults", "full", "stdout full", "stdout unread"]
     done = subprocess.run(
         [sys.executable, "-m", *words, "--commands", "sft", "export", "compare"],
         cwd=ROOT,
