@@ -417,6 +417,7 @@ else:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.slow
 def test_only_a_dead_writers_leftovers_are_removed(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "written"
 
@@ -450,6 +451,7 @@ def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> N
         assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.claims import claimed\n"
     words += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
@@ -470,6 +472,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert claims._holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_waiting(recipe: Recipe) -> None:
     with claimed_to_make(recipe.prepared, print):
         child = subprocess.Popen(

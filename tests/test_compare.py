@@ -341,6 +341,7 @@ def test_wrong_flags_end_with_code_2(
     assert done.out == ""
 
 
+@pytest.mark.starts_python("it shows that no torch is imported")
 def test_comparing_imports_no_torch(home: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli import cli, exits\n"

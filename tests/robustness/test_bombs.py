@@ -8,6 +8,8 @@ import pytest
 
 from tests.robustness.bombs import BOMBS, MEGABYTES, SECONDS, Bomb, Went, went_off
 
+pytestmark = pytest.mark.slow
+
 BASE = Went("good", 1, 0, "", (), 1.0, 200 << 20)
 WELL = Went("bomb", 1, 2, "llmrec prepare: error: file:1: a gzip bomb?", (), 1.0, 220 << 20)
 QUICK = ("gzip, 10 GB of zeros", "line of 1 GB, literal", "literal of 1 MB", "number of 1 MB")

@@ -14,6 +14,8 @@ from llmrec_cli.errors import MachineError
 from tests.robustness.faults import sweep
 from tests.robustness.faults_subjects import Subject
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WRITERS = {"checkpoint", "prune", "result", "manifest", "metrics", "reference", "negatives"}
 

@@ -12,6 +12,8 @@ from tests.robustness.fuzz.mutate import mutated
 from tests.robustness.fuzz.target import Target, Tried, attempt, lay_out
 from tests.robustness.fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 SLOW = ("recommend", "export", "prepared", "resume", "compare", "base-model")  # of models
 MIXED = ("download-words", "recipe-overrides")  # no word of theirs is right for every question
 SEED = 20261124

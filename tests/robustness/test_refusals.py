@@ -13,11 +13,12 @@ import pytest
 from tests.robustness.refusals import half_written, wrong_end
 from tests.robustness.refusals_disk import content
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "llmrec sft: error: runs/new: cannot be written: No space left on device"
 
 
-@pytest.mark.slow
 def test_a_full_disk_and_a_full_stdout_cost_one_line_and_no_file() -> None:
     name_space = ["unshare", "--map-root-user", "--mount", "true"]
     if not shutil.which("unshare") or subprocess.run(name_space, check=False).returncode:

@@ -22,10 +22,11 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from tests.robustness.torture_checks import Watch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     """Four methods, one and two processes; ``make torture`` kills three hundred times."""
     words = ["tests.robustness.torture", "--size", "ci", "--out", str(tmp_path), "--seed", "3"]
