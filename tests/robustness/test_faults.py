@@ -37,10 +37,14 @@ def test_every_operation_of_every_writing_may_fail_or_be_the_last(tmp_path: Path
 
 def test_a_file_written_under_its_own_name_would_be_told_apart(tmp_path: Path) -> None:
     """The control: without a temporary name, a refusal leaves half a file."""
+
+    def put(folder: Path, text: str) -> None:
+        (folder / "file").write_text(text)
+
     naive = Subject(
         "naive",
-        before=lambda folder: (folder / "file").write_text("as it was") and None,
-        write=lambda folder: (folder / "file").write_text("as written") and None,
+        before=lambda folder: put(folder, "as it was"),
+        write=lambda folder: put(folder, "as written"),
         intact=lambda folder: (folder / "file").read_text() in ("as it was", "as written"),
         written=lambda folder: (folder / "file").read_text() == "as written",
     )

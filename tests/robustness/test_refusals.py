@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import experiments
 import pytest
 
+from tests import experiments
 from tests.robustness.refusals import half_written, wrong_end
 from tests.robustness.refusals_disk import content
 

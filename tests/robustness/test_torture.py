@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import TINY, llmrec, ok
 
 from llmrec_cli.align import align
 from llmrec_cli.errors import ArtefactError
@@ -20,6 +19,7 @@ from llmrec_cli.files import HASHES, write_folder
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from tests.commands import TINY, llmrec, ok
 from tests.robustness.torture_checks import Watch
 
 pytestmark = pytest.mark.slow

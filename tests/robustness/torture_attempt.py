@@ -106,7 +106,7 @@ class Attempt:
 def attempt(words: Sequence[str], folder: Path, processes: int, kill: Kill) -> Attempt:
     """Run ``llmrec *words`` in ``folder`` as so many ranks; what they print goes to ``log.txt``."""
     reading, writing = os.pipe()
-    port, children = str(_free_port()), []
+    port, children = str(_free_port()), list[int]()
     begun = time.monotonic()
     for rank in range(processes):
         child = os.fork()
@@ -161,7 +161,7 @@ def _send(children: Sequence[int], alone: int | None) -> None:
 
 def _wait(children: Sequence[int], ended: Attempt) -> None:
     """Collect the exit codes of all; whoever outlives rank 0 for long hangs, and is ended."""
-    deadline, codes = time.monotonic() + ALONE, {}
+    deadline, codes = time.monotonic() + ALONE, dict[int, int]()
     while len(codes) < len(children):
         for child in set(children) - set(codes):
             pid, status = os.waitpid(child, os.WNOHANG)

@@ -83,7 +83,9 @@ Where the kills hit, by how they were aimed:
 
 
 def _runs_table(outcomes: list[Outcome]) -> str:
-    rows = [("case", "processes", "runs", "kills", "inside a save", "refusals", "bit-identical")]
+    rows: list[tuple[str, ...]] = [
+        ("case", "processes", "runs", "kills", "inside a save", "refusals", "bit-identical")
+    ]
     for o in outcomes:
         inside = sum(hit.phase.startswith(("save", "prune")) for hit in o.hits)
         same = "NO" if o.problems else "all"

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.comparing.evaluated import Grounds
-from llmrec_cli.comparing.external import external_entry
+from llmrec_cli.comparing.external import Missing, external_entry
 from llmrec_cli.report.entries import Ground
 from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.question import Question
@@ -49,7 +49,7 @@ def _ground() -> Ground:
 
 def _external(folder: Path, rng: Random) -> None:
     (path,) = folder.iterdir()
-    missing = rng.choice(("refuse", "miss"))
+    missing: Missing = rng.choice(("refuse", "miss"))
     external_entry("other", path, _ground(), _ASKED, missing, None)
 
 

@@ -29,7 +29,7 @@ from llmrec_cli.engine.mining import Miner
 from llmrec_cli.engine.reference import Store
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.exchange import export_data
-from llmrec_cli.export import Wanted, export
+from llmrec_cli.export import export
 from llmrec_cli.files import HASHES
 from llmrec_cli.models import backbone
 from llmrec_cli.models.guard import check_adapter
@@ -37,6 +37,7 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.model import ModelSection
 from llmrec_cli.recommender import Recommender
+from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
 from llmrec_cli.validate import validate
 from tests.robustness.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
