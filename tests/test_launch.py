@@ -107,6 +107,7 @@ HANGUP = {  # whatever these tests themselves were started by
         sys.executable,
         "-c",
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         f"signal.signal(signal.SIGHUP, signal.{meaning})\n"
         "os.execv(sys.argv[1], sys.argv[1:])",
     ]
