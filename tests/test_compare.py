@@ -24,6 +24,8 @@ from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.tables.figures import to_json
 from llmrec_cli.run import run
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Told:

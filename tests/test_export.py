@@ -40,7 +40,8 @@ from llmrec_cli.serving import hub
 from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
 
-pytestmark = [  # what peft has to say
+pytestmark = [  # slow, and what peft has to say
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 LOGIN = "hf_secret"

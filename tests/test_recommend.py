@@ -32,6 +32,8 @@ from llmrec_cli.report.recommended import (
     to_tables,
 )
 
+pytestmark = pytest.mark.slow
+
 RUNS = ("sft", "align-msl", "baseline-sasrec", "baseline-itemknn", "baseline-pop")
 EXTRA = (
     "train.max_steps=12",
