@@ -280,6 +280,7 @@ def test_sizes_in_words(size: int, words: str) -> None:
     assert size_in_words(size) == words
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
     a_run(tmp_path / "[bold]e" / "sft", running(), [])
     assert "[bold]e/sft" in told("runs", "ls", str(tmp_path))
