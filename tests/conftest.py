@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from llmrec_cli.engine.stop import SIGNALS
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*|llmrec|accelerate|torchrun|mkdocs|pytest")
 _RUNNING: list[pytest.Item] = []  # the test whose set-up, call or teardown is going on
+
+settings.register_profile("no clock", deadline=None)  # an example may take its time
+settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[1]
 
