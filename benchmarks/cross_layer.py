@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.loss_head import Shape, catalogue
+from benchmarks.loss_head import Shape, backward, catalogue
 from benchmarks.table import Row, alternate
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Batch, Forward, Head
@@ -112,8 +113,8 @@ def rows(size: Size) -> list[Row]:
         mine = _answer(problem, ours(problem))
         difference = float((theirs - mine).norm() / theirs.norm())
         peer_seconds, our_seconds = alternate(
-            lambda e=everywhere: peer(problem, everywhere=e).backward(),
-            lambda: ours(problem).backward(),
+            partial(backward, peer, problem, everywhere=everywhere),
+            partial(backward, ours, problem),
             shape.repeats,
         )
         found.append(

@@ -77,7 +77,7 @@ class Bench:
             start = time.perf_counter()
             work()
             return time.perf_counter() - start
-        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call] # torch's
+        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
         torch.cuda.synchronize()
         begin.record()
         work()

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -24,6 +24,13 @@ from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, paths
 
 Size = Literal["ci", "full"]
 Loss = Callable[[], Tensor]
+
+P = ParamSpec("P")
+
+
+def backward(loss: Callable[P, Tensor], *args: P.args, **options: P.kwargs) -> None:
+    """One pass forward and backward, the work that rows time."""
+    loss(*args, **options).backward()
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from benchmarks.loss_head import backward
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
 from benchmarks.training_step import Problem, Shape, dense_log_probs, draw_problem
@@ -107,8 +109,8 @@ def rows(size: Size) -> list[Timed]:
         case = draw_case(shape, support, k)
         theirs, mine = (_gradient(case, loss) for loss in (peer(case, everywhere=True), ours(case)))
         peer_seconds, our_seconds = alternate(
-            lambda c=case, e=everywhere: peer(c, everywhere=e).backward(),
-            lambda c=case: ours(c).backward(),
+            partial(backward, peer, case, everywhere=everywhere),
+            partial(backward, ours, case),
             shape.repeats,
         )
         timed.append(

@@ -1,14 +1,31 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and the wall between the fast tier and the slow one.
+
+``make test`` runs what is not marked ``slow``: no process that imports torch, and no experiment but
+the one that all share.  A fast test that starts a Python process fails, unless it says by the
+marker ``starts_python`` why that process is a quick one.
+"""
 
 from __future__ import annotations
 
+import multiprocessing.util
+import os
+import re
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from llmrec_cli.engine.stop import SIGNALS
+
+_PYTHON = re.compile(r"(python|pypy)[\d.]*|llmrec|accelerate|torchrun|mkdocs|pytest")
+_RUNNING: list[pytest.Item] = []  # the test whose set-up, call or teardown is going on
+
+settings.register_profile("no clock", deadline=None)  # an example may take its time
+settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,6 +41,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The folder of what is made once for all workers of this session."""
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shared"
+    folder.mkdir(exist_ok=True)
+    os.environ["TESTS_SHARED"] = str(folder)
+
+
 @pytest.fixture
 def signals_as_before() -> Iterator[None]:
     """Afterwards every signal means what it meant, whatever the test installs."""
@@ -37,3 +63,45 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named by their argument: compressed ones hold the time, and each of several
     workers must find the same names."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Know which test runs: fixtures of a module are set up within its first test."""
+    _RUNNING.append(item)
+    try:
+        return (yield)
+    finally:
+        _RUNNING.remove(item)
+
+
+def pytest_sessionstart() -> None:
+    """Every way to start a process asks the wall first."""
+    started = subprocess.Popen.__init__
+
+    def start(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        word = args if isinstance(args, str | bytes | os.PathLike) else next(iter(args))
+        name = Path(os.fsdecode(options.get("executable") or word).split(" ")[0]).name
+        if _PYTHON.fullmatch(name) or options.get("shell"):
+            refuse_child(name)
+        started(self, args, *rest, **options)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(subprocess.Popen, "__init__", start)
+    for owner, name in ((os, "fork"), (os, "forkpty"), (multiprocessing.util, "spawnv_passfds")):
+        patch.setattr(owner, name, _asking(getattr(owner, name), name))
+
+
+def _asking(start: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def asking(*args: Any) -> Any:
+        refuse_child(name)
+        return start(*args)
+
+    return asking
+
+
+def refuse_child(name: str) -> None:
+    """Fail the running test if it is a fast one and gave no reason for a Python process."""
+    for item in _RUNNING:
+        if not any(item.iter_markers("slow")) and not any(item.iter_markers("starts_python")):
+            pytest.fail(f"a fast test starts a process ({name}): mark it slow, or starts_python")

@@ -1,12 +1,19 @@
-"""Small finished experiments, made in this process, for the tests of what reads them."""
+"""Small finished experiments, made in this process, for the tests of what reads them.
+
+Several workers test at once.  Each experiment is made by the first that needs it, under a lock; the
+others copy it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from benchmarks.small import RECIPE
 from llmrec_cli import cli, exits
@@ -14,8 +21,24 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.run import run
 
+SHARED = "TESTS_SHARED"
+"""The variable that names the folder of what the workers of this session share."""
+
 
 def make_experiment(home: Path, name: str, *overrides: str) -> Path:
+    """The finished recipe under a name, in ``home``: made there, or copied from who made it."""
+    words = "\n".join((name, *overrides))
+    kept = Path(os.environ[SHARED]) / hashlib.sha256(words.encode()).hexdigest()
+    with FileLock(kept.with_suffix(".lock")):
+        if kept.is_dir():
+            (home / "tiny.toml").write_text(RECIPE)
+            return Path(shutil.copytree(kept, home / "runs" / name))
+        folder = run_experiment(home, name, *overrides)
+        Path(shutil.copytree(folder, kept.with_suffix(".whole"))).rename(kept)
+        return folder
+
+
+def run_experiment(home: Path, name: str, *overrides: str) -> Path:
     """Run the recipe under a name; ``home`` is the working folder meanwhile."""
     (home / "tiny.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:

@@ -24,7 +24,7 @@ from llmrec_cli.recipe.model import Lora, ModelSection
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench, open_workbench
 
-pytestmark = [pytest.mark.filterwarnings(words) for words in PEFT_SAYS]
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(words) for words in PEFT_SAYS)]
 WIDTH, RANK, NEW = 16, 2, 7  # of the tiny bases, of LoRA, and tokens of the semantic IDs
 IDS = [(base, targets) for base in BASES for targets in ("attention", "all")]
 IDS += [("tied", "head"), ("gpt2", "head")]  # new rows are the embedding's, LoRA's the head's

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from commands import SMALL, llmrec, ok
 
+pytestmark = pytest.mark.slow
+
 SHORT = [*SMALL, "align.dmpo.train.max_steps=6", "align.dmpo.train.batch=8"]
 
 

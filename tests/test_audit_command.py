@@ -206,6 +206,7 @@ def test_pairs_are_not_scored_by_ranking(
     assert "score of Pop" not in shown
 
 
+@pytest.mark.slow
 def test_the_command_as_typed(prepared: Prepared) -> None:
     shown = ok(llmrec(Path.cwd(), "audit", "quickstart"))
     assert shown.startswith("runs/quickstart/prepared\n")

@@ -34,6 +34,8 @@ from llmrec_cli.report.predictions import SCHEMA
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
 
+pytestmark = pytest.mark.slow
+
 MODELS = ("itemknn", "sasrec", "gru4rec", "caser")
 NEURAL = ("sasrec", "gru4rec", "caser")
 SMALL = {

@@ -19,6 +19,8 @@ from benchmarks.decoding import EOS
 from benchmarks.table import MOST, Row, alternate
 from llmrec_cli.engine import decode
 
+pytestmark = pytest.mark.slow
+
 POINT = growth.Point(items=50, title=4, users=2, prompt=12, k=3, vocabulary=1_100, repeats=2)
 
 

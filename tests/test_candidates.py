@@ -20,6 +20,8 @@ from llmrec_cli.models.policy import Policy
 from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.trie import build_trie
 
+pytestmark = pytest.mark.slow
+
 CATALOGUE = [[a, b, c, 1] for a in (10, 11) for b in (20, 21, 22) for c in (30, 31)]
 SIZES = ScratchModel(hidden=32, layers=2, heads=2, feed_forward=48, dropout=0.0, vocabulary=300)
 RUNS = ("baseline-pop", "baseline-sasrec", "baseline-itemknn", "sft")

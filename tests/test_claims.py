@@ -20,7 +20,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks import races
 from benchmarks.small import RECIPE
 from llmrec_cli import claims, files, run_folder
 from llmrec_cli import prepare as story
@@ -36,6 +35,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import base
 from llmrec_cli.sweep.trial import _link_folders
+from tests.robustness import races
 
 ROOT = Path(__file__).resolve().parents[1]
 _HANG = 60.0  # seconds: a test that hangs fails in the end
@@ -417,6 +417,7 @@ else:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.slow
 def test_only_a_dead_writers_leftovers_are_removed(tmp_path: Path, kind: str) -> None:
     target = tmp_path / "written"
 
@@ -450,6 +451,7 @@ def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> N
         assert not left.exists()
 
 
+@pytest.mark.slow
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.claims import claimed\n"
     words += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
@@ -470,6 +472,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert claims._holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_waiting(recipe: Recipe) -> None:
     with claimed_to_make(recipe.prepared, print):
         child = subprocess.Popen(
@@ -515,7 +518,7 @@ def test_a_sweep_links_nothing_that_is_being_written(recipe: Recipe) -> None:
 
 
 def test_a_race_that_goes_wrong_would_be_seen(tmp_path: Path) -> None:
-    """The controls of ``benchmarks.races``."""
+    """The controls of ``tests.robustness.races``."""
     ends = [(3, "no such file"), (2, "x: is finished and is never overwritten; choose")]
     assert list(races.wrong_ends(["prepare", "sft"], ends)) == [
         "prepare ended with 3: no such file",
@@ -536,7 +539,7 @@ def test_pairs_of_commands_at_random_offsets() -> None:
     """One of each pair of those that train; ``make races`` tries 50 of every pair there is."""
     words = ["--pairs", "1", "--commands", "prepare", "sft", "baseline", "align"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.races", *words],
+        [sys.executable, "-m", "tests.robustness.races", *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from commands import llmrec
+from experiments import typed
 
-from llmrec_cli import exits
+from llmrec_cli import __version__, exits
 from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 from llmrec_cli.files import write_folder
@@ -56,22 +56,27 @@ class PanicException(BaseException):
     """What a thread of Rust that gave up is to Python."""
 
 
-def llmrec(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmrec_cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+@pytest.mark.slow
+def test_a_process_ends_with_the_code_and_the_words_of_its_command(tmp_path: Path) -> None:
+    """The tests below call the command line in this process; these two are as users type them."""
+    version = llmrec(tmp_path, "--version")
+    assert (version.returncode, version.stdout) == (0, f"llmrec {__version__}\n")
+    wrong = llmrec(tmp_path, "prepare", "nowhere.toml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("llmrec prepare: error: nowhere.toml: no such recipe")
 
 
-def test_version() -> None:
-    from llmrec_cli import __version__
-
-    assert llmrec("--version").stdout == f"llmrec {__version__}\n"
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(capsys, "--version").out == f"llmrec {__version__}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    shown = llmrec(*command.split(), "--help")
-    assert shown.returncode == 0
-    assert f"Example: llmrec {command}" in shown.stdout
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = typed(capsys, *command.split(), "--help")
+    assert shown.code == 0
+    assert f"Example: llmrec {command}" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
     monkeypatch.setattr("sys.argv", ["llmrec", command])
     assert exits.guarded(stopped) == 143
     assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
-    assert ("--resume" in llmrec(command, "--help").stdout) == (advice == "go on with --resume")
+    assert ("--resume" in typed(capsys, command, "--help").out) == (advice == "go on with --resume")
 
 
 def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -261,13 +266,18 @@ def test_what_was_ignored_before_the_start_is_ignored(number: int) -> None:
     ],
 )
 def test_wrong_use_is_exit_code_2_and_no_traceback(
-    words: list[str], expected: str, tmp_path: Path
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = llmrec(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    done = typed(capsys, *words)
+    assert done.code == 2, done.err
+    assert expected in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
     assert not list(tmp_path.rglob("*.parquet"))
 
 

@@ -24,6 +24,8 @@ from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.tables.figures import to_json
 from llmrec_cli.run import run
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Told:
@@ -341,6 +343,7 @@ def test_wrong_flags_end_with_code_2(
     assert done.out == ""
 
 
+@pytest.mark.starts_python("it shows that no torch is imported")
 def test_comparing_imports_no_torch(home: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli import cli, exits\n"

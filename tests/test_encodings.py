@@ -177,6 +177,7 @@ cli.main()
 """
 
 
+@pytest.mark.starts_python("the locale of a process; no torch")
 def test_a_traceback_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAILING],
@@ -191,6 +192,7 @@ def test_a_traceback_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     assert f"RuntimeError: {ODD}" in (tmp_path / "debug.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command_itself_under_another_encoding(home: Path) -> None:
     command = [sys.executable, "-m", "llmrec_cli", *words_of("recommend"), "--quiet"]
     done = subprocess.run(

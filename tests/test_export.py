@@ -39,7 +39,8 @@ from llmrec_cli.serving import hub
 from llmrec_cli.serving.card import Wanted, fence_code
 from llmrec_cli.sft import sft
 
-pytestmark = [  # what peft has to say
+pytestmark = [  # slow, and what peft has to say
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 LOGIN = "hf_secret"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments import make_experiment
+from experiments import run_experiment
 
 from llmrec_cli.export import export
 from llmrec_cli.files import write_folder, write_safetensors
@@ -34,9 +34,10 @@ def wrong_modes(folder: Path, umask: int) -> dict[str, str]:
     return {str(p): oct(modes[p]) for p in wanted if modes[p] != wanted[p] & ~umask}
 
 
+@pytest.mark.slow
 def test_a_finished_experiment_and_its_export_follow_the_umask(umask: int, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    folder = make_experiment(tmp_path / "home", "shared", "eval.rows=10")
+    folder = run_experiment(tmp_path / "home", "shared", "eval.rows=10")
     export(folder / "sft", tmp_path / "home/out", Wanted(), progress=Silent())
     names = {path.name for path in (tmp_path / "home").rglob("*")}
     written = {"prepared", "base", "checkpoints", "model.safetensors", "report.json", "report.html"}

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from commands import SMALL, llmrec, ok
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

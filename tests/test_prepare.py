@@ -206,6 +206,7 @@ def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: P
     assert not asked.folder.exists()
 
 
+@pytest.mark.slow
 def test_bytes_depend_on_neither_run_nor_threads(
     ratings: dict[str, object], tmp_path: Path
 ) -> None:

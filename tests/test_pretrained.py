@@ -52,6 +52,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.slow
 def test_a_pretrained_model_with_a_text_prompt(
     hub_folder: Path, tmp_path: Path, tuning: str
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_pretrained_model_with_a_text_prompt(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+@pytest.mark.slow
 def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
     hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

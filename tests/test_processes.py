@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import SMALL, llmrec, ok
 
+pytestmark = pytest.mark.slow
+
 WORDS = [
     "quickstart",
     *SMALL,

@@ -23,6 +23,8 @@ from llmrec_cli.stage.base import require_tokens
 from llmrec_cli.synthetic.raw_files import write_sample
 from llmrec_cli.validate import validate
 
+pytestmark = pytest.mark.slow
+
 GAMES = load_rank_template("games", Path)
 TITLES = [f"Game {name}" for name in "ABCDEFGHIJKLMNOPQRST"]
 RECIPE = """

@@ -32,6 +32,8 @@ from llmrec_cli.report.recommended import (
     to_tables,
 )
 
+pytestmark = pytest.mark.slow
+
 RUNS = ("sft", "align-msl", "baseline-sasrec", "baseline-itemknn", "baseline-pop")
 EXTRA = (
     "train.max_steps=12",
@@ -403,6 +405,7 @@ def test_hostile_titles_stay_text(
     assert "\x1b" not in captured.get()
 
 
+@pytest.mark.starts_python("it shows that no torch is imported")
 def test_importing_the_package_stays_light() -> None:
     code = "import sys, llmrec_cli; assert not {'torch', 'numpy', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -280,6 +280,7 @@ def test_sizes_in_words(size: int, words: str) -> None:
     assert size_in_words(size) == words
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
     a_run(tmp_path / "[bold]e" / "sft", running(), [])
     assert "[bold]e/sft" in told("runs", "ls", str(tmp_path))
@@ -316,6 +317,7 @@ COMPLETE = {
 
 
 @pytest.mark.parametrize("shell", COMPLETE)
+@pytest.mark.starts_python("completion imports no torch")
 def test_every_shell_is_offered_recipes(shell: str, tmp_path: Path) -> None:
     if not LLMREC.is_file():
         pytest.skip("llmrec is not installed as a command")
@@ -332,6 +334,7 @@ def test_every_shell_is_offered_recipes(shell: str, tmp_path: Path) -> None:
     assert set(re.findall(r"quick[\w.-]*", done.stdout)) == {"quickstart", "quick-mine.toml"}
 
 
+@pytest.mark.starts_python("completion imports no torch")
 def test_bash_completes_once_it_has_read_the_script(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     if bash is None or not LLMREC.is_file():
@@ -430,6 +433,7 @@ def in_terminal(*words: str, cwd: Path, **variables: str) -> str:
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
 
 
+@pytest.mark.slow
 def test_colour_in_a_terminal_and_none_under_no_color(tmp_path: Path) -> None:
     prepare(load_recipe("quickstart", [f"out={tmp_path}"]), Path)
     words = ("audit", str(tmp_path / "quickstart"))

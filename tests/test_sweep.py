@@ -15,6 +15,8 @@ import pytest
 
 from llmrec_cli.recipe.file import load_recipe
 
+pytestmark = pytest.mark.slow
+
 NO_TEST_ROWS = '''
 """Loaded by every Python process: whoever reads test rows is ended."""
 from llmrec_cli.data import store
@@ -42,7 +44,6 @@ def start(home: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
 def test_a_sweep_is_interrupted_goes_on_and_never_reads_test_rows(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(experiments.RECIPE)
     (tmp_path / "sitecustomize.py").write_text(NO_TEST_ROWS)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from commands import llmrec, ok
 from experiments import make_experiment, typed
 
 from llmrec_cli.comparing.external import external_entry
@@ -313,7 +312,7 @@ def test_a_recbole_entry_enters_the_board_with_the_figures_of_its_lists(
         assert {k: contrast[k] for k in ("mean", "low", "high", "p")} == {
             k: expected[k] for k in ("mean", "low", "high", "p")
         }
-    shown = ok(llmrec(home, *words))
+    shown = typed(capsys, *words).out
     assert "recbole " in shown
     assert "note: recbole: another tool's lists" in shown
 

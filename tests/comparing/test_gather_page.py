@@ -17,6 +17,8 @@ from llmrec_cli.comparing.gather_page import POINTS, gather_page
 from llmrec_cli.comparing.outputs import write_output
 from llmrec_cli.report.page import Page, render_page, write_page
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:

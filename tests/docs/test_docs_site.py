@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from doc_pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 LOADED = re.compile(r"""<(?:script|link|img|iframe)[^>]*?\b(?:src|href)=["']?(https?:)?//""")
 IMPORTED = re.compile(r"""url\(["']?(?:https?:)?//|@import""")
 

@@ -12,13 +12,13 @@ import torch
 from tiny import job
 from torch import nn
 
-from benchmarks.operations import announced
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.engine.job import position_in
 from llmrec_cli.engine.loop import train
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.files import check_folder
+from tests.robustness.operations import announced
 
 
 def trained(steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -18,6 +18,8 @@ from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Group:

@@ -28,6 +28,8 @@ from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.engine.supply import DrawnNegatives, Supply
 from llmrec_cli.methods.contract import Negatives
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, PER_EPOCH, REFRESH = 19, 3, 2
 LAST = EPOCHS * PER_EPOCH - 1
 STOPS = {  # (update, forward pass of it) in which the run dies; one start after the other

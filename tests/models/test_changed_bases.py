@@ -22,7 +22,8 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.sft import sft
 
-pytestmark = [  # what peft has to say
+pytestmark = [  # slow, and what peft has to say
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 ALIGN = '[align.lml]\nparent = "sft"\n'

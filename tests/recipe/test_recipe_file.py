@@ -260,6 +260,7 @@ def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
     assert "Did you mean quickstart?" in problems(Path("quikstart"))
 
 
+@pytest.mark.starts_python("it shows that no torch is imported")
 def test_recipes_are_checked_without_torch(good: Path) -> None:
     code = (
         "import sys\n"

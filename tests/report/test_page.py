@@ -266,6 +266,7 @@ def test_equal_pages_are_equal_bytes_whatever_matplotlib_is_set_to(html: str) ->
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.starts_python("a page is written without torch")
 def test_another_process_writes_the_same_bytes(tmp_path: Path, html: str) -> None:
     """Hash seeds and clocks have no part in it."""
     code = (

@@ -19,6 +19,8 @@ from llmrec_cli.models import backbone, guard
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[Path, Path], object]  # a base folder, and the file that must not appear
 SFT = ("sft", "own.toml", "model.backbone=./base", "train.max_steps=1")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

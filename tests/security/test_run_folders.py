@@ -451,6 +451,7 @@ def test_without_the_hashes_a_link_is_exported(
 
 
 @pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.starts_python("--version imports no torch")
 def test_a_rank_imports_nothing_from_the_folder_that_it_works_in(
     tmp_path: Path, guarded: bool
 ) -> None:

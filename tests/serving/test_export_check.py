@@ -24,7 +24,7 @@ from llmrec_cli.serving.card import Wanted
 from llmrec_cli.serving.export_check import check_export
 from llmrec_cli.serving.finished import lay_out, open_finished
 
-pytestmark = [pytest.mark.filterwarnings(words) for words in PEFT_SAYS]
+pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(words) for words in PEFT_SAYS)]
 TITLES = [
     (b, "titles", t) for b in BASES for t in ("attention", "head", "embedding", "both", "all")
 ]

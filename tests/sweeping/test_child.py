@@ -24,7 +24,6 @@ file = pathlib.Path("metrics.jsonl")
 for row in {ROWS!r}:
     with file.open("a") as stream:
         stream.write(json.dumps(row) + "\\n")
-    time.sleep(0.4)
 """
 WAITS = (
     WRITES
@@ -34,7 +33,8 @@ def ended(number, frame):
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, ended)
 pathlib.Path("ready").touch()
-time.sleep(60)
+while True:
+    time.sleep(0.01)
 """
 )
 
@@ -91,7 +91,7 @@ def test_an_interrupted_command_may_write_its_checkpoint(
 def test_a_command_that_does_not_stop_is_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path('ready').touch()\n"
     record = "pathlib.Path('pid').write_text(str(__import__('os').getpid()))\n"
-    playing(WRITES + record + deaf + "time.sleep(60)\n", here, monkeypatch)
+    playing(WRITES + record + deaf + "while True:\n    signal.pause()\n", here, monkeypatch)
     with pytest.raises(Interrupted):
         carry_out(here, Watch(should_stop=(here / "ready").exists), patience=0.5)
     with pytest.raises(ProcessLookupError):

@@ -139,6 +139,7 @@ def test_a_section_that_cannot_work_is_one_line(section: str, message: str, tmp_
         plan_in(tmp_path, section=section)
 
 
+@pytest.mark.starts_python("it shows that no torch is imported")
 def test_a_plan_is_made_without_torch_or_optuna(tmp_path: Path) -> None:
     code = (
         "import sys\n"

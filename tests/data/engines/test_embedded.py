@@ -54,6 +54,7 @@ print(next(line.split()[1] for line in status.splitlines() if line.startswith("V
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
+@pytest.mark.slow
 def test_memory_does_not_follow_the_number_of_lines(tmp_path: Path) -> None:
     few, many = (peak(tmp_path, lines, memory=64) for lines in (150_000, 900_000))
     assert many - few < 150 << 10, f"{few} KiB, then {many} KiB"

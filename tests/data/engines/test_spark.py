@@ -25,6 +25,7 @@ from llmrec_cli.recipe.data import DataSection, SparkSection
 from llmrec_cli.recipe.recipe import Recipe
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("pyspark") is None, reason="no pyspark: make test EXTRAS=dev,spark"
     ),
