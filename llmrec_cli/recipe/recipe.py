@@ -21,6 +21,8 @@ from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.track import TrackSection
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import without_refused
+from llmrec_cli.tasks import TASKS
+from llmrec_cli.tasks.base import Task
 
 
 class Recipe(Section):
@@ -48,8 +50,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sequences_need_their_template(self) -> Recipe:
-        if self.prompt.task == "rank-pair":
-            return self  # which has no sequences, whatever the template (task.py)
+        if "sequence" not in self.task.rows:
+            return self  # refused whatever the template (task.py)
         stages: dict[str, StageSection | AlignSection] = {"sft": self.sft}
         stages |= {f"align.{name}": section for name, section in self.align.items()}
         for name, stage in stages.items():
@@ -82,6 +84,11 @@ class Recipe(Section):
     def in_order(self) -> list[str]:
         """Names of the alignments, parents before what starts from them."""
         return list(dict.fromkeys(n for name in self.align for n in self.lineage(name)))
+
+    @property
+    def task(self) -> Task:
+        """What the model is asked."""
+        return TASKS[self.prompt.task]
 
     @property
     def folder(self) -> Path:
