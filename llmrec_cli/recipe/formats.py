@@ -29,6 +29,7 @@ class Format:
         comes_split: the source comes split already, and is not cleaned.
         clock: the source has times that compare across users.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
+        pairs: every row has a liked and a disliked item, and a user is in one split only.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Format:
     comes_split: bool = False
     clock: bool = True
     names: str = ""
+    pairs: bool = False
 
     def uses_key(self, key: str) -> bool:
         """Whether a (dotted) key of ``[data]`` plays a part in this format."""
@@ -73,6 +75,7 @@ _FORMATS: Final = (
         comes_split=True,
         clock=False,
         names="the prompts",
+        pairs=True,
     ),
 )
 
