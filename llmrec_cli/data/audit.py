@@ -220,8 +220,9 @@ def select_raised(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 
 def has_times(data: Mapping[str, Any]) -> bool:
     """Whether the source of a ``[data]`` section has times that compare across users."""
-    in_order = data["format"] == "interactions" and not data["columns"]["timestamp"]
-    return not in_order and format_of(data["format"]).clock
+    form = format_of(data["format"])
+    in_order = form.uses_key("columns") and not data["columns"]["timestamp"]
+    return form.clock and not in_order
 
 
 def measure(prepared: Prepared) -> Measured:

@@ -263,8 +263,9 @@ def format_of(name: str) -> Format:
 
 def has_clock(section: DataSection) -> bool:
     """Whether the source has times that compare across users, rather than an order alone."""
-    in_order = section.format == "interactions" and section.columns.timestamp is False
-    return format_of(section.format).clock and not in_order
+    form = format_of(section.format)
+    in_order = form.uses_key("columns") and section.columns.timestamp is False
+    return form.clock and not in_order
 
 
 def clock_problem(section: DataSection) -> str | None:

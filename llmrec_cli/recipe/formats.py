@@ -30,6 +30,8 @@ class Format:
         clock: the source has times that compare across users.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
         pairs: every row has a liked and a disliked item, and a user is in one split only.
+        folders: a folder of parquet files may stand for a file.
+        reader: file in ``data/readers`` that reads it; by default the one of its name.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Format:
     clock: bool = True
     names: str = ""
     pairs: bool = False
+    folders: bool = False
+    reader: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reader:
+            object.__setattr__(self, "reader", self.name.replace("-", "_"))
 
     def uses_key(self, key: str) -> bool:
         """Whether a (dotted) key of ``[data]`` plays a part in this format."""
@@ -50,11 +58,11 @@ _FORMATS: Final = (
     Format("amazon2014", ("reviews",), _REVIEWS),
     Format("amazon2018", ("reviews",), _REVIEWS),
     Format("amazon2023", ("reviews",), _REVIEWS),
-    Format("ratings2014", ("reviews",), _REVIEWS),
-    Format("ratings2018", ("reviews",), _REVIEWS),
-    Format("ratings2023", ("reviews",), _REVIEWS),
+    Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),
     Format("split2023", _PARTS, ("splits.valid", *_NAMES), comes_split=True),
-    Format("interactions", ("reviews",), (*_REVIEWS, "columns")),
+    Format("interactions", ("reviews",), (*_REVIEWS, "columns"), folders=True),
     Format(
         "msl-windows",
         (*_PARTS, "metadata"),
