@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import polars as pl
 
-from llmrec_cli.data.catalog import EXAMPLES, shares_identity
+from llmrec_cli.data.catalog import EXAMPLES, mark_shared_identity
 from llmrec_cli.data.columns import (
     AS_READ,
     COUNT,
@@ -266,7 +266,7 @@ def _judge_names(check: Check, evidence: Evidence) -> Verdict:
 def find_shared_items(rows: Rows) -> Finding:
     """Items whose title (or tokens) another item has too."""
     items = rows.items
-    shared = items.filter(shares_identity(items))
+    shared = items.filter(mark_shared_identity(items))
     name = TOKENS if has_tokens(items) else TITLE
     found = _find(shared.lazy().select(name), len(items))
     return found | {"groups": shared[name].n_unique()}
@@ -274,7 +274,7 @@ def find_shared_items(rows: Rows) -> Finding:
 
 def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
     """Rows of a split whose target another item cannot be told from."""
-    return _find_targets(rows.items.filter(shares_identity(rows.items)), rows.splits[split])
+    return _find_targets(rows.items.filter(mark_shared_identity(rows.items)), rows.splits[split])
 
 
 def _judge_identity(check: Check, evidence: Evidence) -> Verdict:

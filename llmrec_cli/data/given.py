@@ -26,7 +26,7 @@ from llmrec_cli.data.columns import (
     in_order,
 )
 from llmrec_cli.data.rows import SplitCounts
-from llmrec_cli.data.split import sample, shuffled
+from llmrec_cli.data.split import draw_order, draw_sample
 from llmrec_cli.data.windows import ROW_COLUMNS
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
@@ -35,7 +35,7 @@ _ITEM_TYPE = pl.List(pl.Int32)
 _CUT = "cut"  # history items beyond data.history
 
 
-def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
+def collect_items(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
     """Distinct item ids of all rows (in whatever place), and of ``listed``, sorted."""
     parts = [] if listed is None else [listed]
     for frame in rows.values():
@@ -44,7 +44,7 @@ def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None)
     return pl.concat([part.rename(ITEM_ID) for part in parts]).unique().sort()
 
 
-def given_rows(
+def encode_given_rows(
     rows: Mapping[str, pl.DataFrame], items: pl.DataFrame, section: DataSection, seed: int
 ) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]], dict[str, SplitCounts]]:
     """Encode the rows of each split, in the order of their file.
@@ -77,13 +77,13 @@ def given_rows(
                 f" data.min_history = {section.min_history} and titled items"
             )
         unsampled = len(made[name])
-        made[name] = made[name][sample(unsampled, section, seed, name)]
+        made[name] = made[name][draw_sample(unsampled, section, seed, name)]
         shortened[name] = SplitCounts().plus(unsampled, made[name][_CUT].to_numpy())
         made[name] = made[name].drop(_CUT)
     return made, counts, shortened
 
 
-def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
+def hold_out_users(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
     """Rows of pairs with a tenth of the training users (rounded up) moved to validation.
 
     Which ones is drawn with the seed.  They leave ``train`` and ``preference``; their pairs to
@@ -91,7 +91,7 @@ def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFr
     """
     parts = [rows[name] for name in (PREFERENCE, "train") if name in rows]
     users = pl.concat([part.select(USER_ID) for part in parts]).unique().sort(USER_ID)
-    held = users[shuffled(len(users), seed, "valid")[: -(-len(users) // 10)]]
+    held = users[draw_order(len(users), seed, "valid")[: -(-len(users) // 10)]]
     theirs = pl.concat([part.join(held, on=USER_ID, how="semi") for part in parts])
     best = theirs.unique((USER_ID, TARGET), keep="first", maintain_order=True)
     kept = {
@@ -102,7 +102,7 @@ def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFr
     return {"train": kept.pop("train"), "valid": best, "test": rows["test"], **kept}
 
 
-def pair_counts(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
+def count_pairs(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
     """Distinct (user, item) pairs of each item in training rows.
 
     Given rows do not say which of them show the same interaction, so a pair counts once.
