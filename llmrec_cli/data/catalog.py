@@ -60,7 +60,7 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
             'data.identity = "disambiguate": semantic IDs have no title to extend; use "merge"'
         )
     name = TOKENS if by_tokens else TITLE
-    filled = listed if by_tokens else listed.with_columns(_title(section.untitled))
+    filled = listed if by_tokens else listed.with_columns(_title_by_policy(section.untitled))
     named = NamedItems(
         items=filled.filter(pl.col(name).is_not_null()),
         untitled=listed.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
@@ -133,7 +133,7 @@ def mark_shared_identity(items: pl.DataFrame) -> pl.Series:
     return items.select(name).is_duplicated()
 
 
-def _title(policy: str) -> pl.Expr:
+def _title_by_policy(policy: str) -> pl.Expr:
     instead = {"drop": [], "brand": [pl.col(BRAND)], "id": [_as_title(ITEM_ID)]}[policy]
     return pl.coalesce(TITLE, *instead).alias(TITLE)
 

@@ -38,7 +38,9 @@ def find_dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
         USER, ITEM, and both moments; the log's are null where it does not have the pair.
     """
     theirs = bad.join(log.select(USER_ID, USER).unique(), on=USER_ID)
-    return _first(theirs, _BAD).join(_first(log, _GOOD), on=(USER, ITEM), how="left")
+    return _first_moments(theirs, _BAD).join(
+        _first_moments(log, _GOOD), on=(USER, ITEM), how="left"
+    )
 
 
 def add_disliked(
@@ -97,7 +99,7 @@ def list_disliked(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
     return every[DISLIKED].fill_null(pl.Series([[]], dtype=pl.List(pl.Int32)))
 
 
-def _first(log: pl.DataFrame, whose: str) -> pl.DataFrame:
+def _first_moments(log: pl.DataFrame, whose: str) -> pl.DataFrame:
     """USER, ITEM and the moment of the first interaction of each pair."""
     first = log.sort(MOMENT).unique((USER, ITEM), keep="first", maintain_order=True)
     return first.select(USER, ITEM, *(pl.col(name).alias(whose + name) for name in MOMENT))

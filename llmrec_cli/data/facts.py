@@ -79,10 +79,12 @@ def describe_preparation(
     further |= {"disliked": DISLIKED_RULE} if DISLIKED in columns else {}
     return {
         "rules": RULES | further,
-        "reader": _renamed(notes, dict(zip(files, names, strict=True))),
+        "reader": _rename_files(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
-        "catalogue": _catalogue(made),
-        "splits": {name: _split(rows) | made.counts[name].facts() for name, rows in splits.items()},
+        "catalogue": _describe_catalogue(made),
+        "splits": {
+            name: _count_split(rows) | made.counts[name].facts() for name, rows in splits.items()
+        },
         "audit": count_findings(Rows(made.items, splits, made.tied, made.clock)),
     }
 
@@ -125,7 +127,7 @@ def describe_cuts(made: Preparation, section: DataSection) -> list[str]:
     return lines
 
 
-def _catalogue(made: Preparation) -> Facts:
+def _describe_catalogue(made: Preparation) -> Facts:
     named = made.named
     before = made.items.join(named.items, on=ITEM_ID, how="left", maintain_order="left")
     renamed = before.filter(pl.col(TITLE) != pl.col(f"{TITLE}_right"))
@@ -138,15 +140,15 @@ def _catalogue(made: Preparation) -> Facts:
     }
 
 
-def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
+def _rename_files(notes: Any, names: Mapping[str, str]) -> Any:
     if isinstance(notes, Mapping):
-        return {names.get(key, key): _renamed(value, names) for key, value in notes.items()}
+        return {names.get(key, key): _rename_files(value, names) for key, value in notes.items()}
     if isinstance(notes, list):
-        return [_renamed(value, names) for value in notes]
+        return [_rename_files(value, names) for value in notes]
     return names.get(notes, notes) if isinstance(notes, str) else notes
 
 
-def _split(rows: pl.LazyFrame) -> Facts:
+def _count_split(rows: pl.LazyFrame) -> Facts:
     columns = rows.collect_schema()
     counts = {
         "rows": pl.len(),

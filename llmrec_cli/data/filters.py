@@ -122,7 +122,7 @@ def filter_interactions(log: Log, section: DataSection, cleaning: CleaningSteps)
 
 def _require_ratings(step: str, log: Log, cleaning: CleaningSteps) -> None:
     """Refuse a threshold where nothing is rated: it would drop everything."""
-    if not _size(log.filter(~nw.col(RATING).is_null()).head(1)):
+    if not _count_interactions(log.filter(~nw.col(RATING).is_null()).head(1)):
         n = cleaning.steps[-1].interactions
         raise DataError(f"{step}: none of {n:,} interactions has a rating; remove data.min_rating")
 
@@ -186,7 +186,7 @@ def select_badly_rated(log: Log, lowest: float, section: DataSection) -> Log:
 
 def filter_window(log: Log, section: DataSection) -> Log:
     """Interactions from ``section.start`` to before ``section.end``."""
-    return filter_between(log, _midnight(section.start), _midnight(section.end))
+    return filter_between(log, _parse_midnight(section.start), _parse_midnight(section.end))
 
 
 def filter_between(log: Log, start: int | None, end: int | None) -> Log:
@@ -205,7 +205,7 @@ def filter_rated(log: Log, lowest: float) -> Log:
 
 def drop_repeats(log: Log, keep: str) -> Log:
     """One interaction per (user, item): the ``"first"`` or ``"last"`` by time, then position."""
-    return log.filter(_places(PAIR, reverse=keep == "last") == 1)
+    return log.filter(_number_places(PAIR, reverse=keep == "last") == 1)
 
 
 def collect_item_ids(log: Log, engine: Engine, scratch: Path) -> pl.Series:
@@ -230,15 +230,15 @@ def find_core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -
     """
     columns = log.collect_schema().names()
     if repeated:
-        log = log.with_columns((_places(PAIR) == 1).cast(nw.Int64).alias(_FIRST))
+        log = log.with_columns((_number_places(PAIR) == 1).cast(nw.Int64).alias(_FIRST))
     weight = nw.col(_FIRST).sum() if repeated else nw.len()
-    size, smaller, turn = -1, _size(log), 0
+    size, smaller, turn = -1, _count_interactions(log), 0
     while smaller != size:
         turn += 1
         file = scratch / f"core-{turn}.parquet"
         log = engine.written(log.filter(*(weight.over(key) >= k for key in PAIR)), file)
         delete_relation(scratch / f"core-{turn - 1}.parquet")
-        size, smaller = smaller, _size(log)
+        size, smaller = smaller, _count_interactions(log)
     return log.select(columns)
 
 
@@ -263,16 +263,16 @@ def delete_relation(relation: Path) -> None:
         relation.unlink(missing_ok=True)
 
 
-def _places(within: tuple[str, ...], reverse: bool = False) -> nw.Expr:
+def _number_places(within: tuple[str, ...], reverse: bool = False) -> nw.Expr:
     """Place of each interaction among those that share ``within``, from 1, by its moment."""
     return nw.col(POSITION).cum_count(reverse=reverse).over(*within, order_by=MOMENT)
 
 
-def _size(log: Log) -> int:
+def _count_interactions(log: Log) -> int:
     return int(log.select(n=nw.len()).collect("polars").item())
 
 
-def _midnight(date: str | None) -> int | None:
+def _parse_midnight(date: str | None) -> int | None:
     """Milliseconds of the first moment of an ISO date, UTC; the recipe has checked the date."""
     if date is None:
         return None

@@ -40,7 +40,7 @@ def collect_items(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = N
     parts = [] if listed is None else [listed]
     for frame in rows.values():
         lists = [name for name in (HISTORY, NEGATIVES) if name in frame.columns]
-        parts += [frame[TARGET], *(_flat(frame, name)[name] for name in lists)]
+        parts += [frame[TARGET], *(_explode_list(frame, name)[name] for name in lists)]
     return pl.concat([part.rename(ITEM_ID) for part in parts]).unique().sort()
 
 
@@ -70,7 +70,7 @@ def encode_given_rows(
     shortened: dict[str, SplitCounts] = {}
     for name in in_order(rows):
         frame = rows[name]
-        made[name], counts[name] = _encode(frame, users, items, section)
+        made[name], counts[name] = _encode_split(frame, users, items, section)
         if made[name].is_empty():
             raise DataError(
                 f'data.split = "given": no {name} row of {len(frame):,} is left with'
@@ -112,12 +112,12 @@ def count_pairs(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
     return np.bincount(pairs[ITEM].to_numpy(), minlength=n_items).astype(np.int32)
 
 
-def _encode(
+def _encode_split(
     frame: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, section: DataSection
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     index = items.select(ITEM_ID, ITEM)
     rows = frame.with_row_index(ROW)
-    histories = _indices(rows, HISTORY, index)
+    histories = _look_up_items(rows, HISTORY, index)
     encoded = (
         rows.drop(HISTORY)
         .join(histories, on=ROW, how="left", maintain_order="left")
@@ -138,23 +138,23 @@ def _encode(
         AS_READ: len(frame),
         NO_TARGET: len(encoded) - len(known),
         SHORT_HISTORY: len(known) - len(kept),
-        NO_TITLE: len(_flat(rows)) - int(histories[HISTORY].list.len().sum()),
+        NO_TITLE: len(_explode_list(rows)) - int(histories[HISTORY].list.len().sum()),
     }
     if NEGATIVES not in rows.columns:
         return kept.select(*ROW_COLUMNS, _CUT), counts
-    negatives = _indices(rows, NEGATIVES, index)
+    negatives = _look_up_items(rows, NEGATIVES, index)
     pairs = kept.drop(NEGATIVES).join(negatives, on=ROW, how="left", maintain_order="left")
     return pairs.select(*ROW_COLUMNS, NEGATIVES, CHOSEN_FIRST, _CUT), counts
 
 
-def _indices(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
+def _look_up_items(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
     """ROW, and the catalogue indices of ``column``'s ids in their order; unknown ones leave."""
-    flat = _flat(rows, column)
+    flat = _explode_list(rows, column)
     known = flat.join(index, left_on=column, right_on=ITEM_ID, maintain_order="left")
     return known.group_by(ROW, maintain_order=True).agg(pl.col(ITEM).alias(column))
 
 
-def _flat(frame: pl.DataFrame, column: str = HISTORY) -> pl.DataFrame:
+def _explode_list(frame: pl.DataFrame, column: str = HISTORY) -> pl.DataFrame:
     """One row per entry of a list column."""
     return frame.explode(column).drop_nulls(column)
 

@@ -85,10 +85,10 @@ def read_batches(relation: Path) -> Iterator[pl.DataFrame]:
     for part in parts(relation):
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(BATCH):
-                yield _frame(batch)
+                yield _to_frame(batch)
 
 
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
+def _to_frame(batch: pa.RecordBatch) -> pl.DataFrame:
     frame: pl.DataFrame = pl.DataFrame(pl.from_arrow(batch))
     return frame
 

@@ -131,10 +131,12 @@ def write_rows(
     statistics = SplitStatistics(np.zeros(n_items, np.int64))
     schema = rows_schema([] if bad is None else [DISLIKED])
     if plan.end is None:
-        _write(users, plan, history, statistics, folder, schema)
+        _write_splits(users, plan, history, statistics, folder, schema)
         return statistics
     scratch = log.parent
-    _write(users, plan, history, statistics, scratch, schema.append(pa.field(POSITION, pa.int64())))
+    _write_splits(
+        users, plan, history, statistics, scratch, schema.append(pa.field(POSITION, pa.int64()))
+    )
     for name in SPLITS:
         file = scratch / split_file(name)
         rows = sort_by_moment(file, engine, file.with_suffix(".by-moment.parquet"))
@@ -144,7 +146,7 @@ def write_rows(
     return statistics
 
 
-def _write(
+def _write_splits(
     users: Iterator[UserBatch],
     plan: SplitPlan,
     history: int,
@@ -160,11 +162,11 @@ def _write(
         }
         for split_batch in split_users(users, plan, history):
             statistics.add(split_batch)
-            for name, rows in _rows(split_batch, plan.end).items():
+            for name, rows in _build_split_rows(split_batch, plan.end).items():
                 files[name].append(rows)
 
 
-def _rows(split_batch: SplitBatch, end: Moment | None) -> dict[str, pl.DataFrame]:
+def _build_split_rows(split_batch: SplitBatch, end: Moment | None) -> dict[str, pl.DataFrame]:
     users, windows = split_batch.users, split_batch.windows
     rows = {name: build_rows(users.log, part) for name, part in windows.items()}
     if users.bad is None:

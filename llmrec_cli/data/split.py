@@ -164,7 +164,7 @@ def plan_global_time(
 
     def candidates(users: UserBatch) -> Mapping[str, Bools]:
         long_N = users.place_N >= section.min_history
-        held_N, test_N = _from(valid, users), _from(test, users)
+        held_N, test_N = _is_at_or_after(valid, users), _is_at_or_after(test, users)
         masks = {"train": long_N & ~held_N, "valid": long_N & held_N & ~test_N}
         masks["test"] = long_N & test_N
         position_N = users.log[POSITION].to_numpy()
@@ -229,7 +229,7 @@ def _require_rows(n_rows: Mapping[str, int], interactions: int, section: DataSec
             )
 
 
-def _from(moment: Moment, users: UserBatch) -> Bools:
+def _is_at_or_after(moment: Moment, users: UserBatch) -> Bools:
     """Interactions at ``moment`` or later."""
     time, position = moment
     time_N, position_N = users.log[TIMESTAMP].to_numpy(), users.log[POSITION].to_numpy()

@@ -46,13 +46,13 @@ def batch_users(log: Iterator[pl.DataFrame]) -> Iterator[UserBatch]:
         begins = batch[USER_ID].rle_id()
         start = int(begins.search_sorted(begins[-1]))
         if start:
-            users = _users(pl.concat([*rest, batch[:start]]), first)
+            users = _make_batch(pl.concat([*rest, batch[:start]]), first)
             yield users
             first = int(users.log[USER][-1]) + 1
             rest = []
         rest.append(batch[start:])
     if rest:
-        yield _users(pl.concat(rest), first)
+        yield _make_batch(pl.concat(rest), first)
 
 
 def attach_badly_rated(
@@ -74,7 +74,7 @@ def attach_badly_rated(
         yield replace(batch, bad=pl.concat([_NO_BAD, *theirs]))
 
 
-def _users(log: pl.DataFrame, first: int) -> UserBatch:
+def _make_batch(log: pl.DataFrame, first: int) -> UserBatch:
     user_N = log[USER_ID].rle_id().to_numpy().astype(np.int64)
     size_U = np.bincount(user_N)
     start_U = np.cumsum(size_U) - size_U

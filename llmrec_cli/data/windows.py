@@ -63,11 +63,11 @@ def split_users(
         windows, unsampled, held = {}, {}, []
         for name, mask_N in plan.candidates(users).items():
             found_R = np.flatnonzero(mask_N)
-            all_R = _chosen(found_R, seen[name], plan.part.get(name))
+            all_R = _choose_ordinals(found_R, seen[name], plan.part.get(name))
             unsampled[name] = len(all_R)
             if name != "train":
                 held.append(all_R)
-            target_R = _chosen(found_R, seen[name], plan.kept.get(name))
+            target_R = _choose_ordinals(found_R, seen[name], plan.kept.get(name))
             seen[name] += len(found_R)
             place_R = users.place_N[target_R]
             windows[name] = Windows(target_R - np.minimum(place_R, history), target_R)
@@ -93,7 +93,7 @@ def count_training_items(log: pl.DataFrame, train: Windows, n_items: int) -> NDA
     return np.bincount(log[ITEM].to_numpy()[covered_N], minlength=n_items)
 
 
-def _chosen(found_R: Ints, seen: int, ordinals: Ints | None) -> Ints:
+def _choose_ordinals(found_R: Ints, seen: int, ordinals: Ints | None) -> Ints:
     """Of candidates that are the ``seen``-th and following ones, those at some ordinals."""
     if ordinals is None:
         return found_R

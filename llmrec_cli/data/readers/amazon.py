@@ -65,7 +65,7 @@ def read_amazon(section: DataSection, locate: Locate, scratch: Path, form: Gener
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            reviews = _reviews(path, form.reviews, bad)
+            reviews = _read_reviews(path, form.reviews, bad)
             files[name] = deliver(path, reviews, form.fields, sink, bad=bad)
     items, notes = read_items(section.metadata, locate, form.metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
@@ -78,7 +78,7 @@ def bad_lines(section: DataSection) -> BadLines:
     return BadLines(advice='; fix the line or set data.on_bad_line = "skip"')
 
 
-def _reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:
+def _read_reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:
     for batch in read_records(path, shape, bad):
         rows: list[ReviewLine] = batch.rows
         yield Interactions(
@@ -104,14 +104,14 @@ def read_items(
     for name in files:
         before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):
-            _collect(batch, shape, items, bad)
+            _collect_items(batch, shape, items, bad)
         if sum(frame.height for frame in items.frames) + items.without_id == before:
             raise fault(locate(name), 1, f"the file has no item; expected {shape.what}")
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}
 
 
-def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
+def _collect_items(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
     rows: list[ItemLine] = batch.rows
     odd = [i for i, row in enumerate(rows) if row.item_id is None or row.reviewer is not None]
     if odd:

@@ -42,16 +42,16 @@ class Item(msgspec.Struct, gc=False, rename={"item_id": "parent_asin", "reviewer
     @property
     def maker(self) -> str | None:
         """The brand that the details state, or else the store."""
-        details = _parsed(self.details) if isinstance(self.details, str) else self.details
+        details = _parse_details(self.details) if isinstance(self.details, str) else self.details
         return (details.brand if details else None) or self.store
 
     @property
     def unreadable(self) -> bool:
         """Whether the details are a text that is no JSON object."""
-        return isinstance(self.details, str) and _parsed(self.details) is None
+        return isinstance(self.details, str) and _parse_details(self.details) is None
 
 
-def _parsed(details: str) -> Details | None:
+def _parse_details(details: str) -> Details | None:
     """Details that stand in a string, as tables keep them; nothing in it is no details."""
     try:
         return msgspec.json.decode(details.strip() or "{}", type=Details)

@@ -46,13 +46,13 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            ratings = _ratings(path, section.format, fields, bad)
+            ratings = _read_ratings(path, section.format, fields, bad)
             files[name] = deliver(path, ratings, fields, sink, bad=bad)
     items, notes = read_items(section.metadata, locate, _METADATA[section.format], bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[Interactions]:
+def _read_ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[Interactions]:
     order = ORDERS.get(form)
     _require_header(path, form, header(path))
     ids = (fields.user, fields.item)

@@ -81,14 +81,14 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
         raise fault(path, 1, problem)
     clock, frames = None, []
     for cells in read_cells(path, kinds=KINDS):
-        clock, frame = _rows(path, cells, clock)
+        clock, frame = _parse_rows(path, cells, clock)
         frames.append(frame)
     if not sum(frame.height for frame in frames):
         raise fault(path, 1, "the file has a header and no rows")
     return pl.concat(frames), clock.name if clock else ""
 
 
-def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
+def _parse_rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
     batch = Interactions(
         users=cells.columns["user_id"],
         items=cells.columns["parent_asin"],
