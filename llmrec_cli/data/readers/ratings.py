@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
-from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
+from llmrec_cli.data.readers.amazon import (
+    FIELDS_2023,
+    INTERACTIONS_FILE,
+    bad_lines,
+    generation_of,
+    read_items,
+)
 from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
-from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
 
 FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
-FIELDS_2023: Final = amazon2023.FIELDS
 
 # the files of 2014 and 2018 have no header
 ORDERS: Final = {
@@ -26,11 +29,6 @@ ORDERS: Final = {
     "ratings2018": ("item_id", "user_id", "rating", "timestamp"),
 }
 HEADER_2023: Final = ["user_id", "parent_asin", "rating", "timestamp"]
-_METADATA: Final[dict[str, Shape[Any]]] = {
-    "ratings2014": amazon2014.METADATA,
-    "ratings2018": amazon2018.METADATA,
-    "ratings2023": amazon2023.METADATA,
-}
 _ASIN: Final = re.compile(r"[0-9A-Z]{10}")  # user ids are longer
 
 
@@ -48,7 +46,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
             path = locate(name)
             ratings = _read_ratings(path, section.format, fields, bad)
             files[name] = deliver(path, ratings, fields, sink, bad=bad)
-    items, notes = read_items(section.metadata, locate, _METADATA[section.format], bad)
+    items, notes = read_items(section.metadata, locate, generation_of(section).metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
