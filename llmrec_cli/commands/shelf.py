@@ -93,7 +93,7 @@ def schema_command(
     Example: llmrec schema --to recipe.schema.json
     """
     from llmrec_cli.files import write_json
-    from llmrec_cli.recipe.schema import recipe_schema
+    from llmrec_cli.recipe.recipe import recipe_schema
 
     schema = recipe_schema()
     screen = Screen(as_json=as_json, quiet=quiet)

@@ -229,7 +229,7 @@ class DataSection(Section):
             raise ValueError(
                 f'split = "{self.split}"{default}: format "{self.format}" needs split = {expected}'
             )
-        if self.spark != SparkSection() and self.engine != "spark":
+        if self.spark != type(self).model_fields["spark"].default and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
         if self.start and self.end and self.start >= self.end:
             raise ValueError(f"start = {self.start}, end = {self.end}: expected start before end")

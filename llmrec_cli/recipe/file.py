@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
-from llmrec_cli.recipe.problems import KINDS, Table, did_you_mean, model_problems, problems_of
+from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, BaselineSection
+from llmrec_cli.recipe.problems import (
+    Table,
+    did_you_mean,
+    link_problems,
+    list_problems,
+    name_problems,
+)
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.stages import AlignSection, StageSection
 from llmrec_cli.recipe.task import data_problems, task_problems
 from llmrec_cli.recipe.toml import parse, require_bounds
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import unused_notes, unused_problems
 from llmrec_cli.redaction import redacted
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[2] / "recipes"
 MAX_BYTES = 1 << 20
+Stage = TypeVar("Stage", StageSection, AlignSection, BaselineSection)
 
 
 def load_recipe(
@@ -50,14 +61,15 @@ def load_recipe(
         for name in names:
             if isinstance(table.setdefault(kind, {}), dict):
                 table[kind].setdefault(name, {})
-    problems = list(problems_of(table))
-    if not problems:
-        resolved = _inherit_train(_split_options(table))
-        problems = list(model_problems(Recipe, resolved))
-    if not problems:
-        recipe = Recipe.model_validate(resolved)
-        problems = [*data_problems(recipe), *task_problems(recipe)]
-        problems += [] if whole else unused_problems(table, recipe)
+    try:
+        recipe = inherit_training(Recipe.model_validate(table))
+    except ValidationError as error:
+        problems = list(list_problems(error, table))
+    else:  # what follows from a problem is not asked
+        problems = [*name_problems(recipe)] or [*link_problems(recipe)]
+        if not problems:
+            unused = [] if whole else unused_problems(table, recipe)
+            problems = [*data_problems(recipe), *task_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
@@ -213,34 +225,27 @@ def toml_value(text: str) -> Any:
     return parsed["value"] if set(parsed) == {"value"} else text
 
 
-def _split_options(table: Table) -> Table:
-    """``[align.NAME]`` and ``[baseline.NAME]`` hold two things, the stage's own keys and options of
-    a method or model: tell them apart."""
-    resolved = dict(table)
-    for kind in KINDS:
-        sections = {}
-        for name, section in table.get(kind.table, {}).items():
-            own, options = kind.apart(name, section)
-            own["options"] = kind.options(own[kind.key]).model_validate(options)
-            sections[name] = own
-        resolved[kind.table] = sections
-    return resolved
+def inherit_training(recipe: Recipe) -> Recipe:
+    """A stage's ``train`` table lies over the shared ``[train]``; values are checked already."""
 
+    def inherit(stage: Stage, shared: TrainSection) -> Stage:
+        own = {key: getattr(stage.train, key) for key in stage.train.model_fields_set}
+        return stage.model_copy(update={"train": shared.model_copy(update=own)})
 
-def _inherit_train(table: Table) -> Table:
-    """A stage's ``train`` table lies over the shared ``[train]``."""
-    shared = table.get("train", {})
+    shared = recipe.train
+    common = {k: getattr(shared, k) for k in SHARED_TRAIN if k in shared.model_fields_set}
 
-    def inherit(stage: Table) -> Table:
-        return {**stage, "train": _merge(shared, stage.get("train", {}))}
+    def conventional(model: str) -> TrainSection:
+        own = OWN_TRAIN | TRAIN_OF.get(model, {}) | common
+        return TrainSection.model_construct().model_copy(update=own)
 
-    align = {name: inherit(stage) for name, stage in table["align"].items()}
-    common = {key: shared[key] for key in SHARED_TRAIN if key in shared}
-
-    def conventional(stage: Table) -> Table:
-        own = OWN_TRAIN | TRAIN_OF.get(stage["model"], {}) | common
-        return {**stage, "train": _merge(own, stage.get("train", {}))}
-
-    baseline = {name: conventional(stage) for name, stage in table["baseline"].items()}
-    sft = inherit(table.get("sft", {}))
-    return {**table, "sft": sft, "align": align, "baseline": baseline}
+    return recipe.model_copy(
+        update={
+            "sft": inherit(recipe.sft, shared),
+            "align": {name: inherit(stage, shared) for name, stage in recipe.align.items()},
+            "baseline": {
+                name: inherit(stage, conventional(stage.model))
+                for name, stage in recipe.baseline.items()
+            },
+        }
+    )

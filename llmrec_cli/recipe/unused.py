@@ -163,13 +163,14 @@ def _circumstantial(data: DataSection) -> Iterator[tuple[str, str]]:
 
 
 def _model(recipe: Recipe) -> Iterator[Unused]:
-    model, defaults = recipe.model, type(recipe.model)()
+    model = recipe.model
+    kind = type(model)
     if model.tuning != "lora":
         why = f'tuning = "{model.tuning}" trains all weights'
-        yield Unused(("model", "lora"), why, default=defaults.lora.model_dump())
+        yield Unused(("model", "lora"), why, default=_default(kind, "lora").model_dump())
     if model.backbone != "scratch":
         why = f'backbone = "{model.backbone}" comes trained'
-        yield Unused(("model", "scratch"), why, default=defaults.scratch.model_dump())
+        yield Unused(("model", "scratch"), why, default=_default(kind, "scratch").model_dump())
     if model.backbone == "scratch" or os.path.isdir(model.backbone):
         why = f'backbone = "{model.backbone}" is not fetched from the hub'
         yield Unused(("model", "revision"), why)
@@ -213,7 +214,9 @@ def _eval(recipe: Recipe) -> Iterator[Unused]:
     decode, section = recipe.eval.decode, recipe.eval
     if recipe.prompt.task == "rank-pair":
         why = 'task "rank-pair" asks for one of two candidates; nothing is searched'
-        yield Unused(("eval", "decode"), why, default=type(decode)().model_dump())
+        yield Unused(
+            ("eval", "decode"), why, default=_default(type(section), "decode").model_dump()
+        )
         for key in ("seen", "cutoffs"):
             yield Unused(("eval", key), why, default=_default(type(section), key))
         yield Unused(("eval", "auc"), 'task "rank-pair" has it in every report', default=False)

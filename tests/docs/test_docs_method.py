@@ -17,6 +17,7 @@ from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 PAGE = read(DOCS / "add-a-method.md")
 TINY = [
@@ -39,7 +40,10 @@ def smooth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "smooth.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     importlib.invalidate_caches()
+    Recipe.model_rebuild(force=True)  # it knows the methods of the moment when it was built
     yield
+    monkeypatch.undo()
+    Recipe.model_rebuild(force=True)
     sys.modules.pop(f"{methods.__name__}.smooth", None)
     vars(methods).pop("smooth", None)
 
