@@ -43,9 +43,9 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         DataError: nothing to train on, or to choose a checkpoint by.
         ArtefactError: the run exists already, or ``resume`` and it was started otherwise.
     """
-    if recipe.prompt.task != "generate":
+    if not recipe.task.ranks_catalogue:
         raise RecipeError(
-            f'[prompt] task = "{recipe.prompt.task}": conventional models rank the catalogue; '
+            f'[prompt] task = "{recipe.task.name}": conventional models rank the catalogue; '
             'expected task "generate"'
         )
     run = f"baseline-{name}"

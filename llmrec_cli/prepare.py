@@ -66,11 +66,13 @@ def prepare(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None)
         MachineError: the disk refuses, or the engine that is asked for fails or is missing.
     """
     prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
-    require_prompts(recipe.prompt, prepared.items)
+    pairs = recipe.task.shows_candidates
+    require_prompts(recipe.prompt.template, prepared.items, shows_candidates=pairs)
     if recipe.eval.data is not None:
         progress("preparing eval.data")
         other = _prepare(recipe.eval.data, recipe.seed, recipe.prepared_for_eval, locate, progress)
-        require_prompts(recipe.prompt_for_eval, other.items)
+        template = recipe.prompt_for_eval.template
+        require_prompts(template, other.items, shows_candidates=pairs)
     return prepared
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import llmrec_cli
 from llmrec_cli import cli
+from llmrec_cli.tasks import TASKS
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 ROOMS = ("data", "tensors", "methods", "models", "engine", "report")
@@ -33,11 +34,12 @@ ALLOWED = {
         "recipe.train",
         "tensors",
     ),
-    "report": ("data", "files"),
+    "report": ("data", "files", "tasks"),
 }
 # what stories are made of: may import what stories may, but of the stories only these
 MATERIAL = {
-    "stage": {"compare"},
+    "stage": set[str](),
+    "tasks": {"compare", "evaluate"},
     "comparing": {"audit", "compare"},
     "serving": set[str](),
     "sweeping": set[str](),
@@ -54,6 +56,7 @@ STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "run_folder",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+TASK_FILES = {name.replace("-", "_"): name for name in TASKS}  # where a task is declared
 
 
 def imports(path: Path) -> list[str]:
@@ -106,7 +109,8 @@ def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_data_and_recipes_never_import_torch() -> None:
     for path in FILES:
-        if room_of(path).startswith(
+        declares_task = room_of(path) == "tasks" and path.stem in (*TASK_FILES, "__init__", "base")
+        if declares_task or room_of(path).startswith(
             ("data", "recipe", "cli", "commands", "errors", "prepare", "sample")
         ):
             assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
@@ -210,3 +214,46 @@ def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path:
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+def asks_for_a_task(path: Path) -> list[str]:
+    """Lines of a file in which a task is recognised by its name.
+
+    That is: the name of a task that is no English word, as a text of its own; or the name of any
+    task where something is compared or matched.
+    """
+    tree, found = ast.parse(path.read_text()), []
+    compared = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in TASKS:
+            if TASK_FILES.get(path.stem) == node.value:
+                continue
+            if "-" in str(node.value) or id(node) in compared:
+                found.append(f"{path}:{node.lineno}: {node.value}")
+    return found
+
+
+def test_a_task_is_asked_for_its_name_nowhere_but_in_its_own_file() -> None:
+    found = [line for path in FILES for line in asks_for_a_task(path)]
+    assert [line.partition(":")[0] for line in found] == [str(PACKAGE / "recipe" / "data.py")]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'x = recipe.prompt.task == "rank-pair"',
+        'x = "generate" != task',
+        'x = task in ("generate", "other")',
+        'PAIR = "rank-pair"',
+        'match task:\n    case "generate":\n        pass',
+    ],
+)
+def test_a_task_that_is_asked_for_its_name_would_be_found(planted: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(f"{planted}\n")
+    assert len(asks_for_a_task(path)) == 1

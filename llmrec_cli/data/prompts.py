@@ -23,7 +23,6 @@ from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.rank_wording import RankTemplate, RankWording, take_apart
 from llmrec_cli.data.wording import count_placeholders, one_line
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.toml import parse
 
 SEQUENCE: Final = "sequence"
@@ -182,23 +181,25 @@ def require_titles(
     return titles
 
 
-def require_prompts(prompt: PromptSection, items: pd.DataFrame) -> None:
+def require_prompts(name: str, items: pd.DataFrame, *, shows_candidates: bool) -> None:
     """Refuse prompts that would not show every item of a history, as far as titles make them.
 
     (Semantic IDs and bare items are tokens: ``engine.rows`` looks at them.)
+
+    Args:
+        name: of the template, or its path.
+        shows_candidates: prompts are of the template's ``[rank]`` wording.
 
     Raises:
         RecipeError: no such template.
         DataError: as ``require_titles``.
     """
-    if prompt.task == "rank-pair":
-        require_titles(
-            prompt.template, load_rank_template(prompt.template, Path).render_history, items
-        )
-    elif prompt.template != SEQUENCE:
-        template = load_template(prompt.template, Path)
+    if shows_candidates:
+        require_titles(name, load_rank_template(name, Path).render_history, items)
+    elif name != SEQUENCE:
+        template = load_template(name, Path)
         if not has_tokens(items):
-            require_titles(prompt.template, template.render, items)
+            require_titles(name, template.render, items)
 
 
 def parse_template(content: bytes, name: str, where: str) -> Template:

@@ -124,7 +124,7 @@ def link_problems(recipe: Recipe) -> Iterator[str]:
     stages: dict[str, StageSection | AlignSection] = {"sft": recipe.sft}
     stages |= {f"align.{name}": section for name, section in recipe.align.items()}
     template = recipe.prompt.template
-    for name, stage in stages.items() if recipe.prompt.task != "rank-pair" else ():
+    for name, stage in stages.items() if "sequence" in recipe.task.rows else ():
         if stage.train.rows == "sequence" and template != "sequence":
             yield (
                 f'[{name}.train] rows = "sequence" needs prompt.template = "sequence", not '

@@ -22,6 +22,8 @@ from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.track import TrackSection
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import without_refused
+from llmrec_cli.tasks import TASKS
+from llmrec_cli.tasks.base import Task
 
 
 def _add_file_keys(schema: dict[str, Any]) -> None:
@@ -82,6 +84,11 @@ class Recipe(Section):
     def in_order(self) -> list[str]:
         """Names of the alignments, parents before what starts from them."""
         return list(dict.fromkeys(n for name in self.align for n in self.lineage(name)))
+
+    @property
+    def task(self) -> Task:
+        """What the model is asked."""
+        return TASKS[self.prompt.task]
 
     @property
     def folder(self) -> Path:

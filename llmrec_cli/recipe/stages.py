@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, reduce
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
@@ -85,7 +85,7 @@ class NamedTables:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        union = functools.reduce(operator.or_, self.kinds().values())
+        union = reduce(operator.or_, self.kinds().values())
         tables = dict[str, Annotated[union, Field(discriminator=self.key)]]  # type: ignore[valid-type]  # made at run time
         return core_schema.no_info_before_validator_function(
             self._add_names, handler.generate_schema(tables)
@@ -115,7 +115,7 @@ class NamedTables:
         }
 
 
-@functools.cache
+@cache
 def _join_options(tables: NamedTables, name: str, options: type[Options]) -> type[Section]:
     """A table's model: the stage's own keys, then the options of the method or model ``name``.
 

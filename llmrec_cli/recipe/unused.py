@@ -200,8 +200,8 @@ def _aligns(recipe: Recipe) -> Iterator[Unused]:
     for name, stage in recipe.align.items():
         options = stage.options
         idle = dict(methods.find(stage.method).idle(options))
-        if recipe.data.format == "rank-pairs":
-            why = 'format "rank-pairs" has its rejected answers in the files'
+        if recipe.data.format in recipe.task.own_formats:
+            why = f'format "{recipe.data.format}" has its rejected answers in the files'
             draws = ("negatives", "pool", "refresh", "below")
             idle |= {key: why for key in draws if key in type(options).model_fields}
         for field, why in idle.items():
@@ -211,16 +211,11 @@ def _aligns(recipe: Recipe) -> Iterator[Unused]:
 
 
 def _eval(recipe: Recipe) -> Iterator[Unused]:
-    decode, section = recipe.eval.decode, recipe.eval
-    if recipe.prompt.task == "rank-pair":
-        why = 'task "rank-pair" asks for one of two candidates; nothing is searched'
-        yield Unused(
-            ("eval", "decode"), why, default=_default(type(section), "decode").model_dump()
-        )
-        for key in ("seen", "cutoffs"):
-            yield Unused(("eval", key), why, default=_default(type(section), key))
-        yield Unused(("eval", "auc"), 'task "rank-pair" has it in every report', default=False)
-    elif decode.search != "beam" and not decode.beam_error:
+    decode = recipe.eval.decode
+    for path, why in recipe.task.unused.items():
+        yield Unused(path, why, default=_default_at(type(recipe), path))
+    searches = ("eval", "decode") not in recipe.task.unused
+    if searches and decode.search != "beam" and not decode.beam_error:
         why = f'search = "{decode.search}" has no beam'
         yield Unused(("eval", "decode", "beams"), why, default=_default(type(decode), "beams"))
 
@@ -246,6 +241,14 @@ def _harmless(key: str, value: object) -> bool:
 
 def _default(model: type[BaseModel], key: str) -> Any:
     return model.model_fields[key].default
+
+
+def _default_at(model: type[BaseModel], path: Path) -> Any:
+    """The default behind a path; of a table, as plain values."""
+    found: Any = _default(model, path[0])
+    for key in path[1:]:
+        found = getattr(found, key)
+    return found.model_dump() if isinstance(found, BaseModel) else found
 
 
 def _inside(value: Any, path: Path) -> Any:

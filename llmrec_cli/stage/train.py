@@ -11,7 +11,6 @@ from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.models.policy import Policy
@@ -21,8 +20,8 @@ from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.check import check_plan, plan_run
 from llmrec_cli.stage.ground import ground, require_same_ground
-from llmrec_cli.stage.pair_task import StageRows, pair_stage
 from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.tasks.operations import StageRows, load_operations
 
 
 def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -> Path:
@@ -46,11 +45,8 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
         return recipe.run_folder(run)
     bench = workbench.open_workbench(recipe, progress)
     stage = check_plan(bench, plan)
-    if recipe.prompt.task == "rank-pair":
-        ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
-        stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
-    else:
-        ground = _catalogue_stage(stage)
+    ground = load_operations(recipe.task).make_rows(stage, run != "sft")
+    stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
     facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         if opened.finished:
@@ -101,28 +97,6 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
     return opened.folder
 
 
-def _catalogue_stage(stage: needs.Stage) -> StageRows:
-    """Rows of a stage that learns to generate the next item."""
-    bench, recipe = stage.bench, stage.bench.recipe
-    rows = bench.training_rows(stage.section.rows)
-    sampler = stage.sampler()
-    valid = workbench.subset(bench.prepared.split("valid"), stage.section.validate_rows)
-
-    def rank_valid(policy: Any) -> dict[str, float]:
-        return workbench.validation_metrics(
-            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
-        )
-
-    usable = sampler.require(rows) if sampler else rows
-    valid_rows = bench.windows(valid)
-    left_out = {
-        "train": left_out_of(bench.prepared.split("train"), rows),
-        "valid": left_out_of(valid, valid_rows),
-    }
-    notes = sampler.dropped(rows, usable) if sampler else ()
-    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
-
-
 def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows) -> Iterator[str]:
     """What is left out of the rows on their way to the loss, one line each."""
     yield from ground.notes
@@ -140,8 +114,8 @@ def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows)
 
 def _packs(stage: needs.Stage) -> bool:
     """Whether a stage computes several answers behind one prompt."""
-    pairs = stage.bench.recipe.prompt.task == "rank-pair"
-    return pairs or stage.section.rows == "user" or stage.needs.negatives is not None
+    packed = stage.bench.recipe.task.packs or stage.section.rows == "user"
+    return packed or stage.needs.negatives is not None
 
 
 def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:

@@ -276,7 +276,7 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
     catalogue, trie = _laid_out(prepared, codec, ranks)
     space = room(recipe, config, catalogue, prepared.items, prompt.max_tokens)
     encoder = PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why)
-    if prompt.task == "generate":
+    if not recipe.task.shows_candidates:
         require_histories(encoder, prepared.items)
     return Workbench(
         recipe=recipe,

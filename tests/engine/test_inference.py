@@ -21,7 +21,6 @@ from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.engine.item_scores import history_vectors
 from llmrec_cli.engine.job import Position
-from llmrec_cli.engine.pairs import score_pairs
 from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.reference import Reference
 from llmrec_cli.engine.rows import PairRow, PromptEncoder, Row
@@ -35,6 +34,7 @@ from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import BASELINES
 from llmrec_cli.recipe.model import Lora, ModelSection
 from llmrec_cli.stage import scorer
+from llmrec_cli.tasks.pairs import score_pairs
 from llmrec_cli.tensors.trie import build_trie
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
