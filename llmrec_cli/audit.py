@@ -30,6 +30,7 @@ from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.data import format_of
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.lists import Seen, needed_depth
 from llmrec_cli.report.metrics import score_rows
@@ -75,7 +76,7 @@ def audit_folder(folder: Path) -> Audit:
     prepared = load_prepared(folder)
     with readable(folder):
         manifest = with_audit(prepared)
-        pop = score_pop(prepared) if manifest["data"]["format"] != "rank-pairs" else None
+        pop = None if format_of(manifest["data"]["format"]).brings_rejected else score_pop(prepared)
         return Audit(folder, manifest, verdicts(manifest, measure(prepared), pop))
 
 

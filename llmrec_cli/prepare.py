@@ -222,10 +222,9 @@ def take_rows(
 
     Such sources are held in memory, whatever the engine: nothing about them is relational.
     """
-    if section.format == "rank-pairs" and "valid" not in rows:
+    if section.form.brings_rejected and "valid" not in rows:
         rows = hold_out(rows, seed)
-    # MSL's title list is the catalogue; other metadata lists a whole shop.
-    listed = known[ITEM_ID] if section.format == "msl-windows" else None
+    listed = known[ITEM_ID] if section.form.lists_catalogue else None
     named = name_items(occurring(rows, listed), known, section)
     items = catalogue(named.items, section)
     splits, cleaning, counts = given_rows(rows, items, section, seed)

@@ -81,8 +81,8 @@ def with_audit(prepared: Prepared) -> Manifest:
 
 def has_times(data: Mapping[str, Any]) -> bool:
     """Whether the source of a ``[data]`` section has times that compare across users."""
-    in_order = data["format"] == "interactions" and not data["columns"]["timestamp"]
-    return not in_order and format_of(data["format"]).clock
+    columns = data.get("columns", {})
+    return format_of(data["format"]).compares_times(columns.get("timestamp"))
 
 
 def measure(prepared: Prepared) -> Measured:

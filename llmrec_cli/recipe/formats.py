@@ -1,4 +1,7 @@
-"""What each source format uses of `[data]`: one value per format.  No torch."""
+"""The formats of sources: one value each, which says what it uses of `[data]` and what it has.
+
+Whoever needs to know asks a property of the value: no name of a format is compared.  No torch.
+"""
 
 from __future__ import annotations
 
@@ -26,53 +29,84 @@ class Format:
         needs: keys of ``[data]`` that must name files; dotted where a table holds them.
         uses: further keys that play a part, beside those that every format uses; the name of a
             table stands for all of its keys.
-        comes_split: the source comes split already, and is not cleaned.
-        clock: the source has times that compare across users.
+        reader: the module of ``data/readers`` that reads it.
+        pre_split: the source comes split already, and is not cleaned.
+        has_clock: the source has times that compare across users.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
+        takes_folders: a source may be a folder of files.
+        items_are_tokens: items are token sequences (semantic IDs), and need no titles.
+        lists_catalogue: metadata files list the catalogue, rather than a whole shop.
+        brings_rejected: rows come in pairs, each with its rejected answer, and are split by user.
     """
 
     name: str
     needs: tuple[str, ...]
     uses: tuple[str, ...]
-    comes_split: bool = False
-    clock: bool = True
+    reader: str
+    pre_split: bool = False
+    has_clock: bool = True
     names: str = ""
+    takes_folders: bool = False
+    items_are_tokens: bool = False
+    lists_catalogue: bool = False
+    brings_rejected: bool = False
 
     def uses_key(self, key: str) -> bool:
         """Whether a (dotted) key of ``[data]`` plays a part in this format."""
         table = key.partition(".")[0]
         return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
 
+    @property
+    def names_columns(self) -> bool:
+        """Whether a recipe says what the columns of the files are called."""
+        return self.uses_key("columns")
+
+    def compares_times(self, time_column: object) -> bool:
+        """Whether a source has times that compare across users, rather than an order alone.
+
+        Args:
+            time_column: the column that the recipe names; false or None: there is none.
+        """
+        return self.has_clock and (bool(time_column) or not self.names_columns)
+
 
 _FORMATS: Final = (
-    Format("amazon2014", ("reviews",), _REVIEWS),
-    Format("amazon2018", ("reviews",), _REVIEWS),
-    Format("amazon2023", ("reviews",), _REVIEWS),
-    Format("ratings2014", ("reviews",), _REVIEWS),
-    Format("ratings2018", ("reviews",), _REVIEWS),
-    Format("ratings2023", ("reviews",), _REVIEWS),
-    Format("split2023", _PARTS, ("splits.valid", *_NAMES), comes_split=True),
-    Format("interactions", ("reviews",), (*_REVIEWS, "columns")),
+    Format("amazon2014", ("reviews",), _REVIEWS, "amazon2014"),
+    Format("amazon2018", ("reviews",), _REVIEWS, "amazon2018"),
+    Format("amazon2023", ("reviews",), _REVIEWS, "amazon2023"),
+    Format("ratings2014", ("reviews",), _REVIEWS, "ratings"),
+    Format("ratings2018", ("reviews",), _REVIEWS, "ratings"),
+    Format("ratings2023", ("reviews",), _REVIEWS, "ratings"),
+    Format("split2023", _PARTS, ("splits.valid", *_NAMES), "split2023", pre_split=True),
+    Format(
+        "interactions", ("reviews",), (*_REVIEWS, "columns"), "interactions", takes_folders=True
+    ),
     Format(
         "msl-windows",
         (*_PARTS, "metadata"),
         ("splits.valid", *_NAMES),
-        comes_split=True,
+        "windows",
+        pre_split=True,
+        lists_catalogue=True,
     ),
     Format(
         "semantic-ids",
         ("reviews", "index"),
         ("metadata", "duplicates", "k_core", "identity"),
-        clock=False,
+        "semantic_ids",
+        has_clock=False,
         names="tokens",
+        items_are_tokens=True,
     ),
     Format(
         "rank-pairs",
         _PARTS,
         ("splits.preference", "splits.valid"),
-        comes_split=True,
-        clock=False,
+        "rank_pairs",
+        pre_split=True,
+        has_clock=False,
         names="the prompts",
+        brings_rejected=True,
     ),
 )
 
@@ -90,7 +124,7 @@ def possible_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
     Args:
         clock: whether the source, as the recipe reads it, has times that compare across users.
     """
-    if form.comes_split:
+    if form.pre_split:
         return ("given",)
     return ("leave-one-out", *(("global-time",) if clock else ()), "few-shot")
 

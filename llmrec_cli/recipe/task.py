@@ -20,12 +20,12 @@ def data_problems(recipe: Recipe) -> Iterator[str]:
     for table, data in _data_tables(recipe):
         if (problem := clock_problem(data)) is not None:
             yield f"[{table}] {problem}"
-        if data.format == "semantic-ids" and data.identity == "disambiguate":
+        if data.form.items_are_tokens and data.identity == "disambiguate":
             yield (
                 f'[{table}] identity = "disambiguate": semantic IDs have no title to extend; '
                 'use "merge"'
             )
-        if data.format == "interactions" and data.metadata and not data.columns.title:
+        if data.form.names_columns and data.metadata and not data.columns.title:
             yield f"[{table}.columns] title is missing: which column of metadata has titles?"
 
 

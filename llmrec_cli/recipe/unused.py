@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from llmrec_cli import methods
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.data import Columns, DataSection, Splits
-from llmrec_cli.recipe.formats import FORMATS, one_of, users_of
+from llmrec_cli.recipe.formats import one_of, users_of
 from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.toml import show
 from llmrec_cli.recipe.train import TrainSection
@@ -129,13 +129,13 @@ def _data_keys() -> Iterator[str]:
 
 def _why_not(data: DataSection, key: str) -> str | None:
     """Why a key of ``[data]`` changes nothing in this format; None: it does."""
-    form = FORMATS[data.format]
+    form = data.form
     if not form.uses_key(key):
-        if form.comes_split and key in _CLEANING:
+        if form.pre_split and key in _CLEANING:
             return f'format "{form.name}" comes split and is not cleaned; remove it'
         who = one_of(users_of(key))
         return f'format "{form.name}" does not use it, only {who}; remove it'
-    if key == "min_rating" and form.name == "interactions" and not data.columns.rating:
+    if key == "min_rating" and form.names_columns and not data.columns.rating:
         return "no rating is read; name the rating column in columns.rating, or remove it"
     if key in ("columns.title", "columns.brand") and not data.metadata:
         return "titles and brands are read from data.metadata, which names no file"
@@ -145,17 +145,17 @@ def _why_not(data: DataSection, key: str) -> str | None:
 
 
 def _has_no_brands(data: DataSection) -> bool:
-    return data.format == "interactions" and bool(data.metadata) and not data.columns.brand
+    return data.form.names_columns and bool(data.metadata) and not data.columns.brand
 
 
 def _circumstantial(data: DataSection) -> Iterator[tuple[str, str]]:
     """Keys of ``[data]`` that another key of it switches off."""
-    form = FORMATS[data.format]
+    form = data.form
     if data.split != "few-shot":
         yield "few_shot_users", f'split = "{data.split}" draws no training users'
     if data.on_bad_line != "skip" and form.uses_key("bad_line_limit"):
         yield "bad_line_limit", 'on_bad_line = "stop" leaves no line out'
-    if form.comes_split:
+    if form.pre_split:
         why = f'format "{form.name}" comes split, and is read in this process'
         yield from ((key, why) for key in ("engine", "memory", "spark"))
     elif data.engine == "spark":

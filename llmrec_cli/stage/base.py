@@ -58,7 +58,7 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
     Older versions named them by titles, and by nothing where there were none: what was trained so
     must not go on, or be ranked, with other prompts.
     """
-    by_ids = recipe.data.format == "semantic-ids" and recipe.prompt.template != SEQUENCE
+    by_ids = recipe.data.form.items_are_tokens and recipe.prompt.template != SEQUENCE
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from llmrec_cli.data.audit import Finding
 from llmrec_cli.data.leakage import Measured
 from llmrec_cli.data.verdicts.verdict import Verdict, examples_of, level_of, part
+from llmrec_cli.recipe.data import format_of
 
 
 def items_without_a_name(catalogue: Mapping[str, Any], data: Mapping[str, Any]) -> Verdict:
@@ -33,7 +34,7 @@ def shared_identity(
     """Items whose title (or token sequence) others have too, and the targets among them."""
     found: Finding = audit["items that share a title or tokens"]
     test: Finding = audit["test targets that share a title or tokens"]
-    name = "token sequence" if data["format"] == "semantic-ids" else "title"
+    name = "token sequence" if format_of(data["format"]).items_are_tokens else "title"
     check, count, of = f"items that share a {name}", found["count"], found["of"]
     if not count:
         return Verdict(check, "ok", 0, of, f"Every one of {of:,} items has a {name} of its own.")

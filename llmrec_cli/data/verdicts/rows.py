@@ -17,6 +17,7 @@ from llmrec_cli.data.verdicts.verdict import (
     percent,
     share,
 )
+from llmrec_cli.recipe.data import format_of
 
 
 def targets_in_history(found: Mapping[str, Finding]) -> Verdict:
@@ -46,11 +47,11 @@ def unseen_targets(test: Finding, data: Mapping[str, Any], measured: Measured | 
     sentences = [f"All {of:,} test targets occur in training."]
     if count:
         # About: an item that is never seen may share its entry with one that is.
-        ends = f", and its HR ends at about {percent(1 - share(test))}"
+        pairs = format_of(data["format"]).brings_rejected  # which have no HR
+        ends = "" if pairs else f", and its HR ends at about {percent(1 - share(test))}"
         sentences = [
             f"{part(test)} test targets occur in no training row: a model that knows items by "
-            f"number has nothing to go by{'' if data['format'] == 'rank-pairs' else ends}; a "
-            "language model has their titles."
+            f"number has nothing to go by{ends}; a language model has their titles."
         ]
     figures = {"test": share(test)}
     if measured:
@@ -73,7 +74,7 @@ def users_on_both_sides(found: Mapping[str, int], data: Mapping[str, Any]) -> Ve
         data: the manifest's.
     """
     check = "users in several splits"
-    by_user = data["split"] == "few-shot" or data["format"] == "rank-pairs"
+    by_user = data["split"] == "few-shot" or format_of(data["format"]).brings_rejected
     sides = {pair: n for pair, n in found.items() if pair != "train and preference"}
     counts = ", ".join(f"{n:,} in {pair}" for pair, n in sides.items() if n)
     most = max(sides.values())
