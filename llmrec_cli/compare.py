@@ -16,8 +16,8 @@ from llmrec_cli.comparing.evaluated import (
 )
 from llmrec_cli.comparing.external import Missing, external_entry
 from llmrec_cli.comparing.gather import Opened, entries_of, gathered
+from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.data.verdicts import verdicts
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.recipe.eval import EvalSection
 from llmrec_cli.recipe.file import load_recipe
@@ -188,7 +188,7 @@ def _compared(
 def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
     """What a reader has to know about the data, a few words for each prepared folder."""
     for ground in grounds:
-        found = [line.removeprefix("note: ") for line in short_lines(verdicts(ground.manifest))]
+        found = [line.removeprefix("note: ") for line in short_lines(judge_all(ground.manifest))]
         if found:
             name = ground.folder.resolve().parent.name
             yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"

@@ -25,7 +25,7 @@ from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, sett
 from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
 from llmrec_cli.data.order import ordered
 from llmrec_cli.data.prompts import require_prompts
-from llmrec_cli.data.readers import read
+from llmrec_cli.data.readers import Source, read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
 from llmrec_cli.data.split import cut_of, require_clock
@@ -114,7 +114,7 @@ def _make(
             _tell_of_reading(source.notes, section, progress)
             if source.interactions is None:
                 progress("writing")
-                made = take_rows(source.rows or {}, source.items, section, seed, stage)
+                made = take_rows(source, section, seed, stage)
                 _say_lines(lines_of_given(made.cleaning, section), progress)
             else:
                 trail = Trail(engine, scratch, progress)
@@ -211,21 +211,16 @@ def make_rows(
     )
 
 
-def take_rows(
-    rows: Mapping[str, pl.DataFrame],
-    known: pl.DataFrame,
-    section: DataSection,
-    seed: int,
-    folder: Path,
-) -> Made:
+def take_rows(source: Source, section: DataSection, seed: int, folder: Path) -> Made:
     """Name the items of rows that come split, and write the rows as they are to ``folder``.
 
     Such sources are held in memory, whatever the engine: nothing about them is relational.
     """
-    if section.form.brings_rejected and "valid" not in rows:
+    rows: Mapping[str, pl.DataFrame] = source.rows or {}
+    if section.form.pairs and "valid" not in rows:
         rows = hold_out(rows, seed)
-    listed = known[ITEM_ID] if section.form.lists_catalogue else None
-    named = name_items(occurring(rows, listed), known, section)
+    listed = source.items[ITEM_ID] if source.lists_catalogue else None
+    named = name_items(occurring(rows, listed), source.items, section)
     items = catalogue(named.items, section)
     splits, cleaning, counts = given_rows(rows, items, section, seed)
     for name, part in splits.items():

@@ -67,7 +67,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 def _files(name: str, data: DataSection) -> Iterator[Path]:
     """The file of a source, or the files of its folder where its format takes one."""
     path = Path(name)
-    folder = data.form.takes_folders and path.is_dir()
+    folder = data.form.folders and path.is_dir()
     yield from (file for file in (path.rglob("*") if folder else [path]) if file.is_file())
 
 

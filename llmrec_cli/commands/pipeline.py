@@ -34,8 +34,7 @@ def prepare_command(
 
     Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
     """
-    from llmrec_cli.data.leakage import with_audit
-    from llmrec_cli.data.verdicts import verdicts
+    from llmrec_cli.data.audit import judge_all, with_audit
     from llmrec_cli.prepare import prepare
     from llmrec_cli.recipe.file import load_recipe
     from llmrec_cli.report.audit_text import short_lines
@@ -44,7 +43,7 @@ def prepare_command(
     prepared = prepare(
         load_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
     )
-    told = short_lines(verdicts(with_audit(prepared)))
+    told = short_lines(judge_all(with_audit(prepared)))
     told += ["what this means: llmrec audit RECIPE"] if told else []
     screen.show(
         {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from llmrec_cli.data.audit import Finding, audit
+from llmrec_cli.data.audit import Finding, Rows, count_findings, tell_percent
 from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
 from llmrec_cli.data.columns import (
     AS_READ,
@@ -25,7 +25,6 @@ from llmrec_cli.data.columns import (
     split_file,
 )
 from llmrec_cli.data.rows import SplitCounts
-from llmrec_cli.data.verdicts.verdict import percent
 from llmrec_cli.recipe.data import DataSection
 
 Facts: TypeAlias = dict[str, Any]
@@ -82,7 +81,7 @@ def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[st
         "cleaning": made.cleaning,
         "catalogue": _catalogue(made),
         "splits": {name: _split(rows) | made.counts[name].facts() for name, rows in splits.items()},
-        "audit": audit(made.items, splits, made.tied, made.clock),
+        "audit": count_findings(Rows(made.items, splits, made.tied, made.clock)),
     }
 
 
@@ -97,7 +96,7 @@ def lines_of_given(cleaning: Mapping[str, Mapping[str, int]], section: DataSecti
         read = counts[AS_READ]
         for key, reason in reasons.items():
             if lost := counts[key]:
-                rows = f"{lost:,} of {read:,} rows ({percent(lost / read)})"
+                rows = f"{lost:,} of {read:,} rows ({tell_percent(lost / read)})"
                 lines.append(f"{name}: left out {rows}: {reason}")
         if lost := counts[NO_TITLE]:
             lines.append(f"{name}: left out {lost:,} history items without a usable title")

@@ -278,7 +278,7 @@ def _first_other_source(made: Sequence[Manifest], asked: Sequence[Manifest]) -> 
 
 def _sources(key: str, name: str, path: Path, section: DataSection) -> Iterator[Manifest]:
     """A file, or of a folder of parquet files each one."""
-    if not section.form.takes_folders or not path.is_dir():
+    if not section.form.folders or not path.is_dir():
         yield _source(key, name, path, path.name)
         return
     for table in find_tables(path):

@@ -29,32 +29,37 @@ class Format:
         needs: keys of ``[data]`` that must name files; dotted where a table holds them.
         uses: further keys that play a part, beside those that every format uses; the name of a
             table stands for all of its keys.
-        reader: the module of ``data/readers`` that reads it.
         pre_split: the source comes split already, and is not cleaned.
         has_clock: the source has times that compare across users.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
-        takes_folders: a source may be a folder of files.
-        items_are_tokens: items are token sequences (semantic IDs), and need no titles.
-        lists_catalogue: metadata files list the catalogue, rather than a whole shop.
-        brings_rejected: rows come in pairs, each with its rejected answer, and are split by user.
+        pairs: every row has a liked and a disliked item, and a user is in one split only.
+        folders: a folder of parquet files may stand for a file.
+        reader: file in ``data/readers`` that reads it; by default the one of its name.
     """
 
     name: str
     needs: tuple[str, ...]
     uses: tuple[str, ...]
-    reader: str
     pre_split: bool = False
     has_clock: bool = True
     names: str = ""
-    takes_folders: bool = False
-    items_are_tokens: bool = False
-    lists_catalogue: bool = False
-    brings_rejected: bool = False
+    pairs: bool = False
+    folders: bool = False
+    reader: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reader:
+            object.__setattr__(self, "reader", self.name.replace("-", "_"))
 
     def uses_key(self, key: str) -> bool:
         """Whether a (dotted) key of ``[data]`` plays a part in this format."""
         table = key.partition(".")[0]
         return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
+
+    @property
+    def items_are_tokens(self) -> bool:
+        """Whether items are token sequences (semantic IDs), which need no titles."""
+        return self.names == "tokens"
 
     @property
     def names_columns(self) -> bool:
@@ -71,42 +76,35 @@ class Format:
 
 
 _FORMATS: Final = (
-    Format("amazon2014", ("reviews",), _REVIEWS, "amazon2014"),
-    Format("amazon2018", ("reviews",), _REVIEWS, "amazon2018"),
-    Format("amazon2023", ("reviews",), _REVIEWS, "amazon2023"),
-    Format("ratings2014", ("reviews",), _REVIEWS, "ratings"),
-    Format("ratings2018", ("reviews",), _REVIEWS, "ratings"),
-    Format("ratings2023", ("reviews",), _REVIEWS, "ratings"),
-    Format("split2023", _PARTS, ("splits.valid", *_NAMES), "split2023", pre_split=True),
-    Format(
-        "interactions", ("reviews",), (*_REVIEWS, "columns"), "interactions", takes_folders=True
-    ),
+    Format("amazon2014", ("reviews",), _REVIEWS),
+    Format("amazon2018", ("reviews",), _REVIEWS),
+    Format("amazon2023", ("reviews",), _REVIEWS),
+    Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("split2023", _PARTS, ("splits.valid", *_NAMES), pre_split=True),
+    Format("interactions", ("reviews",), (*_REVIEWS, "columns"), folders=True),
     Format(
         "msl-windows",
         (*_PARTS, "metadata"),
         ("splits.valid", *_NAMES),
-        "windows",
         pre_split=True,
-        lists_catalogue=True,
     ),
     Format(
         "semantic-ids",
         ("reviews", "index"),
         ("metadata", "duplicates", "k_core", "identity"),
-        "semantic_ids",
         has_clock=False,
         names="tokens",
-        items_are_tokens=True,
     ),
     Format(
         "rank-pairs",
         _PARTS,
         ("splits.preference", "splits.valid"),
-        "rank_pairs",
         pre_split=True,
         has_clock=False,
         names="the prompts",
-        brings_rejected=True,
+        pairs=True,
     ),
 )
 

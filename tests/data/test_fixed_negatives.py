@@ -7,7 +7,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from llmrec_cli.data.audit import trained_pairs
+from llmrec_cli.data.audit import Rows, find_trained_pairs
 from llmrec_cli.data.columns import HISTORY, NEGATIVES, PREFERENCE, ROW, TARGET, USER, USER_ID
 from llmrec_cli.data.given import hold_out
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
@@ -110,6 +110,7 @@ def test_without_preference_training_users_are_held_out() -> None:
 
 def test_pairs_that_are_trained_on_are_counted() -> None:
     splits = {"train": pairs("a", "b"), PREFERENCE: pairs("c", k=2), "test": pairs(*"abcd", k=2)}
-    found = trained_pairs({name: rows.lazy() for name, rows in splits.items()})
+    lazy = {name: rows.lazy() for name, rows in splits.items()}
+    found = find_trained_pairs(Rows(pl.DataFrame(), lazy, None, clock=False))
     assert (found["count"], found["of"]) == (4, 8)  # a and b once, both of c's
     assert found["examples"] == ["a", "b", "c"]

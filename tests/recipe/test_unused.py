@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import pytest
 import tomli_w
 from experiments import typed
 
+from llmrec_cli.data.readers import find_reader
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import Columns, DataFormat, DataSection, Splits, dig
 from llmrec_cli.recipe.file import load_recipe, shipped_names
@@ -53,6 +55,13 @@ def test_every_format_says_what_it_uses() -> None:
         assert {*form.needs, *form.uses} <= keys
         if not form.pre_split and form.has_clock:
             assert form.uses_key("start")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_has_a_reader_in_the_file_that_it_names(form: str) -> None:
+    reader = find_reader(form)
+    assert reader.__module__.rpartition(".")[2] == FORMATS[form].reader
+    assert list(inspect.signature(reader).parameters) == ["section", "locate", "scratch"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,16 +1,30 @@
-"""Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``."""
+"""Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``.
+
+A format is read by the file of its name (``msl-windows``: ``msl_windows.py``), or by the one that
+its ``Format`` names, with a function ``read(section, locate, scratch) -> Source``.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 from llmrec_cli.data.readers.lines import beginnings
 from llmrec_cli.data.readers.source import Locate, Source
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.recipe.data import DataSection, format_of
 
 __all__ = ["Source", "check_beginnings", "read"]
+
+Reader: TypeAlias = Callable[[DataSection, Locate, Path], Source]
+
+
+def find_reader(name: str) -> Reader:
+    """What reads the files of a format of ``recipe.formats``."""
+    reader: Reader = importlib.import_module(f"{__name__}.{format_of(name).reader}").read
+    return reader
 
 
 def check_beginnings(section: DataSection, locate: Locate) -> None:
@@ -36,6 +50,4 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         RecipeError: the section lacks a file or column that its format needs.
         MachineError: a file exists but cannot be read, or the scratch folder cannot be written.
     """
-    reader = import_module(f"{__name__}.{section.form.reader}")
-    source: Source = reader.read(section, locate, scratch)
-    return source
+    return find_reader(section.format)(section, locate, scratch)

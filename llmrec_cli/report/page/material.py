@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llmrec_cli.data.verdicts import Verdict
+from llmrec_cli.data.audit import Verdict
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.statistics import Interval
 

@@ -43,7 +43,8 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
             "from": "the latest tenth of train by timestamp; ties by line, later lines first",
         }
     items, metadata = read_names(section.metadata, locate)
-    return Source(None, items, rows, {"splits": notes, "metadata": metadata})
+    notes_of_all = {"splits": notes, "metadata": metadata}
+    return Source(None, items, rows, notes_of_all, lists_catalogue=True)
 
 
 def cut_tail(train: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
