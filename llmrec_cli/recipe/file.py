@@ -86,13 +86,13 @@ def merged_table(path: Path, overrides: Iterable[str] = ()) -> Table:
     Raises:
         RecipeError: a file that is not TOML, or a word that is no override.
     """
-    table = _read(path)
+    table = _read_table(path)
     base = table.pop("extends", None)
     if base is not None:
-        table = _merge(_read_base(path, base), table)
+        table = _merge_tables(_read_base(path, base), table)
     table.setdefault("name", path.stem)
     for override in overrides:
-        _apply(table, override)
+        _apply_override(table, override)
     try:
         require_bounds(table)
     except ValueError as error:
@@ -129,7 +129,7 @@ def find_recipe(name_or_path: str) -> Path:
     raise RecipeError(f"{name_or_path}: no such recipe file or shipped recipe.{hint}")
 
 
-def _read(path: Path) -> Table:
+def _read_table(path: Path) -> Table:
     """One TOML file, with its ``./`` paths made relative to the working folder."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -151,7 +151,7 @@ def _read_base(path: Path, base: object) -> Table:
     base_path = path.parent / base
     if not base_path.is_file():
         raise RecipeError(f"{path}: extends = {base!r}: no such file {base_path}")
-    table = _read(base_path)
+    table = _read_table(base_path)
     if "extends" in table:
         raise RecipeError(f"{base_path}: extends again; one level of sharing is the limit")
     return table
@@ -193,18 +193,18 @@ def map_paths(table: Table, change: Callable[[str], str]) -> None:
             inner[key] = changed(inner[key])
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+def _merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     """``over`` wins; tables are merged, everything else (lists too) is replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
-            value = _merge(below, value)
+            value = _merge_tables(below, value)
         merged[key] = value
     return merged
 
 
-def _apply(table: Table, override: str) -> None:
+def _apply_override(table: Table, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise RecipeError(f"{override}: expected key=value, e.g. train.learning_rate=1e-4")

@@ -34,7 +34,7 @@ def list_problems(error: ValidationError, table: Table) -> Iterator[str]:
     for problem in sorted(problems, key=lambda each: order.get(str(each["loc"][0]), 0)):
         place, expected, meaning = _locate(problem, table)
         by_place.setdefault((place, meaning), []).append(expected)
-        hints[place, meaning] = hints.get((place, meaning), "") or _nearest_word(problem)
+        hints[place, meaning] = hints.get((place, meaning), "") or _suggest_word(problem)
     for (place, meaning), expected_ones in by_place.items():
         first, *others = dict.fromkeys(expected_ones)
         either = [other.removeprefix("expected ") for other in others]
@@ -46,16 +46,16 @@ def _locate(problem: Problem, table: Table) -> tuple[str, str, str]:
     kind, *rest = problem["loc"]
     tables = STAGE_TABLES.get(kind)
     if tables is None:
-        return _describe(Recipe, (), _real_location(table, problem["loc"]), problem)
+        return _describe(Recipe, (), _drop_branches(table, problem["loc"]), problem)
     if len(rest) < 2:
-        return _refuse_table(tables, rest, problem)
+        return _describe_table(tables, rest, problem)
     name, chosen, *loc = rest
     return _describe(
-        tables.kinds()[chosen], (kind, name), _real_location(table[kind][name], loc), problem
+        tables.kinds()[chosen], (kind, name), _drop_branches(table[kind][name], loc), problem
     )
 
 
-def _refuse_table(tables: NamedTables, loc: list[str], problem: Problem) -> tuple[str, str, str]:
+def _describe_table(tables: NamedTables, loc: list[str], problem: Problem) -> tuple[str, str, str]:
     """Of what is no table of a method or model at all."""
     value = problem["input"]
     if not loc:
@@ -70,7 +70,7 @@ def _refuse_table(tables: NamedTables, loc: list[str], problem: Problem) -> tupl
     return f"[{place}] {tables.key} = {show(chosen)}: ", expected + hint, ""
 
 
-def _real_location(values: Any, loc: Iterable[int | str]) -> tuple[str, ...]:
+def _drop_branches(values: Any, loc: Iterable[int | str]) -> tuple[str, ...]:
     """``loc`` without the parts that name a branch of a union rather than a key."""
     keys: list[str] = []
     for part in loc:
@@ -89,23 +89,23 @@ def _describe(
     Args:
         prefix: names of the tables around it.
     """
-    table_itself = problem["type"] == "value_error" and _section(model, (*loc, "")) is not None
+    table_itself = problem["type"] == "value_error" and _find_section(model, (*loc, "")) is not None
     if not loc or table_itself:  # a check over a whole table
         table = ".".join([*prefix, *loc])
-        return f"[{table}] " if table else "", _expected(problem), ""
-    section, key = _section(model, loc), loc[-1]
+        return f"[{table}] " if table else "", _explain(problem), ""
+    section, key = _find_section(model, loc), loc[-1]
     table = ".".join([*prefix, *loc[:-1]])
     where = f"[{table}] " if table else ""
     if problem["type"] == "missing":
         return f"{where}{key}: ", "missing", ""
     shown = f"{where}{key} = {show(problem['input'])}: "
     if problem["type"] == "extra_forbidden":
-        known = _keys(section) if section else []
+        known = _list_keys(section) if section else []
         known = known if table else [*known, "extends"]
         return shown, f"unknown key.{did_you_mean(key, known)}", ""
-    field = _keys(section).get(key) if section else None
+    field = _list_keys(section).get(key) if section else None
     meaning = f" ({field.description})" if field and field.description else ""
-    return shown, _expected(problem), meaning
+    return shown, _explain(problem), meaning
 
 
 def name_problems(recipe: Recipe) -> Iterator[str]:
@@ -137,12 +137,12 @@ def link_problems(recipe: Recipe) -> Iterator[str]:
         yield str(error)
 
 
-def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+def _list_keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
     """Fields of a table under the keys of a recipe (``lambda`` is no name for Python)."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def _section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:
+def _find_section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:
     """The model in which the last key of ``loc`` stands; None if that is not a table."""
     found: type[BaseModel] = model
     for key in loc[:-1]:
@@ -169,13 +169,13 @@ _EXPECTED = {  # where pydantic speaks of Python
 }
 
 
-def _expected(problem: Problem) -> str:
+def _explain(problem: Problem) -> str:
     message: str = problem["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
     return _EXPECTED.get(problem["type"], message[0].lower() + message[1:])
 
 
-def _nearest_word(problem: Problem) -> str:
+def _suggest_word(problem: Problem) -> str:
     """The nearest of the words that a key knows, for a misspelt one."""
     if problem["type"] != "literal_error":
         return ""
