@@ -20,7 +20,7 @@ _DATA = re.compile(r'"((?:\.\./)+data/[^"\n]+)"')  # the embedded sample
 
 
 @dataclass(frozen=True, slots=True)
-class ShippedRecipe:
+class Shipped:
     """One shipped recipe, in a line."""
 
     name: str
@@ -29,9 +29,9 @@ class ShippedRecipe:
     runs: tuple[str, ...]
 
 
-def list_recipes() -> list[ShippedRecipe]:
+def list_shipped() -> list[Shipped]:
     """Every shipped recipe."""
-    return [_describe_recipe(name) for name in shipped_names()]
+    return [_describe_shipped(name) for name in shipped_names()]
 
 
 def show_recipe(name: str, *, resolved: bool) -> str:
@@ -76,9 +76,9 @@ def copy_recipe(name: str, target: Path | None) -> list[Path]:
     return list(contents)
 
 
-def _describe_recipe(name: str) -> ShippedRecipe:
+def _describe_shipped(name: str) -> Shipped:
     recipe = load_recipe(name)
-    return ShippedRecipe(name, recipe.description, recipe.model.backbone, tuple(recipe.runs()))
+    return Shipped(name, recipe.description, recipe.model.backbone, tuple(recipe.runs()))
 
 
 def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
@@ -86,11 +86,11 @@ def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
     source = shipped_folder() / f"{name}.toml"
     text = source.read_text(encoding="utf-8")
     text = _NAME.sub(f'name = "{target.stem}"', text, count=1)
-    text = "".join(_rename_in_commands(text, name, target))
+    text = "".join(_rewrite_commands(text, name, target))
     bases = [base for _, base in _EXTENDS.findall(text)]
     data = _DATA.findall(text)
     text = _EXTENDS.sub(lambda match: f'{match[1]}"{Path(match[2]).name}"', text)
-    text = _DATA.sub(lambda match: f'"./{_strip_way_up(match[1])}"', text)
+    text = _DATA.sub(lambda match: f'"./{_strip_ascent(match[1])}"', text)
     try:
         yield target, text.encode()
     except UnicodeEncodeError:  # its own name stands in it
@@ -99,16 +99,16 @@ def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
         yield target.parent / Path(base).name, (source.parent / base).read_bytes()
     for file in data:
         inside = Path(os.path.normpath(source.parent / file))
-        yield target.parent / _strip_way_up(file), inside.read_bytes()
+        yield target.parent / _strip_ascent(file), inside.read_bytes()
 
 
-def _rename_in_commands(text: str, name: str, target: Path) -> Iterator[str]:
+def _rewrite_commands(text: str, name: str, target: Path) -> Iterator[str]:
     """The text's lines; the commands in its comments are about the copy."""
     for line in text.splitlines(keepends=True):
         is_command = line.startswith("#") and "llmrec " in line
         yield line.replace(name, target.as_posix()) if is_command else line
 
 
-def _strip_way_up(path: str) -> str:
+def _strip_ascent(path: str) -> str:
     """A path without its way up."""
     return path[path.index("data/") :]

@@ -28,9 +28,9 @@ def recipes_list_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: llmrec recipes ls
     """
-    from llmrec_cli.shipped_recipes import list_recipes
+    from llmrec_cli.shipped_recipes import list_shipped
 
-    found = list_recipes()
+    found = list_shipped()
     rows = [(one.name, one.description, one.backbone) for one in found]
     table = _table(("recipe", "what it shows", "backbone"), rows)
     screen = Screen(as_json=as_json, quiet=quiet)
