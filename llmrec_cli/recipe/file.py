@@ -11,16 +11,10 @@ from pydantic import ValidationError
 
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, BaselineSection
-from llmrec_cli.recipe.problems import (
-    Table,
-    did_you_mean,
-    link_problems,
-    list_problems,
-    name_problems,
-)
+from llmrec_cli.recipe.problems import Table, did_you_mean, list_problems
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.stages import AlignSection, StageSection
-from llmrec_cli.recipe.task import data_problems, task_problems
+from llmrec_cli.recipe.task import data_problems, link_problems, name_problems, task_problems
 from llmrec_cli.recipe.toml import parse, require_bounds
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import unused_notes, unused_problems

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from llmrec_cli.recipe.baseline import CONVENTIONAL
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, NamedTables, StageSection
+from llmrec_cli.recipe.stages import ALIGNMENTS, NamedTables
 from llmrec_cli.recipe.toml import show
 
 Table: TypeAlias = dict[str, Any]
@@ -106,35 +106,6 @@ def _describe(
     field = _list_keys(section).get(key) if section else None
     meaning = f" ({field.description})" if field and field.description else ""
     return shown, _explain(problem), meaning
-
-
-def name_problems(recipe: Recipe) -> Iterator[str]:
-    """Tables that say the name of what is a table of its own."""
-    for tables, found in ((ALIGNMENTS, recipe.align), (CONVENTIONAL, recipe.baseline)):
-        for name, only in tables.misnamed(found).items():
-            said = getattr(found[name], tables.key)
-            yield (
-                f"[{tables.table}.{name}] {tables.key} = {show(said)}: {only} is "
-                f"[{tables.table}.{only}] alone"
-            )
-
-
-def link_problems(recipe: Recipe) -> Iterator[str]:
-    """What a stage asks of another table that does not grant it: the first one alone."""
-    stages: dict[str, StageSection | AlignSection] = {"sft": recipe.sft}
-    stages |= {f"align.{name}": section for name, section in recipe.align.items()}
-    template = recipe.prompt.template
-    for name, stage in stages.items() if "sequence" in recipe.task.rows else ():
-        if stage.train.rows == "sequence" and template != "sequence":
-            yield (
-                f'[{name}.train] rows = "sequence" needs prompt.template = "sequence", not '
-                f'"{template}": a text prompt is not a prefix of the next one'
-            )
-            return
-    try:
-        recipe.in_order()
-    except ValueError as error:
-        yield str(error)
 
 
 def _list_keys(section: type[BaseModel]) -> dict[str, FieldInfo]:

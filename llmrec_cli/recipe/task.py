@@ -1,18 +1,49 @@
-"""What a recipe's task and its packed rows rule out: problems that no single table can see."""
+"""Problems that no single table can see: names, parents, sources, the task, packed rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from llmrec_cli.methods import find
-from llmrec_cli.recipe.baseline import UNTRAINED
+from llmrec_cli.recipe.baseline import CONVENTIONAL, UNTRAINED
 from llmrec_cli.recipe.data import DataSection, clock_problem
 from llmrec_cli.recipe.formats import one_of
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, StageSection
+from llmrec_cli.recipe.toml import show
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.tasks import TASKS
 from llmrec_cli.tasks.base import Task
+
+
+def name_problems(recipe: Recipe) -> Iterator[str]:
+    """Tables that say the name of what is a table of its own."""
+    for tables, found in ((ALIGNMENTS, recipe.align), (CONVENTIONAL, recipe.baseline)):
+        for name, only in tables.misnamed(found).items():
+            said = getattr(found[name], tables.key)
+            yield (
+                f"[{tables.table}.{name}] {tables.key} = {show(said)}: {only} is "
+                f"[{tables.table}.{only}] alone"
+            )
+
+
+def link_problems(recipe: Recipe) -> Iterator[str]:
+    """What a stage asks of another table that does not grant it: the first one alone."""
+    stages: dict[str, StageSection | AlignSection] = {"sft": recipe.sft}
+    stages |= {f"align.{name}": section for name, section in recipe.align.items()}
+    template = recipe.prompt.template
+    for name, stage in stages.items() if "sequence" in recipe.task.rows else ():
+        if stage.train.rows == "sequence" and template != "sequence":
+            yield (
+                f'[{name}.train] rows = "sequence" needs prompt.template = "sequence", not '
+                f'"{template}": a text prompt is not a prefix of the next one'
+            )
+            return
+    try:
+        recipe.in_order()
+    except ValueError as error:
+        yield str(error)
 
 
 def data_problems(recipe: Recipe) -> Iterator[str]:
