@@ -53,7 +53,7 @@ from llmrec_cli.data.store import (
     write_manifest,
     write_split,
 )
-from llmrec_cli.recipe.data import DataSection, format_of, has_clock
+from llmrec_cli.recipe.data import DataSection, has_clock
 from llmrec_cli.recipe.recipe import Recipe
 
 Progress = Callable[[str], None]
@@ -232,7 +232,7 @@ def take_rows(source: Source, section: DataSection, seed: int, folder: Path) -> 
     Such sources are held in memory, whatever the engine: nothing about them is relational.
     """
     rows: Mapping[str, pl.DataFrame] = source.rows or {}
-    if format_of(section.format).pairs and "valid" not in rows:
+    if section.form.pairs and "valid" not in rows:
         rows = hold_out_users(rows, seed)
     listed = source.items[ITEM_ID] if source.lists_catalogue else None
     named = name_items(collect_items(rows, listed), source.items, section)

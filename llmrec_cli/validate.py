@@ -13,7 +13,7 @@ from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import DataError
 from llmrec_cli.files import read_json
 from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.data import DataSection, format_of
+from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.redaction import redacted_in
@@ -67,7 +67,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 def _files(name: str, data: DataSection) -> Iterator[Path]:
     """The file of a source, or the files of its folder where its format takes one."""
     path = Path(name)
-    folder = format_of(data.format).folders and path.is_dir()
+    folder = data.form.folders and path.is_dir()
     yield from (file for file in (path.rglob("*") if folder else [path]) if file.is_file())
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
+from llmrec_cli import cli
 from llmrec_cli.tasks import TASKS
 
 PACKAGE = Path(llmrec_cli.__file__).parent
@@ -179,6 +180,26 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_no_help_builds_the_models_of_a_recipe() -> None:
+    """One child asks the whole for help, and then each command.
+
+    A command's own help may import pydantic: typer from 0.29 on reads options with it.
+    """
+    code = (
+        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "for words in ('', *cli.GROUPS, *cli.COMMANDS):\n"
+        "    sys.argv = ['llmrec', *words.split(), '--help']\n"
+        "    assert exits.guarded(cli.app) == 0, words\n"
+        "    assert words or 'pydantic' not in sys.modules\n"
+        f"heavy = {MODELS | TABLES!r} & set(sys.modules)\n"
+        "heavy |= {name for name in sys.modules if name.startswith('llmrec_cli.recipe')}\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == 1 + len(cli.GROUPS) + len(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,8 @@ def select_raised(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 
 def has_times(data: Mapping[str, Any]) -> bool:
     """Whether the source of a ``[data]`` section has times that compare across users."""
-    form = format_of(data["format"])
-    in_order = form.uses_key("columns") and not data["columns"]["timestamp"]
-    return form.clock and not in_order
+    columns = data.get("columns", {})
+    return format_of(data["format"]).compares_times(columns.get("timestamp"))
 
 
 def measure(prepared: Prepared) -> Measured:
@@ -280,7 +279,7 @@ def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
 def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
     found: Finding = evidence.counted[SHARED]
     test: Finding = evidence.counted[SHARED_TARGETS]
-    by_tokens = format_of(evidence.data["format"]).names == "tokens"
+    by_tokens = format_of(evidence.data["format"]).items_are_tokens
     name = "token sequence" if by_tokens else "title"
     check = Check(f"items that share a {name}", check.judge)
     count, of = found["count"], found["of"]

@@ -18,7 +18,7 @@ from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection, format_of
+from llmrec_cli.recipe.data import DataSection
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
 _NO_METADATA = (
@@ -79,7 +79,7 @@ def require_names(section: DataSection) -> None:
     Raises:
         DataError: titles come from metadata files, none is named, and ids are not to serve.
     """
-    if format_of(section.format).names or section.metadata or section.untitled == "id":
+    if section.form.names or section.metadata or section.untitled == "id":
         return
     raise DataError(
         f'data.untitled = "{section.untitled}": {_NO_METADATA.format(what="no item has a title")}'
@@ -157,7 +157,7 @@ def _mostly_nameless(
     if by_tokens:
         return f"{what} are not in the semantic-ID index: data.index must list the items that occur"
     policy = f'data.untitled = "{section.untitled}"'
-    if not section.metadata and not format_of(section.format).names:
+    if not section.metadata and not section.form.names:
         return f"{policy}: {_NO_METADATA.format(what=f'{what} have no title')}"
     brand_too = section.untitled == "brand"
     lack = "neither a usable title nor a brand" if brand_too else "no usable title"

@@ -33,7 +33,7 @@ from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.files import follow_umask, publish, sha256, sync_folder, temporary_folder
-from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection, format_of
+from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]
 
@@ -278,7 +278,7 @@ def _first_other_source(made: Sequence[Manifest], asked: Sequence[Manifest]) -> 
 
 def _describe_sources(key: str, name: str, path: Path, section: DataSection) -> Iterator[Manifest]:
     """A file, or of a folder of parquet files each one."""
-    if not format_of(section.format).folders or not path.is_dir():
+    if not section.form.folders or not path.is_dir():
         yield _describe_source(key, name, path, path.name)
         return
     for table in find_tables(path):

@@ -20,7 +20,7 @@ from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.data import PromptSection, format_of
+from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.recipe import Recipe
 
 SEQUENCE = "sequence"
@@ -58,8 +58,7 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
     Older versions named them by titles, and by nothing where there were none: what was trained so
     must not go on, or be ranked, with other prompts.
     """
-    by_ids = format_of(recipe.data.format).names == "tokens"
-    by_ids = by_ids and recipe.prompt.template != SEQUENCE
+    by_ids = recipe.data.form.items_are_tokens and recipe.prompt.template != SEQUENCE
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 

@@ -31,7 +31,7 @@ PAIRS: dict[str, Any] = {
 def smallest(form: str) -> dict[str, Any]:
     """A recipe of a format with nothing that could be left out."""
     data = {"format": form, **SOURCES.get(form, {"reviews": "r"})}
-    if FORMATS[form].comes_split:
+    if FORMATS[form].pre_split:
         data["split"] = "given"
     return {"data": data, **(PAIRS if form == "rank-pairs" else {})}
 
@@ -53,7 +53,7 @@ def test_every_format_says_what_it_uses() -> None:
     keys |= {f"columns.{key}" for key in Columns.model_fields}
     for form in FORMATS.values():
         assert {*form.needs, *form.uses} <= keys
-        if not form.comes_split and form.clock:
+        if not form.pre_split and form.has_clock:
             assert form.uses_key("start")
 
 
@@ -99,14 +99,14 @@ def test_columns_are_of_interactions_alone(form: str, key: str, tmp_path: Path) 
     assert found == [f"{problem}; remove it"]
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if not FORMATS[form].comes_split])
+@pytest.mark.parametrize("form", [form for form in FORMATS if not FORMATS[form].pre_split])
 def test_splits_are_of_sources_that_come_split(form: str, tmp_path: Path) -> None:
     (found,), _ = outcome(tmp_path, smallest(form), "data.splits.valid=v.csv")
     assert found.startswith(f'[data.splits] valid = "v.csv": format "{form}" does not use it, only')
     assert found.endswith('"split2023", "msl-windows" or "rank-pairs"; remove it')
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].comes_split])
+@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].pre_split])
 @pytest.mark.parametrize(
     "override",
     [
