@@ -194,24 +194,25 @@ def _rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str],
 
     if bench.recipe.prompt.task == "rank-pair":
         return _pair_rows(bench, name, section)
-    from llmrec_cli.engine.answers import lengths
+    from llmrec_cli.stage.workbench import build_training_rows
+    from llmrec_cli.training.collator import count_tokens
 
-    rows = bench.training_rows(section.rows)
-    longest = max(lengths(rows, bench.trie.to("cpu")))
+    rows = build_training_rows(bench, section.rows)
+    longest = max(count_tokens(rows, bench.trie.to("cpu")))
     return len(rows), list(_show_row(bench, rows[0])), longest
 
 
 def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
     from llmrec_cli.methods import find
     from llmrec_cli.stage.pair_task import pair_stage
+    from llmrec_cli.training.dataset import Dataset
 
     stage = bench.recipe.stage(name)
     wanted = None
     if name != "sft":
         wanted = find(stage.method).needs(stage.options).negatives
     ground = pair_stage(bench, section, wanted, aligns=name != "sft")
-    assert ground.pairs is not None  # nosec B101 # noqa: S101 - of this task there always are
-    rows: Any = ground.pairs.train(ground.rows, 0)
+    rows: Any = Dataset(ground.rows, ground.transforms or ()).complete_rows(ground.rows, 0)
     words = bench.codec.tokenizer.convert_ids_to_tokens
     chosen, rejected = rows[0].answers[0]
     shown = {"prompt": rows[0].prompts[0], "chosen": chosen, "rejected": rejected}

@@ -18,7 +18,6 @@ from llmrec_cli.data.columns import DISLIKED, NEGATIVES, PREFERENCE, USER_ID
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
 from llmrec_cli.data.prompts import load_rank_template, require_titles
-from llmrec_cli.engine.negatives import NegativeSampler, users_of
 from llmrec_cli.engine.pairs import (
     DrawnPairs,
     PairEncoder,
@@ -31,11 +30,12 @@ from llmrec_cli.engine.pairs import (
     score_pairs,
 )
 from llmrec_cli.engine.rows import AnyRow, LeftOut, PairRow, count_left_out
-from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage.workbench import Workbench, subset
+from llmrec_cli.training.dataset import RowTransform
+from llmrec_cli.training.negatives import NegativeSampler, users_of
 
 ONE_UNIFORM = Negatives(k=1, draw="uniform")
 
@@ -47,7 +47,7 @@ class StageRows:
     rows: Sequence[AnyRow]  # of the rank-pair task: pair rows, or rows to draw pairs for
     valid_rows: Sequence[AnyRow]
     rank_valid: Callable[[Any], Mapping[str, float]]  # of a policy in evaluation mode
-    pairs: Pairs | None = None  # of the rank-pair task: completes the rows of an update
+    transforms: Sequence[RowTransform] | None = None  # complete the rows; None: negatives do
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # of histories, by split
     notes: tuple[str, ...] = ()  # what else a person has to know of these rows
 
@@ -82,7 +82,7 @@ def pair_stage(
         given = encoder.encode(training)
         require_k(given, wanted.k if wanted else None, frame[USER_ID].tolist())
         left_out["train"] = left_out_of_pairs(training, given)
-        return StageRows(given, valid_rows, rank_valid, Pairs(_same, _same), left_out, notes)
+        return StageRows(given, valid_rows, rank_valid, (), left_out, notes)
     sampler = _sampler(bench, frame, wanted or ONE_UNIFORM)
     asked_rows = question_rows(frame)
     own = sampler.require(asked_rows)
@@ -92,7 +92,7 @@ def pair_stage(
     first = [row for row in draw(own, 0) if isinstance(row, PairRow)]  # pairs of the first epoch
     whole = (len(row.history) for row in own for _ in range((wanted or ONE_UNIFORM).k))
     left_out["train"] = count_left_out(whole, (n for row in first for n in row.left_out))
-    return StageRows(own, valid_rows, rank_valid, Pairs(draw, _same), left_out, notes)
+    return StageRows(own, valid_rows, rank_valid, (draw,), left_out, notes)
 
 
 def pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
@@ -164,7 +164,3 @@ def _equally_many(rows: Sequence[PairRow]) -> tuple[list[PairRow], tuple[str, ..
         f"validation: left out {lost:,} of {pairs:,} pairs: every user counts with {k}, as many as "
         "the user with the fewest has",
     )
-
-
-def _same(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
-    return list(rows)

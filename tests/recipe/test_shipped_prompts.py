@@ -26,7 +26,12 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage.pair_task import pair_encoder, questions
-from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.stage.workbench import (
+    Workbench,
+    build_training_rows,
+    build_window_rows,
+    open_workbench,
+)
 
 ITEMS = 16
 TITLES = [f"Kite {chr(65 + i)}, no. {i:02} & <a_{i}>" for i in range(ITEMS)]
@@ -199,10 +204,10 @@ def test_every_item_of_a_history_is_in_the_prompt(
         check_pairs(bench, recipe, "train")
         check_pairs(open_workbench(recipe, Silent(), evaluation=True), recipe, "eval")
         return
-    check_windows(bench, recipe, bench.training_rows(recipe.sft.train.rows))
+    check_windows(bench, recipe, build_training_rows(bench, recipe.sft.train.rows))
     frame = bench.prepared.split("test")
-    check_windows(bench, recipe, bench.windows(frame))
-    assert len({row.prompt.tobytes() for row in bench.windows(frame)}) == distinct(frame)
+    check_windows(bench, recipe, build_window_rows(bench, frame))
+    assert len({row.prompt.tobytes() for row in build_window_rows(bench, frame)}) == distinct(frame)
 
 
 def distinct(frame: pd.DataFrame) -> int:
