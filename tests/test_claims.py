@@ -26,7 +26,6 @@ from llmrec_cli import claims, files, run_folder
 from llmrec_cli import prepare as story
 from llmrec_cli.claims import claimed, claimed_to_make, waited_for
 from llmrec_cli.data.store import load_prepared
-from llmrec_cli.engine.item_scores import stored_vectors
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.files import check_folder, create_atomically, write_folder
@@ -36,6 +35,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import base
 from llmrec_cli.sweeping.trial import _link
+from llmrec_cli.training.item_scores import stored_vectors
 
 ROOT = Path(__file__).resolve().parents[1]
 _HANG = 60.0  # seconds: a test that hangs fails in the end

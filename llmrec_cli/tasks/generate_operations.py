@@ -11,16 +11,22 @@ import pandas as pd
 import torch
 
 from llmrec_cli.data.columns import HISTORY, TARGET
-from llmrec_cli.engine.answers import lengths
 from llmrec_cli.engine.rows import IntArray, Prompts, Row, left_out_of, window_rows
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.run_folder import Existing
 from llmrec_cli.stage.needs import Stage
-from llmrec_cli.stage.workbench import Workbench, subset, validation_metrics
+from llmrec_cli.stage.workbench import (
+    Workbench,
+    build_training_rows,
+    build_window_rows,
+    subset,
+    validation_metrics,
+)
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
+from llmrec_cli.training.collator import count_tokens
 
 if TYPE_CHECKING:
     from llmrec_cli.compare import Compared
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 def make_rows(stage: Stage, aligns: bool) -> StageRows:
     """Rows of a stage that learns to generate the next item."""
     bench, recipe = stage.bench, stage.bench.recipe
-    rows = bench.training_rows(stage.section.rows)
+    rows = build_training_rows(bench, stage.section.rows)
     sampler = stage.sampler()
     valid = subset(bench.prepared.split("valid"), stage.section.validate_rows)
 
@@ -39,7 +45,7 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
         )
 
     usable = sampler.require(rows) if sampler else rows
-    valid_rows = bench.windows(valid)
+    valid_rows = build_window_rows(bench, valid)
     left_out = {
         "train": left_out_of(bench.prepared.split("train"), rows),
         "valid": left_out_of(valid, valid_rows),
@@ -62,8 +68,8 @@ def require_prompt_room(bench: Workbench) -> None:
 def show_rows(stage: Stage, aligns: bool) -> ShownRows:
     """The first row with, beside each token of an answer, how many tokens are legal there."""
     bench = stage.bench
-    rows = bench.training_rows(stage.section.rows)
-    longest = max(lengths(rows, bench.trie.to("cpu")))
+    rows = build_training_rows(bench, stage.section.rows)
+    longest = max(count_tokens(rows, bench.trie.to("cpu")))
     return ShownRows(len(rows), tuple(_show_row(bench, rows[0])), longest)
 
 

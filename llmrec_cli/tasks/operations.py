@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from llmrec_cli.compare import Compared
     from llmrec_cli.engine.rows import AnyRow, IntArray, LeftOut
-    from llmrec_cli.engine.supply import Pairs
     from llmrec_cli.progress import Progress
     from llmrec_cli.recipe.recipe import Recipe
     from llmrec_cli.run_folder import Existing
     from llmrec_cli.stage.needs import Stage
     from llmrec_cli.stage.workbench import Workbench
+    from llmrec_cli.training.dataset import RowTransform
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StageRows:
     rows: Sequence[AnyRow]  # of the rank-pair task: pair rows, or rows to draw pairs for
     valid_rows: Sequence[AnyRow]
     rank_valid: Callable[[Any], Mapping[str, float]]  # of a policy in evaluation mode
-    pairs: Pairs | None = None  # of the rank-pair task: completes the rows of an update
+    transforms: Sequence[RowTransform] | None = None  # complete the rows; None: negatives do
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # of histories, by split
     notes: tuple[str, ...] = ()  # what else a person has to know of these rows
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.rank_wording import Question, RankTemplate
 from llmrec_cli.engine.answer_scores import log_probs
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.policy import inference
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.tensors.trie import Trie
+from llmrec_cli.training.collator import Collator
 
 _ORDER = crc32(b"pair-order")
 Sampler = Callable[[Row, int], tuple[tuple[int, ...], ...]]
@@ -208,13 +208,14 @@ def toss_order(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
 class DrawnPairs:
     """Training rows of an update as pair rows: a pure function of rows and epoch.
 
-    Called like every ``engine.supply.Serve``: rows of an update, and its 0-based number.
+    A row transform (``training.dataset``).
     """
 
     encoder: PairEncoder
     sampler: Sampler
     seed: int
     steps_per_epoch: int
+    runs_ahead: bool = True
 
     def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
         epoch = step // self.steps_per_epoch

@@ -19,9 +19,7 @@ from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
 from llmrec_cli.data.prompts import load_rank_template, require_titles
 from llmrec_cli.data.rank_wording import Question
-from llmrec_cli.engine.negatives import NegativeSampler, users_of
-from llmrec_cli.engine.rows import AnyRow, IntArray, LeftOut, PairRow, count_left_out
-from llmrec_cli.engine.supply import Pairs
+from llmrec_cli.engine.rows import IntArray, LeftOut, PairRow, count_left_out
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.progress import Progress
@@ -42,6 +40,8 @@ from llmrec_cli.tasks.pairs import (
     require_pair_count,
     score_pairs,
 )
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.negatives import NegativeSampler, users_of
 
 if TYPE_CHECKING:
     from llmrec_cli.compare import Compared
@@ -79,9 +79,7 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
         encoded_training = encoder.encode(training)
         require_pair_count(encoded_training, wanted.k if wanted else None, frame[USER_ID].tolist())
         left_out["train"] = count_pairs_left_out(training, encoded_training)
-        return StageRows(
-            encoded_training, valid_rows, rank_valid, Pairs(_keep_rows, _keep_rows), left_out, notes
-        )
+        return StageRows(encoded_training, valid_rows, rank_valid, (), left_out, notes)
     sampler = _make_sampler(bench, frame, wanted or ONE_UNIFORM)
     asked_rows = make_question_rows(frame)
     own = sampler.require(asked_rows)
@@ -91,7 +89,7 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
     first = [row for row in draw(own, 0) if isinstance(row, PairRow)]  # pairs of the first epoch
     whole = (len(row.history) for row in own for _ in range((wanted or ONE_UNIFORM).k))
     left_out["train"] = count_left_out(whole, (n for row in first for n in row.left_out))
-    return StageRows(own, valid_rows, rank_valid, Pairs(draw, _keep_rows), left_out, notes)
+    return StageRows(own, valid_rows, rank_valid, (draw,), left_out, notes)
 
 
 def check_rows(stage: Stage, aligns: bool) -> None:
@@ -102,7 +100,7 @@ def check_rows(stage: Stage, aligns: bool) -> None:
 def show_rows(stage: Stage, aligns: bool) -> ShownRows:
     """The first pair: its prompt, and both answers."""
     found = make_rows(stage, aligns)
-    completed = found.pairs.train(found.rows, 0) if found.pairs else found.rows
+    completed = Dataset(found.rows, found.transforms or ()).complete_rows(found.rows, 0)
     rows = [row for row in completed if isinstance(row, PairRow)]
     words = stage.bench.codec.tokenizer.convert_ids_to_tokens
     chosen, rejected = rows[0].answers[0]
@@ -223,10 +221,6 @@ def _trim_to_fewest(rows: Sequence[PairRow]) -> tuple[list[PairRow], tuple[str, 
         f"validation: left out {lost:,} of {pairs:,} pairs: every user counts with {k}, as many as "
         "the user with the fewest has",
     )
-
-
-def _keep_rows(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
-    return list(rows)
 
 
 OPERATIONS = Operations(

@@ -24,7 +24,12 @@ from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.stage.workbench import (
+    Workbench,
+    build_training_rows,
+    build_window_rows,
+    open_workbench,
+)
 from llmrec_cli.tasks.pairs import parse_pairs
 from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder
 
@@ -201,10 +206,10 @@ def test_every_item_of_a_history_is_in_the_prompt(
         check_pairs(bench, recipe, "train")
         check_pairs(open_workbench(recipe, Silent(), evaluation=True), recipe, "eval")
         return
-    check_windows(bench, recipe, bench.training_rows(recipe.sft.train.rows))
+    check_windows(bench, recipe, build_training_rows(bench, recipe.sft.train.rows))
     frame = bench.prepared.split("test")
-    check_windows(bench, recipe, bench.windows(frame))
-    assert len({row.prompt.tobytes() for row in bench.windows(frame)}) == distinct(frame)
+    check_windows(bench, recipe, build_window_rows(bench, frame))
+    assert len({row.prompt.tobytes() for row in build_window_rows(bench, frame)}) == distinct(frame)
 
 
 def distinct(frame: pd.DataFrame) -> int:
