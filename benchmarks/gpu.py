@@ -26,14 +26,14 @@ from benchmarks import cross_layer, decoding, loss_head, preferences, training_s
 from benchmarks.device import Bench, Loss, Report, agreement, backward_of, device_facts, write
 from benchmarks.machine import machine
 from benchmarks.training_step import dense_log_probs
-from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.reference import with_reference
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.methods.contract import Forward, Head
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.tensors.masked import catalogue_columns, legal_logits
 from llmrec_cli.tensors.trie import Trie, build_trie, walk
+from llmrec_cli.training.collator import Collator, MicroBatch
+from llmrec_cli.training.reference import with_reference
 
 Size = Literal["tiny", "full"]
 

@@ -21,11 +21,11 @@ from benchmarks.loss_head import backward
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
 from benchmarks.training_step import Problem, Shape, dense_log_probs, draw_problem
-from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.reference import with_reference
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
+from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.reference import with_reference
 
 Size = Literal["ci", "full"]
 Support = Literal["vocab", "legal"]

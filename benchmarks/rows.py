@@ -17,8 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.table import median_seconds
-from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.job import limits_of
 from llmrec_cli.engine.rows import Row, sequence_rows, user_rows, window_rows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
@@ -27,6 +25,7 @@ from llmrec_cli.progress import Lines
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.training.collator import Collator, Limits
 
 USERS, REPEATS = 500, 3
 MSL = find("msl")
@@ -37,7 +36,7 @@ class Pass:
 
     def __init__(self, bench: Workbench, policy: Policy, rows: Sequence[Row]) -> None:
         collate = Collator(bench.trie, cut_forced=True)
-        limits = limits_of(bench.recipe.sft.train)
+        limits = Limits.of_section(bench.recipe.sft.train)
         self.policy = policy
         self.targets = sum(len(row.targets) for row in rows)
         self.rows = len(rows)

@@ -22,12 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.loss_head import catalogue
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
-from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of
+from llmrec_cli.training.collator import Collator, MicroBatch
 
 Size = Literal["ci", "full"]
 

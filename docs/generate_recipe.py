@@ -11,15 +11,13 @@ from generate_commands import NOTE
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from llmrec_cli import methods
 from llmrec_cli.data.prompts import Wording, template_names
 from llmrec_cli.data.rank_wording import RankWording
-from llmrec_cli.methods.contract import Options
 from llmrec_cli.recipe.baseline import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
-from llmrec_cli.recipe.problems import KINDS
+from llmrec_cli.recipe.problems import STAGE_TABLES
 from llmrec_cli.recipe.recipe import Recipe
 
-NAMED = [kind.key for kind in KINDS]  # keys whose default is the name of their table
+NAMED = [tables.key for tables in STAGE_TABLES.values()]  # by default the name of their table
 _TEXTS = "text, or a list of texts"
 SAME_AS = ("train", "data", "prompt")  # tables that come again inside of others
 
@@ -73,15 +71,11 @@ def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
     inner = {key: _model_of(field) for key, field in _fields(model).items()}
     yield _section(model, path, {key for key, found in inner.items() if found is None})
     for key, found in inner.items():
-        if key == "align":
-            yield from _tables(_required(found), ("align", "NAME"))
-            for name in methods.names():
-                yield _options(("align", name), methods.find(name).options, "method", name)
-        elif key == "baseline":
-            yield from _tables(_required(found), ("baseline", "NAME"))
-            for name, options in BASELINES.items():
-                yield _options(("baseline", name), options, "model", name)
-            yield _own_train()
+        if key in STAGE_TABLES:
+            yield from _tables(_required(found), (key, "NAME"))
+            for name, options in STAGE_TABLES[key].registry().items():
+                yield _options((key, name), options, STAGE_TABLES[key].key, name)
+            yield from [_own_train()] if key == "baseline" else []
         elif found is not None and not (path and key in SAME_AS):
             yield from _tables(found, (*path, key))
 
@@ -104,7 +98,7 @@ def _section(model: type[BaseModel], path: tuple[str, ...], keys: set[str]) -> s
     for key, field in _fields(model).items():
         if path and key in SAME_AS and key not in keys:
             rows.append(f"| `{key}` | table | {_linked(field)} |")
-        elif key in keys and field.annotation is not Options:  # gathered by the loader: no key
+        elif key in keys:
             rows.append(_row(key, schema["properties"][key], field))
     return "\n".join([*lines, *_table(rows)])
 
@@ -161,7 +155,7 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     """The model of a key that is a table."""
     for found in (field.annotation, *get_args(field.annotation)):
         if isinstance(found, type) and issubclass(found, BaseModel) and found is not BaseModel:
-            return None if found is Options else found
+            return found
     return None
 
 

@@ -14,8 +14,17 @@ import numpy as np
 import pandas as pd
 
 from llmrec_cli.comparing.evaluated import PREPARED, is_run
+from llmrec_cli.data.audit import (
+    CUTOFF,
+    HR,
+    NDCG,
+    PopScores,
+    Verdict,
+    judge_all,
+    measure,
+    with_audit,
+)
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
-from llmrec_cli.data.leakage import measure, with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import (
     Manifest,
@@ -25,11 +34,10 @@ from llmrec_cli.data.store import (
     readable,
     require_same_data,
 )
-from llmrec_cli.data.verdicts import PopScores, Verdict, verdicts
-from llmrec_cli.data.verdicts.popularity import CUTOFF, HR, NDCG
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.data import format_of
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.lists import Seen, needed_depth
 from llmrec_cli.report.metrics import score_rows
@@ -75,8 +83,8 @@ def audit_folder(folder: Path) -> Audit:
     prepared = load_prepared(folder)
     with readable(folder):
         manifest = with_audit(prepared)
-        pop = score_pop(prepared) if manifest["data"]["format"] != "rank-pairs" else None
-        return Audit(folder, manifest, verdicts(manifest, measure(prepared), pop))
+        pop = None if format_of(manifest["data"]["format"]).pairs else score_pop(prepared)
+        return Audit(folder, manifest, judge_all(manifest, measure(prepared), pop))
 
 
 def to_json(audited: Audit) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from llmrec_cli import run_folder
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.engine.checkpoint import write_tensors
-from llmrec_cli.engine.job import Job
-from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find
@@ -33,6 +31,9 @@ from llmrec_cli.run_folder import Opened
 from llmrec_cli.stage import scorer, workbench
 from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import Trainer
 
 
 def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
@@ -43,9 +44,9 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         DataError: nothing to train on, or to choose a checkpoint by.
         ArtefactError: the run exists already, or ``resume`` and it was started otherwise.
     """
-    if recipe.prompt.task != "generate":
+    if not recipe.task.ranks_catalogue:
         raise RecipeError(
-            f'[prompt] task = "{recipe.prompt.task}": conventional models rank the catalogue; '
+            f'[prompt] task = "{recipe.task.name}": conventional models rank the catalogue; '
             'expected task "generate"'
         )
     run = f"baseline-{name}"
@@ -96,37 +97,36 @@ def _train(
     model = scorer.build(bench, name).to(device)
     bench = replace(bench, encoder=scorer.leaf_encoder(bench))  # the same rows, as leaf numbers
     valid = workbench.subset(bench.prepared.split("valid"), section.validate_rows)
-    rows = bench.training_rows(section.rows)
+    rows = workbench.build_training_rows(bench, section.rows)
     left_out = left_out_of(bench.prepared.split("train"), rows)
-    if line := left_out.line(bench.why_passes):
+    if line := left_out.line(workbench.describe_passes(bench)):
         progress.say(f"baseline-{name}: train: {line}")
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
-    position = train(
-        Job(
-            policy=model,
-            method=method,
-            options=method.options(),
-            trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
-            train_rows=rows,
-            valid_rows=bench.windows(valid),
-            rank_valid=lambda: _validation_metrics(bench, model, valid),
-            section=section,
-            seed=bench.recipe.seed,
-            folder=opened.folder,
-            ranks=bench.ranks,
-            progress=progress,
-            label=f"baseline-{name}",
-            trackers=opened.trackers,
-        ),
-        resume=resume,
+    trainer = Trainer(
+        policy=model,
+        method=method,
+        options=method.options(),
+        trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
+        train_set=Dataset(rows),
+        valid_set=Dataset(workbench.build_window_rows(bench, valid)),
+        sampler=Sampler(len(rows), section.batch, bench.recipe.seed),
+        rank_valid=lambda: _validation_metrics(bench, model, valid),
+        section=section,
+        seed=bench.recipe.seed,
+        folder=opened.folder,
+        ranks=bench.ranks,
+        progress=progress,
+        label=f"baseline-{name}",
+        trackers=opened.trackers,
     )
+    state = trainer.train(resume=resume)
     if bench.ranks.is_first:
         write_tensors(opened.folder / scorer.MODEL, model.state_dict())
     return {
-        "steps": position.step,
-        "best_step": position.best_step,
-        "best_score": position.best_score,
-        "stopped_early": position.stopped,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
+        "stopped_early": state.stopped,
         "parameters": sum(p.numel() for p in model.parameters()),
         "histories": {"train": left_out.facts()},
     }

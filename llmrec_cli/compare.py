@@ -16,8 +16,8 @@ from llmrec_cli.comparing.evaluated import (
 )
 from llmrec_cli.comparing.external import Missing, external_entry
 from llmrec_cli.comparing.gather import Opened, entries_of, gathered
+from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.data.verdicts import verdicts
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.recipe.eval import EvalSection
 from llmrec_cli.recipe.file import load_recipe
@@ -31,6 +31,7 @@ from llmrec_cli.report.lists import Seen
 from llmrec_cli.report.pairs import PAIRED
 from llmrec_cli.report.question import Question
 from llmrec_cli.run_folder import is_evaluated, nearest_beside
+from llmrec_cli.tasks import find_reported_task
 
 SFT = "sft"
 
@@ -187,7 +188,7 @@ def _compared(
 def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
     """What a reader has to know about the data, a few words for each prepared folder."""
     for ground in grounds:
-        found = [line.removeprefix("note: ") for line in short_lines(verdicts(ground.manifest))]
+        found = [line.removeprefix("note: ") for line in short_lines(judge_all(ground.manifest))]
         if found:
             name = ground.folder.resolve().parent.name
             yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"
@@ -208,20 +209,21 @@ def _question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> 
     report = measure.evaluations[0].report if measure else {}
     drawn = report.get("bootstrap", {"resamples": EvalSection().resamples, "seed": 0})
     sft = measure.name if measure and measure.evaluations[0].run == SFT else None
+    protocol = report.get("protocol", {})
+    task = find_reported_task(protocol)
+    headline = asked.seen or protocol.get("seen", EvalSection().seen)
     question = Question(
         split=asked.split,
-        policies=("keep", "remove"),
-        headline=asked.seen or report.get("protocol", {}).get("seen", EvalSection().seen),
+        policies=task.policies,
+        headline=headline if headline in task.policies else task.policies[0],
         cutoffs=_cutoffs(entries) if entries else EvalSection().cutoffs,
         compared="",
         baseline=asked.baseline or sft,
         resamples=drawn["resamples"],
         seed=drawn["seed"],
     )
-    if measure is not None and measure.traits["task"].key == "rank-pair":
-        if asked.seen:
-            raise RecipeError(f'--seen {asked.seen}: task "rank-pair" knows no seen items')
-        question = replace(question, policies=("pairs",), headline="pairs", cutoffs=())
+    if asked.seen and asked.seen not in task.policies:
+        raise RecipeError(f'--seen {asked.seen}: task "{task.name}" knows no seen items')
     default = f"ndcg@{max(question.cutoffs)}" if question.cutoffs else PAIRED
     _require_known("--metric", asked.metric, question.averaged)
     known = [*(entry.name for entry in entries), *(asked.external or {})]

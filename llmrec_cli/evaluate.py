@@ -38,10 +38,10 @@ from llmrec_cli.stage.evaluate_candidates import (
     candidates_of,
     scored_pairs,
 )
-from llmrec_cli.stage.evaluate_pairs import evaluate_pairs
 from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.tasks.operations import load_operations
 
 POP = "baseline-pop"
 BASELINE_ROWS = 256  # scored together
@@ -69,10 +69,21 @@ def evaluate(
     """
     existing: Existing = "keep" if keep else "again" if again else "refuse"
     runs = [run for run in runs if _is_wanted(recipe, run, split, existing)]
-    if recipe.prompt.task == "rank-pair":
-        return evaluate_pairs(
-            recipe, runs, split=split, existing=existing, progress=progress, pop=POP
-        )
+    return load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
+
+
+def evaluate_catalogue(
+    recipe: Recipe, runs: Sequence[str], *, split: str, existing: Existing, progress: Progress
+) -> Compared:
+    """Rank the catalogue for every row of a split with every run, and compare all evaluated runs.
+
+    Args:
+        runs: names of finished runs that may be evaluated.
+        existing: what to do with a report that another process has written meanwhile.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
     if recipe.eval.data is not None:
         runs = _without_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)

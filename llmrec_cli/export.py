@@ -102,7 +102,7 @@ def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) ->
     else:
         copy_result(finished.folder / "adapter", folder)
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)
-    if recipe.prompt.task == "generate":
+    if recipe.task.ranks_catalogue:
         write_ranking(bench, folder)
     card = render_card(gather_card(finished, bench, wanted))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")

@@ -53,9 +53,9 @@ class Recommender:
             MachineError: no such device, or a package is missing.
         """
         finished = open_finished(run, overrides)
-        if finished.recipe.prompt.task != "generate":
+        if not finished.recipe.task.ranks_catalogue:
             raise ArtefactError(
-                f'{run}: its task is "{finished.recipe.prompt.task}", which ranks two given items: '
+                f'{run}: its task is "{finished.recipe.task.name}", which ranks two given items: '
                 'expected a run of task "generate"'
             )
         bench = lay_out(finished, device)

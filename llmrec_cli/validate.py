@@ -67,7 +67,7 @@ def _sources(recipe: Recipe) -> Iterator[str]:
 def _files(name: str, data: DataSection) -> Iterator[Path]:
     """The file of a source, or the files of its folder where its format takes one."""
     path = Path(name)
-    folder = data.format == "interactions" and path.is_dir()
+    folder = data.form.folders and path.is_dir()
     yield from (file for file in (path.rglob("*") if folder else [path]) if file.is_file())
 
 
@@ -136,27 +136,25 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     yield _catalogue(bench)
     for split in bench.prepared.splits:
         yield f"{split}: {len(bench.prepared.split(split)):,} rows"
-        if recipe.prompt.task == "generate":
-            yield from _left_out(bench, split)
+        yield from _left_out(bench, split)
     if recipe.eval.data is not None:
         other = open_workbench(recipe, Silent(), evaluation=True)
         yield f"to evaluate on: {_catalogue(other)}"
         yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
-        if recipe.prompt.task == "generate":
-            yield from _left_out(other, "test")
+        yield from _left_out(other, "test")
     longest = 0
     for number, (name, section) in enumerate(_stages(recipe)):
         meaning = _meaning(bench, name)
-        rows, first, tokens = _rows(bench, name, section)
-        longest = max(longest, tokens)
-        steps = -(-rows // section.batch) * section.epochs
+        shown = _show_stage(bench, name)
+        longest = max(longest, shown.longest)
+        steps = -(-shown.count // section.batch) * section.epochs
         steps = min(steps, section.max_steps or steps)
-        yield f"{name}: {rows:,} {section.rows} rows, about {steps:,.0f} updates"
+        yield f"{name}: {shown.count:,} {section.rows} rows, about {steps:,.0f} updates"
         if meaning is not None:
             yield f"{name}: {meaning}"
         if number == 0:
             yield "one training row (token: loss and legal tokens where it is predicted):"
-            yield from _indent("\n".join(first))
+            yield from _indent("\n".join(shown.first))
     yield from _agreement(bench)
     yield from _memory(recipe, bench, longest)
 
@@ -164,10 +162,11 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
 def _left_out(bench: Any, split: str) -> Iterator[str]:
     """What the prompts of a split have no room for, of ``COUNTED`` rows at most."""
     from llmrec_cli.stage.workbench import subset
+    from llmrec_cli.tasks.operations import load_operations
 
     frame = bench.prepared.split(split)
     some = subset(frame, COUNTED)
-    if line := bench.left_out(some).line(bench.encoder.why):
+    if line := load_operations(bench.recipe.task).describe_left_out(bench, some):
         drawn = f" (of {COUNTED:,} rows that were looked at)" if len(some) < len(frame) else ""
         yield f"{split}: {line}{drawn}"
 
@@ -189,38 +188,15 @@ def _catalogue(bench: Any) -> str:
     )
 
 
-def _rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
-    """Number of a stage's training rows, the first one in words, and tokens of the longest."""
+def _show_stage(bench: Any, name: str) -> Any:
+    """A stage's training rows, as its task shows them."""
+    from llmrec_cli.stage.check import plan_run
+    from llmrec_cli.stage.needs import Stage
+    from llmrec_cli.tasks.operations import load_operations
 
-    if bench.recipe.prompt.task == "rank-pair":
-        return _pair_rows(bench, name, section)
-    from llmrec_cli.engine.answers import lengths
-
-    rows = bench.training_rows(section.rows)
-    longest = max(lengths(rows, bench.trie.to("cpu")))
-    return len(rows), list(_show_row(bench, rows[0])), longest
-
-
-def _pair_rows(bench: Any, name: str, section: TrainSection) -> tuple[int, list[str], int]:
-    from llmrec_cli.methods import find
-    from llmrec_cli.stage.pair_task import pair_stage
-
-    stage = bench.recipe.stage(name)
-    wanted = None
-    if name != "sft":
-        wanted = find(stage.method).needs(stage.options).negatives
-    ground = pair_stage(bench, section, wanted, aligns=name != "sft")
-    assert ground.pairs is not None  # nosec B101 # noqa: S101 - of this task there always are
-    rows: Any = ground.pairs.train(ground.rows, 0)
-    words = bench.codec.tokenizer.convert_ids_to_tokens
-    chosen, rejected = rows[0].answers[0]
-    shown = {"prompt": rows[0].prompts[0], "chosen": chosen, "rejected": rejected}
-    longest = max(
-        len(prompt) + max(map(len, answers))
-        for row in rows
-        for prompt, answers in zip(row.prompts, row.answers, strict=True)
-    )
-    return len(rows), [f"{k}: {' '.join(words(v.tolist()))}" for k, v in shown.items()], longest
+    plan = plan_run(bench.recipe, name)
+    stage = Stage(bench, plan.method, plan.options, plan.section)
+    return load_operations(bench.recipe.task).show_rows(stage, name != "sft")
 
 
 def _meaning(bench: Any, name: str) -> str | None:

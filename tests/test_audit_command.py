@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from llmrec_cli import audit as story
 from llmrec_cli.audit import POP_ROWS, audit, audit_folder, score_pop
 from llmrec_cli.cli import app
-from llmrec_cli.data.leakage import CHECKS, with_audit
+from llmrec_cli.data.audit import RECORDED, Verdict, with_audit
 from llmrec_cli.data.store import Prepared, load_prepared
-from llmrec_cli.data.verdicts import Verdict
 from llmrec_cli.errors import UserError
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
@@ -132,7 +131,7 @@ def test_a_folder_of_before_is_counted_anew(prepared: Prepared) -> None:
     older = {key: value for key, value in whole.items() if key != "audit"}
     file.write_text(json.dumps(older))
     again = with_audit(load_prepared(prepared.folder))["audit"]
-    assert set(again) == CHECKS
+    assert set(again) == RECORDED
     assert again == whole["audit"] | {"interactions that tie in time": None}
     assert json.loads(file.read_text()) == older
     [ties] = [v for v in audit_folder(prepared.folder).verdicts if "tie in time" in v.check]

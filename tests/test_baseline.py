@@ -19,7 +19,6 @@ import torch
 from llmrec_cli.align import align
 from llmrec_cli.baseline import _validation_metrics, baseline
 from llmrec_cli.data.store import Prepared
-from llmrec_cli.engine.item_scores import fingerprint_of_rows
 from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.evaluate import POP, evaluate
@@ -33,6 +32,8 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
+from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.item_scores import fingerprint_of_rows
 
 pytestmark = pytest.mark.slow
 
@@ -259,7 +260,7 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
     bench = workbench.open_workbench(recipe, Silent())
     frame = bench.prepared.split("train").head(30)
     rows = sequence_rows(frame, bench.encoder, recipe.data.history)
-    table = needs.item_scores(bench, "sasrec", "train", rows)
+    table = needs.load_item_scores(bench, "sasrec", "train", rows)
     found = table.probabilities([0])
     assert found.shape == (len(rows[0].targets), bench.trie.n_leaves)
     for at in range(len(rows[0].targets)):
@@ -268,11 +269,11 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
     (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
-    needs.item_scores(bench, "sasrec", "train", rows)
+    needs.load_item_scores(bench, "sasrec", "train", rows)
     assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
     for name in ("pop", "itemknn"):
         with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
-            needs.item_scores(bench, name, "train", rows)
+            needs.load_item_scores(bench, name, "train", rows)
 
 
 def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_of_rows(
@@ -281,8 +282,8 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     recipe = recipe_in(home)
     bench = workbench.open_workbench(recipe, Silent())
     rows = window_rows(bench.prepared.split("valid").head(7), bench.encoder)
-    tables = [needs.item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")]
-    needs.item_scores(bench, "gru4rec", "valid", rows[:3])
+    tables = [needs.load_item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")]
+    needs.load_item_scores(bench, "gru4rec", "valid", rows[:3])
     assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
@@ -315,13 +316,13 @@ def test_ilrec_is_rewarded_by_the_scores_of_each_targets_own_history(
     stage = needs.Stage(bench, find("ilrec"), section.options, section.train)
     rows = sequence_rows(bench.prepared.split("train").head(40), bench.encoder, 5)
     valid_rows = window_rows(bench.prepared.split("valid").head(4), bench.encoder)
-    supply = needs.make_supply(stage, None, rows, valid_rows, home, {}, Silent())
-    assert supply.train_masses is not None
-    assert supply.valid_masses is not None
+    data = needs.build_datasets(stage, None, rows, valid_rows, home, {}, Silent())
+    collate = Collator(bench.trie, cut_forced=True)
     score, leaf_of_item = load_scorer(bench, "sasrec"), bench.leaf_of_item
-    for masses, of in ((supply.train_masses, rows[1:3]), (supply.valid_masses, valid_rows[2:])):
+    for dataset, of in ((data.train, rows[1:3]), (data.valid, valid_rows[2:])):
         windows = [w for row in of for w in as_windows(row, bench.catalogue)]
-        mass = masses(of)
+        mass = dataset.complete_batch(collate(of), of).batch.mass
+        assert mass is not None
         nodes = bench.trie.node_of_leaf_L.long()
         for answer, window in enumerate(windows):
             expected_L = np.exp(score([window.history])[0].astype(np.float64))
@@ -372,9 +373,9 @@ def test_missing_item_scores_say_what_to_run(home: Path) -> None:
     prepare(recipe, Path)
     bench = workbench.open_workbench(recipe, Silent())
     with pytest.raises(ArtefactError, match="run first: llmrec baseline --model sasrec RECIPE"):
-        needs.item_scores(bench, "sasrec", "train", [])
+        needs.load_item_scores(bench, "sasrec", "train", [])
     with pytest.raises(RecipeError, match=r"add the table.*llmrec baseline --model other RECIPE"):
-        needs.item_scores(bench, "other", "train", [])
+        needs.load_item_scores(bench, "other", "train", [])
 
 
 def test_a_language_models_training_settings_do_not_leak() -> None:

@@ -25,7 +25,6 @@ from llmrec_cli import claims, files, run_folder
 from llmrec_cli import prepare as story
 from llmrec_cli.claims import claimed, claimed_to_make, waited_for
 from llmrec_cli.data.store import load_prepared
-from llmrec_cli.engine.item_scores import stored_vectors
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.files import check_folder, create_atomically, write_folder
@@ -35,6 +34,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage import base
 from llmrec_cli.sweep.trial import _link_folders
+from llmrec_cli.training.item_scores import stored_vectors
 from tests.robustness import races
 
 ROOT = Path(__file__).resolve().parents[1]

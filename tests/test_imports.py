@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
+from llmrec_cli import cli
+from llmrec_cli.tasks import TASKS
 
 PACKAGE = Path(llmrec_cli.__file__).parent
-ROOMS = ("data", "tensors", "methods", "models", "engine", "report")
+ROOMS = ("data", "tensors", "methods", "models", "engine", "training", "report")
 # room -> what it may import of the package, besides itself and errors
 ALLOWED = {
     "tensors": (),
@@ -31,12 +33,25 @@ ALLOWED = {
         "recipe.track",
         "recipe.train",
         "tensors",
+        "training",
     ),
-    "report": ("data", "files"),
+    "training": (
+        "claims",
+        "engine",
+        "files",
+        "methods.contract",
+        "models",
+        "data",
+        "progress",
+        "recipe.train",
+        "tensors",
+    ),
+    "report": ("data", "files", "tasks"),
 }
 # what stories are made of: may import what stories may, but of the stories only these
 MATERIAL = {
-    "stage": {"compare"},
+    "stage": set[str](),
+    "tasks": {"compare", "evaluate"},
     "comparing": {"audit", "compare"},
     "serving": set[str](),
 }
@@ -54,6 +69,7 @@ STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "run_folder",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+TASK_FILES = {name.replace("-", "_"): name for name in TASKS}  # where a task is declared
 
 
 def imports(path: Path) -> list[str]:
@@ -112,13 +128,14 @@ def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     (tmp_path / "tensors").mkdir()
     stray = tmp_path / "tensors" / "x.py"
-    stray.write_text("def f():\n    from llmrec_cli.engine import loop\n")
-    assert strays(stray) == ["llmrec_cli.engine.loop"]
+    stray.write_text("def f():\n    from llmrec_cli.training import trainer\n")
+    assert strays(stray) == ["llmrec_cli.training.trainer"]
 
 
 def test_data_and_recipes_never_import_torch() -> None:
     for path in FILES:
-        if room_of(path).startswith(
+        declares_task = room_of(path) == "tasks" and path.stem in (*TASK_FILES, "__init__", "base")
+        if declares_task or room_of(path).startswith(
             ("data", "recipe", "cli", "commands", "errors", "prepare", "synthetic")
         ):
             assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
@@ -191,6 +208,26 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_no_help_builds_the_models_of_a_recipe() -> None:
+    """One child asks the whole for help, and then each command.
+
+    A command's own help may import pydantic: typer from 0.29 on reads options with it.
+    """
+    code = (
+        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "for words in ('', *cli.GROUPS, *cli.COMMANDS):\n"
+        "    sys.argv = ['llmrec', *words.split(), '--help']\n"
+        "    assert exits.guarded(cli.app) == 0, words\n"
+        "    assert words or 'pydantic' not in sys.modules\n"
+        f"heavy = {MODELS | TABLES!r} & set(sys.modules)\n"
+        "heavy |= {name for name in sys.modules if name.startswith('llmrec_cli.recipe')}\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == 1 + len(cli.GROUPS) + len(cli.COMMANDS)
+
+
 @pytest.mark.parametrize(
     "command", ["prepare", "validate", "sft", "align", "baseline", "eval", "run"]
 )
@@ -204,3 +241,46 @@ def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path:
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+def asks_for_a_task(path: Path) -> list[str]:
+    """Lines of a file in which a task is recognised by its name.
+
+    That is: the name of a task that is no English word, as a text of its own; or the name of any
+    task where something is compared or matched.
+    """
+    tree, found = ast.parse(path.read_text()), []
+    compared = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in TASKS:
+            if TASK_FILES.get(path.stem) == node.value:
+                continue
+            if "-" in str(node.value) or id(node) in compared:
+                found.append(f"{path}:{node.lineno}: {node.value}")
+    return found
+
+
+def test_a_task_is_asked_for_its_name_nowhere_but_in_its_own_file() -> None:
+    found = [line for path in FILES for line in asks_for_a_task(path)]
+    assert [line.partition(":")[0] for line in found] == [str(PACKAGE / "recipe" / "data.py")]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'x = recipe.prompt.task == "rank-pair"',
+        'x = "generate" != task',
+        'x = task in ("generate", "other")',
+        'PAIR = "rank-pair"',
+        'match task:\n    case "generate":\n        pass',
+    ],
+)
+def test_a_task_that_is_asked_for_its_name_would_be_found(planted: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(f"{planted}\n")
+    assert len(asks_for_a_task(path)) == 1

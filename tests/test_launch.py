@@ -32,14 +32,14 @@ FAILING = '''
 import os, sys
 
 if os.environ.get("RANK") == "1":
-    from llmrec_cli.engine import loop
+    from llmrec_cli.training.trainer import Trainer
 
-    def broken(job, module, optimizer, collate, position, update=loop._update):
-        if position.step == 2:
+    def broken(trainer, module, optimizer, update=Trainer.run_update):
+        if trainer.state.step == 2:
             {what}
-        return update(job, module, optimizer, collate, position)
+        return update(trainer, module, optimizer)
 
-    loop._update = broken
+    Trainer.run_update = broken
 '''
 ON_TERMINAL = """
 import fcntl, runpy, sys, termios

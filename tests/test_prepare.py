@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.columns import (
     CUT_ITEMS,
     CUT_ROWS,
@@ -25,7 +26,6 @@ from llmrec_cli.data.columns import (
     USER_ID,
 )
 from llmrec_cli.data.store import Prepared
-from llmrec_cli.data.verdicts import verdicts
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
@@ -177,7 +177,7 @@ def test_the_same_rows_in_every_split_are_a_warning(tmp_path: Path) -> None:
     }
     prepared = prepare(recipe(tmp_path, data), Path)
     [verdict] = [
-        v for v in verdicts(prepared.manifest) if v.check == "rows that stand in two splits"
+        v for v in judge_all(prepared.manifest) if v.check == "rows that stand in two splits"
     ]
     assert (verdict.level, verdict.count, verdict.of) == ("warning", 9, 9)
 

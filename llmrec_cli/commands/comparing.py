@@ -10,7 +10,6 @@ import typer
 from llmrec_cli.commands import completion
 from llmrec_cli.commands.options import AsJson, Overrides, Quiet, RecipeArgument, Split
 from llmrec_cli.commands.screen import Screen
-from llmrec_cli.recipe.file import load_recipe
 
 if TYPE_CHECKING:
     from llmrec_cli.compare import Compared
@@ -81,6 +80,7 @@ def export_data_command(
     Example: llmrec export-data quickstart --to recbole/quickstart
     """
     from llmrec_cli.exchange import export_data
+    from llmrec_cli.recipe.file import load_recipe
 
     files = list(map(str, export_data(load_recipe(recipe, overrides or ()), to)))
     Screen(as_json=as_json, quiet=quiet).show({"format": format, "files": files}, files)

@@ -21,7 +21,7 @@ from llmrec_cli.commands.options import (
 from llmrec_cli.commands.screen import Screen
 from llmrec_cli.engine.group import restarted
 from llmrec_cli.engine.launch import launched
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.methods import names
 
 
 def prepare_command(
@@ -34,16 +34,16 @@ def prepare_command(
 
     Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
     """
-    from llmrec_cli.data.leakage import with_audit
-    from llmrec_cli.data.verdicts import verdicts
+    from llmrec_cli.data.audit import judge_all, with_audit
     from llmrec_cli.prepare import prepare
+    from llmrec_cli.recipe.file import load_recipe
     from llmrec_cli.report.audit_text import short_lines
 
     screen = Screen(as_json=as_json, quiet=quiet)
     prepared = prepare(
         load_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
     )
-    told = short_lines(verdicts(with_audit(prepared)))
+    told = short_lines(judge_all(with_audit(prepared)))
     told += ["what this means: llmrec audit RECIPE"] if told else []
     screen.show(
         {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},
@@ -64,6 +64,7 @@ def validate_command(
 
     Example: llmrec validate quickstart --rows
     """
+    from llmrec_cli.recipe.file import load_recipe
     from llmrec_cli.validate import validate
 
     notes: list[str] = []
@@ -85,6 +86,8 @@ def sft_command(
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
     """
+    from llmrec_cli.recipe.file import load_recipe
+
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
@@ -102,7 +105,7 @@ def align_command(
         typer.Option(
             "--method",
             "-m",
-            help="dmpo, dpo, ilrec, lml, msl, sdpo, or an [align.NAME] of the recipe.",
+            help=f"{', '.join(names())}, or an [align.NAME] of the recipe.",
             autocompletion=completion.methods,
         ),
     ] = "msl",
@@ -115,6 +118,8 @@ def align_command(
 
     Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
     """
+    from llmrec_cli.recipe.file import load_recipe
+
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
@@ -146,6 +151,8 @@ def baseline_command(
 
     Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
     """
+    from llmrec_cli.recipe.file import load_recipe
+
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
@@ -177,6 +184,8 @@ def eval_command(
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
+    from llmrec_cli.recipe.file import load_recipe
+
     kinds = [name.partition("-") for name in run or ()]
     aligns, baselines = (
         [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
@@ -204,6 +213,8 @@ def run_command(
 
     Example: llmrec run quickstart
     """
+    from llmrec_cli.recipe.file import load_recipe
+
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 

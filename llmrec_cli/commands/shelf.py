@@ -28,9 +28,9 @@ def recipes_list_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: llmrec recipes ls
     """
-    from llmrec_cli.shipped_recipes import listed
+    from llmrec_cli.shipped_recipes import list_shipped
 
-    found = listed()
+    found = list_shipped()
     rows = [(one.name, one.description, one.backbone) for one in found]
     table = _table(("recipe", "what it shows", "backbone"), rows)
     screen = Screen(as_json=as_json, quiet=quiet)
@@ -49,9 +49,9 @@ def recipes_show_command(
 
     Example: llmrec recipes show amazon2018/gift-cards --resolved
     """
-    from llmrec_cli.shipped_recipes import shown
+    from llmrec_cli.shipped_recipes import show_recipe
 
-    text = shown(recipe, resolved=resolved)
+    text = show_recipe(recipe, resolved=resolved)
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"recipe": recipe, "text": text}, text.rstrip().split("\n"))
 
@@ -71,9 +71,9 @@ def recipes_copy_command(
 
     Example: llmrec recipes copy quickstart --to mine.toml
     """
-    from llmrec_cli.shipped_recipes import copied
+    from llmrec_cli.shipped_recipes import copy_recipe
 
-    files = list(map(str, copied(recipe, to)))
+    files = list(map(str, copy_recipe(recipe, to)))
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"files": files}, [*files, f"run it: llmrec run {files[0]}"])
 
@@ -93,7 +93,7 @@ def schema_command(
     Example: llmrec schema --to recipe.schema.json
     """
     from llmrec_cli.files import write_json
-    from llmrec_cli.recipe.schema import recipe_schema
+    from llmrec_cli.recipe.recipe import recipe_schema
 
     schema = recipe_schema()
     screen = Screen(as_json=as_json, quiet=quiet)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.data.audit import with_audit
 from llmrec_cli.data.columns import ROW, TARGET, USER_ID, split_file
-from llmrec_cli.data.leakage import with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.errors import ArtefactError

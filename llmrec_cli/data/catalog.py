@@ -18,7 +18,7 @@ from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection, format_of
+from llmrec_cli.recipe.data import DataSection
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
 _NO_METADATA = (
@@ -29,7 +29,7 @@ EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedItems:
     """Items that occur, split by whether they can be named."""
 
     items: pl.DataFrame  # ITEM_ID, TITLE, BRAND, TOKENS, sorted by ITEM_ID
@@ -37,7 +37,7 @@ class Named:
     dropped: list[str]  # those of them that the policy leaves without a name
 
 
-def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) -> Named:
+def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) -> NamedItems:
     """Give every occurring item its title by ``section.untitled``, or its semantic ID.
 
     Args:
@@ -60,8 +60,8 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
             'data.identity = "disambiguate": semantic IDs have no title to extend; use "merge"'
         )
     name = TOKENS if by_tokens else TITLE
-    filled = listed if by_tokens else listed.with_columns(_title(section.untitled))
-    named = Named(
+    filled = listed if by_tokens else listed.with_columns(_title_by_policy(section.untitled))
+    named = NamedItems(
         items=filled.filter(pl.col(name).is_not_null()),
         untitled=listed.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
         dropped=filled.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
@@ -79,14 +79,14 @@ def require_names(section: DataSection) -> None:
     Raises:
         DataError: titles come from metadata files, none is named, and ids are not to serve.
     """
-    if format_of(section.format).names or section.metadata or section.untitled == "id":
+    if section.form.names or section.metadata or section.untitled == "id":
         return
     raise DataError(
         f'data.untitled = "{section.untitled}": {_NO_METADATA.format(what="no item has a title")}'
     )
 
 
-def catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
+def build_catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
     """The final catalogue: items sorted by id, with their index ITEM, titles by identity policy."""
     rows = items.sort(ITEM_ID)
     if section.identity == "disambiguate":
@@ -127,13 +127,13 @@ def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[st
     return names
 
 
-def shares_identity(items: pl.DataFrame) -> pl.Series:
+def mark_shared_identity(items: pl.DataFrame) -> pl.Series:
     """For each item, whether another one has the same title (or the same tokens)."""
     name = TOKENS if has_tokens(items) else TITLE
     return items.select(name).is_duplicated()
 
 
-def _title(policy: str) -> pl.Expr:
+def _title_by_policy(policy: str) -> pl.Expr:
     instead = {"drop": [], "brand": [pl.col(BRAND)], "id": [_as_title(ITEM_ID)]}[policy]
     return pl.coalesce(TITLE, *instead).alias(TITLE)
 
@@ -145,7 +145,7 @@ def _as_title(name: str) -> pl.Expr:
 
 
 def _mostly_nameless(
-    named: Named, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
+    named: NamedItems, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
 ) -> str:
     """What to say, and to set instead.
 
@@ -157,7 +157,7 @@ def _mostly_nameless(
     if by_tokens:
         return f"{what} are not in the semantic-ID index: data.index must list the items that occur"
     policy = f'data.untitled = "{section.untitled}"'
-    if not section.metadata and not format_of(section.format).names:
+    if not section.metadata and not section.form.names:
         return f"{policy}: {_NO_METADATA.format(what=f'{what} have no title')}"
     brand_too = section.untitled == "brand"
     lack = "neither a usable title nor a brand" if brand_too else "no usable title"

@@ -23,7 +23,6 @@ from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.rank_wording import RankTemplate, RankWording, take_apart
 from llmrec_cli.data.wording import count_placeholders, one_line
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.toml import parse
 
 SEQUENCE: Final = "sequence"
@@ -125,7 +124,7 @@ def load_template(name_or_path: str, locate: Callable[[str], Path]) -> Template:
     """
     if name_or_path.endswith(".toml"):
         path = locate(name_or_path)
-        return parse_template(_read(path), name=path.stem, where=str(path))
+        return parse_template(_read_template(path), name=path.stem, where=str(path))
     if name_or_path not in template_names():
         close = difflib.get_close_matches(name_or_path, template_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -182,23 +181,25 @@ def require_titles(
     return titles
 
 
-def require_prompts(prompt: PromptSection, items: pd.DataFrame) -> None:
+def require_prompts(name: str, items: pd.DataFrame, *, shows_candidates: bool) -> None:
     """Refuse prompts that would not show every item of a history, as far as titles make them.
 
     (Semantic IDs and bare items are tokens: ``engine.rows`` looks at them.)
+
+    Args:
+        name: of the template, or its path.
+        shows_candidates: prompts are of the template's ``[rank]`` wording.
 
     Raises:
         RecipeError: no such template.
         DataError: as ``require_titles``.
     """
-    if prompt.task == "rank-pair":
-        require_titles(
-            prompt.template, load_rank_template(prompt.template, Path).render_history, items
-        )
-    elif prompt.template != SEQUENCE:
-        template = load_template(prompt.template, Path)
+    if shows_candidates:
+        require_titles(name, load_rank_template(name, Path).render_history, items)
+    elif name != SEQUENCE:
+        template = load_template(name, Path)
         if not has_tokens(items):
-            require_titles(prompt.template, template.render, items)
+            require_titles(name, template.render, items)
 
 
 def parse_template(content: bytes, name: str, where: str) -> Template:
@@ -216,7 +217,7 @@ def parse_template(content: bytes, name: str, where: str) -> Template:
     try:
         wording = Wording.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_problems(error))) from None
+        raise RecipeError(f"{where}: " + "; ".join(_list_problems(error))) from None
     return _take_apart(name, wording)
 
 
@@ -240,7 +241,7 @@ def _take_apart(name: str, wording: Wording) -> Template:
     )
 
 
-def _read(path: Path) -> bytes:
+def _read_template(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, expected a prompt template")
@@ -251,7 +252,7 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def _list_problems(error: ValidationError) -> Iterator[str]:
     """One phrase per problem: key, value, what was expected."""
     for problem in error.errors(include_url=False, include_context=False):
         *table, name = map(str, problem["loc"])
@@ -264,9 +265,9 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{key}: missing ({field.description})"
         else:
             reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-            yield f"{key} = {_shown(problem['input'])}: {reason} ({field.description})"
+            yield f"{key} = {_show_value(problem['input'])}: {reason} ({field.description})"
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.models.policy import inference
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
 from llmrec_cli.tensors.preference import answer_log_probs
 from llmrec_cli.tensors.trie import Trie
+from llmrec_cli.training.collator import Collator, MicroBatch
 
 
 def log_probs(policy: Any, micro: MicroBatch, *, legal: bool, temperature: float = 1.0) -> Tensor:

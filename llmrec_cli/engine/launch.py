@@ -18,13 +18,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmrec_cli.engine.group import FAILURES, LAUNCHER, how_to_go_on, is_rank
 from llmrec_cli.engine.stop import Stopped, handle_signals, passed_on
 from llmrec_cli.engine.variables import REFUSED, check_variables
 from llmrec_cli.errors import GroupError, MachineError, RecipeError
-from llmrec_cli.recipe.stages import LaunchSection
+
+if TYPE_CHECKING:
+    from llmrec_cli.recipe.stages import LaunchSection
 
 _WORDLESS = "process {} ended with exit code {} and said nothing"
 _HUNG = "process {} gave no answer within launch.timeout = {} s and was ended; {}"

@@ -1,11 +1,16 @@
-"""One file per method; the file name is the ``--method`` name.  ``_name.py`` is shared code."""
+"""One file per method; the file name is the ``--method`` name.  ``_name.py`` is shared code.
+
+Listing the names imports none of them: ``llmrec align --help`` knows a new file at once.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from llmrec_cli.methods.contract import Method
+if TYPE_CHECKING:
+    from llmrec_cli.methods.contract import Method
 
 
 def names() -> list[str]:
@@ -20,6 +25,8 @@ def find(name: str) -> Method:
     Raises:
         KeyError: there is no such method.
     """
+    from llmrec_cli.methods.contract import Method  # pydantic: nobody needs it for the names
+
     if name not in names():
         raise KeyError(name)
     method = importlib.import_module(f"{__name__}.{name}").METHOD

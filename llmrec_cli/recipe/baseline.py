@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, model_validator
 
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.recipe.data import Section
+from llmrec_cli.recipe.stages import NamedTables, take_options
 from llmrec_cli.recipe.train import TrainSection
 
 
@@ -109,13 +110,24 @@ distances here, so its number is the model's own."""
 
 
 class BaselineSection(Section):
-    """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand in the same table.
-
-    (In the file there is no table `options`: the loader gathers them there.)
-    """
+    """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand there, too."""
 
     model: str = Field(description="pop, itemknn, sasrec, gru4rec or caser; default NAME")
     train: TrainSection = Field(
         default=TrainSection(), description="keys to override; whole once resolved"
     )
-    options: SerializeAsAny[Options] = Field(description="the model's own hyper-parameters")
+
+    @property
+    def options(self) -> Options:
+        """The model's own hyper-parameters, apart from the stage's keys."""
+        return take_options(baseline_kinds()[self.model], self)
+
+
+def baseline_kinds() -> dict[str, type[Options]]:
+    """Options of every conventional model, by its name."""
+    return dict(BASELINES)
+
+
+CONVENTIONAL = NamedTables(
+    "baseline", "model", BaselineSection, baseline_kinds, "baseline.sasrec", alone=("pop",)
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -128,19 +128,10 @@ class SparkSection(Section):
 
 CIRCUMSTANCES = ("engine", "memory", "spark")  # keys of [data] that no prepared byte depends on
 
-DataFormat = Literal[
-    "amazon2014",
-    "amazon2018",
-    "amazon2023",
-    "ratings2014",
-    "ratings2018",
-    "ratings2023",
-    "split2023",
-    "interactions",
-    "msl-windows",
-    "semantic-ids",
-    "rank-pairs",
-]
+if TYPE_CHECKING:
+    DataFormat: TypeAlias = str
+else:
+    DataFormat = Literal[tuple(FORMATS)]
 
 
 class DataSection(Section):
@@ -217,19 +208,19 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _has_its_sources(self) -> DataSection:
-        form = format_of(self.format)
+        form = self.form
         missing = [key for key in form.needs if not dig(self, key)]
         if missing:
             raise ValueError(
                 f'format = "{self.format}" needs the file names in {", ".join(missing)}'
             )
-        if form.comes_split != (self.split == "given"):
+        if form.pre_split != (self.split == "given"):
             expected = one_of(possible_splits(form, clock=has_clock(self)))
             default = "" if "split" in self.model_fields_set else ", the default"
             raise ValueError(
                 f'split = "{self.split}"{default}: format "{self.format}" needs split = {expected}'
             )
-        if self.spark != SparkSection() and self.engine != "spark":
+        if self.spark != type(self).model_fields["spark"].default and self.engine != "spark":
             raise ValueError(f'spark is set, and engine = "{self.engine}": expected "spark"')
         if self.start and self.end and self.start >= self.end:
             raise ValueError(f"start = {self.start}, end = {self.end}: expected start before end")
@@ -242,6 +233,11 @@ class DataSection(Section):
                 f"min_history = {self.min_history} must be <= history = {self.history}"
             )
         return self
+
+    @property
+    def form(self) -> Format:
+        """What there is to know of the format."""
+        return FORMATS[self.format]
 
     def files(self) -> list[str]:
         """Every source file that the section names, in order."""
@@ -257,22 +253,21 @@ class DataSection(Section):
 
 
 def format_of(name: str) -> Format:
-    """What a format of ``data.format`` uses of ``[data]``."""
+    """The format of a ``[data]`` section that is plain values, as in a manifest."""
     return FORMATS[name]
 
 
 def has_clock(section: DataSection) -> bool:
     """Whether the source has times that compare across users, rather than an order alone."""
-    in_order = section.format == "interactions" and section.columns.timestamp is False
-    return format_of(section.format).clock and not in_order
+    return section.form.compares_times(section.columns.timestamp)
 
 
 def clock_problem(section: DataSection) -> str | None:
     """What is asked of a source without times, as ``key = value: problem``; None: nothing."""
     if has_clock(section):
         return None
-    form = format_of(section.format)
-    lacks = f'format "{form.name}"' if not form.clock else "a source with columns.timestamp = false"
+    form, untimed = section.form, "a source with columns.timestamp = false"
+    lacks = untimed if form.has_clock else f'format "{form.name}"'
     if section.split == "global-time":
         others = one_of(possible_splits(form, clock=False))
         return (

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF
-from llmrec_cli.recipe.problems import KINDS, Table, did_you_mean, model_problems, problems_of
+from llmrec_cli.recipe.baseline import OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, BaselineSection
+from llmrec_cli.recipe.problems import Table, did_you_mean, list_problems
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.task import data_problems, task_problems
+from llmrec_cli.recipe.stages import AlignSection, StageSection
+from llmrec_cli.recipe.task import data_problems, link_problems, name_problems, task_problems
 from llmrec_cli.recipe.toml import parse, require_bounds
+from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import unused_notes, unused_problems
 from llmrec_cli.redaction import redacted
 
 SHIPPED = Path(__file__).parents[1] / "shipped" / "recipes"
 CHECKOUT = Path(__file__).parents[2] / "recipes"
 MAX_BYTES = 1 << 20
+Stage = TypeVar("Stage", StageSection, AlignSection, BaselineSection)
 
 
 def load_recipe(
@@ -50,14 +55,15 @@ def load_recipe(
         for name in names:
             if isinstance(table.setdefault(kind, {}), dict):
                 table[kind].setdefault(name, {})
-    problems = list(problems_of(table))
-    if not problems:
-        resolved = _inherit_train(_split_options(table))
-        problems = list(model_problems(Recipe, resolved))
-    if not problems:
-        recipe = Recipe.model_validate(resolved)
-        problems = [*data_problems(recipe), *task_problems(recipe)]
-        problems += [] if whole else unused_problems(table, recipe)
+    try:
+        recipe = inherit_training(Recipe.model_validate(table))
+    except ValidationError as error:
+        problems = list(list_problems(error, table))
+    else:  # what follows from a problem is not asked
+        problems = [*name_problems(recipe)] or [*link_problems(recipe)]
+        if not problems:
+            unused = [] if whole else unused_problems(table, recipe)
+            problems = [*data_problems(recipe), *task_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
@@ -74,13 +80,13 @@ def merged_table(path: Path, overrides: Iterable[str] = ()) -> Table:
     Raises:
         RecipeError: a file that is not TOML, or a word that is no override.
     """
-    table = _read(path)
+    table = _read_table(path)
     base = table.pop("extends", None)
     if base is not None:
-        table = _merge(_read_base(path, base), table)
+        table = _merge_tables(_read_base(path, base), table)
     table.setdefault("name", path.stem)
     for override in overrides:
-        _apply(table, override)
+        _apply_override(table, override)
     try:
         require_bounds(table)
     except ValueError as error:
@@ -117,7 +123,7 @@ def find_recipe(name_or_path: str) -> Path:
     raise RecipeError(f"{name_or_path}: no such recipe file or shipped recipe.{hint}")
 
 
-def _read(path: Path) -> Table:
+def _read_table(path: Path) -> Table:
     """One TOML file, with its ``./`` paths made relative to the working folder."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -139,7 +145,7 @@ def _read_base(path: Path, base: object) -> Table:
     base_path = path.parent / base
     if not base_path.is_file():
         raise RecipeError(f"{path}: extends = {base!r}: no such file {base_path}")
-    table = _read(base_path)
+    table = _read_table(base_path)
     if "extends" in table:
         raise RecipeError(f"{base_path}: extends again; one level of sharing is the limit")
     return table
@@ -181,18 +187,18 @@ def map_paths(table: Table, change: Callable[[str], str]) -> None:
             inner[key] = changed(inner[key])
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
+def _merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:
     """``over`` wins; tables are merged, everything else (lists too) is replaced."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
-            value = _merge(below, value)
+            value = _merge_tables(below, value)
         merged[key] = value
     return merged
 
 
-def _apply(table: Table, override: str) -> None:
+def _apply_override(table: Table, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise RecipeError(f"{override}: expected key=value, e.g. train.learning_rate=1e-4")
@@ -213,34 +219,27 @@ def toml_value(text: str) -> Any:
     return parsed["value"] if set(parsed) == {"value"} else text
 
 
-def _split_options(table: Table) -> Table:
-    """``[align.NAME]`` and ``[baseline.NAME]`` hold two things, the stage's own keys and options of
-    a method or model: tell them apart."""
-    resolved = dict(table)
-    for kind in KINDS:
-        sections = {}
-        for name, section in table.get(kind.table, {}).items():
-            own, options = kind.apart(name, section)
-            own["options"] = kind.options(own[kind.key]).model_validate(options)
-            sections[name] = own
-        resolved[kind.table] = sections
-    return resolved
+def inherit_training(recipe: Recipe) -> Recipe:
+    """A stage's ``train`` table lies over the shared ``[train]``; values are checked already."""
 
+    def inherit(stage: Stage, shared: TrainSection) -> Stage:
+        own = {key: getattr(stage.train, key) for key in stage.train.model_fields_set}
+        return stage.model_copy(update={"train": shared.model_copy(update=own)})
 
-def _inherit_train(table: Table) -> Table:
-    """A stage's ``train`` table lies over the shared ``[train]``."""
-    shared = table.get("train", {})
+    shared = recipe.train
+    common = {k: getattr(shared, k) for k in SHARED_TRAIN if k in shared.model_fields_set}
 
-    def inherit(stage: Table) -> Table:
-        return {**stage, "train": _merge(shared, stage.get("train", {}))}
+    def conventional(model: str) -> TrainSection:
+        own = OWN_TRAIN | TRAIN_OF.get(model, {}) | common
+        return TrainSection.model_construct().model_copy(update=own)
 
-    align = {name: inherit(stage) for name, stage in table["align"].items()}
-    common = {key: shared[key] for key in SHARED_TRAIN if key in shared}
-
-    def conventional(stage: Table) -> Table:
-        own = OWN_TRAIN | TRAIN_OF.get(stage["model"], {}) | common
-        return {**stage, "train": _merge(own, stage.get("train", {}))}
-
-    baseline = {name: conventional(stage) for name, stage in table["baseline"].items()}
-    sft = inherit(table.get("sft", {}))
-    return {**table, "sft": sft, "align": align, "baseline": baseline}
+    return recipe.model_copy(
+        update={
+            "sft": inherit(recipe.sft, shared),
+            "align": {name: inherit(stage, shared) for name, stage in recipe.align.items()},
+            "baseline": {
+                name: inherit(stage, conventional(stage.model))
+                for name, stage in recipe.baseline.items()
+            },
+        }
+    )

@@ -1,4 +1,7 @@
-"""What each source format uses of `[data]`: one value per format.  No torch."""
+"""The formats of sources: one value each, which says what it uses of `[data]` and what it has.
+
+Whoever needs to know asks a property of the value: no name of a format is compared.  No torch.
+"""
 
 from __future__ import annotations
 
@@ -26,53 +29,82 @@ class Format:
         needs: keys of ``[data]`` that must name files; dotted where a table holds them.
         uses: further keys that play a part, beside those that every format uses; the name of a
             table stands for all of its keys.
-        comes_split: the source comes split already, and is not cleaned.
-        clock: the source has times that compare across users.
+        pre_split: the source comes split already, and is not cleaned.
+        has_clock: the source has times that compare across users.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
+        pairs: every row has a liked and a disliked item, and a user is in one split only.
+        folders: a folder of parquet files may stand for a file.
+        reader: file in ``data/readers`` that reads it; by default the one of its name.
     """
 
     name: str
     needs: tuple[str, ...]
     uses: tuple[str, ...]
-    comes_split: bool = False
-    clock: bool = True
+    pre_split: bool = False
+    has_clock: bool = True
     names: str = ""
+    pairs: bool = False
+    folders: bool = False
+    reader: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reader:
+            object.__setattr__(self, "reader", self.name.replace("-", "_"))
 
     def uses_key(self, key: str) -> bool:
         """Whether a (dotted) key of ``[data]`` plays a part in this format."""
         table = key.partition(".")[0]
         return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
 
+    @property
+    def items_are_tokens(self) -> bool:
+        """Whether items are token sequences (semantic IDs), which need no titles."""
+        return self.names == "tokens"
+
+    @property
+    def names_columns(self) -> bool:
+        """Whether a recipe says what the columns of the files are called."""
+        return self.uses_key("columns")
+
+    def compares_times(self, time_column: object) -> bool:
+        """Whether a source has times that compare across users, rather than an order alone.
+
+        Args:
+            time_column: the column that the recipe names; false or None: there is none.
+        """
+        return self.has_clock and (bool(time_column) or not self.names_columns)
+
 
 _FORMATS: Final = (
-    Format("amazon2014", ("reviews",), _REVIEWS),
-    Format("amazon2018", ("reviews",), _REVIEWS),
-    Format("amazon2023", ("reviews",), _REVIEWS),
-    Format("ratings2014", ("reviews",), _REVIEWS),
-    Format("ratings2018", ("reviews",), _REVIEWS),
-    Format("ratings2023", ("reviews",), _REVIEWS),
-    Format("split2023", _PARTS, ("splits.valid", *_NAMES), comes_split=True),
-    Format("interactions", ("reviews",), (*_REVIEWS, "columns")),
+    Format("amazon2014", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2018", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2023", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("split2023", _PARTS, ("splits.valid", *_NAMES), pre_split=True),
+    Format("interactions", ("reviews",), (*_REVIEWS, "columns"), folders=True),
     Format(
         "msl-windows",
         (*_PARTS, "metadata"),
         ("splits.valid", *_NAMES),
-        comes_split=True,
+        pre_split=True,
     ),
     Format(
         "semantic-ids",
         ("reviews", "index"),
         ("metadata", "duplicates", "k_core", "identity"),
-        clock=False,
+        has_clock=False,
         names="tokens",
     ),
     Format(
         "rank-pairs",
         _PARTS,
         ("splits.preference", "splits.valid"),
-        comes_split=True,
-        clock=False,
+        pre_split=True,
+        has_clock=False,
         names="the prompts",
+        pairs=True,
     ),
 )
 
@@ -90,7 +122,7 @@ def possible_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
     Args:
         clock: whether the source, as the recipe reads it, has times that compare across users.
     """
-    if form.comes_split:
+    if form.pre_split:
         return ("given",)
     return ("leave-one-out", *(("global-time",) if clock else ()), "few-shot")
 

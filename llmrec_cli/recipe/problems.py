@@ -4,126 +4,73 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from llmrec_cli import methods
-from llmrec_cli.recipe.baseline import BASELINES, BaselineSection
+from llmrec_cli.recipe.baseline import CONVENTIONAL
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.stages import AlignSection
+from llmrec_cli.recipe.stages import ALIGNMENTS, NamedTables
 from llmrec_cli.recipe.toml import show
 
-Table = dict[str, Any]
+Table: TypeAlias = dict[str, Any]
+Problem: TypeAlias = Mapping[str, Any]  # one of ``ValidationError.errors()``
+
+STAGE_TABLES = {tables.table: tables for tables in (ALIGNMENTS, CONVENTIONAL)}
 
 
-@dataclass(frozen=True)
-class Kind:
-    """Tables that hold a stage's own keys and, beside them, the options of a method or model."""
-
-    table: str
-    key: str  # names the method or model; by default it is the table's own name
-    section: type[BaseModel]
-    example: str
-    known: Callable[[], list[str]]
-    options: Callable[[str], type[BaseModel]]
-    alone: tuple[str, ...] = ()  # what is known by its name: no other table, no other meaning
-
-    def own_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(set(self.section.model_fields) - {"options"}))
-
-    def apart(self, name: str, section: Table) -> tuple[Table, Table]:
-        """The stage's own keys, and the options."""
-        own = {key: value for key, value in section.items() if key in self.own_keys()}
-        options = {key: value for key, value in section.items() if key not in self.own_keys()}
-        return {self.key: name, **own}, options
-
-
-KINDS = (
-    Kind(
-        "align",
-        "method",
-        AlignSection,
-        "align.msl",
-        methods.names,
-        lambda name: methods.find(name).options,
-    ),
-    Kind(
-        "baseline",
-        "model",
-        BaselineSection,
-        "baseline.sasrec",
-        lambda: list(BASELINES),
-        lambda name: BASELINES[name],
-        alone=("pop",),
-    ),
-)
-
-
-def problems_of(table: Table) -> Iterator[str]:
-    """Every problem of a merged recipe, as lines ``[section] key = value: what was expected``."""
-    names = [kind.table for kind in KINDS]
-    yield from model_problems(Recipe, {k: v for k, v in table.items() if k not in names})
-    for kind in KINDS:
-        sections = table.get(kind.table, {})
-        if not isinstance(sections, dict):
-            yield f"{kind.table} = {show(sections)}: expected tables such as [{kind.example}]"
-            continue
-        for name, section in sections.items():
-            yield from _stage_problems(kind, name, section)
-
-
-def _stage_problems(kind: Kind, name: str, section: object) -> Iterator[str]:
-    table = f"{kind.table}.{name}"
-    if not isinstance(section, dict):
-        yield f"[{kind.table}] {name} = {show(section)}: expected a table [{table}]"
-        return
-    own, rest = kind.apart(name, section)
-    chosen = own[kind.key]
-    if chosen not in kind.known():
-        hint = did_you_mean(str(chosen), kind.known())
-        known = ", ".join(kind.known())
-        shown = f"[{table}] {kind.key} = {show(chosen)}"
-        yield f"{shown}: unknown {kind.key}, expected one of {known}.{hint}"
-        return
-    for only in kind.alone:
-        if chosen != name and only in (chosen, name):
-            yield f"[{table}] {kind.key} = {show(chosen)}: {only} is [{kind.table}.{only}] alone"
-    options = kind.options(chosen)
-    placeholder = own | {"options": options.model_construct()}
-    yield from model_problems(kind.section, placeholder, (kind.table, name))
-    yield from model_problems(options, rest, (kind.table, name), also=kind.own_keys())
-
-
-def model_problems(
-    model: type[BaseModel], values: Table, prefix: tuple[str, ...] = (), also: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """What ``model`` refuses in ``values``.
+def list_problems(error: ValidationError, table: Table) -> Iterator[str]:
+    """What ``Recipe`` refused, a line for each key: stages' own tables after all others.
 
     Args:
-        prefix: names of the tables around these values, for the message.
-        also: keys that belong to the same table but not to ``model``, for suggestions.
+        table: what was validated.
     """
-    try:
-        model.model_validate(values)
-    except ValidationError as error:
-        by_place: dict[tuple[str, str], list[str]] = {}  # a union has one problem per branch: join
-        hints: dict[tuple[str, str], str] = {}
-        for problem in error.errors(include_url=False, include_context=False):
-            loc = _real_location(values, problem["loc"])
-            place, expected, meaning = _describe(model, prefix, loc, problem, also)
-            by_place.setdefault((place, meaning), []).append(expected)
-            hints[place, meaning] = hints.get((place, meaning), "") or _nearest_word(problem)
-        for (place, meaning), expected_ones in by_place.items():
-            first, *others = dict.fromkeys(expected_ones)
-            either = [other.removeprefix("expected ") for other in others]
-            yield place + " or ".join([first, *either]) + meaning + hints[place, meaning]
+    order = {name: number for number, name in enumerate(STAGE_TABLES, start=1)}
+    problems = error.errors(include_url=False, include_context=False)
+    by_place: dict[tuple[str, str], list[str]] = {}  # a union has one problem per branch: join
+    hints: dict[tuple[str, str], str] = {}
+    for problem in sorted(problems, key=lambda each: order.get(str(each["loc"][0]), 0)):
+        place, expected, meaning = _locate(problem, table)
+        by_place.setdefault((place, meaning), []).append(expected)
+        hints[place, meaning] = hints.get((place, meaning), "") or _suggest_word(problem)
+    for (place, meaning), expected_ones in by_place.items():
+        first, *others = dict.fromkeys(expected_ones)
+        either = [other.removeprefix("expected ") for other in others]
+        yield place + " or ".join([first, *either]) + meaning + hints[place, meaning]
 
 
-def _real_location(values: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+def _locate(problem: Problem, table: Table) -> tuple[str, str, str]:
+    """Where a problem is (``[table] key = value: ``), what was expected, and what the key means."""
+    kind, *rest = problem["loc"]
+    tables = STAGE_TABLES.get(kind)
+    if tables is None:
+        return _describe(Recipe, (), _drop_branches(table, problem["loc"]), problem)
+    if len(rest) < 2:
+        return _describe_table(tables, rest, problem)
+    name, chosen, *loc = rest
+    return _describe(
+        tables.kinds()[chosen], (kind, name), _drop_branches(table[kind][name], loc), problem
+    )
+
+
+def _describe_table(tables: NamedTables, loc: list[str], problem: Problem) -> tuple[str, str, str]:
+    """Of what is no table of a method or model at all."""
+    value = problem["input"]
+    if not loc:
+        expected = f"expected tables such as [{tables.example}]"
+        return f"{tables.table} = {show(value)}: ", expected, ""
+    place = f"{tables.table}.{loc[0]}"
+    if problem["type"] != "union_tag_invalid":
+        return f"[{tables.table}] {loc[0]} = {show(value)}: ", f"expected a table [{place}]", ""
+    chosen, known = value[tables.key], list(tables.registry())
+    expected = f"unknown {tables.key}, expected one of {', '.join(known)}."
+    hint = did_you_mean(str(chosen), known)
+    return f"[{place}] {tables.key} = {show(chosen)}: ", expected + hint, ""
+
+
+def _drop_branches(values: Any, loc: Iterable[int | str]) -> tuple[str, ...]:
     """``loc`` without the parts that name a branch of a union rather than a key."""
     keys: list[str] = []
     for part in loc:
@@ -135,38 +82,38 @@ def _real_location(values: Any, loc: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def _describe(
-    model: type[BaseModel],
-    prefix: tuple[str, ...],
-    loc: tuple[str, ...],
-    problem: Mapping[str, Any],
-    also: tuple[str, ...],
+    model: type[BaseModel], prefix: tuple[str, ...], loc: tuple[str, ...], problem: Problem
 ) -> tuple[str, str, str]:
-    """Where a problem is (``[table] key = value: ``), what was expected, and what the key means."""
-    table_itself = problem["type"] == "value_error" and _section(model, (*loc, "")) is not None
+    """The three of ``_locate``, for a key or table inside of ``model``.
+
+    Args:
+        prefix: names of the tables around it.
+    """
+    table_itself = problem["type"] == "value_error" and _find_section(model, (*loc, "")) is not None
     if not loc or table_itself:  # a check over a whole table
         table = ".".join([*prefix, *loc])
-        return f"[{table}] " if table else "", _expected(problem), ""
-    section, key = _section(model, loc), loc[-1]
+        return f"[{table}] " if table else "", _explain(problem), ""
+    section, key = _find_section(model, loc), loc[-1]
     table = ".".join([*prefix, *loc[:-1]])
     where = f"[{table}] " if table else ""
     if problem["type"] == "missing":
         return f"{where}{key}: ", "missing", ""
     shown = f"{where}{key} = {show(problem['input'])}: "
     if problem["type"] == "extra_forbidden":
-        known = [*_keys(section), *also] if section else []
+        known = _list_keys(section) if section else []
         known = known if table else [*known, "extends"]
         return shown, f"unknown key.{did_you_mean(key, known)}", ""
-    field = _keys(section).get(key) if section else None
+    field = _list_keys(section).get(key) if section else None
     meaning = f" ({field.description})" if field and field.description else ""
-    return shown, _expected(problem), meaning
+    return shown, _explain(problem), meaning
 
 
-def _keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
+def _list_keys(section: type[BaseModel]) -> dict[str, FieldInfo]:
     """Fields of a table under the keys of a recipe (``lambda`` is no name for Python)."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def _section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:
+def _find_section(model: type[BaseModel], loc: tuple[str, ...]) -> type[BaseModel] | None:
     """The model in which the last key of ``loc`` stands; None if that is not a table."""
     found: type[BaseModel] = model
     for key in loc[:-1]:
@@ -193,13 +140,13 @@ _EXPECTED = {  # where pydantic speaks of Python
 }
 
 
-def _expected(problem: Mapping[str, Any]) -> str:
+def _explain(problem: Problem) -> str:
     message: str = problem["msg"]
     message = message.removeprefix("Value error, ").replace("Input should be", "expected")
     return _EXPECTED.get(problem["type"], message[0].lower() + message[1:])
 
 
-def _nearest_word(problem: Mapping[str, Any]) -> str:
+def _suggest_word(problem: Problem) -> str:
     """The nearest of the words that a key knows, for a misspelt one."""
     if problem["type"] != "literal_error":
         return ""

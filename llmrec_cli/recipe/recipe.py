@@ -8,23 +8,35 @@ reported at once (``problems.py``).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
-from llmrec_cli.recipe.baseline import BaselineSection
+from llmrec_cli.recipe.baseline import CONVENTIONAL, BaselineSection
 from llmrec_cli.recipe.data import DataSection, PromptSection, Section
 from llmrec_cli.recipe.eval import EvalSection
 from llmrec_cli.recipe.model import ModelSection
-from llmrec_cli.recipe.stages import AlignSection, LaunchSection, StageSection
+from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, LaunchSection, StageSection
 from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.track import TrackSection
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.recipe.unused import without_refused
+from llmrec_cli.tasks import TASKS
+from llmrec_cli.tasks.base import Task
+
+
+def _add_file_keys(schema: dict[str, Any]) -> None:
+    """What a file may say and the loader takes out."""
+    extends = "a recipe file whose keys hold where this one is silent; one level"
+    first = {"extends": {"type": "string", "description": extends}}
+    schema["properties"] = first | schema["properties"]
 
 
 class Recipe(Section):
     """A whole experiment, resolved: `extends`, overrides and `[train]` inheritance applied."""
+
+    model_config = ConfigDict(title="llmrec recipe", json_schema_extra=_add_file_keys)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of its runs"
@@ -39,35 +51,25 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     sft: StageSection = StageSection()
-    baseline: dict[str, BaselineSection] = Field(default_factory=dict)
-    align: dict[str, AlignSection] = Field(default_factory=dict)
+    baseline: Annotated[dict[str, BaselineSection], CONVENTIONAL] = Field(
+        default_factory=dict,
+        description="tables [baseline.NAME]; NAME is the model, or model says it",
+    )
+    align: Annotated[dict[str, AlignSection], ALIGNMENTS] = Field(
+        default_factory=dict,
+        description="tables [align.NAME]; NAME is the method, or method says it",
+    )
     eval: EvalSection = EvalSection()
     launch: LaunchSection = LaunchSection()
     sweep: SweepSection | None = None
     track: TrackSection = TrackSection()
 
-    @model_validator(mode="after")
-    def _sequences_need_their_template(self) -> Recipe:
-        if self.prompt.task == "rank-pair":
-            return self  # which has no sequences, whatever the template (task.py)
-        stages: dict[str, StageSection | AlignSection] = {"sft": self.sft}
-        stages |= {f"align.{name}": section for name, section in self.align.items()}
-        for name, stage in stages.items():
-            if stage.train.rows == "sequence" and self.prompt.template != "sequence":
-                raise ValueError(
-                    f'[{name}.train] rows = "sequence" needs prompt.template = "sequence", not '
-                    f'"{self.prompt.template}": a text prompt is not a prefix of the next one'
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _parents_exist(self) -> Recipe:
-        for name in self.align:
-            self.lineage(name)
-        return self
-
     def lineage(self, name: str) -> list[str]:
-        """The alignments that ``[align.name]`` starts from, first to last, itself included."""
+        """The alignments that ``[align.name]`` starts from, first to last, itself included.
+
+        Raises:
+            ValueError: a parent is unknown, or leads back.
+        """
         chain = [name]
         while (parent := self.align[chain[0]].parent) not in ("sft", "base"):
             if parent not in self.align or parent in chain:
@@ -82,6 +84,11 @@ class Recipe(Section):
     def in_order(self) -> list[str]:
         """Names of the alignments, parents before what starts from them."""
         return list(dict.fromkeys(n for name in self.align for n in self.lineage(name)))
+
+    @property
+    def task(self) -> Task:
+        """What the model is asked."""
+        return TASKS[self.prompt.task]
 
     @property
     def folder(self) -> Path:
@@ -130,6 +137,33 @@ class Recipe(Section):
     def every_value(self) -> dict[str, Any]:
         """Plain values of all keys, those that play no part too: to compare with a run's record."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        for section in (*plain["align"].values(), *plain["baseline"].values()):
-            section.update(section.pop("options"))
         return plain
+
+
+class FileSchema(GenerateJsonSchema):
+    """pydantic's schema, of a file: `extends` and defaults fill in what it leaves out.
+
+    TOML has no null.  A table's default is that of its keys.
+    """
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return False
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def get_default_value(self, schema: Any) -> Any:
+        default = super().get_default_value(schema)
+        return NoDefault if default is None or isinstance(default, Section) else default
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors: every key with its type, range and meaning.
+
+    What only the whole can show (``validate`` says it) is not in it.
+    """
+    schema = Recipe.model_json_schema(schema_generator=FileSchema)
+    return {"$schema": FileSchema.schema_dialect, **schema}

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from llmrec_cli import methods
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.data import Columns, DataSection, Splits
-from llmrec_cli.recipe.formats import FORMATS, one_of, users_of
+from llmrec_cli.recipe.formats import one_of, users_of
 from llmrec_cli.recipe.sweep import SweepSection
 from llmrec_cli.recipe.toml import show
 from llmrec_cli.recipe.train import TrainSection
@@ -67,21 +67,21 @@ def unused_problems(table: Table, recipe: Recipe) -> Iterator[str]:
     """
     for found in unused_keys(recipe):
         if found.refused:
-            for path, value in _written(table, found.path):
-                yield f"{_place(path, value)}: {found.why}"
+            for path, value in _find_written(table, found.path):
+                yield f"{_show_place(path, value)}: {found.why}"
 
 
 def unused_notes(table: Table, recipe: Recipe) -> Iterator[str]:
     """One line for each further key that a recipe sets and that plays no part; args as above."""
     for found in unused_keys(recipe):
         depth = len(found.path)
-        written = [] if found.refused else list(_written(table, found.path))
-        changed = [(p, v) for p, v in written if v != _inside(found.default, p[depth:])]
+        written = [] if found.refused else list(_find_written(table, found.path))
+        changed = [(p, v) for p, v in written if v != _get_inside(found.default, p[depth:])]
         if changed:
             first, *others = changed
             more = "".join(f", {path[-1]} = {show(value)}" for path, value in others)
             play = "play" if others else "plays"
-            yield f"{_place(*first)}{more} {play} no part: {found.why}"
+            yield f"{_show_place(*first)}{more} {play} no part: {found.why}"
 
 
 def without_refused(plain: Table, recipe: Recipe) -> Table:
@@ -91,51 +91,51 @@ def without_refused(plain: Table, recipe: Recipe) -> Table:
         for key in found.path[:-1]:
             inner = inner.get(key, {})
         last = found.path[-1]
-        if found.refused and last in inner and not _harmless(last, inner[last]):
+        if found.refused and last in inner and not _is_harmless(last, inner[last]):
             del inner[last]
     return plain
 
 
 def unused_keys(recipe: Recipe) -> Iterator[Unused]:
     """Every key that plays no part in a recipe, whether it is set or not."""
-    yield from _data(("data",), recipe.data)
+    yield from _find_in_data(("data",), recipe.data)
     if recipe.eval.data is not None:
-        yield from _data(("eval", "data"), recipe.eval.data)
-    yield from _model(recipe)
-    yield from _train(recipe)
-    yield from _baselines(recipe)
-    yield from _aligns(recipe)
-    yield from _eval(recipe)
+        yield from _find_in_data(("eval", "data"), recipe.eval.data)
+    yield from _find_in_model(recipe)
+    yield from _find_in_training(recipe)
+    yield from _find_in_baselines(recipe)
+    yield from _find_in_alignments(recipe)
+    yield from _find_in_eval(recipe)
     if not set(recipe.track.trackers) - {"tensorboard"}:
         yield Unused(("track", "online"), "no tracker of [track] sends to a server", default=False)
     if recipe.sweep is not None and recipe.sweep.sampler == "grid":
         why = 'sampler = "grid" tries all of its points'
-        yield Unused(("sweep", "trials"), why, default=_default(SweepSection, "trials"))
+        yield Unused(("sweep", "trials"), why, default=_get_default(SweepSection, "trials"))
 
 
-def _data(table: Path, data: DataSection) -> Iterator[Unused]:
-    for key in _data_keys():
-        if why := _why_not(data, key):
+def _find_in_data(table: Path, data: DataSection) -> Iterator[Unused]:
+    for key in _list_data_keys():
+        if why := _explain_refusal(data, key):
             yield Unused((*table, *key.split(".")), why, refused=True)
-    for key, why in _circumstantial(data):
-        yield Unused((*table, key), why, default=_default(DataSection, key))
+    for key, why in _find_switched_off(data):
+        yield Unused((*table, key), why, default=_get_default(DataSection, key))
 
 
-def _data_keys() -> Iterator[str]:
+def _list_data_keys() -> Iterator[str]:
     for name in DataSection.model_fields:
         inner = _TABLES.get(name)
         yield from [f"{name}.{key}" for key in inner.model_fields] if inner else [name]
 
 
-def _why_not(data: DataSection, key: str) -> str | None:
+def _explain_refusal(data: DataSection, key: str) -> str | None:
     """Why a key of ``[data]`` changes nothing in this format; None: it does."""
-    form = FORMATS[data.format]
+    form = data.form
     if not form.uses_key(key):
-        if form.comes_split and key in _CLEANING:
+        if form.pre_split and key in _CLEANING:
             return f'format "{form.name}" comes split and is not cleaned; remove it'
         who = one_of(users_of(key))
         return f'format "{form.name}" does not use it, only {who}; remove it'
-    if key == "min_rating" and form.name == "interactions" and not data.columns.rating:
+    if key == "min_rating" and form.names_columns and not data.columns.rating:
         return "no rating is read; name the rating column in columns.rating, or remove it"
     if key in ("columns.title", "columns.brand") and not data.metadata:
         return "titles and brands are read from data.metadata, which names no file"
@@ -145,62 +145,64 @@ def _why_not(data: DataSection, key: str) -> str | None:
 
 
 def _has_no_brands(data: DataSection) -> bool:
-    return data.format == "interactions" and bool(data.metadata) and not data.columns.brand
+    return data.form.names_columns and bool(data.metadata) and not data.columns.brand
 
 
-def _circumstantial(data: DataSection) -> Iterator[tuple[str, str]]:
+def _find_switched_off(data: DataSection) -> Iterator[tuple[str, str]]:
     """Keys of ``[data]`` that another key of it switches off."""
-    form = FORMATS[data.format]
+    form = data.form
     if data.split != "few-shot":
         yield "few_shot_users", f'split = "{data.split}" draws no training users'
     if data.on_bad_line != "skip" and form.uses_key("bad_line_limit"):
         yield "bad_line_limit", 'on_bad_line = "stop" leaves no line out'
-    if form.comes_split:
+    if form.pre_split:
         why = f'format "{form.name}" comes split, and is read in this process'
         yield from ((key, why) for key in ("engine", "memory", "spark"))
     elif data.engine == "spark":
         yield "memory", 'engine = "spark" has its own (spark.driver.memory in spark.options)'
 
 
-def _model(recipe: Recipe) -> Iterator[Unused]:
-    model, defaults = recipe.model, type(recipe.model)()
+def _find_in_model(recipe: Recipe) -> Iterator[Unused]:
+    model = recipe.model
+    kind = type(model)
     if model.tuning != "lora":
         why = f'tuning = "{model.tuning}" trains all weights'
-        yield Unused(("model", "lora"), why, default=defaults.lora.model_dump())
+        yield Unused(("model", "lora"), why, default=_get_default(kind, "lora").model_dump())
     if model.backbone != "scratch":
         why = f'backbone = "{model.backbone}" comes trained'
-        yield Unused(("model", "scratch"), why, default=defaults.scratch.model_dump())
+        yield Unused(("model", "scratch"), why, default=_get_default(kind, "scratch").model_dump())
     if model.backbone == "scratch" or os.path.isdir(model.backbone):
         why = f'backbone = "{model.backbone}" is not fetched from the hub'
         yield Unused(("model", "revision"), why)
 
 
-def _train(recipe: Recipe) -> Iterator[Unused]:
+def _find_in_training(recipe: Recipe) -> Iterator[Unused]:
     stages: dict[Path, TrainSection] = {("sft", "train"): recipe.sft.train}
     stages |= {("align", name, "train"): stage.train for name, stage in recipe.align.items()}
     for name, stage in recipe.baseline.items():
         if stage.model not in UNTRAINED:
             stages[("baseline", name, "train")] = stage.train
     idle = [path for path, train in stages.items() if train.on_nonfinite != "skip"]
-    why, limit = 'on_nonfinite = "stop" leaves no update out', _default(TrainSection, "skip_limit")
+    why = 'on_nonfinite = "stop" leaves no update out'
+    limit = _get_default(TrainSection, "skip_limit")
     yield from (Unused((*path, "skip_limit"), why, default=limit) for path in idle)
     if not any(path[0] != "baseline" for path in stages.keys() - idle):
         yield Unused(("train", "skip_limit"), why, default=limit)
 
 
-def _baselines(recipe: Recipe) -> Iterator[Unused]:
+def _find_in_baselines(recipe: Recipe) -> Iterator[Unused]:
     for name, stage in recipe.baseline.items():
         if stage.model in UNTRAINED:
             why = f"{stage.model} is counted, not trained; remove it"
             yield Unused(("baseline", name, "train"), why, refused=True)
 
 
-def _aligns(recipe: Recipe) -> Iterator[Unused]:
+def _find_in_alignments(recipe: Recipe) -> Iterator[Unused]:
     for name, stage in recipe.align.items():
         options = stage.options
         idle = dict(methods.find(stage.method).idle(options))
-        if recipe.data.format == "rank-pairs":
-            why = 'format "rank-pairs" has its rejected answers in the files'
+        if recipe.data.format in recipe.task.own_formats:
+            why = f'format "{recipe.data.format}" has its rejected answers in the files'
             draws = ("negatives", "pool", "refresh", "below")
             idle |= {key: why for key in draws if key in type(options).model_fields}
         for field, why in idle.items():
@@ -209,20 +211,17 @@ def _aligns(recipe: Recipe) -> Iterator[Unused]:
             yield Unused(("align", name, key), why, default=found.default)
 
 
-def _eval(recipe: Recipe) -> Iterator[Unused]:
-    decode, section = recipe.eval.decode, recipe.eval
-    if recipe.prompt.task == "rank-pair":
-        why = 'task "rank-pair" asks for one of two candidates; nothing is searched'
-        yield Unused(("eval", "decode"), why, default=type(decode)().model_dump())
-        for key in ("seen", "cutoffs"):
-            yield Unused(("eval", key), why, default=_default(type(section), key))
-        yield Unused(("eval", "auc"), 'task "rank-pair" has it in every report', default=False)
-    elif decode.search != "beam" and not decode.beam_error:
+def _find_in_eval(recipe: Recipe) -> Iterator[Unused]:
+    decode = recipe.eval.decode
+    for path, why in recipe.task.unused.items():
+        yield Unused(path, why, default=_get_default_at(type(recipe), path))
+    searches = ("eval", "decode") not in recipe.task.unused
+    if searches and decode.search != "beam" and not decode.beam_error:
         why = f'search = "{decode.search}" has no beam'
-        yield Unused(("eval", "decode", "beams"), why, default=_default(type(decode), "beams"))
+        yield Unused(("eval", "decode", "beams"), why, default=_get_default(type(decode), "beams"))
 
 
-def _written(table: Table, path: Path) -> Iterator[tuple[Path, Any]]:
+def _find_written(table: Table, path: Path) -> Iterator[tuple[Path, Any]]:
     """The keys that a recipe sets at ``path`` or below it, with values that may mean something."""
     value: Any = table
     for key in path:
@@ -231,26 +230,34 @@ def _written(table: Table, path: Path) -> Iterator[tuple[Path, Any]]:
         value = value[key]
     if isinstance(value, dict) and path[-1] != "options":
         for key in value:
-            yield from _written(table, (*path, key))
-    elif not _harmless(path[-1], value):
+            yield from _find_written(table, (*path, key))
+    elif not _is_harmless(path[-1], value):
         yield path, value
 
 
-def _harmless(key: str, value: object) -> bool:
+def _is_harmless(key: str, value: object) -> bool:
     """Whether a value is true of what does not use it: nothing, or nothing done."""
     return value in ("", [], (), {}) or value in _TRUE_ANYWAY.get(key, ())
 
 
-def _default(model: type[BaseModel], key: str) -> Any:
+def _get_default(model: type[BaseModel], key: str) -> Any:
     return model.model_fields[key].default
 
 
-def _inside(value: Any, path: Path) -> Any:
+def _get_default_at(model: type[BaseModel], path: Path) -> Any:
+    """The default behind a path; of a table, as plain values."""
+    found: Any = _get_default(model, path[0])
+    for key in path[1:]:
+        found = getattr(found, key)
+    return found.model_dump() if isinstance(found, BaseModel) else found
+
+
+def _get_inside(value: Any, path: Path) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return list(value) if isinstance(value, tuple) else value
 
 
-def _place(path: Path, value: object) -> str:
+def _show_place(path: Path, value: object) -> str:
     table = f"[{'.'.join(path[:-1])}] " if path[:-1] else ""
     return f"{table}{path[-1]} = {show(value)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from llmrec_cli.data.verdicts import Verdict, raised
+from llmrec_cli.data.audit import Verdict, select_raised
 from llmrec_cli.report.text import plain
 
 _LONGEST = 40  # characters of an example
@@ -21,7 +21,7 @@ def verdict_lines(found: Sequence[Verdict]) -> list[str]:
 
 def short_lines(found: Sequence[Verdict]) -> list[str]:
     """What needs attention, a few words each."""
-    return [f"{v.level}: {v.check}{_count(v)}" for v in raised(found)]
+    return [f"{v.level}: {v.check}{_count(v)}" for v in select_raised(found)]
 
 
 def verdict_table(found: Sequence[Verdict], title: str) -> Table:

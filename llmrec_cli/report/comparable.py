@@ -17,6 +17,7 @@ from llmrec_cli.data.columns import ITEMS_FILE, ROW, SPLITS, split_file
 from llmrec_cli.report.comparison import Kind, Policy
 from llmrec_cli.report.entries import Entry, Evaluation, Ground, Trait
 from llmrec_cli.report.pairs import OTHER
+from llmrec_cli.tasks import find_reported_task
 
 ROWS_OF = {"train": "training rows", "valid": "validation rows", "test": "test rows"}
 WHOLE = "whole catalogue"
@@ -30,13 +31,12 @@ def traits_of(evaluation: Evaluation, ground: Ground, kind: Kind) -> dict[str, T
         evaluation: its report is one that ``evaluated.open_run`` has checked, or empty.
     """
     protocol = evaluation.report.get("protocol", {})
-    task, candidates = protocol.get("task", "generate"), protocol.get("candidates", WHOLE)
-    traits = {"task": _plain(task)}
+    task = find_reported_task(protocol)
+    traits = {"task": _plain(protocol.get("task", task.name))}
     traits |= _of_data(ground, known=SPLITS if evaluation.report else (ground.split,))
     traits["evaluated"] = _rows(evaluation, len(ground.rows))
     traits["catalogue"] = _plain(f"{ground.leaves.n_leaves:,} entries")
-    words = f"two candidates ({candidates})" if task == "rank-pair" else candidates
-    traits["candidates"] = _plain(words)
+    traits["candidates"] = _plain(task.candidates.format(protocol.get("candidates", WHOLE)))
     if "template" in protocol:
         traits["template"] = _plain(protocol["template"])
     if "decoder" in protocol:

@@ -68,7 +68,7 @@ class PairProtocol:
     candidates: str  # where the other candidates come from
     template: str
     hashes: Mapping[str, str]  # "data" (compared between runs), "run"
-    task: str = "rank-pair"
+    task: str
 
 
 def per_user(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -16,10 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from llmrec_cli import __version__
-from llmrec_cli.data.columns import COUNT, TITLE
 from llmrec_cli.data.leaves import has_tokens
-from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import read_manifest
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
@@ -30,6 +27,7 @@ from llmrec_cli.report.text import build_markdown_table, markdown, plain
 from llmrec_cli.run_folder import REPORT_FILE
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.workbench import Workbench
+from llmrec_cli.tasks.operations import load_operations
 
 Rows = Sequence[Sequence[str]]
 _BACKTICKS = re.compile("`+")
@@ -132,7 +130,6 @@ def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
     """The card of a language model's run."""
     recipe = finished.recipe
     grounds = _grounds(finished, bench)
-    ranks = recipe.prompt.task == "generate"
     base = base_name(recipe, wanted)
     is_adapter = recipe.model.tuning == "lora" and not wanted.merge
     scores = read_scores(finished.folder, finished.manifest)
@@ -144,10 +141,10 @@ def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
         description=recipe.description,
         load_code=_adapter_code(recipe, base) if is_adapter else FULL_CODE,
         load_notes=tuple(_load_notes(recipe, wanted, base, is_adapter=is_adapter)),
-        rank_code=RANK_CODE if ranks else None,
+        rank_code=RANK_CODE if recipe.task.ranks_catalogue else None,
         answer="semantic ID" if has_tokens(bench.prepared.items) else "title, in quotes",
         decoding=_decoding(recipe),
-        example=None if ranks else _example(bench),
+        example=load_operations(recipe.task).make_example(bench),
         sources=[
             (source["name"] + use, f"{source['bytes']:,}", source["sha256"])
             for use, manifest in grounds.items()
@@ -196,10 +193,9 @@ def _summary(bench: Workbench, finished: Finished, base: str | None) -> str:
     start = f"{base}, fine-tuned" if base else "A small Llama, trained from scratch"
     n_items, n_entries = len(bench.prepared.items), bench.trie.n_leaves
     entries = "" if n_items == n_entries else f" ({n_entries:,} that it can tell apart)"
-    task = "recommends the next item of a history"
-    if finished.recipe.prompt.task != "generate":
-        task = "says which of two items a user likes more"
-    return f"{start}: {task}, from a catalogue of {n_items:,} items{entries}."
+    return (
+        f"{start}: {finished.recipe.task.summary}, from a catalogue of {n_items:,} items{entries}."
+    )
 
 
 def _adapter_code(recipe: Recipe, base: str | None) -> str:
@@ -228,16 +224,6 @@ def _decoding(recipe: Recipe) -> str:
     if decode.length_penalty:
         rule += f"; the order is by log-probability / length^{decode.length_penalty:g}"
     return f"{rule}. Probabilities are over the whole catalogue, the history included."
-
-
-def _example(bench: Workbench) -> str:
-    """A prompt of the rank-pair task about the most popular items, and both answers."""
-    popular = bench.prepared.items.sort_values(COUNT, ascending=False, kind="stable")
-    one, two, liked, other = (popular[TITLE].dropna().tolist() * 4)[:4]
-    template = load_rank_template(bench.recipe.prompt_for_eval.template, Path)
-    prompt = template.render(Question((one, two), liked, other))
-    answers = (template.render_answer(*pair) for pair in ((liked, other), (other, liked)))
-    return "\n\n".join([prompt, *answers])
 
 
 def _grounds(finished: Finished, bench: Workbench) -> dict[str, Mapping[str, Any]]:

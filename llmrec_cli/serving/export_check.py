@@ -9,7 +9,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.errors import ExportError
 from llmrec_cli.models.backbone import load_config
 from llmrec_cli.models.guard import ADAPTER, check_adapter, check_source, loading
@@ -17,9 +16,9 @@ from llmrec_cli.models.policy import Policy
 from llmrec_cli.serving.export_files import merge
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.base import base_source
-from llmrec_cli.stage.pair_task import pair_encoder, questions
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench
+from llmrec_cli.tasks.operations import load_operations
 
 ROWS: Final = 4
 CLOSE: Final = 1e-3  # nats; another order of the same additions in fp32 differs by about 1e-5
@@ -98,16 +97,8 @@ def _rows(bench: Workbench) -> Tokens:
             break
     else:
         return [([bench.codec.start], item.tolist()) for item in bench.catalogue[:ROWS]]
-    if bench.recipe.prompt.task == "generate":
-        prompts = bench.encoder.encode(frame[HISTORY].tolist())
-        answers = [bench.catalogue[item] for item in frame[TARGET]]
-    else:
-        pairs = pair_encoder(bench, bench.recipe.prompt_for_eval).encode(
-            questions(bench, frame, name)
-        )
-        prompts = [pair.prompts[0] for pair in pairs]
-        answers = [pair.answers[0][0] for pair in pairs]
-    return [(p.tolist(), a.tolist()) for p, a in zip(prompts, answers, strict=True)]
+    encoded = load_operations(bench.recipe.task).encode_answers(bench, frame, name)
+    return [(prompt.tolist(), answer.tolist()) for prompt, answer in encoded]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens
 from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.recipe import Recipe
 
 SEQUENCE = "sequence"
@@ -57,7 +58,7 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
     Older versions named them by titles, and by nothing where there were none: what was trained so
     must not go on, or be ranked, with other prompts.
     """
-    by_ids = recipe.data.format == "semantic-ids" and recipe.prompt.template != SEQUENCE
+    by_ids = recipe.data.form.items_are_tokens and recipe.prompt.template != SEQUENCE
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 
@@ -88,7 +89,7 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
         "template": recipe.prompt.template,
         "items": prepared.manifest["files"][ITEMS_FILE]["sha256"],
     }
-    if recipe.prompt.task != "generate":
+    if recipe.prompt.task != PromptSection().task:  # a base of the default says nothing of it
         made_from["task"] = recipe.prompt.task
     made_from |= history_fact(recipe)
     if not folder.is_dir():
@@ -106,7 +107,7 @@ def _build_scratch(
     template = prompt_template(recipe.prompt.template)
     semantic = semantic_tokens(prepared.items)
     texts = [] if semantic else [f'"{title}"' for title in prepared.items[TITLE].dropna()]
-    if recipe.prompt.task == "rank-pair":
+    if recipe.task.shows_candidates:
         rank = load_rank_template(recipe.prompt.template, Path)
         names = prepared.items[TITLE].dropna()
         texts = [rank.render(Question((name,), name, name)) for name in names]  # wording counts

@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from llmrec_cli import run_folder
-from llmrec_cli.engine.rows import Prompts, window_rows
-from llmrec_cli.errors import DataError, RecipeError, UserError
+from llmrec_cli.errors import RecipeError, UserError
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Method
 from llmrec_cli.methods.lml import LmlOptions
@@ -28,8 +25,8 @@ from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import scorer
 from llmrec_cli.stage.base import base_config
 from llmrec_cli.stage.needs import Stage
-from llmrec_cli.stage.pair_task import pair_encoder, pair_stage, questions
 from llmrec_cli.stage.workbench import Workbench, open_workbench, require_rows
+from llmrec_cli.tasks.operations import load_operations
 
 _PARENTS = {"sft": "sft", "base": None}
 
@@ -82,7 +79,7 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     other = bench
     if recipe.eval.data is not None:
         other = open_workbench(recipe, progress, evaluation=True)
-    _check_evaluation(other)
+    load_operations(recipe.task).check_evaluation(other)
 
 
 def unfinished_runs(recipe: Recipe) -> list[str]:
@@ -106,11 +103,12 @@ def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:
     Raises:
         UserError: as ``check_runs``.
     """
+    check_rows = load_operations(recipe.task).check_rows
     for run in runs:
         kind, _, name = run.partition("-")
         try:
             if kind != "baseline":
-                _check_stage(check_plan(bench, plan_run(recipe, run)), run)
+                check_rows(check_plan(bench, plan_run(recipe, run)), run != "sft")
             elif recipe.baseline[name].model not in UNTRAINED:
                 require_rows(bench.prepared)
         except UserError as error:
@@ -145,50 +143,3 @@ def check_plan(bench: Workbench, plan: Plan) -> Stage:
         scorer.require_sequential(recipe, stage.needs.item_scores.model)
     require_rows(bench.prepared)
     return stage
-
-
-def _check_stage(stage: Stage, run: str) -> None:
-    """What training finds anyway when it makes its rows."""
-    if stage.bench.recipe.prompt.task == "rank-pair":
-        pair_stage(stage.bench, stage.section, stage.needs.negatives, aligns=run != "sft")
-    else:
-        stage.bench.encoder.encode([()])  # a wording that leaves no room for any item
-        _check_negatives(stage)
-
-
-@dataclass(frozen=True)
-class _NoPrompts:
-    """Rows whose prompts nobody looks at: nothing is tokenized."""
-
-    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
-        none = np.zeros(0, np.int32)
-        return Prompts([none] * len(histories), np.zeros(len(histories), np.int32))
-
-
-def _check_negatives(stage: Stage) -> None:
-    sampler, prepared = stage.sampler(), stage.bench.prepared
-    if sampler is None:
-        return
-    wanted, batch = sampler.wanted, stage.section.batch
-    usable = sampler.require(window_rows(prepared.split("train"), _NoPrompts()))
-    sampler.usable_rows(window_rows(prepared.split("valid"), _NoPrompts()))
-    smallest = len(usable) % batch or batch  # the last update of an epoch
-    if wanted.draw == "in-batch" and stage.section.rows == "window" and smallest <= wanted.k:
-        raise RecipeError(
-            f'k = {wanted.k}: negatives = "in-batch" draws from the other rows of an update, and '
-            f"{len(usable):,} rows with train.batch = {batch} leave {smallest} rows for the last "
-            f"update of an epoch; expected at least {wanted.k + 1}: choose another train.batch, or "
-            "lower k"
-        )
-
-
-def _check_evaluation(bench: Workbench) -> None:
-    """Whether the prompts of the test split can be made at all."""
-    recipe = bench.recipe
-    if recipe.prompt.task != "rank-pair":
-        bench.encoder.encode([()])
-        return
-    frame = bench.prepared.split("test")
-    if len(frame) == 0:
-        raise DataError(f"{bench.prepared.folder}: no test rows")
-    pair_encoder(bench, recipe.prompt_for_eval).encode(questions(bench, frame, "test"))

@@ -55,7 +55,7 @@ def by_policy(bench: workbench.Workbench, model: Any) -> ScoreTwo:
     policy = Policy(model).eval()
 
     def score(frame: pd.DataFrame, others: list[int]) -> Floats:
-        windows = bench.windows(frame)
+        windows = workbench.build_window_rows(bench, frame)
 
         def work(numbers: Sequence[int]) -> list[Column]:
             rows = [replace(windows[i], negatives=((others[i],),)) for i in numbers]

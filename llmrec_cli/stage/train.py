@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
-from llmrec_cli.engine.job import Job, Position
-from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.models.policy import Policy
@@ -21,8 +17,9 @@ from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.check import check_plan, plan_run
 from llmrec_cli.stage.ground import ground, require_same_ground
-from llmrec_cli.stage.pair_task import StageRows, pair_stage
 from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.tasks.operations import StageRows, load_operations
+from llmrec_cli.training.trainer import Trainer, TrainerState
 
 
 def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -> Path:
@@ -46,12 +43,8 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
         return recipe.run_folder(run)
     bench = workbench.open_workbench(recipe, progress)
     stage = check_plan(bench, plan)
-    if recipe.prompt.task == "rank-pair":
-        ground = pair_stage(bench, section, stage.needs.negatives, aligns=run != "sft")
-        stage = replace(stage, bench=replace(bench, pairs=ground.pairs))
-    else:
-        ground = _catalogue_stage(stage)
-    facts = _facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
+    found = load_operations(recipe.task).make_rows(stage, run != "sft")
+    facts = _gather_facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
     with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
         if opened.finished:
             return opened.folder
@@ -62,38 +55,45 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
             parent_folder,
             train=True,
             dropout=dropout,
-            packs=_packs(stage),
+            packs=_packs_answers(stage),
             run=opened.folder,
         )
         policy = Policy(model)
-        supply = needs.make_supply(
-            stage, policy, ground.rows, ground.valid_rows, opened.folder, facts, progress
+        data = needs.build_datasets(
+            stage,
+            policy,
+            found.rows,
+            found.valid_rows,
+            opened.folder,
+            facts,
+            progress,
+            transforms=found.transforms,
         )
-        progress.say(f"{run}: {len(ground.rows):,} {section.rows} rows, {_parameters(policy)}")
-        for line in _notes(bench, section, ground):
+        progress.say(f"{run}: {len(found.rows):,} {section.rows} rows, {_count_parameters(policy)}")
+        for line in _describe_left_out(bench, section, found):
             progress.say(f"{run}: {line}")
         meaning = chosen.describe(options, bench.trie, bench.codec.spell)
         if meaning is not None:
             progress.say(f"{run}: {meaning}")
-        job = Job(
+        trainer = Trainer(
             policy=policy,
             method=chosen,
             options=options,
             trie=bench.trie,
-            train_rows=ground.rows,
-            valid_rows=ground.valid_rows,
-            rank_valid=lambda: ground.rank_valid(policy),
+            train_set=data.train,
+            valid_set=data.valid,
+            sampler=data.sampler,
+            rank_valid=lambda: found.rank_valid(policy),
             section=section,
             seed=recipe.seed,
             folder=opened.folder,
             ranks=bench.ranks,
             progress=progress,
             label=run,
-            supply=supply,
             trackers=opened.trackers,
         )
-        histories = {split: found.facts() for split, found in sorted(ground.left_out.items())}
-        outcome = _outcome(train(job, resume=resume), bench.ranks.count)
+        histories = {split: lost.facts() for split, lost in sorted(found.left_out.items())}
+        outcome = _record_outcome(trainer.train(resume=resume), bench.ranks.count)
         opened.outcome = outcome | {"histories": histories}
         if bench.ranks.is_first:
             name = "model" if recipe.model.tuning == "full" else "adapter"
@@ -101,34 +101,14 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
     return opened.folder
 
 
-def _catalogue_stage(stage: needs.Stage) -> StageRows:
-    """Rows of a stage that learns to generate the next item."""
-    bench, recipe = stage.bench, stage.bench.recipe
-    rows = bench.training_rows(stage.section.rows)
-    sampler = stage.sampler()
-    valid = workbench.subset(bench.prepared.split("valid"), stage.section.validate_rows)
-
-    def rank_valid(policy: Any) -> dict[str, float]:
-        return workbench.validation_metrics(
-            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
-        )
-
-    usable = sampler.require(rows) if sampler else rows
-    valid_rows = bench.windows(valid)
-    left_out = {
-        "train": left_out_of(bench.prepared.split("train"), rows),
-        "valid": left_out_of(valid, valid_rows),
-    }
-    notes = sampler.dropped(rows, usable) if sampler else ()
-    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
-
-
-def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows) -> Iterator[str]:
+def _describe_left_out(
+    bench: workbench.Workbench, section: TrainSection, found: StageRows
+) -> Iterator[str]:
     """What is left out of the rows on their way to the loss, one line each."""
-    yield from ground.notes
-    for split, found in sorted(ground.left_out.items()):
+    yield from found.notes
+    for split, lost in sorted(found.left_out.items()):
         in_passes = split == "train" and section.rows == "sequence"
-        if line := found.line(bench.why_passes if in_passes else bench.encoder.why):
+        if line := lost.line(workbench.describe_passes(bench) if in_passes else bench.encoder.why):
             yield f"{split}: {line}"
     known = len(bench.prepared.split("valid"))
     if section.validate_rows is not None and section.validate_rows < known:
@@ -138,13 +118,15 @@ def _notes(bench: workbench.Workbench, section: TrainSection, ground: StageRows)
         )
 
 
-def _packs(stage: needs.Stage) -> bool:
+def _packs_answers(stage: needs.Stage) -> bool:
     """Whether a stage computes several answers behind one prompt."""
-    pairs = stage.bench.recipe.prompt.task == "rank-pair"
-    return pairs or stage.section.rows == "user" or stage.needs.negatives is not None
+    packed = stage.bench.recipe.task.packs or stage.section.rows == "user"
+    return packed or stage.needs.negatives is not None
 
 
-def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> dict[str, Any]:
+def _gather_facts(
+    recipe: Recipe, bench: workbench.Workbench, parent: Path | None
+) -> dict[str, Any]:
     """Hashes of everything that the run stands on."""
     facts = ground(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
     if parent:
@@ -161,20 +143,20 @@ def _facts(recipe: Recipe, bench: workbench.Workbench, parent: Path | None) -> d
     return facts
 
 
-def _outcome(position: Position, processes: int) -> dict[str, Any]:
+def _record_outcome(state: TrainerState, processes: int) -> dict[str, Any]:
     return {
         "processes": processes,
-        "steps": position.step,
-        "best_step": position.best_step,
-        "best_score": position.best_score,
-        "stopped_early": position.stopped,
-        "warned_at": position.warned_at,
-        "skipped": position.skipped,
-        "method": position.method,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
+        "stopped_early": state.stopped,
+        "warned_at": state.warned_at,
+        "skipped": state.skipped,
+        "method": state.method,
     }
 
 
-def _parameters(policy: Policy) -> str:
+def _count_parameters(policy: Policy) -> str:
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     total = sum(p.numel() for p in policy.parameters())
     share = "" if trained == total else f" of {total:,}"

@@ -146,7 +146,7 @@ def _known(folder: Path | None, key: str) -> Verdict | None:
 def reach(bench: Workbench) -> int:
     """Tokens of the longest row that a recipe may feed, prompt and answers."""
     room, recipe = bench.room, bench.recipe
-    answers = room.longest * (1 if recipe.prompt.task == "generate" else 3)
+    answers = room.longest * recipe.task.answer_items
     longest = room.prompt + answers
     if recipe.prompt.template == SEQUENCE:
         longest = max(longest, 1 + (recipe.data.history + 1) * room.longest)

@@ -31,7 +31,6 @@ from llmrec_cli.engine.rows import (
     user_rows,
     window_rows,
 )
-from llmrec_cli.engine.supply import Pairs
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
@@ -64,35 +63,6 @@ class Workbench:
     encoder: PromptEncoder
     room: Room
     ranks: Ranks
-    pairs: Pairs | None = None  # of the rank-pair task
-
-    def training_rows(self, kind: str) -> list[Row]:
-        """The training split as rows of one target, or of many (``engine.rows``).
-
-        All processes of a machine together: prompts are tokenized once and shared.
-        """
-        frame = self.prepared.split("train")
-        if kind == "window":
-            return self.windows(frame)
-        if kind == "user":
-            return user_rows(frame, _Shared(self.encoder, self.ranks))
-        return sequence_rows(frame, self.encoder, self.recipe.data.history, self._fits)
-
-    @property
-    def why_passes(self) -> str:
-        """Why a target of a sequence may not see its whole history, as a setting and its value."""
-        return f'rows = "sequence": passes of at most {self.recipe.data.history + 1} items'
-
-    def _fits(self, history: Sequence[int], targets: Sequence[int]) -> bool:
-        """Whether a pass has room; of a prompt in words, the longest one is taken for it."""
-        prompt = self.room.prompt
-        if self.encoder.template is None:
-            prompt = min(prompt, 1 + sum(len(self.catalogue[item]) for item in history))
-        return self.room.holds(prompt, [len(self.catalogue[item]) for item in targets])
-
-    def windows(self, frame: pd.DataFrame) -> list[Row]:
-        """Rows of one target each, of any split; by all processes together."""
-        return window_rows(frame, _Shared(self.encoder, self.ranks))
 
     def rank(
         self,
@@ -198,22 +168,6 @@ class Workbench:
         return leaves
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """An encoder whose prompts are computed once on every machine; all processes ask together."""
-
-    encoder: PromptEncoder
-    ranks: Ranks
-
-    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
-        def make() -> dict[str, np.ndarray[Any, Any]]:
-            prompts = self.encoder.encode_counted(histories)
-            return Ragged.of(prompts.ids).arrays() | {"left_out_N": prompts.left_out_N}
-
-        found = self.ranks.mapped(make)
-        return Prompts(Ragged.from_arrays(found), found["left_out_N"])
-
-
 def decode_options(decode: DecodeSection, k: int) -> DecodeOptions:
     """``[eval.decode]`` as the decoder takes it, for lists of ``k``."""
     return DecodeOptions(
@@ -276,7 +230,7 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
     catalogue, trie = _laid_out(prepared, codec, ranks)
     space = room(recipe, config, catalogue, prepared.items, prompt.max_tokens)
     encoder = PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why)
-    if prompt.task == "generate":
+    if not recipe.task.shows_candidates:
         require_histories(encoder, prepared.items)
     return Workbench(
         recipe=recipe,
@@ -301,6 +255,53 @@ def _laid_out(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ragged, T
     found = ranks.mapped(make)
     tensors = {name: torch.from_numpy(array) for name, array in found.items()}
     return Ragged.from_arrays(found), Trie.from_tensors(tensors)
+
+
+@dataclass(frozen=True)
+class _SharedEncoder:
+    """An encoder whose prompts are computed once on every machine; all processes ask together."""
+
+    encoder: PromptEncoder
+    ranks: Ranks
+
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        def make() -> dict[str, np.ndarray[Any, Any]]:
+            prompts = self.encoder.encode_counted(histories)
+            return Ragged.of(prompts.ids).arrays() | {"left_out_N": prompts.left_out_N}
+
+        found = self.ranks.mapped(make)
+        return Prompts(Ragged.from_arrays(found), found["left_out_N"])
+
+
+def build_window_rows(bench: Workbench, frame: pd.DataFrame) -> list[Row]:
+    """Rows of one target each, of any split; by all processes of a machine together."""
+    return window_rows(frame, _SharedEncoder(bench.encoder, bench.ranks))
+
+
+def build_training_rows(bench: Workbench, kind: str) -> list[Row]:
+    """The training split as rows of one target, or of many (``engine.rows``).
+
+    All processes of a machine together: prompts are tokenized once and shared.
+    """
+    frame = bench.prepared.split("train")
+    if kind == "window":
+        return build_window_rows(bench, frame)
+    if kind == "user":
+        return user_rows(frame, _SharedEncoder(bench.encoder, bench.ranks))
+
+    def fits(history: Sequence[int], targets: Sequence[int]) -> bool:
+        """Whether a pass has room; of a prompt in words, the longest one is taken for it."""
+        prompt, catalogue = bench.room.prompt, bench.catalogue
+        if bench.encoder.template is None:
+            prompt = min(prompt, 1 + sum(len(catalogue[item]) for item in history))
+        return bench.room.holds(prompt, [len(catalogue[item]) for item in targets])
+
+    return sequence_rows(frame, bench.encoder, bench.recipe.data.history, fits)
+
+
+def describe_passes(bench: Workbench) -> str:
+    """Why a target of a sequence may not see its whole history, as a setting and its value."""
+    return f'rows = "sequence": passes of at most {bench.recipe.data.history + 1} items'
 
 
 def validation_metrics(

@@ -292,8 +292,7 @@ def _require_judge(plan: Plan) -> None:
             "llmrec eval --split valid"
         )
     if stage.train.select == "loss" and any(".train." not in f".{key}" for key in plan.space):
-        figure = "auc" if plan.recipe.prompt.task == "rank-pair" else "ndcg"
         raise RecipeError(
             f'sweep of {plan.run}: train.select = "loss", and losses under different options do '
-            f'not compare; set train.select = "{figure}"'
+            f'not compare; set train.select = "{plan.recipe.task.figure}"'
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
-from llmrec_cli.data.audit import audit, concentration
+from llmrec_cli.data.audit import Rows, count_findings, measure_concentration
 from llmrec_cli.data.columns import (
     BRAND,
     COUNT,
@@ -49,7 +50,7 @@ TIED = {"count": 1, "of": 2, "examples": ["x"], "interactions": 2}
 
 
 def test_every_check_by_hand() -> None:
-    found = audit(ITEMS, SPLITS, TIED, clock=True)
+    found = count_findings(Rows(ITEMS, SPLITS, TIED, clock=True))
     assert found == {
         "items that share a title or tokens": {
             "count": 2,
@@ -85,18 +86,20 @@ def test_rows_that_stand_in_two_splits() -> None:
         (3, [1], 0, 8),  # another user
     )
     splits = {"train": train, "valid": rows((2, [1], 0, 8)), "test": test}
-    found = audit(ITEMS, splits, None, clock=True)["rows that stand in two splits"]
+    found = count_findings(Rows(ITEMS, splits, None, clock=True))["rows that stand in two splits"]
     assert found == {
         "train and valid": {"count": 1, "of": 1, "examples": ["u2"]},
         "train and test": {"count": 2, "of": 4, "examples": ["u0", "u1"]},
         "valid and test": {"count": 0, "of": 4, "examples": []},
     }
-    without = audit(ITEMS, splits, None, clock=False)["rows that stand in two splits"]
+    without = count_findings(Rows(ITEMS, splits, None, clock=False))[
+        "rows that stand in two splits"
+    ]
     assert without["train and test"]["count"] == 1, "times that mean nothing are not compared"
 
 
 def test_checks_that_cannot_be_made_say_so() -> None:
-    found = audit(ITEMS, SPLITS, tied=None, clock=False)
+    found = count_findings(Rows(ITEMS, SPLITS, tied=None, clock=False))
     assert found["interactions that tie in time"] is None
     assert found["training rows later than the earliest test row"] is None
 
@@ -105,5 +108,12 @@ def test_gini_against_the_mean_absolute_difference() -> None:
     counts = np.random.default_rng(0).integers(0, 50, 40).astype(np.int32)
     x = counts.astype(float)
     slow = np.abs(x[:, None] - x[None]).sum() / (2 * len(x) ** 2 * x.mean())
-    assert concentration(counts)["gini"] == pytest.approx(slow, abs=5e-5)
-    assert concentration(np.full(7, 3, np.int32))["gini"] == 0
+    assert gini(counts) == pytest.approx(slow, abs=5e-5)
+    assert gini(np.full(7, 3, np.int32)) == 0
+
+
+def gini(counts: NDArray[np.int32]) -> float:
+    found: float = measure_concentration(
+        Rows(pl.DataFrame({COUNT: counts}), SPLITS, None, clock=False)
+    )["gini"]
+    return found

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec_cli.data.readers import read
-from llmrec_cli.data.readers.windows import cut_tail
+from llmrec_cli.data.readers.msl_windows import cut_tail
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.recipe.data import DataSection
 

@@ -8,7 +8,19 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec_cli.data.audit import overlap_in_time
+from llmrec_cli.data.audit import (
+    Ahead,
+    Measured,
+    Rows,
+    Verdict,
+    find_later_training,
+    find_undecided,
+    find_unheard,
+    judge_all,
+    measure_ahead,
+    select_raised,
+    tell_percent,
+)
 from llmrec_cli.data.columns import (
     AS_READ,
     CUT_ITEMS,
@@ -26,9 +38,6 @@ from llmrec_cli.data.columns import (
     USER,
     USER_ID,
 )
-from llmrec_cli.data.leakage import Ahead, Measured, ahead, undecided, unheard
-from llmrec_cli.data.verdicts import Verdict, raised, verdicts
-from llmrec_cli.data.verdicts.verdict import percent
 
 NOTHING = {"count": 0, "of": 100, "examples": []}
 DAY = 86_400_000
@@ -74,14 +83,14 @@ def found(n: int, of: int = 100, *examples: Any) -> dict[str, Any]:
 
 
 def judged(check: str, told: Any, **further: Any) -> Verdict:
-    [verdict] = [v for v in verdicts(told, **further) if v.check == check]
+    [verdict] = [v for v in judge_all(told, **further) if v.check == check]
     return verdict
 
 
 def test_nothing_wrong_is_ok_throughout() -> None:
-    assert {v.level for v in verdicts(manifest())} == {"ok"}
-    assert len(verdicts(manifest())) == 10
-    assert raised(verdicts(manifest())) == ()
+    assert {v.level for v in judge_all(manifest())} == {"ok"}
+    assert len(judge_all(manifest())) == 10
+    assert select_raised(judge_all(manifest())) == ()
 
 
 @pytest.mark.parametrize(("count", "level"), [(0, "ok"), (1, "note"), (5, "warning")])
@@ -120,7 +129,7 @@ def test_what_needs_attention_comes_warnings_first() -> None:
             "test targets never seen in training": found(5),
         }
     )
-    assert [v.level for v in raised(verdicts(told))] == ["warning", "note"]
+    assert [v.level for v in select_raised(judge_all(told))] == ["warning", "note"]
 
 
 @pytest.mark.parametrize(("count", "level"), [(0, "ok"), (1, "note"), (4, "note"), (5, "warning")])
@@ -220,7 +229,7 @@ def test_what_cannot_be_told_says_so_and_is_no_alarm() -> None:
     unknown = dict.fromkeys(
         ("interactions that tie in time", "training rows later than the earliest test row")
     )
-    for verdict in verdicts(manifest("given", "msl-windows", **unknown)):
+    for verdict in judge_all(manifest("given", "msl-windows", **unknown)):
         if verdict.check in ("interactions that tie in time", "training later than test"):
             assert (verdict.level, verdict.count) == ("ok", None)
             assert "cannot be told" in verdict.text
@@ -259,7 +268,7 @@ def test_trained_pairs_are_a_leak() -> None:
     ],
 )
 def test_percent_is_neither_0_nor_100_unless_it_is(fraction: float, shown: str) -> None:
-    assert percent(fraction) == shown
+    assert tell_percent(fraction) == shown
 
 
 def rows(*given: tuple[int, list[int], int, int]) -> pl.LazyFrame:
@@ -274,24 +283,28 @@ def test_ahead_against_every_pair_of_rows() -> None:
     times = {name: draw.integers(0, 30, 40) * DAY for name in ("train", "test")}
     train, test = (rows(*((0, [], 0, int(t)) for t in times[name])) for name in times)
     later = times["train"][None] > times["test"][:, None]  # equal is not later
-    found_ahead = ahead(train, test)
+    found_ahead = measure_ahead(train, test)
     assert found_ahead.mean == pytest.approx(later.mean())
     assert found_ahead.median == pytest.approx(np.median(later.mean(1)))
     to_end = np.maximum(0, times["train"].max() - times["test"]) / DAY
     assert found_ahead.days == pytest.approx(np.median(to_end))
     after = rows((0, [], 0, 40 * DAY))
-    assert ahead(train, after) == Ahead(0.0, 0.0, 0.0)
-    assert overlap_in_time({"train": train, "test": after})["count"] == 0
+    assert measure_ahead(train, after) == Ahead(0.0, 0.0, 0.0)
+    none = find_later_training(
+        Rows(pl.DataFrame(), {"train": train, "test": after}, None, clock=True)
+    )
+    assert none is not None
+    assert none["count"] == 0
 
 
 def test_ties_between_the_targets_of_one_user_only() -> None:
     valid = rows((0, [1], 2, 5), (1, [1], 2, 7), (2, [1], 2, 9))
     test = rows((0, [1, 2], 3, 5), (1, [1, 2], 3, 8), (3, [1], 2, 9))
-    assert undecided(valid, test) == {"count": 1, "of": 3, "examples": ["u0"]}
+    assert find_undecided(valid, test) == {"count": 1, "of": 3, "examples": ["u0"]}
 
 
 def test_an_item_in_a_history_or_in_validation_was_heard_of() -> None:
     items = pl.DataFrame({ITEM: pl.Series(range(5), dtype=pl.Int32), ITEM_ID: list("abcde")})
     shown = [rows((0, [0], 1, 1)), rows((0, [], 2, 2))]
     test = rows((0, [], 0, 3), (1, [4], 2, 3), (2, [], 3, 3), (3, [], 3, 3))
-    assert unheard(items, shown, test) == {"count": 2, "of": 4, "examples": ["d"]}
+    assert find_unheard(items, shown, test) == {"count": 2, "of": 4, "examples": ["d"]}

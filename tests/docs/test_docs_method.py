@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +14,14 @@ from pathlib import Path
 import pytest
 from doc_pages import DOCS, ROOT, blocks, read
 
+import llmrec_cli
 from llmrec_cli import methods
 from llmrec_cli.align import align
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.recipe.recipe import Recipe
 
 PAGE = read(DOCS / "add-a-method.md")
 TINY = [
@@ -39,9 +44,29 @@ def smooth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "smooth.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     importlib.invalidate_caches()
+    Recipe.model_rebuild(force=True)  # it knows the methods of the moment when it was built
     yield
+    monkeypatch.undo()
+    Recipe.model_rebuild(force=True)
     sys.modules.pop(f"{methods.__name__}.smooth", None)
     vars(methods).pop("smooth", None)
+
+
+def test_help_and_schema_know_the_pages_method(tmp_path: Path) -> None:
+    """In a copy of the package with one more file."""
+    package = Path(llmrec_cli.__file__).parent
+    copy = shutil.copytree(package, tmp_path / package.name, ignore=lambda *_: {"__pycache__"})
+    (code,) = [block.text for block in blocks(PAGE) if block.language == "python"]
+    (copy / "methods" / "smooth.py").write_text(code, encoding="utf-8")
+
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", package.name, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert ", smooth," in " ".join(said("align", "--help").split())
+    schema = json.loads(said("schema", "--json"))
+    assert "share" in schema["$defs"]["align_smooth"]["properties"]
 
 
 @pytest.mark.usefixtures("smooth")

@@ -27,12 +27,11 @@ from tiny import CATALOGUE, final_state, job
 
 from llmrec_cli.engine.checkpoint import trained_weights
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
-from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.trackers import tracked
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.recipe.track import TrackSection
+from llmrec_cli.training.trainer import PolicyLoss
 
 TRIED = ("lml", "ats")
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -74,7 +73,7 @@ def sections(folder: Path) -> None:
     """Every method and way to split a batch, without dropout; the first rank logs."""
     for method in TRIED:
         for name, section in SECTIONS.items():
-            train(job(folder / method / name, method, dropout=0, **section), resume=False)
+            job(folder / method / name, method, dropout=0, **section).train(resume=False)
 
 
 def lists(folder: Path) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def bad_numbers(folder: Path) -> dict[str, Any]:
         if kind == "loss" and last:
             PolicyLoss.forward = poisoned(forward, 4)  # type: ignore[method-assign]  # on purpose
         try:
-            train(running, resume=False)
+            running.train(resume=False)
             message = "no error"
         except NumbersError as error:
             message = str(error)
@@ -154,30 +153,32 @@ def poisoned(forward: Callable[..., Any], at: int) -> Callable[..., Any]:
 def one_signal(folder: Path) -> dict[str, Any]:
     """SIGUSR1 to one rank during the third update, and again during the save; then go on."""
     straight = job(folder / "straight")
-    train(straight, resume=False)
+    straight.train(resume=False)
     got: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     stopped = job(folder / "stopped")
     if stopped.ranks.index == stopped.ranks.count - 1:
-        update = stopped.supply.train
-        object.__setattr__(stopped.supply, "train", signalling(update))
-    position = train(stopped, resume=False)
+        signalled = replace(stopped.train_set, row_transforms=(Signalling(),))
+        stopped = replace(stopped, train_set=signalled)
+    position = stopped.train(resume=False)
     stopped.ranks.wait()
     at = position.step
-    train(job(folder / "stopped"), resume=True)
+    job(folder / "stopped").train(resume=True)
     stopped.ranks.wait()
     same = final_state(folder / "stopped") == final_state(folder / "straight")
     return {"got": got, "step": at, "same": same}
 
 
-def signalling(serve: Callable[..., Any]) -> Callable[..., Any]:
-    def run(rows: Any, step: int) -> Any:
+class Signalling:
+    """A row transform that sends this process signals when the third update is completed."""
+
+    runs_ahead = False
+
+    def __call__(self, rows: Any, step: int) -> Any:
         if step == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGUSR1)
-        return serve(rows, step)
-
-    return run
+        return rows
 
 
 def telling(folder: Path) -> dict[str, Any]:
@@ -244,17 +245,17 @@ def in_pieces(folder: Path) -> dict[str, Any]:
     for method in TRIED:
         for name, section in SECTIONS.items():
             running = job(folder / "pieces" / method / name, method, dropout=0, **section)
-            train(spread(running), resume=False)
+            spread(running).train(resume=False)
     straight, again = folder / "pieces" / "straight", folder / "pieces" / "again"
     running = spread(job(straight, "ats"))
-    position = train(running, resume=False)
+    position = running.train(resume=False)
     if running.ranks.is_first:
         shutil.copytree(straight, again)
         shutil.rmtree(again / "checkpoints" / f"step-{position.step}")
     running.ranks.wait()
     resumed = spread(job(again, "ats"))
     kinds = {type(p).__name__ for p in resumed.policy.parameters()}
-    train(resumed, resume=True)
+    resumed.train(resume=True)
     resumed.ranks.wait()
     kinds |= {type(p).__name__ for p in resumed.policy.parameters()}
     return {"same": final_state(again) == final_state(straight), "kinds": sorted(kinds)}
@@ -265,7 +266,7 @@ def once_in_a_tracker(folder: Path) -> list[str]:
     running, section = job(folder / "tracked"), TrackSection(trackers=("tensorboard",))
     first, said = running.ranks.is_first, list[str]()
     with tracked(section, running.folder, writes=first, say=said.append) as trackers:
-        train(replace(running, trackers=trackers), resume=False)
+        replace(running, trackers=trackers).train(resume=False)
     running.ranks.wait()
     return [*said, *(path.parent.name for path in running.folder.rglob("*tfevents*"))]
 

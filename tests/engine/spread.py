@@ -14,8 +14,8 @@ from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.training.trainer import Trainer
 
 
 class Spreading:
@@ -46,7 +46,7 @@ class Spreading:
         module.set_requires_gradient_sync(True)
 
 
-def spread(job: Job) -> Job:
+def spread(job: Trainer) -> Trainer:
     """The same job with its weights in pieces."""
     accelerator: Any = Spreading(job.ranks.accelerator)
     return replace(job, ranks=Ranks(accelerator))

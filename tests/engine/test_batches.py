@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.answers import lengths
-from llmrec_cli.engine.batches import Limits, epoch_order, micro_batches, rows_of_step
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.tensors.trie import build_trie, walk
+from llmrec_cli.training.collator import Collator, Limits, count_tokens, split_rows
+from llmrec_cli.training.sampler import Sampler, draw_order
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 6, 6, 2], [5, 6, 7, 2]]
 
@@ -67,15 +68,67 @@ def test_a_catalogue_of_one_item_has_nothing_to_learn_but_still_collates() -> No
     assert micro.batch.positions == 2
 
 
+def rows_of_step(n_rows: int, batch: int, seed: int, step: int) -> list[int]:
+    """The obvious reference: the epoch's whole permutation, drawn for this update alone."""
+    epoch, at = divmod(step, -(-n_rows // batch))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(n_rows, generator=generator).tolist()
+    return order[at * batch : (at + 1) * batch]
+
+
 def test_an_epoch_visits_every_row_once_and_order_depends_on_seed_and_epoch_only() -> None:
-    n, batch = 103, 10
-    seen = [i for step in range(11) for i in rows_of_step(n, batch, 7, step)]
+    n, sampler = 103, Sampler(103, 10, 7)
+    seen = [i for step in range(11) for i in sampler.numbers_of(step)]
     assert sorted(seen) == list(range(n))
-    assert rows_of_step(n, batch, 7, 10) == epoch_order(n, 7, 0)[100:].tolist()
-    assert rows_of_step(n, batch, 7, 3) == rows_of_step(n, batch, 7, 3)
-    assert rows_of_step(n, batch, 7, 3) != rows_of_step(n, batch, 8, 3)
-    assert rows_of_step(n, batch, 7, 3) != rows_of_step(n, batch, 7, 14)
-    assert not torch.equal(epoch_order(n, 7, 0), epoch_order(n, 7, 1))
+    assert sampler.numbers_of(10) == draw_order(n, 7, 0)[100:].tolist()
+    assert sampler.numbers_of(3) == Sampler(103, 10, 7).numbers_of(3)
+    assert sampler.numbers_of(3) != Sampler(103, 10, 8).numbers_of(3)
+    assert sampler.numbers_of(3) != sampler.numbers_of(14)
+    assert not np.array_equal(draw_order(n, 7, 0), draw_order(n, 7, 1))
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2026])
+@pytest.mark.parametrize(("n", "batch"), [(1, 1), (22, 8), (103, 10), (100, 10), (64, 100)])
+def test_kept_permutations_give_the_rows_of_permutations_drawn_anew(
+    n: int, batch: int, seed: int
+) -> None:
+    """In turn, from the middle of a run on, to and fro over the ends of epochs, and at random."""
+    steps = -(-n // batch)
+    orders = {
+        "in turn": list(range(4 * steps)),
+        "resumed": list(range(2 * steps + steps // 2, 4 * steps)),
+        "looking ahead": [at for step in range(3 * steps) for at in (step, step + 1, step + 3)],
+        "at random": np.random.default_rng(0).integers(0, 9 * steps, 40).tolist(),
+    }
+    for name, asked in orders.items():
+        sampler = Sampler(n, batch, seed)
+        for step in asked:
+            assert sampler.numbers_of(step) == rows_of_step(n, batch, seed, step), name
+
+
+def test_rows_that_are_not_shuffled_come_as_they_stand() -> None:
+    sampler = Sampler(7, 3, shuffle=False)
+    assert [sampler.numbers_of(step) for step in (0, 2, 3)] == [[0, 1, 2], [6], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("first", "epochs"), [(0, 5), (13, 4)])
+def test_an_epochs_permutation_is_drawn_once_whoever_looks_ahead(
+    first: int, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing an update's rows must not cost what the split holds, also after a resumption."""
+    drawn: list[int] = []
+
+    def counting(n_rows: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
+        drawn.append(epoch)
+        return draw_order(n_rows, seed, epoch)
+
+    monkeypatch.setattr("llmrec_cli.training.sampler.draw_order", counting)
+    sampler = Sampler(100, 10, 0)
+    for step in range(first, 48):
+        for at in (step, step + 1, step + 2):  # an update, the one made ahead, and mining
+            sampler.numbers_of(at)
+        sampler.numbers_of(step)
+    assert drawn == list(range(5 - epochs, 5))
 
 
 LENGTHS = [5, 1, 9, 2, 8, 1]
@@ -83,7 +136,7 @@ LENGTHS = [5, 1, 9, 2, 8, 1]
 
 def parts_of(rows: int | None = None, tokens: int | None = None) -> list[list[int]]:
     many = [Row(np.zeros(n, dtype=np.int32), (0,)) for n in LENGTHS]
-    parts = micro_batches(many, LENGTHS, Limits(rows, tokens))
+    parts = split_rows(many, LENGTHS, Limits(rows, tokens))
     return [[len(row.prompt) for row in part] for part in parts]
 
 
@@ -102,7 +155,7 @@ def test_a_limit_on_tokens_counts_the_padding_and_lets_a_longer_row_travel_alone
 
 def test_the_length_of_a_row_is_what_the_model_is_fed_and_the_last_token() -> None:
     collate = Collator(build_trie(CATALOGUE), cut_forced=False)
-    for row, length in zip(rows(), lengths(rows(), collate.trie), strict=True):
+    for row, length in zip(rows(), count_tokens(rows(), collate.trie), strict=True):
         assert length == collate([row]).tokens + 1
 
 

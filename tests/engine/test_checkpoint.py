@@ -14,10 +14,9 @@ from torch import nn
 
 from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.engine.job import position_in
-from llmrec_cli.engine.loop import train
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.files import check_folder
+from llmrec_cli.training.trainer import read_state
 from tests.robustness.operations import announced
 
 
@@ -125,7 +124,7 @@ def test_at_no_instant_are_there_fewer_than_two_or_is_the_best_gone(
     running = job(tmp_path, epochs=6, save_every=1, keep=keep)
     object.__setattr__(running, "rank_valid", lambda: {"ndcg@2": next(scores)})
     with announced(look):
-        train(running, resume=False)
+        running.train(resume=False)
     assert len(seen) > 18 * 20
     assert max(seen) == max(keep, 2) + 2  # the best, and the newest before the oldest goes
 
@@ -212,6 +211,6 @@ def test_hashes_that_are_none_are_damage(content: str, tmp_path: Path) -> None:
 )
 def test_a_state_that_is_no_position_is_refused(tmp_path: Path, state: Any, problem: str) -> None:
     folder = tmp_path / "step-3"
-    assert position_in(folder, {"step": 3, "best_score": 0.5}).step == 3
+    assert read_state(folder, {"step": 3, "best_score": 0.5}).step == 3
     with pytest.raises(ArtefactError, match=f"no position of a run: .*{problem}"):
-        position_in(folder, state)
+        read_state(folder, state)

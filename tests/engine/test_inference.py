@@ -15,17 +15,9 @@ from tiny import CATALOGUE, job
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli.engine import loop
 from llmrec_cli.engine.answer_scores import log_probs, score_candidates
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.item_scores import history_vectors
-from llmrec_cli.engine.job import Position
-from llmrec_cli.engine.pairs import score_pairs
-from llmrec_cli.engine.passes import PolicyLoss
-from llmrec_cli.engine.reference import Reference
 from llmrec_cli.engine.rows import PairRow, PromptEncoder, Row
-from llmrec_cli.engine.supply import Supply
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import add_dropout, add_lora
@@ -35,7 +27,13 @@ from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import BASELINES
 from llmrec_cli.recipe.model import Lora, ModelSection
 from llmrec_cli.stage import scorer
+from llmrec_cli.tasks.pairs import score_pairs
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.item_scores import history_vectors
+from llmrec_cli.training.reference import AddReference, Reference
+from llmrec_cli.training.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -121,7 +119,7 @@ def pairs(policy: Policy, folder: Path) -> torch.Tensor:
 
 def validation(policy: Policy, folder: Path) -> torch.Tensor:
     running = replace(job(folder), policy=policy)
-    return torch.tensor(loop._validate(running, PolicyLoss(running), Position())["valid_loss"])
+    return torch.tensor(running.validate(running.loss)["valid_loss"])
 
 
 PASSES = (reference, ranking, scores, candidates, pairs, validation)
@@ -188,11 +186,11 @@ def test_a_whole_run_trains_with_dropout_and_asks_without(
         plain,
         method=method,
         options=options,
-        train_rows=ROWS,
-        valid_rows=ROWS,
-        supply=Supply(reference=asked, preferences=True),
+        train_set=Dataset(ROWS, batch_transforms=(AddReference(asked),)),
+        valid_set=Dataset(ROWS, batch_transforms=(AddReference(asked),)),
+        sampler=Sampler(len(ROWS), plain.section.batch, plain.seed),
     )
-    loop.train(running, resume=False)
+    running.train(resume=False)
     assert {trains for trains, _ in passes} == {True, False}
     for trains, modes in passes:
         assert modes == {trains}
@@ -218,10 +216,9 @@ def test_ilrec_is_given_the_layers_before_the_last_nearest_first(tmp_path: Path)
         policy=Policy(model),
         method=replace(method, loss=loss),
         options=method.options.model_validate({"n": 2, "crr": False}),
-        supply=Supply(layers=2),
     )
-    micro = running.collator(None)([replace(row, negatives=()) for row in ROWS])
-    PolicyLoss(running)(micro, {})
+    micro = running.make_collator()([replace(row, negatives=()) for row in ROWS])
+    running.loss(micro, {})
     states = model(micro.input_ids_BT, output_hidden_states=True).hidden_states
     expected = [states[4], *(model.model.norm(states[number]) for number in (3, 2))]
     (forward,) = seen

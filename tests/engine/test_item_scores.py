@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.item_scores import (
+from llmrec_cli.engine.rows import Row
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.models.sequential import Sequential, build_sequential
+from llmrec_cli.recipe.baseline import BASELINES
+from llmrec_cli.training.item_scores import (
     VECTORS,
     ItemScoreTable,
     fingerprint_of_rows,
@@ -19,10 +23,6 @@ from llmrec_cli.engine.item_scores import (
     target_starts,
     without_history,
 )
-from llmrec_cli.engine.rows import Row
-from llmrec_cli.errors import ArtefactError
-from llmrec_cli.models.sequential import Sequential, build_sequential
-from llmrec_cli.recipe.baseline import BASELINES
 
 N_LEAVES = 20
 LEAF_OF_ITEM = np.array([*range(N_LEAVES), 3, 11])[::-1].copy()  # 22 items, two pairs share a leaf

@@ -14,16 +14,14 @@ import pytest
 import torch
 from tiny import CATALOGUE, METHODS, final_state, job, metrics, rows
 
-from llmrec_cli.engine import checkpoint, loop
-from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.job import Job
-from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.optimizer import learning_rate
-from llmrec_cli.engine.passes import PolicyLoss
+from llmrec_cli.engine import checkpoint
 from llmrec_cli.engine.rows import as_windows
 from llmrec_cli.errors import ArtefactError, NumbersError
 from llmrec_cli.progress import Lines
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.training import trainer
+from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.trainer import PolicyLoss, Trainer, learning_rate
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -32,8 +30,8 @@ def test_loss_and_weights_do_not_depend_on_the_micro_batch(tmp_path: Path, metho
         job(tmp_path / "a", method, dropout=0),
         job(tmp_path / "b", method, 0, micro_batch=3),
     )
-    train(whole, resume=False)
-    train(parts, resume=False)
+    whole.train(resume=False)
+    parts.train(resume=False)
     for one, other in zip(metrics(whole.folder), metrics(parts.folder), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
@@ -51,7 +49,7 @@ def test_a_sequence_equals_its_windows_in_loss_and_gradient(tmp_path: Path, meth
     for some in (sequences, windows):
         running.policy.zero_grad()
         state = running.method.init_state(running.options, running.trie)
-        total, further = PolicyLoss(running)(collate(some), state)
+        total, further = running.loss(collate(some), state)
         total.backward()
         gradients = [p.grad.clone() for p in running.policy.parameters() if p.grad is not None]
         found.append((float(total.detach()), further["count"], gradients))
@@ -67,8 +65,8 @@ def test_a_mean_of_means_would_be_told_apart(
 ) -> None:
     """The control of the test above: averaging each micro-batch on its own is not the same loss."""
     whole, parts = job(tmp_path / "a", dropout=0), job(tmp_path / "b", dropout=0, micro_batch=3)
-    train(whole, resume=False)
-    summed = loop.add_sums
+    whole.train(resume=False)
+    summed = trainer.add_sums
 
     def averaged(
         sums: dict[str, torch.Tensor], total: Any, further: dict[str, Any], **rest: Any
@@ -79,8 +77,8 @@ def test_a_mean_of_means_would_be_told_apart(
         sums["parts"] = sums.get("parts", torch.zeros(())) + 1
         sums["total"] = sums["means"] / sums["parts"] * sums["count"]
 
-    monkeypatch.setattr(loop, "add_sums", averaged)
-    train(parts, resume=False)
+    monkeypatch.setattr(trainer, "add_sums", averaged)
+    parts.train(resume=False)
     pairs = zip(metrics(whole.folder), metrics(parts.folder), strict=True)
     assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
 
@@ -92,13 +90,13 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
 ) -> None:
     """Dropout on; killed after ``stop`` updates, mid-epoch or at its end, saved or not."""
     straight = job(tmp_path / "straight", method)
-    train(straight, resume=False)
+    straight.train(resume=False)
 
     class Killed(Exception):
         pass
 
     interrupted = job(tmp_path / "interrupted", method)
-    update, done = loop._update, []
+    update, done = Trainer.run_update, []
 
     def dies(*args: Any) -> dict[str, Any]:
         if len(done) == stop:
@@ -106,16 +104,16 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
         done.append(1)
         return update(*args)
 
-    monkeypatch.setattr(loop, "_update", dies)
+    monkeypatch.setattr(Trainer, "run_update", dies)
     with pytest.raises(Killed):
-        train(interrupted, resume=False)
-    monkeypatch.setattr(loop, "_update", update)
-    train(job(tmp_path / "interrupted", method), resume=True)
+        interrupted.train(resume=False)
+    monkeypatch.setattr(Trainer, "run_update", update)
+    job(tmp_path / "interrupted", method).train(resume=True)
     assert metrics(interrupted.folder) == metrics(straight.folder)
     assert final_state(interrupted.folder) == final_state(straight.folder)
 
 
-def held_at_a_limit(folder: Path, **section: Any) -> tuple[Job, io.StringIO]:
+def held_at_a_limit(folder: Path, **section: Any) -> tuple[Trainer, io.StringIO]:
     """A job whose wanted tau always lies outside the limits, and what it says."""
     running = job(folder, "ats", epochs=15, validate_every=5, **section)  # 45 updates
     options = running.options.model_copy(update={"ats_min": 90.0, "ats_max": 91.0})
@@ -124,7 +122,7 @@ def held_at_a_limit(folder: Path, **section: Any) -> tuple[Job, io.StringIO]:
 
 
 def test_the_log_has_the_wanted_tau_beside_the_tau_that_follows_it(tmp_path: Path) -> None:
-    train(job(tmp_path, "ats"), resume=False)
+    job(tmp_path, "ats").train(resume=False)
     logged = metrics(tmp_path)
     outside = []
     for one, after in itertools.pairwise(logged):
@@ -142,19 +140,19 @@ def test_a_tau_held_at_a_limit_is_said_once_whether_resumed_or_not(
 ) -> None:
     running, shown = held_at_a_limit(tmp_path, save_every=4)
     if stop is not None:
-        update = loop._update
+        update = Trainer.run_update
 
         def dies(*args: Any) -> dict[str, Any]:
-            if args[4].step == stop:
+            if args[0].state.step == stop:
                 raise KeyboardInterrupt
             return update(*args)
 
-        monkeypatch.setattr(loop, "_update", dies)
+        monkeypatch.setattr(Trainer, "run_update", dies)
         with pytest.raises(KeyboardInterrupt):
-            train(running, resume=False)
-        monkeypatch.setattr(loop, "_update", update)
+            running.train(resume=False)
+        monkeypatch.setattr(Trainer, "run_update", update)
     again, shown_again = held_at_a_limit(tmp_path, save_every=4)
-    position = train(again, resume=stop is not None)
+    position = again.train(resume=stop is not None)
     said = (shown.getvalue() + shown_again.getvalue()).splitlines()
     (warned,) = [line for line in said if "warning" in line]
     assert "warning at update 36: the wanted tau lay outside ats_min = 90 .. ats_max = 91" in warned
@@ -169,16 +167,16 @@ def test_a_run_whose_method_remembered_something_else_is_not_resumed(tmp_path: P
         init_state=lambda options, trie: {"tau": 1.5},
         update_state=lambda state, stats, options, trie: state,
     )
-    train(replace(began, method=older), resume=False)
+    replace(began, method=older).train(resume=False)
     with pytest.raises(ArtefactError, match="remembers tau, expected tau, tau_outside: an llmrec"):
-        train(job(tmp_path, "ats", max_steps=6), resume=True)
+        job(tmp_path, "ats", max_steps=6).train(resume=True)
 
 
 def test_the_best_validation_is_what_remains_and_patience_stops(tmp_path: Path) -> None:
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
     running = job(tmp_path, epochs=6, patience=2)
     object.__setattr__(running, "rank_valid", lambda: {"ndcg@2": next(scores)})
-    position = train(running, resume=False)
+    position = running.train(resume=False)
     assert position.best_step == 6
     assert position.step == 12
     assert position.stopped
@@ -190,7 +188,7 @@ def test_the_best_validation_is_what_remains_and_patience_stops(tmp_path: Path) 
 
 
 def test_selection_by_loss_takes_the_lowest(tmp_path: Path) -> None:
-    position = train(job(tmp_path, select="loss"), resume=False)
+    position = job(tmp_path, select="loss").train(resume=False)
     losses = {row["step"]: row["valid_loss"] for row in metrics(tmp_path) if "valid_loss" in row}
     assert position.best_step == min(losses, key=lambda step: losses[step])
 
@@ -214,12 +212,12 @@ def test_nan_or_inf_stops_before_the_update_and_names_step_and_rows(
     running = job(tmp_path, micro_batch=4)  # two passes an update: the fifth is of step 3
     poison(monkeypatch, bad, {5})
     with pytest.raises(NumbersError, match=r"step 3: loss = .*training rows concerned: \d"):
-        train(running, resume=False)
+        running.train(resume=False)
     assert all(torch.isfinite(p).all() for p in running.policy.parameters())
     (noted,) = [json.loads(x) for x in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
     assert noted["step"] == 3
     assert len(noted["rows"]) == 4  # of the pass, not of the whole batch
-    assert set(noted["rows"]) <= set(loop._chosen(running, 2))
+    assert set(noted["rows"]) <= set(running.sampler.numbers_of(2))
 
 
 def test_a_bad_gradient_alone_stops_too(tmp_path: Path) -> None:
@@ -228,7 +226,7 @@ def test_a_bad_gradient_alone_stops_too(tmp_path: Path) -> None:
     weight.register_hook(lambda gradient: gradient * math.nan)
     before = checkpoint.trained_weights(running.policy)
     with pytest.raises(NumbersError, match=r"step 1: loss = \d.*gradient norm = nan"):
-        train(running, resume=False)
+        running.train(resume=False)
     for name, value in checkpoint.trained_weights(running.policy).items():
         assert torch.equal(value, before[name])
 
@@ -238,13 +236,13 @@ def test_bad_updates_can_be_left_out_up_to_a_limit(
 ) -> None:
     running = job(tmp_path, on_nonfinite="skip", skip_limit=2)
     poison(monkeypatch, math.nan, {2, 4})
-    position = train(running, resume=False)
+    position = running.train(resume=False)
     assert (position.step, position.skipped) == (9, 2)
     assert [row["step"] for row in metrics(tmp_path) if row.get("skipped")] == [2, 4]
     assert all(torch.isfinite(p).all() for p in running.policy.parameters())
     poison(monkeypatch, math.nan, {1, 2, 3})
     with pytest.raises(NumbersError, match="step 3"):
-        train(job(tmp_path / "b", on_nonfinite="skip", skip_limit=2), resume=False)
+        job(tmp_path / "b", on_nonfinite="skip", skip_limit=2).train(resume=False)
 
 
 def test_schedules_warm_up_and_end_at_zero() -> None:
@@ -260,7 +258,7 @@ def test_schedules_warm_up_and_end_at_zero() -> None:
 
 def test_weight_decay_spares_norms(tmp_path: Path) -> None:
     policy = job(tmp_path).policy
-    decayed, spared = loop.make_optimizer(policy, TrainSection(weight_decay=0.1)).param_groups
+    decayed, spared = trainer.make_optimizer(policy, TrainSection(weight_decay=0.1)).param_groups
     assert all(p.ndim == 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in spared["params"])
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from llmrec_cli.data.leaves import Leaves, gather_leaves
-from llmrec_cli.engine.negatives import NegativeSampler, Users, require_scale, users_of
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.training.negatives import NegativeSampler, Users, require_scale, users_of
 
 N_ITEMS = 30
 NO_PROMPT = np.empty(0, np.int32)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.answers import lengths
-from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import PairRow, Row, as_windows
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import build_scratch
@@ -19,6 +17,7 @@ from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.collator import Collator, MicroBatch, count_tokens
 
 SMALL = ScratchModel(hidden=32, layers=3, heads=2, feed_forward=48, dropout=0.0, vocabulary=300)
 EOS = 1
@@ -119,7 +118,7 @@ def test_windows_of_a_user_feed_their_common_history_once() -> None:
     assert micro.input_ids_BT.shape[1] >= whole - shared_answers
     windows = separate_rows(USER_ROWS)
     assert micro.tokens < collate(windows).tokens
-    assert lengths(USER_ROWS, TRIE)[0] >= micro.input_ids_BT.shape[1]
+    assert count_tokens(USER_ROWS, TRIE)[0] >= micro.input_ids_BT.shape[1]
 
 
 def test_preferences_number_the_answers() -> None:

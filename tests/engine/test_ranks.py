@@ -14,8 +14,6 @@ from group import BATCHES, ROWS, SECTIONS, TRIED, prompts_of, run_group
 from tiny import job, metrics
 
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
-from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.ranks import Ranks
 
 pytestmark = pytest.mark.slow
@@ -42,7 +40,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(
 ) -> None:
     """One count over the global batch, also where a rank has fewer rows or passes, or none."""
     alone = job(tmp_path, method, dropout=0, **SECTIONS[section])
-    train(alone, resume=False)
+    alone.train(resume=False)
     many_rows = metrics(group.folder / method / section)
     assert len(many_rows) >= 3
     for one, many in zip(metrics(alone.folder), many_rows, strict=True):
@@ -58,11 +56,11 @@ def test_a_mean_of_the_ranks_means_would_be_told_apart(tmp_path: Path, method: s
     running = job(tmp_path, method, dropout=0)
     with torch.no_grad():
         running.policy.head().weight_VD.mul_(20)  # no longer nearly uniform, as after training
-    collate, module = running.collator(None), PolicyLoss(running)
+    collate, module = running.make_collator(), running.loss
     state = running.method.init_state(running.options, running.trie)
     totals, counts = [], []
     for rank in range(2):
-        total, further = module(collate(running.train_rows[rank:8:2]), state)
+        total, further = module(collate(running.train_set.rows[rank:8:2]), state)
         totals.append(float(total.detach()))
         counts.append(float(further["count"]))
     of_all = sum(totals) / sum(counts)

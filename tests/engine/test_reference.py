@@ -12,10 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.batches import Limits
-from llmrec_cli.engine.collate import Collator
-from llmrec_cli.engine.mining import Miner
-from llmrec_cli.engine.reference import Reference, Store, log_probs_of, with_reference
 from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import write_folder, write_json
@@ -25,9 +21,18 @@ from llmrec_cli.models.backbone import add_lora, build_scratch
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.model import Lora, ModelSection, ScratchModel
-from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.needs import _stored
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.collator import Collator, Limits
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.negatives import Miner
+from llmrec_cli.training.reference import (
+    Reference,
+    ReferenceStore,
+    compute_reference,
+    store_reference,
+    with_reference,
+)
+from llmrec_cli.training.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -135,11 +140,11 @@ def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
     reference = reference_of(model)
     collate = Collator(TRIE, cut_forced=False, rejected=True)
     steps = [
-        log_probs_of(part, reference, collate, Limits(rows=2), torch.device("cpu"))
+        compute_reference(part, reference, collate, Limits(rows=2), torch.device("cpu"))
         for part in (ROWS, list(reversed(ROWS)))
     ]
-    Store(tmp_path / "reference", {"parent": "abc"}).save(steps)
-    store = Store(tmp_path / "reference", {"parent": "abc"})
+    ReferenceStore(tmp_path / "reference", {"parent": "abc"}).save(steps)
+    store = ReferenceStore(tmp_path / "reference", {"parent": "abc"})
     assert store.load()
     bare = [Row(r.prompt, r.targets, r.history, number=r.number) for r in reversed(ROWS)]
     micro = collate(store.fill(bare, 1))
@@ -151,27 +156,27 @@ def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
 
 
 def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
-    assert not Store(tmp_path / "reference", {}).load()
-    rows = log_probs_of(
+    assert not ReferenceStore(tmp_path / "reference", {}).load()
+    rows = compute_reference(
         ROWS,
         reference_of(policy("full")),
         Collator(TRIE, cut_forced=False, rejected=True),
         Limits(),
         torch.device("cpu"),
     )
-    Store(tmp_path / "reference", {"parent": "abc"}).save([rows])
+    ReferenceStore(tmp_path / "reference", {"parent": "abc"}).save([rows])
     with pytest.raises(ArtefactError, match="abc"):
-        Store(tmp_path / "reference", {"parent": "other"}).load()
+        ReferenceStore(tmp_path / "reference", {"parent": "other"}).load()
     stored = tmp_path / "reference" / "reference.safetensors"
     content = stored.read_bytes()
     stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match="damaged"):
-        Store(tmp_path / "reference", {"parent": "abc"}).load()
+        ReferenceStore(tmp_path / "reference", {"parent": "abc"}).load()
 
 
 def test_a_store_that_lacks_an_update_is_refused(tmp_path: Path) -> None:
     rows = [replace(row, reference=np.ones(1 + len(row.negatives[0]))) for row in ROWS]
-    store = Store(tmp_path / "reference", {})
+    store = ReferenceStore(tmp_path / "reference", {})
     store.save([rows])
     with pytest.raises(ArtefactError, match="has no negatives-1 and reference-1"):
         store.fill(rows, 1)
@@ -182,31 +187,31 @@ def miner(folder: Path, asked: list[list[int]], refresh: int) -> Miner:
         asked.append([row.number for row in rows])
         return [[[len(asked), row.number]] for row in rows]
 
-    def upcoming(step: int, count: int) -> list[Row]:
-        return [ROWS[at % len(ROWS)] for at in range(step, step + count)]
-
-    return Miner(ask, upcoming, refresh=refresh, folder=folder, ahead=2)
+    order = Sampler(len(ROWS), 1, shuffle=False)
+    return Miner(ask, ROWS, order, steps=99, refresh=refresh, folder=folder, ahead=2)
 
 
 def test_the_parent_is_asked_once_for_every_row(tmp_path: Path) -> None:
     asked: list[list[int]] = []
     mined = miner(tmp_path / "negatives", asked, refresh=0)
     for step in range(6):
-        mined.lists([ROWS[step % 3]], step)
+        mined.find_lists([ROWS[step % 3]], step)
     assert asked == [[0, 1], [2]]
     resumed = miner(tmp_path / "negatives", asked, refresh=0)
     for step in (5, 1):
-        assert resumed.lists([ROWS[step % 3]], step) == mined.lists([ROWS[step % 3]], step)
+        assert resumed.find_lists([ROWS[step % 3]], step) == mined.find_lists(
+            [ROWS[step % 3]], step
+        )
     assert len(asked) == 2  # read, not asked again in other company
 
 
 def test_the_policy_is_asked_every_refresh_and_its_answer_is_kept(tmp_path: Path) -> None:
     asked: list[list[int]] = []
     mined = miner(tmp_path / "negatives", asked, refresh=2)
-    first = [mined.lists([ROWS[step % 3]], step) for step in range(4)]
+    first = [mined.find_lists([ROWS[step % 3]], step) for step in range(4)]
     assert asked == [[0, 1], [2, 0]]
     resumed = miner(tmp_path / "negatives", asked, refresh=2)
-    assert resumed.lists([ROWS[0]], 3) == first[3]
+    assert resumed.find_lists([ROWS[0]], 3) == first[3]
     assert len(asked) == 2  # read, not asked again
 
 
@@ -215,18 +220,20 @@ def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
     tmp_path: Path, others_lack: bool
 ) -> None:
     """Killed between two ranks' writing: mining is the work of all, so all come to it again."""
-    Store(tmp_path / "reference-0-of-2", {}).save([[replace(ROWS[0], reference=np.zeros(3))]])
-    ranks = SimpleNamespace(index=0, count=2, fed=list, most=lambda lacks: lacks or others_lack)
-    bench = SimpleNamespace(ranks=ranks, recipe=SimpleNamespace(seed=0), pairs=None)
-    stage: Any = SimpleNamespace(bench=bench, section=TrainSection(batch=1, epochs=1))
-    asked: list[int] = []
+    ReferenceStore(tmp_path / "reference-0-of-2", {}).save(
+        [[replace(ROWS[0], reference=np.zeros(3))]]
+    )
+    ranks: Any = SimpleNamespace(fed=list, most=lambda lacks: lacks or others_lack)
+    asked: list[Sequence[AnyRow]] = []
 
-    def complete(rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
-        asked.append(step)
+    def compute(rows: Sequence[AnyRow]) -> list[AnyRow]:
+        asked.append(rows)
         return [replace(row, reference=np.zeros(3)) for row in rows]
 
-    _stored(stage, complete, ROWS[:1], tmp_path / "reference", {}, list, Silent())
-    assert asked == ([0] if others_lack else [])
+    store = ReferenceStore(tmp_path / "reference-0-of-2", {})
+    data, order = Dataset(ROWS[:1]), Sampler(1, 1)
+    store_reference(store, data, order, 1, compute, ranks, Silent())
+    assert asked == ([ROWS[:1]] if others_lack else [])
 
 
 @pytest.mark.parametrize(
@@ -242,4 +249,4 @@ def test_lists_of_another_run_are_refused(tmp_path: Path, written: object, probl
         tmp_path / "negatives/step-0", lambda folder: write_json(folder / "lists.json", written)
     )
     with pytest.raises(ArtefactError, match=problem):
-        miner(tmp_path / "negatives", [], refresh=2).lists([ROWS[0]], 0)
+        miner(tmp_path / "negatives", [], refresh=2).find_lists([ROWS[0]], 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,14 @@ import torch
 from tiny import CATALOGUE, final_state, job, metrics, rows
 
 from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.engine import loop
-from llmrec_cli.engine.batches import rows_of_step
 from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.engine.job import Job
-from llmrec_cli.engine.loop import train
-from llmrec_cli.engine.mining import Miner
-from llmrec_cli.engine.negatives import NegativeSampler, Users
-from llmrec_cli.engine.passes import PolicyLoss
 from llmrec_cli.engine.rows import AnyRow, Row
-from llmrec_cli.engine.supply import DrawnNegatives, Supply
 from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.training import trainer
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.negatives import AddNegatives, Miner, NegativeSampler, Users
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import PolicyLoss, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +46,7 @@ class Killed(Exception):
     pass
 
 
-def mined_job(folder: Path, fed: Fed) -> Job:
+def mined_job(folder: Path, fed: Fed) -> Trainer:
     """A job with the state of adaptive tau, dropout, and negatives that the policy itself finds."""
     running = job(folder, "ats", epochs=EPOCHS, micro_batch=3, save_every=2, validate_every=2)
     leaves = gather_leaves(pd.DataFrame({"count": range(7)}), np.arange(len(CATALOGUE)))
@@ -62,39 +59,45 @@ def mined_job(folder: Path, fed: Fed) -> Job:
         draw = np.random.default_rng(list(bits))
         return [[draw.permutation(7).tolist() for _ in row.targets] for row in asked]
 
-    def rows_at(step: int) -> list[Row]:
-        return [rows()[n] for n in rows_of_step(22, 8, running.seed, step)]
-
+    order = Sampler(22, 8, running.seed)
     miner = Miner(
         ask,
-        lambda step, count: [row for at in range(step, step + count) for row in rows_at(at)],
+        rows(),
+        order,
+        steps=LAST + 1 + REFRESH,
         refresh=REFRESH,
         folder=folder / "negatives",
     )
-    drawn = DrawnNegatives(NegativeSampler(wanted, leaves, users, 3), miner, rows_at, PER_EPOCH)
+    drawn = AddNegatives(NegativeSampler(wanted, leaves, users, 3), rows(), order, miner)
+    return replace(running, train_set=Dataset(rows(), (drawn, Watched(fed))))
 
-    def served(part: Sequence[AnyRow], step: int) -> list[AnyRow]:
-        completed = drawn(part, step)
-        fed[step] = [(row.number, row.negatives) for row in completed if isinstance(row, Row)]
-        return completed
 
-    return replace(running, supply=Supply(train=served))
+@dataclass(frozen=True)
+class Watched:
+    """A row transform that notes what it is given."""
+
+    fed: Fed
+    runs_ahead: bool = True
+
+    def __call__(self, part: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        self.fed[step] = [(row.number, row.negatives) for row in part if isinstance(row, Row)]
+        return list(part)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fed]:
     folder, fed = tmp_path_factory.mktemp("straight"), Fed()
-    train(mined_job(folder, fed), resume=False)
+    mined_job(folder, fed).train(resume=False)
     return folder, fed
 
 
 def dies_in(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the process of the next run die in a forward pass of an update."""
-    forward, update = PolicyLoss.forward, loop._update
+    forward, update = PolicyLoss.forward, Trainer.run_update
     at = {"step": -1, "pass": 0}
 
     def watched(*args: Any) -> Any:
-        at.update({"step": args[4].step, "pass": 0})
+        at.update({"step": args[0].state.step, "pass": 0})
         return update(*args)
 
     def dying(self: PolicyLoss, *args: Any) -> Any:
@@ -103,7 +106,7 @@ def dies_in(step: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         at["pass"] += torch.is_grad_enabled()
         return forward(self, *args)
 
-    monkeypatch.setattr(loop, "_update", watched)
+    monkeypatch.setattr(Trainer, "run_update", watched)
     monkeypatch.setattr(PolicyLoss, "forward", dying)
 
 
@@ -115,9 +118,9 @@ def test_state_and_batches_are_those_of_a_run_that_never_stopped(
         with pytest.MonkeyPatch.context() as monkeypatch:
             dies_in(step, number, monkeypatch)
             with pytest.raises(Killed):
-                train(mined_job(tmp_path, {}), resume=start > 0)
+                mined_job(tmp_path, {}).train(resume=start > 0)
     fed: Fed = {}
-    train(mined_job(tmp_path, fed), resume=True)
+    mined_job(tmp_path, fed).train(resume=True)
     folder, expected = straight
     assert metrics(tmp_path) == metrics(folder)
     assert final_state(tmp_path) == final_state(folder)
@@ -139,8 +142,8 @@ def test_what_the_last_pruning_did_not_delete_goes_after_a_resume(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Checkpoints, "prune", dying)
         with pytest.raises(Killed):
-            train(mined_job(tmp_path, {}), resume=False)
-    train(mined_job(tmp_path, {}), resume=True)
+            mined_job(tmp_path, {}).train(resume=False)
+    mined_job(tmp_path, {}).train(resume=True)
     kept = [{p.name for p in (f / "checkpoints").iterdir()} for f in (tmp_path, straight[0])]
     assert kept[0] == kept[1]
 
@@ -149,23 +152,23 @@ def test_an_update_that_was_left_out_is_noted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between such an update and the checkpoint behind it, the run comes to it again."""
-    backward = loop._backward
+    backward = Trainer._compute_gradients
 
     def poisoned(*args: Any) -> Any:
         found = backward(*args)
-        if args[3].step == 2:
+        if args[0].state.step == 2:
             found.sums["total"] = found.sums["total"] * math.nan
         return found
 
-    def running() -> Job:
+    def running() -> Trainer:
         return job(tmp_path, save_every=2, on_nonfinite="skip")
 
-    monkeypatch.setattr(loop, "_backward", poisoned)
+    monkeypatch.setattr(Trainer, "_compute_gradients", poisoned)
     with pytest.MonkeyPatch.context() as patched:
         dies_in(3, 0, patched)
         with pytest.raises(Killed):
-            train(running(), resume=False)
-    train(running(), resume=True)
+            running().train(resume=False)
+    running().train(resume=True)
     noted = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in noted] == [3]
     assert [row["step"] for row in metrics(tmp_path) if row.get("skipped")] == [3]
@@ -175,13 +178,13 @@ def test_a_position_hidden_in_a_generator_would_be_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: without a seed of its own for every step, dropout differs after a resume."""
-    monkeypatch.setattr(loop, "_step_seed", lambda *_: 0)  # and then, where it was used:
+    monkeypatch.setattr(trainer, "_step_seed", lambda *_: 0)  # and then, where it was used:
     reseed = torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda seed: reseed(seed) if seed else None)
-    train(mined_job(tmp_path / "straight", {}), resume=False)
+    mined_job(tmp_path / "straight", {}).train(resume=False)
     with pytest.MonkeyPatch.context() as patched:
         dies_in(4, 0, patched)
         with pytest.raises(Killed):
-            train(mined_job(tmp_path / "stopped", {}), resume=False)
-    train(mined_job(tmp_path / "stopped", {}), resume=True)
+            mined_job(tmp_path / "stopped", {}).train(resume=False)
+    mined_job(tmp_path / "stopped", {}).train(resume=True)
     assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")

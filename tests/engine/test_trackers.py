@@ -17,14 +17,13 @@ from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import final_state, job, metrics
 
-from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.trackers import KNOWN_AS, Trackers, require, tracked
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.track import TrackerName, TrackSection
 from llmrec_cli.run_folder import settings
+from llmrec_cli.training.trainer import Trainer
 
 Said = list[str]
 Rows = dict[int, dict[str, float]]
@@ -32,13 +31,13 @@ FAKED: tuple[TrackerName, ...] = ("wandb", "mlflow", "trackio")
 
 
 def train_tracked(
-    folder: Path, *names: TrackerName, resume: bool = False, running: Job | None = None
+    folder: Path, *names: TrackerName, resume: bool = False, running: Trainer | None = None
 ) -> Said:
     """A tiny run with trackers; what was said of them."""
     said: Said = []
     section = TrackSection(trackers=names)
     with tracked(section, folder, writes=True, say=said.append) as trackers:
-        train(replace(running or job(folder, "ats"), trackers=trackers), resume=resume)
+        replace(running or job(folder, "ats"), trackers=trackers).train(resume=resume)
     return said
 
 
@@ -60,7 +59,7 @@ def log_tracked(
     return said
 
 
-def dying(folder: Path, at: int) -> Job:
+def dying(folder: Path, at: int) -> Trainer:
     """A job that dies at its ``at``-th validation, behind the last checkpoint."""
     running, done = job(folder, "ats"), []
 
@@ -110,7 +109,7 @@ def test_tensorboard_holds_the_rows_of_the_log(tmp_path: Path) -> None:
 
 
 def test_a_tracked_run_is_bit_identical_to_one_that_is_not(tmp_path: Path) -> None:
-    train(job(tmp_path / "alone", "ats"), resume=False)
+    job(tmp_path / "alone", "ats").train(resume=False)
     train_tracked(tmp_path / "tracked", "tensorboard")
     assert metrics(tmp_path / "tracked") == metrics(tmp_path / "alone")
     assert final_state(tmp_path / "tracked") == final_state(tmp_path / "alone")
@@ -130,7 +129,7 @@ def test_a_resumed_run_goes_on_in_the_curve(tmp_path: Path) -> None:
 
 def test_a_tracker_that_comes_later_gets_the_whole_curve(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(dying(tmp_path, at=2), resume=False)
+        dying(tmp_path, at=2).train(resume=False)
     train_tracked(tmp_path, "tensorboard", resume=True)
     assert_same(shown_by_tensorboard(tmp_path), numbers(tmp_path))
 

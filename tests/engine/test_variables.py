@@ -15,7 +15,6 @@ from tiny import final_state, job, metrics
 from llmrec_cli import cli
 from llmrec_cli.engine.group import LAUNCHER, end_with_launcher, is_first_rank, is_rank
 from llmrec_cli.engine.launch import launched
-from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.variables import (
     LAUNCHERS,
@@ -211,7 +210,7 @@ def recipe(*words: str) -> Recipe:
 def run(folder: Path) -> None:
     """Two updates, with Accelerate as a command sets it up."""
     ranks = Ranks(make_accelerator(recipe()))
-    train(job(folder, max_steps=2, ranks=ranks), resume=False)
+    job(folder, max_steps=2, ranks=ranks).train(resume=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A tiny training job on ragged rows, for tests of the loop in one process and in many."""
+"""A tiny training run on ragged rows, for tests of the loop in one process and in many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.job import Job
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.methods import find
@@ -21,6 +20,9 @@ from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import Trainer
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
 METHODS: dict[str, dict[str, Any]] = {
@@ -53,7 +55,7 @@ def job(
     dropout: float = 0.2,
     ranks: Ranks | None = None,
     **section: Any,
-) -> Job:
+) -> Trainer:
     config = LlamaConfig(
         vocab_size=12,
         hidden_size=16,
@@ -68,13 +70,14 @@ def job(
     folder.mkdir(parents=True, exist_ok=True)
     found = find("msl" if method == "ats" else method)
     settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
-    return Job(
+    return Trainer(
         policy=Policy(model),
         method=found,
         options=found.options.model_validate(METHODS[method]),
         trie=build_trie(CATALOGUE),
-        train_rows=rows(),
-        valid_rows=rows(5),
+        train_set=Dataset(rows()),
+        valid_set=Dataset(rows(5)),
+        sampler=Sampler(22, int(section.get("batch", settings["batch"])), 3),
         rank_valid=lambda: {"ndcg@2": float(model.lm_head.weight.detach().abs().sum())},
         section=TrainSection(**{**settings, **section}),
         seed=3,

@@ -100,7 +100,7 @@ def test_a_pass_of_many_targets_ends_where_the_positions_end(
     words = ("prompt.template=sequence", "train.rows=sequence")
     bench = workbench.open_workbench(load_recipe("own.toml", words), Silent())
     frame = bench.prepared.split("train")
-    rows = bench.training_rows("sequence")
+    rows = workbench.build_training_rows(bench, "sequence")
     targets = [(row.user, target) for row in rows for target in row.targets]
     assert targets == list(zip(frame["user"], frame["target"], strict=True))
     lengths = [

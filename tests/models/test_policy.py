@@ -20,7 +20,6 @@ from transformers import (
     Starcoder2Config,
 )
 
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.backbone import add_dropout, add_lora, build_scratch, remove_dropout
@@ -28,6 +27,7 @@ from llmrec_cli.models.policy import Policy, check_depth, final_norm, inference
 from llmrec_cli.recipe.model import Lora, ModelSection, ScratchModel
 from llmrec_cli.tensors.packing import pack
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.collator import Collator
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods import find
@@ -20,6 +19,7 @@ from llmrec_cli.models.sequential import (
 )
 from llmrec_cli.recipe.baseline import CaserOptions, Gru4recOptions, SasrecOptions
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.collator import Collator
 
 N_LEAVES, LONGEST = 30, 9
 OPTIONS: dict[str, SequentialOptions] = {

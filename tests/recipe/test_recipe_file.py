@@ -13,10 +13,17 @@ import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from llmrec_cli import methods
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.methods.ilrec import IlrecOptions
+from llmrec_cli.recipe.baseline import CONVENTIONAL, OWN_TRAIN, TRAIN_OF, baseline_kinds
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, NamedTables
+from llmrec_cli.recipe.train import TrainSection
 
 GOOD = """
 name = "good"
@@ -114,6 +121,60 @@ def test_every_problem_is_reported_at_once(good: Path) -> None:
     assert '[align.mls] method = "mls": unknown method' in text
     assert "Did you mean msl?" in text
     assert '[data] k_core = "five": expected a valid integer' in text
+
+
+def test_a_recipe_is_validated_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validated: list[type[BaseModel]] = []
+    validate, init = BaseModel.model_validate.__func__, BaseModel.__init__
+
+    def counted(cls: type[BaseModel], *args: Any, **keywords: Any) -> BaseModel:
+        validated.append(cls)
+        return validate(cls, *args, **keywords)
+
+    def made(self: BaseModel, /, **values: Any) -> None:
+        validated.append(type(self))
+        init(self, **values)
+
+    monkeypatch.setattr(BaseModel, "model_validate", classmethod(counted))
+    monkeypatch.setattr(BaseModel, "__init__", made)
+    recipe = load_recipe(str(good), ["model.scratch.hidden=64"], ["ilrec"], ["sasrec", "gru4rec"])
+    assert validated == [Recipe]
+    assert recipe.align["ilrec"].options == IlrecOptions.model_construct()
+    assert recipe.baseline["gru4rec"].train.learning_rate == 2e-3
+
+
+def test_the_tables_of_stages_are_a_discriminated_union() -> None:
+    """Of one class for each method or model there is, which a table's own key tells apart."""
+    for tables, names in ((ALIGNMENTS, methods.names()), (CONVENTIONAL, list(baseline_kinds()))):
+        schema = Recipe.model_json_schema()["properties"][tables.table]["additionalProperties"]
+        assert len(schema["oneOf"]) == len(set(names) - set(tables.alone))
+        for name in names:
+            recipe = Recipe.model_validate(
+                {
+                    "name": "x",
+                    "data": {"format": "amazon2018", "reviews": "a"},
+                    tables.table: {name: {}},
+                }
+            )
+            found = getattr(recipe, tables.table)[name]
+            assert type(found) is tables.kinds()[name]
+            assert type(found.options) is tables.registry()[name]
+
+
+@pytest.mark.parametrize("model", sorted({*TRAIN_OF, "sasrec"}))
+def test_how_a_conventional_model_trains_is_valid(model: str) -> None:
+    """These values are laid over a table that was validated, and are not validated again."""
+    own = TrainSection.model_validate(OWN_TRAIN | TRAIN_OF.get(model, {}))
+    assert own.model_dump(exclude_unset=True) == OWN_TRAIN | TRAIN_OF.get(model, {})
+
+
+def test_an_option_cannot_take_the_name_of_a_stages_key() -> None:
+    class Doubled(Options):
+        parent: str = "x"
+
+    tables = NamedTables("align", "method", AlignSection, lambda: {"bad": Doubled}, "align.bad")
+    with pytest.raises(TypeError, match="Doubled: parent: a key of every align"):
+        tables.kinds()
 
 
 def every_key() -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from llmrec_cli import methods
 from llmrec_cli.recipe.baseline import BASELINES
 from llmrec_cli.recipe.file import shipped_folder
-from llmrec_cli.recipe.schema import recipe_schema
+from llmrec_cli.recipe.recipe import recipe_schema
 
 SCHEMA = recipe_schema()
 FILES = sorted(shipped_folder().rglob("*.toml"))
@@ -62,6 +62,8 @@ def _holds(value: Any, word: str, wanted: Any, schema: Mapping[str, Any]) -> boo
         return valid(value, SCHEMA["$defs"][wanted.removeprefix("#/$defs/")])
     if word == "anyOf":
         return any(valid(value, branch) for branch in wanted)
+    if word == "oneOf":
+        return sum(valid(value, branch) for branch in wanted) == 1
     if word == "properties":
         return all(valid(value[key], inner) for key, inner in wanted.items() if key in value)
     if word == "additionalProperties":
@@ -133,8 +135,8 @@ def test_what_an_editor_can_see_is_refused(text: str) -> None:
 
 
 def test_every_option_of_every_method_and_model_has_its_meaning() -> None:
-    tables = {f"align.{name}": methods.find(name).options for name in methods.names()}
-    tables |= {f"baseline.{name}": options for name, options in BASELINES.items()}
+    tables = {f"align_{name}": methods.find(name).options for name in methods.names()}
+    tables |= {f"baseline_{name}": options for name, options in BASELINES.items()}
     for name, options in tables.items():
         properties = SCHEMA["$defs"][name]["properties"]
         for key, field in options.model_fields.items():

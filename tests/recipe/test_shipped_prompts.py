@@ -18,15 +18,20 @@ from transformers import LlamaConfig
 from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET, TOKENS
 from llmrec_cli.data.prompts import load_rank_template, load_template, template_names
 from llmrec_cli.data.rank_wording import Question
-from llmrec_cli.engine.pairs import given_pairs
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.stage.pair_task import pair_encoder, questions
-from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.stage.workbench import (
+    Workbench,
+    build_training_rows,
+    build_window_rows,
+    open_workbench,
+)
+from llmrec_cli.tasks.pairs import parse_pairs
+from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder
 
 ITEMS = 16
 TITLES = [f"Kite {chr(65 + i)}, no. {i:02} & <a_{i}>" for i in range(ITEMS)]
@@ -170,10 +175,12 @@ def check(bench: Workbench, recipe: Recipe, prompt: Sequence[int], history: Sequ
 
 
 def check_pairs(bench: Workbench, recipe: Recipe, template: str) -> None:
-    encoder = pair_encoder(bench, recipe.prompt_for_eval if template == "eval" else recipe.prompt)
+    encoder = make_pair_encoder(
+        bench, recipe.prompt_for_eval if template == "eval" else recipe.prompt
+    )
     for split in bench.prepared.splits:
         frame = bench.prepared.split(split)
-        asked = given_pairs(frame) if "negatives" in frame else questions(bench, frame, split)
+        asked = parse_pairs(frame) if "negatives" in frame else choose_pairs(bench, frame, split)
         for pairs, row in zip(asked, encoder.encode(asked), strict=True):
             for prompt, other in zip(row.prompts, pairs.others, strict=True):
                 titles = bench.prepared.items["title"]
@@ -199,10 +206,10 @@ def test_every_item_of_a_history_is_in_the_prompt(
         check_pairs(bench, recipe, "train")
         check_pairs(open_workbench(recipe, Silent(), evaluation=True), recipe, "eval")
         return
-    check_windows(bench, recipe, bench.training_rows(recipe.sft.train.rows))
+    check_windows(bench, recipe, build_training_rows(bench, recipe.sft.train.rows))
     frame = bench.prepared.split("test")
-    check_windows(bench, recipe, bench.windows(frame))
-    assert len({row.prompt.tobytes() for row in bench.windows(frame)}) == distinct(frame)
+    check_windows(bench, recipe, build_window_rows(bench, frame))
+    assert len({row.prompt.tobytes() for row in build_window_rows(bench, frame)}) == distinct(frame)
 
 
 def distinct(frame: pd.DataFrame) -> int:

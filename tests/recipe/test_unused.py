@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import pytest
 import tomli_w
 from experiments import typed
 
+from llmrec_cli.data.readers import find_reader
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.data import Columns, DataFormat, DataSection, Splits, dig
 from llmrec_cli.recipe.file import load_recipe, shipped_names
@@ -29,7 +31,7 @@ PAIRS: dict[str, Any] = {
 def smallest(form: str) -> dict[str, Any]:
     """A recipe of a format with nothing that could be left out."""
     data = {"format": form, **SOURCES.get(form, {"reviews": "r"})}
-    if FORMATS[form].comes_split:
+    if FORMATS[form].pre_split:
         data["split"] = "given"
     return {"data": data, **(PAIRS if form == "rank-pairs" else {})}
 
@@ -51,8 +53,15 @@ def test_every_format_says_what_it_uses() -> None:
     keys |= {f"columns.{key}" for key in Columns.model_fields}
     for form in FORMATS.values():
         assert {*form.needs, *form.uses} <= keys
-        if not form.comes_split and form.clock:
+        if not form.pre_split and form.has_clock:
             assert form.uses_key("start")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_has_a_reader_in_the_file_that_it_names(form: str) -> None:
+    reader = find_reader(form)
+    assert reader.__module__.rpartition(".")[2] == FORMATS[form].reader
+    assert list(inspect.signature(reader).parameters) == ["section", "locate", "scratch"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -90,14 +99,14 @@ def test_columns_are_of_interactions_alone(form: str, key: str, tmp_path: Path) 
     assert found == [f"{problem}; remove it"]
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if not FORMATS[form].comes_split])
+@pytest.mark.parametrize("form", [form for form in FORMATS if not FORMATS[form].pre_split])
 def test_splits_are_of_sources_that_come_split(form: str, tmp_path: Path) -> None:
     (found,), _ = outcome(tmp_path, smallest(form), "data.splits.valid=v.csv")
     assert found.startswith(f'[data.splits] valid = "v.csv": format "{form}" does not use it, only')
     assert found.endswith('"split2023", "msl-windows" or "rank-pairs"; remove it')
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].comes_split])
+@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].pre_split])
 @pytest.mark.parametrize(
     "override",
     [

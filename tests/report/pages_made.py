@@ -11,7 +11,7 @@ from typing import Any
 
 from entries_made import compared, entry_of
 
-from llmrec_cli.data.verdicts import Verdict
+from llmrec_cli.data.audit import Verdict
 from llmrec_cli.report.comparison import Comparison, Cost
 from llmrec_cli.report.page.data import (
     Audited,

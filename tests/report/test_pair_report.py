@@ -35,7 +35,7 @@ from llmrec_cli.report.pairs import (
 from llmrec_cli.report.tables.screen import to_lines
 from llmrec_cli.tensors import ranking
 
-PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"})
+PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"}, "rank-pair")
 
 
 def pairs(*rows: tuple[str, float, float], first: bool = True) -> pd.DataFrame:
@@ -186,11 +186,11 @@ def test_seeds_of_pairs_are_averaged() -> None:
     ("changes", "reason"),
     [
         (
-            {"protocol": PairProtocol("test", "uniform", "games", {"data": "1"})},
+            {"protocol": PairProtocol("test", "uniform", "games", {"data": "1"}, "rank-pair")},
             "candidates: two candidates (uniform), baseline two candidates (as given)",
         ),
         (
-            {"protocol": PairProtocol("test", "as given", "movies", {"data": "1"})},
+            {"protocol": PairProtocol("test", "as given", "movies", {"data": "1"}, "rank-pair")},
             "template: movies, baseline games",
         ),
         ({"data": "2"}, "other test rows"),

@@ -15,13 +15,14 @@ from torch import nn
 from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import Checkpoints, all_of, write_result
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.mining import Miner
-from llmrec_cli.engine.reference import Store
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import check_folder, read_json, write_json
 from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.training.negatives import Miner
+from llmrec_cli.training.reference import ReferenceStore
+from llmrec_cli.training.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def _log(folder: Path, *steps: int) -> None:
     log.sync()
 
 
-def _store(folder: Path) -> Store:
-    return Store(folder / "reference-0-of-1", {"base": "x"})
+def _store(folder: Path) -> ReferenceStore:
+    return ReferenceStore(folder / "reference-0-of-1", {"base": "x"})
 
 
 def _reference(folder: Path) -> None:
@@ -114,11 +115,13 @@ def _mine(folder: Path) -> None:
     row = Row(np.arange(9, dtype=np.int32), (1,))
     miner = Miner(
         lambda asked: [[[5, 6, 7]] for _ in asked],
-        lambda step, count: [row],
+        [row],
+        Sampler(1, 1, shuffle=False),
+        steps=1,
         refresh=2,
         folder=folder / "negatives",
     )
-    miner.lists([row], 0)
+    miner.find_lists([row], 0)
 
 
 def _mined(folder: Path) -> Path:

@@ -29,20 +29,22 @@ import torch._dynamo
 import transformers.models.llama.modeling_llama as llama
 
 from llmrec_cli import align, baseline, cli, prepare, run_folder, sft
-from llmrec_cli.engine import checkpoint, log, loop, mining
+from llmrec_cli.engine import checkpoint, log
 from llmrec_cli.stage import needs, train, workbench
+from llmrec_cli.training.negatives import Miner
+from llmrec_cli.training.trainer import Trainer
 from tests.robustness.operations import announced
 
 PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its phase
     (workbench, "ensure_scratch", "base"),
     (run_folder, "open_run", "opening"),
-    (needs, "item_scores", "scores"),
-    (needs, "_stored", "reference"),
-    (mining.Miner, "_open", "mining"),
+    (needs, "load_item_scores", "scores"),
+    (needs, "store_reference", "reference"),
+    (Miner, "_open_lists", "mining"),
     (log.MetricsLog, "keep_until", "log cut"),
-    (loop, "_update", "training"),
+    (Trainer, "run_update", "training"),
     (log.MetricsLog, "append", "log"),
-    (loop, "_validate", "validation"),
+    (Trainer, "validate", "validation"),
     (checkpoint.Checkpoints, "save", "save"),
     (checkpoint.Checkpoints, "prune", "prune"),
     (train, "write_result", "model"),

@@ -1,42 +1,30 @@
-"""Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``."""
+"""Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``.
+
+A format is read by the file of its name (``msl-windows``: ``msl_windows.py``), or by the one that
+its ``Format`` names, with a function ``read(section, locate, scratch) -> Source``.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import TypeAlias
 
-from llmrec_cli.data.readers import (
-    amazon2014,
-    amazon2018,
-    amazon2023,
-    interactions,
-    rank_pairs,
-    ratings,
-    semantic_ids,
-    split2023,
-    windows,
-)
 from llmrec_cli.data.readers.lines import beginnings
 from llmrec_cli.data.readers.source import Locate, Source
-from llmrec_cli.recipe.data import DataFormat, DataSection
+from llmrec_cli.recipe.data import DataSection, format_of
 
 __all__ = ["Source", "check_beginnings", "read"]
 
-_READERS: Final[dict[DataFormat, Callable[[DataSection, Locate, Path], Source]]] = {
-    "amazon2014": amazon2014.read,
-    "amazon2018": amazon2018.read,
-    "amazon2023": amazon2023.read,
-    "ratings2014": ratings.read,
-    "ratings2018": ratings.read,
-    "ratings2023": ratings.read,
-    "split2023": split2023.read,
-    "interactions": interactions.read,
-    "msl-windows": windows.read,
-    "semantic-ids": semantic_ids.read,
-    "rank-pairs": rank_pairs.read,
-}
+Reader: TypeAlias = Callable[[DataSection, Locate, Path], Source]
+
+
+def find_reader(name: str) -> Reader:
+    """What reads the files of a format of ``recipe.formats``."""
+    reader: Reader = importlib.import_module(f"{__name__}.{format_of(name).reader}").read
+    return reader
 
 
 def check_beginnings(section: DataSection, locate: Locate) -> None:
@@ -62,4 +50,4 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         RecipeError: the section lacks a file or column that its format needs.
         MachineError: a file exists but cannot be read, or the scratch folder cannot be written.
     """
-    return _READERS[section.format](section, locate, scratch)
+    return find_reader(section.format)(section, locate, scratch)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
-from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
+from llmrec_cli.data.readers.amazon import (
+    FIELDS_2023,
+    GENERATIONS,
+    INTERACTIONS_FILE,
+    bad_lines,
+    read_items,
+)
 from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
@@ -18,18 +24,26 @@ from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
 
 FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
-FIELDS_2023: Final = amazon2023.FIELDS
-
-# the files of 2014 and 2018 have no header
-ORDERS: Final = {
-    "ratings2014": ("user_id", "item_id", "rating", "timestamp"),
-    "ratings2018": ("item_id", "user_id", "rating", "timestamp"),
-}
 HEADER_2023: Final = ["user_id", "parent_asin", "rating", "timestamp"]
-_METADATA: Final[dict[str, Shape[Any]]] = {
-    "ratings2014": amazon2014.METADATA,
-    "ratings2018": amazon2018.METADATA,
-    "ratings2023": amazon2023.METADATA,
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a generation lays out its files."""
+
+    fields: Fields
+    metadata: Shape[Any]
+    order: tuple[str, ...] | None = None  # of the columns, where there is no header
+
+
+_LAYOUTS: Final = {
+    "ratings2014": _Layout(
+        FIELDS, GENERATIONS["2014"].metadata, ("user_id", "item_id", "rating", "timestamp")
+    ),
+    "ratings2018": _Layout(
+        FIELDS, GENERATIONS["2018"].metadata, ("item_id", "user_id", "rating", "timestamp")
+    ),
+    "ratings2023": _Layout(FIELDS_2023, GENERATIONS["2023"].metadata),
 }
 _ASIN: Final = re.compile(r"[0-9A-Z]{10}")  # user ids are longer
 
@@ -40,26 +54,26 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     Raises:
         DataError: anything wrong in a file, a header of another format, or swapped columns.
     """
-    fields = FIELDS_2023 if section.format == "ratings2023" else FIELDS
+    layout = _LAYOUTS[section.format]
     files: Notes = {}
     bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            ratings = _ratings(path, section.format, fields, bad)
-            files[name] = deliver(path, ratings, fields, sink, bad=bad)
-    items, notes = read_items(section.metadata, locate, _METADATA[section.format], bad)
+            ratings = _read_ratings(path, section.format, layout, bad)
+            files[name] = deliver(path, ratings, layout.fields, sink, bad=bad)
+    items, notes = read_items(section.metadata, locate, layout.metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[Interactions]:
-    order = ORDERS.get(form)
-    _require_header(path, form, header(path))
+def _read_ratings(path: Path, form: str, layout: _Layout, bad: BadLines) -> Iterator[Interactions]:
+    fields, order = layout.fields, layout.order
+    _require_header(path, form, order, header(path))
     ids = (fields.user, fields.item)
     kinds = Kinds(numbers=(fields.rating,), times=(fields.timestamp,), ids=ids)
     for index, cells in enumerate(read_cells(path, order, kinds=kinds, bad=bad)):
         if index == 0 and order:
-            _require_order(path, cells, form)
+            _require_order(path, cells, form, order)
         yield Interactions(
             users=cells.columns[fields.user],
             items=cells.columns[fields.item],
@@ -70,23 +84,23 @@ def _ratings(path: Path, form: str, fields: Fields, bad: BadLines) -> Iterator[I
         )
 
 
-def _require_header(path: Path, form: str, found: list[str]) -> None:
+def _require_header(path: Path, form: str, order: tuple[str, ...] | None, found: list[str]) -> None:
     named = found[:4] == HEADER_2023
-    if form == "ratings2023" and found != HEADER_2023:
+    if order is None and found != HEADER_2023:
         hint = '; this is format "split2023"' if named else ""
         wanted = ",".join(HEADER_2023)
         raise fault(path, 1, f"expected the header {wanted}, found {shown(','.join(found))}{hint}")
-    if form != "ratings2023" and named:
+    if order is not None and named:
         raise fault(path, 1, f'a header as in format "ratings2023"; {form} files have none')
 
 
-def _require_order(path: Path, cells: Cells, form: str) -> None:
+def _require_order(path: Path, cells: Cells, form: str, order: tuple[str, ...]) -> None:
     """Items are ten characters long and users longer: see whether it is the other way round."""
     items, users = cells.strings("item_id"), cells.strings("user_id")
     if _share_of_asins(users) > 0.5 > _share_of_asins(items):
-        other = next(name for name in ORDERS if name != form)
-        order = ",".join(ORDERS[form])
-        problem = f"users look like items and items like users; {form} files are {order}"
+        ordered = [name for name, layout in _LAYOUTS.items() if layout.order is not None]
+        other = next(name for name in ordered if name != form)
+        problem = f"users look like items and items like users; {form} files are {','.join(order)}"
         raise fault(path, cells.line_of(0), f'{problem}: is this "{other}"?')
 
 

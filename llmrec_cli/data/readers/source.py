@@ -59,9 +59,12 @@ class Source:
         rows: split name -> rows with ids (``ROW_SCHEMA``, or ``PAIR_SCHEMA`` where the source
             consists of pairs), in file order; None unless the source comes already split.
         notes: JSON-able counts and decisions for the manifest.
+        lists_catalogue: all of ``items`` are the catalogue's, whether a row has them or not (other
+            metadata lists a whole shop).
     """
 
     interactions: Path | None
     items: pl.DataFrame
     rows: dict[str, pl.DataFrame] | None = None
     notes: Notes = field(default_factory=dict)
+    lists_catalogue: bool = False

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from llmrec_cli.data.audit import Verdict
 from llmrec_cli.data.columns import (
     BEAM_DIFFERS,
     HISTORY,
@@ -26,7 +27,6 @@ from llmrec_cli.data.columns import (
     USER_ID,
     split_file,
 )
-from llmrec_cli.data.verdicts import Verdict
 from llmrec_cli.report.comparison import Comparison
 from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.lists import Seen, top_lists

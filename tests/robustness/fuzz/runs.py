@@ -24,9 +24,6 @@ from llmrec_cli.compare import Asked, compare
 from llmrec_cli.comparing.outputs import write_output
 from llmrec_cli.download.official import RECORD, download_category
 from llmrec_cli.engine.checkpoint import Checkpoints, restore
-from llmrec_cli.engine.item_scores import stored_vectors
-from llmrec_cli.engine.mining import Miner
-from llmrec_cli.engine.reference import Store
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.exchange import export_data
 from llmrec_cli.export import export
@@ -39,6 +36,10 @@ from llmrec_cli.recipe.model import ModelSection
 from llmrec_cli.recommender import Recommender
 from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
+from llmrec_cli.training.item_scores import stored_vectors
+from llmrec_cli.training.negatives import Miner
+from llmrec_cli.training.reference import ReferenceStore
+from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.validate import validate
 from tests.robustness.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
 from tests.robustness.fuzz.mutate import Files
@@ -178,16 +179,18 @@ def _mined(folder: Path, rng: Random) -> None:
     rows = _rows(1)
     miner = Miner(
         lambda asked: [[[5, 6, 7]] for _ in asked],
-        lambda step, count: rows,
+        rows,
+        Sampler(1, 1, shuffle=False),
+        steps=1,
         refresh=2,
         folder=folder / "negatives",
     )
-    miner.lists(rows, 0)
+    miner.find_lists(rows, 0)
 
 
 def _stored(folder: Path, rng: Random) -> None:
     vouch(folder)
-    store = Store(folder / "reference-0-of-1", {"base": "x"})
+    store = ReferenceStore(folder / "reference-0-of-1", {"base": "x"})
     if store.load():
         store.fill([row for row in _rows(2)], 0)
 
@@ -203,7 +206,7 @@ def _caches() -> Files:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
         _mined(folder, Random(0))
-        Store(folder / "reference-0-of-1", {"base": "x"}).save([_rows(2)])
+        ReferenceStore(folder / "reference-0-of-1", {"base": "x"}).save([_rows(2)])
         _vectors(folder, Random(0))
         return files_of(folder)
 

@@ -2,13 +2,17 @@
 
 Only what training changes is kept twice (an adapter, or all weights of a fully tuned model); for a
 reference pass the two are exchanged.  The lineage is base -> parent's weights -> policy.
+
+    precompute: every update of the run, once -> ReferenceStore -> AddStoredReference (rows)
+    online:     AddReference (micro-batches), in front of every forward pass
+    validation: KeepReference (rows), computed once, by either
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,8 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from llmrec_cli.engine.batches import Limits
-from llmrec_cli.engine.collate import Collator, MicroBatch
-from llmrec_cli.engine.rows import AnyRow, PairRow, Row
+from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.engine.rows import AnyRow, FloatArray, PairRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
@@ -31,6 +34,10 @@ from llmrec_cli.files import (
 )
 from llmrec_cli.methods.contract import Batch, Forward, Head
 from llmrec_cli.models.policy import inference
+from llmrec_cli.progress import Progress
+from llmrec_cli.training.collator import Collator, Limits, MicroBatch
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.sampler import Sampler
 
 LogProbs = Callable[[Forward, Batch], Tensor]
 STORED = "reference.safetensors"
@@ -78,14 +85,14 @@ def with_reference(micro: MicroBatch, reference_A: Tensor) -> MicroBatch:
     return replace(micro, batch=replace(micro.batch, preferences=known))
 
 
-def answers_of(row: AnyRow) -> int:
+def count_answers(row: AnyRow) -> int:
     """How many answers a row lays out for a preference method."""
     if isinstance(row, PairRow):
         return 2 * len(row.prompts)
     return sum(1 + len(rejected) for rejected in row.negatives)
 
 
-def log_probs_of(
+def compute_reference(
     rows: Sequence[AnyRow],
     reference: Reference,
     collate: Collator,
@@ -96,13 +103,13 @@ def log_probs_of(
     found: dict[int, AnyRow] = {}
     for part in collate.split(rows, limits):
         value_A = reference.log_probs(collate(part).to(device)).double().cpu().numpy()
-        ends = np.cumsum([answers_of(row) for row in part])
+        ends = np.cumsum([count_answers(row) for row in part])
         for row, value in zip(part, np.split(value_A, ends[:-1]), strict=True):
             found[id(row)] = replace(row, reference=value)
     return [found[id(row)] for row in rows]
 
 
-class Store:
+class ReferenceStore:
     """What ``reference = "precompute"`` keeps: negatives and log-probabilities of every update.
 
     One file per rank with a hash, written once; a resumed run reads what it finds.
@@ -161,7 +168,79 @@ class Store:
                 own = negatives[target : target + len(row.targets)]
                 target += len(row.targets)
                 row = replace(row, negatives=tuple(map(tuple, own)))
-            size = answers_of(row)
+            size = count_answers(row)
             filled.append(replace(row, reference=values[at : at + size]))
             at += size
         return filled
+
+
+def store_reference(
+    store: ReferenceStore,
+    data: Dataset,
+    sampler: Sampler,
+    steps: int,
+    compute_rows: Callable[[Sequence[AnyRow]], list[AnyRow]],
+    ranks: Ranks,
+    progress: Progress,
+) -> None:
+    """Compute the reference for this process's rows of every update, or read what was computed.
+
+    Args:
+        data: training rows, and what completes them with negatives.
+        steps: updates of the whole run.
+    """
+    if not ranks.most(not store.load()):
+        return  # mining is work of all: where one lacks its file, all do it again
+    with progress.track("reference", steps, unit="updates") as advance:
+        computed = []
+        for step in range(steps):
+            rows = [data.rows[number] for number in ranks.fed(sampler.numbers_of(step))]
+            computed.append(compute_rows(data.complete_rows(rows, step)))
+            advance(1)
+    store.save(computed)
+
+
+@dataclass(frozen=True)
+class AddStoredReference:
+    """A row transform: negatives and log-probabilities as they are stored of an update."""
+
+    store: ReferenceStore
+    runs_ahead: bool = True
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        return self.store.fill(rows, step)
+
+
+@dataclass(frozen=True)
+class KeepReference:
+    """A row transform for rows that are always the same: log-probabilities, computed once."""
+
+    reference: Reference
+    collate: Collator
+    limits: Limits
+    device: torch.device
+    runs_ahead: bool = False  # the reference shares its base weights with the policy
+    _known: dict[int, FloatArray] = field(default_factory=dict)  # by row number
+
+    def compute_rows(self, rows: Sequence[AnyRow]) -> list[AnyRow]:
+        """The rows with ``reference`` filled in, by the model as it began."""
+        return compute_reference(rows, self.reference, self.collate, self.limits, self.device)
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        if not all(row.number in self._known for row in rows):
+            found = self.compute_rows(rows)
+            self._known.update({r.number: r.reference for r in found if r.reference is not None})
+        return [replace(row, reference=self._known[row.number]) for row in rows]
+
+
+@dataclass(frozen=True)
+class AddReference:
+    """A batch transform: log-probabilities of the reference, where the rows brought none along."""
+
+    reference: Reference
+
+    def __call__(self, micro: MicroBatch, rows: Sequence[AnyRow]) -> MicroBatch:
+        preferences = micro.batch.preferences
+        if preferences is None or preferences.reference_A is not None:
+            return micro
+        return with_reference(micro, self.reference.log_probs(micro))

@@ -13,19 +13,6 @@ from accelerate import Accelerator
 
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.engine.pairs import (
-    DrawnPairs,
-    PairEncoder,
-    UserPairs,
-    drawn_pairs,
-    fixed_pairs,
-    given_pairs,
-    liked_first,
-    question_rows,
-    require_k,
-    require_room,
-    score_pairs,
-)
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import PairRow, Row, encode_catalogue
 from llmrec_cli.errors import DataError
@@ -33,6 +20,19 @@ from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.tasks.pairs import (
+    DrawnPairs,
+    PairEncoder,
+    UserPairs,
+    draw_pairs,
+    fix_pairs,
+    make_question_rows,
+    parse_pairs,
+    require_history_room,
+    require_pair_count,
+    score_pairs,
+    toss_order,
+)
 from llmrec_cli.tensors.trie import Trie, build_trie
 
 TITLES = ["Halo", "Doom", "Myst", "Wii Sports", "Zelda", "Quake"]
@@ -78,9 +78,9 @@ def test_prompts_without_room_for_any_title_are_refused(
     """Every history would be empty, and nobody would see it but for a count."""
     _, codec, _ = scratch
     alone = len(encoder(codec).encode([UserPairs((), 0, (0,), (True,))])[0].prompts[0])
-    require_room(encoder(codec), "games")
+    require_history_room(encoder(codec), "games")
     with pytest.raises(DataError, match=r"template = \"games\".*no history is left.*'Halo'"):
-        require_room(encoder(codec, alone + 1), "games")
+        require_history_room(encoder(codec, alone + 1), "games")
 
 
 def test_a_long_prompt_loses_its_oldest_items_whole(scratch: tuple[Policy, Codec, Trie]) -> None:
@@ -114,16 +114,16 @@ def test_prompt_and_answer_fit_into_the_context_together(
 def test_given_pairs_are_what_the_split_says() -> None:
     columns = {HISTORY: [[0, 3]], TARGET: [1], NEGATIVES: [[2, 4, 5]], USER: [7]}
     frame = pd.DataFrame(columns | {CHOSEN_FIRST: [[True, False, True]]})
-    assert given_pairs(frame) == [UserPairs((0, 3), 1, (2, 4, 5), (True, False, True), 7, 0)]
+    assert parse_pairs(frame) == [UserPairs((0, 3), 1, (2, 4, 5), (True, False, True), 7, 0)]
 
 
 def test_the_order_is_a_fair_and_pure_function_of_seed_row_and_epoch() -> None:
-    flips = np.array([liked_first(0, row, 3, 2) for row in range(2000)])
+    flips = np.array([toss_order(0, row, 3, 2) for row in range(2000)])
     assert np.abs(flips.mean(0) - 0.5).max() < 0.04
     assert abs((flips[:, 0] == flips[:, 1]).mean() - 0.5) < 0.04
-    assert liked_first(0, 5, 3, 2) == tuple(flips[5])
-    same = (flips == [liked_first(0, row, 4, 2) for row in range(2000)]).mean()
-    other_seed = (flips == [liked_first(1, row, 3, 2) for row in range(2000)]).mean()
+    assert toss_order(0, 5, 3, 2) == tuple(flips[5])
+    same = (flips == [toss_order(0, row, 4, 2) for row in range(2000)]).mean()
+    other_seed = (flips == [toss_order(1, row, 3, 2) for row in range(2000)]).mean()
     assert abs(same - 0.5) < 0.04
     assert abs(other_seed - 0.5) < 0.04
 
@@ -131,7 +131,7 @@ def test_the_order_is_a_fair_and_pure_function_of_seed_row_and_epoch() -> None:
 def test_drawn_pairs_depend_on_row_and_epoch_alone(scratch: tuple[Policy, Codec, Trie]) -> None:
     _, codec, _ = scratch
     frame = pd.DataFrame({HISTORY: [[0], [0, 3], [4]], TARGET: [1, 2, 5], USER: [0, 1, 2]})
-    rows = question_rows(frame)
+    rows = make_question_rows(frame)
     asked: list[tuple[int, int]] = []
 
     def sampler(row: Row, epoch: int) -> tuple[tuple[int, ...], ...]:
@@ -143,7 +143,7 @@ def test_drawn_pairs_depend_on_row_and_epoch_alone(scratch: tuple[Policy, Codec,
     assert asked == [(0, 1), (1, 1), (2, 1), (2, 1), (1, 1), (0, 1)]
     for ahead, back in zip(pair_rows(forwards), pair_rows(backwards[::-1]), strict=True):
         np.testing.assert_array_equal(ahead.prompts[0], back.prompts[0])
-    assert drawn_pairs(rows[1], (4,), 0, 1).history == (0, 3)
+    assert draw_pairs(rows[1], (4,), 0, 1).history == (0, 3)
     assert [row.number for row in pair_rows(forwards)] == [0, 1, 2]
 
 
@@ -156,9 +156,9 @@ def test_a_fixed_pair_takes_its_order_from_its_row() -> None:
     frame = pd.DataFrame(
         {HISTORY: [[0]] * 40, TARGET: [1] * 40, USER: range(40), ROW: range(100, 140)}
     )
-    pairs = fixed_pairs(frame, [2] * 40, seed=0)
-    assert [p.liked_first for p in pairs] == [liked_first(0, 100 + n, 0, 1) for n in range(40)]
-    assert fixed_pairs(frame.iloc[5:7], [2, 2], seed=0)[0].liked_first == pairs[5].liked_first
+    pairs = fix_pairs(frame, [2] * 40, seed=0)
+    assert [p.liked_first for p in pairs] == [toss_order(0, 100 + n, 0, 1) for n in range(40)]
+    assert fix_pairs(frame.iloc[5:7], [2, 2], seed=0)[0].liked_first == pairs[5].liked_first
     assert {p.others for p in pairs} == {(2,)}
 
 
@@ -186,7 +186,7 @@ def slow_score(model: Any, prompt: Any, answer: Any) -> float:
 def test_a_user_with_another_number_of_pairs_is_named(scratch: tuple[Policy, Codec, Trie]) -> None:
     _, codec, _ = scratch
     rows = encoder(codec).encode([USER_7, UserPairs((4,), 0, (3,), (False,))])
-    require_k(rows, None, ["a", "b"])
-    require_k(rows[:1], 3, ["a"])
+    require_pair_count(rows, None, ["a", "b"])
+    require_pair_count(rows[:1], 3, ["a"])
     with pytest.raises(DataError, match=r"user 'b': has 1 pairs in the source, .* k = 3"):
-        require_k(rows, 3, ["a", "b"])
+        require_pair_count(rows, 3, ["a", "b"])

@@ -13,9 +13,9 @@ import pandas as pd
 from llmrec_cli import run_folder
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
-from llmrec_cli.engine.pairs import UserPairs, score_pairs
 from llmrec_cli.engine.rows import LeftOut, PairRow
 from llmrec_cli.engine.usage import measured
+from llmrec_cli.evaluate import POP
 from llmrec_cli.files import sha256, write_json
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Progress
@@ -32,8 +32,14 @@ from llmrec_cli.report.pairs import (
 from llmrec_cli.run_folder import Existing
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.ground import require_grounds
-from llmrec_cli.stage.pair_task import candidates, left_out_of_pairs, pair_encoder, questions
 from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.tasks.pairs import UserPairs, score_pairs
+from llmrec_cli.tasks.rank_pair_operations import (
+    choose_pairs,
+    count_pairs_left_out,
+    describe_candidates,
+    make_pair_encoder,
+)
 
 
 def evaluate_pairs(
@@ -43,14 +49,12 @@ def evaluate_pairs(
     split: str,
     existing: Existing,
     progress: Progress,
-    pop: str,
 ) -> Compared:
     """Score the pairs of a split with every run, and put all evaluated runs side by side.
 
     Args:
         runs: names of finished runs that may be evaluated.
         existing: what to do with a report that another process has written meanwhile.
-        pop: the one of them that prefers what occurs more often in the training rows.
 
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
@@ -58,17 +62,17 @@ def evaluate_pairs(
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
     require_grounds(recipe, bench.codec.tokenizer, runs)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
-    asked = questions(bench, frame, split)
-    source = candidates(frame, asked)
-    encoder = pair_encoder(bench, recipe.prompt_for_eval)
+    asked = choose_pairs(bench, frame, split)
+    source = describe_candidates(frame, asked)
+    encoder = make_pair_encoder(bench, recipe.prompt_for_eval)
     rows = encoder.encode(asked)
-    histories = left_out_of_pairs(asked, rows)
+    histories = count_pairs_left_out(asked, rows)
     if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
         progress.say(f"{split}: {line}")
 
     def evaluate_run(run: str) -> None:
         with measured(bench.ranks.device) as usage:
-            if run == pop:
+            if run == POP:
                 scores = _by_popularity(bench, asked)
             else:
                 scores = _by_model(bench, rows, run, progress)
@@ -160,6 +164,7 @@ def _protocol(bench: workbench.Workbench, source: str, run: str, split: str) -> 
     if manifest.is_file():
         hashes["run"] = sha256(manifest)
     return PairProtocol(
+        task=bench.recipe.task.name,
         split=split,
         candidates=source,
         template=Path(bench.recipe.prompt_for_eval.template).name,

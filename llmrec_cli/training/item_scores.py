@@ -3,6 +3,8 @@
 Stored are the model's states, one vector per target (34 MB where all probabilities would be 5 GB);
 one product per batch with the item embeddings gives the probabilities, exactly.
 
+    rows -> history_vectors, stored once -> ItemScoreTable -> AddItemScores (micro-batches)
+
 Shape suffixes: Q targets of all rows, A targets of some rows, F catalogue entries (leaves), D model
 width.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmrec_cli.claims import claimed_to_make
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,
@@ -34,6 +36,8 @@ from llmrec_cli.files import (
     write_safetensors,
 )
 from llmrec_cli.models.policy import inference
+from llmrec_cli.tensors.mass import leaf_mass
+from llmrec_cli.training.collator import MicroBatch
 
 VECTORS, FACTS = "vectors.safetensors", "facts.json"
 
@@ -52,6 +56,32 @@ class ItemScoreTable:
         at_A = torch.tensor([q for targets in ranges for q in targets], dtype=torch.int64)
         vector_AD = self.vector_QD[at_A].to(self.weight_FD.device)
         return torch.softmax((vector_AD @ self.weight_FD.T).float(), dim=1)
+
+
+@dataclass(frozen=True)
+class AddItemScores:
+    """A batch transform: item probabilities of each target's history, as prefix sums.
+
+    Args:
+        ranges: of ``tensors.mass.leaf_ranges``, on the device of the losses.
+        leaf_of_item_I: leaf of each catalogue item.
+        keeps_history: whether entries of a target's history keep their probability.
+    """
+
+    table: ItemScoreTable
+    ranges: tuple[Tensor, Tensor]
+    leaf_of_item_I: NDArray[Any]
+    keeps_history: bool
+
+    def __call__(self, micro: MicroBatch, rows: Sequence[AnyRow]) -> MicroBatch:
+        own = [row for row in rows if isinstance(row, Row)]
+        if len(own) < len(rows):
+            return micro  # texts have no item probabilities
+        probability_AF = self.table.probabilities([row.number for row in own])
+        if not self.keeps_history:
+            probability_AF = without_history(probability_AF, own, self.leaf_of_item_I)
+        mass = leaf_mass(probability_AF.to(micro.input_ids_BT.device), self.ranges)
+        return replace(micro, batch=replace(micro.batch, mass=mass))
 
 
 def without_history(
@@ -97,13 +127,13 @@ def history_vectors(
     vectors: list[Tensor] = [torch.empty(0)] * len(rows)
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        found = _vectors_of([rows[r] for r in part], model, leaf_of_item_I)
+        found = _compute_vectors([rows[r] for r in part], model, leaf_of_item_I)
         for r, vector_AD in zip(part, found, strict=True):
             vectors[r] = vector_AD
     return torch.cat(vectors)
 
 
-def _vectors_of(
+def _compute_vectors(
     rows: Sequence[Row], model: Any, leaf_of_item_I: NDArray[Any]
 ) -> tuple[Tensor, ...]:
     device = model.embedding.weight.device
@@ -145,10 +175,10 @@ def stored_vectors(
         ArtefactError: what is stored is damaged.
     """
     with suppress(ArtefactError):  # perhaps being replaced: looked at again below
-        if (found := _read(folder, facts)) is not None:
+        if (found := _read_vectors(folder, facts)) is not None:
             return found
     with claimed_to_make(folder, say):
-        if (found := _read(folder, facts)) is not None:
+        if (found := _read_vectors(folder, facts)) is not None:
             return found
         vector_QD = compute()
 
@@ -160,7 +190,7 @@ def stored_vectors(
     return vector_QD
 
 
-def _read(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
+def _read_vectors(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
     """Vectors that are stored; None where none are, or others.
 
     Raises:

@@ -1,28 +1,41 @@
-"""Negatives: k wrong entries of the catalogue beside every training target.
+"""Negatives: k wrong entries of the catalogue beside every training target; hard-negative mining.
+
+    rows of an update -> NegativeSampler (with what the Miner found, where a model is asked)
+                      -> rows with negatives: ``AddNegatives``, a row transform
 
 Which ones is a pure function of (seed, row, epoch) and of the pools they are drawn from, so that a
 resumed run and every number of processes see the same.  Leaves stand for catalogue entries: two
 items with equal token sequences are one entry.
+
+Mining asks a model for its first wrong entries: with ``refresh = 0`` the parent, once for every row
+that comes up; with ``refresh = n`` the policy, every n updates.  What was said is written down: a
+resumed run draws from the same, to the last bit (a score depends, in its last bits, on the rows
+that are ranked together).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import DISLIKED, RATING, TARGET, USER, USER_ID
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.negatives import owned_entries
-from llmrec_cli.engine.rows import Row
-from llmrec_cli.errors import DataError, RecipeError
+from llmrec_cli.engine.rows import AnyRow, Row
+from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.training.sampler import Sampler
 
-Ints = NDArray[np.int64]
+Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first
+LISTS = "lists.json"
+RankWrong = Callable[[Sequence[Row]], list[list[list[int]]]]
+_AHEAD = 16  # updates whose rows the parent is asked about together
 _STREAM = crc32(b"negatives")
 
 
@@ -52,10 +65,10 @@ def users_of(
         frames = [train] if valid is None else [train, valid]
         disliked = {
             user: entries - owned.get(user, frozenset())
-            for user, entries in _recorded(frames, leaves).items()
+            for user, entries in _gather_recorded(frames, leaves).items()
         }
     else:
-        disliked = _badly_rated(train, leaves, below)
+        disliked = _gather_badly_rated(train, leaves, below)
     return Users(
         {int(user): str(name) for user, name in zip(train[USER], train[USER_ID], strict=True)},
         owned,
@@ -81,7 +94,7 @@ def require_scale(train: pd.DataFrame, below: float) -> None:
         )
 
 
-def _recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[int]]:
+def _gather_recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[int]]:
     """What DISLIKED says of each user, in the first of the frames that has the user."""
     columns = pd.concat([frame[[USER, DISLIKED]] for frame in frames]).drop_duplicates(USER)
     return {
@@ -90,7 +103,7 @@ def _recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[i
     }
 
 
-def _badly_rated(frame: pd.DataFrame, leaves: Leaves, below: float) -> dict[int, set[int]]:
+def _gather_badly_rated(frame: pd.DataFrame, leaves: Leaves, below: float) -> dict[int, set[int]]:
     disliked: dict[int, set[int]] = {}
     for user, target, rating in zip(frame[USER], frame[TARGET], frame[RATING], strict=True):
         if rating is not None and rating < below:
@@ -114,7 +127,7 @@ class NegativeSampler:
         """Whether every target has k possible negatives, as far as the data alone decide it."""
         if self.wanted.draw == "disliked":
             return all(
-                len(self._disliked(row, at)) >= self.wanted.k for at in range(len(row.targets))
+                len(self._find_disliked(row, at)) >= self.wanted.k for at in range(len(row.targets))
             )
         entries = {"uniform": self.leaves.n_leaves, "popularity": self._popular}
         room = entries.get(self.wanted.draw, self.leaves.n_leaves)
@@ -187,13 +200,13 @@ class NegativeSampler:
         raw = np.random.Philox(key=key, counter=counter)
         banned = self.owned(row)
         drawn = (
-            self._draw(row, at, banned, raw, others, mined[at] if len(mined) else ())
+            self._draw_leaves(row, at, banned, raw, others, mined[at] if len(mined) else ())
             for at in range(len(row.targets))
         )
         items = self.leaves.item_of_leaf_L
         return tuple(tuple(int(items[leaf]) for leaf in leaves) for leaves in drawn)
 
-    def _draw(
+    def _draw_leaves(
         self,
         row: Row,
         at: int,
@@ -204,25 +217,25 @@ class NegativeSampler:
     ) -> list[int]:
         match self.wanted.draw:
             case "uniform" | "popularity":
-                return self._from_catalogue(banned, raw)
+                return self._draw_from_catalogue(banned, raw)
             case "disliked":
-                return self._from_pool(self._disliked(row, at), raw)
+                return self._draw_from_pool(self._find_disliked(row, at), raw)
             case "in-batch":
                 pool = sorted(set(others) - banned)
             case "model":
                 pool = [leaf for leaf in mined if leaf not in banned][: self.wanted.pool]
-        return self._from_pool(pool, raw)
+        return self._draw_from_pool(pool, raw)
 
-    def _from_catalogue(self, banned: frozenset[int], raw: np.random.Philox) -> list[int]:
+    def _draw_from_catalogue(self, banned: frozenset[int], raw: np.random.Philox) -> list[int]:
         found: dict[int, None] = {}
-        for leaf in self._stream(raw):
+        for leaf in self._stream_leaves(raw):
             if leaf not in banned:
                 found[leaf] = None
             if len(found) == self.wanted.k:
                 break
         return list(found)
 
-    def _stream(self, raw: np.random.Philox) -> Iterator[int]:
+    def _stream_leaves(self, raw: np.random.Philox) -> Iterator[int]:
         """Endless leaves, uniform or in proportion to their training counts."""
         while True:
             numbers = raw.random_raw(2 * self.wanted.k)
@@ -232,7 +245,7 @@ class NegativeSampler:
                 at = np.searchsorted(self._cumulative_L, numbers / 2.0**64, side="right")
                 yield from np.minimum(at, self.leaves.n_leaves - 1).tolist()
 
-    def _from_pool(self, pool: Sequence[int], raw: np.random.Philox) -> list[int]:
+    def _draw_from_pool(self, pool: Sequence[int], raw: np.random.Philox) -> list[int]:
         if len(pool) < self.wanted.k:
             raise RecipeError(
                 f"k = {self.wanted.k}: only {len(pool)} possible negatives ({self.wanted.draw}) "
@@ -247,8 +260,165 @@ class NegativeSampler:
         known = self.users.owned.get(row.user, frozenset())
         return known | frozenset(self.leaves.leaf_of_item_I[own].tolist())
 
-    def _disliked(self, row: Row, at: int) -> list[int]:
+    def _find_disliked(self, row: Row, at: int) -> list[int]:
         """The user's disliked entries; those in the row's own history or at its target are out."""
         shown = np.asarray([*row.history, *row.targets[: at + 1]], dtype=np.int64)
         banned = set(self.leaves.leaf_of_item_I[shown].tolist())
         return [leaf for leaf in self.users.disliked.get(row.user, ()) if leaf not in banned]
+
+
+class Miner:
+    """Ranked wrong leaves for the rows of an update.
+
+    Args:
+        rank_wrong: ranks the catalogue for every target of the rows, the user's own entries left
+            out; by the parent, or where ``refresh`` > 0 by the policy as it is then.
+        rows: of the split, in whose place ``sampler`` has their numbers.
+        steps: updates of the whole run; nothing is asked about rows behind them.
+        refresh: updates between two questions; 0: a row's answer stays for the whole run.
+        folder: where the lists are kept.
+        ahead: updates whose rows are asked about together, where ``refresh`` does not say it.
+        writes: whether this process keeps them; all processes ask together.
+    """
+
+    def __init__(
+        self,
+        rank_wrong: RankWrong,
+        rows: Sequence[Row],
+        sampler: Sampler,
+        *,
+        steps: int,
+        refresh: int,
+        folder: Path,
+        ahead: int = _AHEAD,
+        writes: bool = True,
+    ) -> None:
+        self.rank_wrong = rank_wrong
+        self.rows = rows
+        self.sampler = sampler
+        self.steps = steps
+        self.refresh = refresh
+        self.folder = folder
+        self.ahead = refresh or ahead
+        self.writes = writes
+        self._known: Lists = {}
+        self._from: int | None = None
+
+    def find_lists(self, rows: Sequence[Row], step: int) -> Lists:
+        """The lists of these rows, which belong to update ``step``.
+
+        Raises:
+            ArtefactError: what was written down is damaged, or lacks one of them.
+        """
+        begun = step - step % self.ahead
+        if begun != self._from:
+            all_count = self._from is None and not self.refresh  # a resumed run's earlier ones too
+            for at in range(0 if all_count else begun, begun + 1, self.ahead):
+                self._open_lists(at)
+        lost = [row.number for row in rows if row.number not in self._known]
+        if lost:
+            raise ArtefactError(
+                f"{self.folder}: nothing is written down for row {lost[0]}: of another run? "
+                "delete the folder"
+            )
+        return {row.number: self._known[row.number] for row in rows}
+
+    def _open_lists(self, begun: int) -> None:
+        """Know the lists of the updates from ``begun`` on.
+
+        Raises:
+            ArtefactError: what was written down is damaged.
+        """
+        known = {} if self.refresh else self._known
+        path = self.folder / f"step-{begun}"
+        if path.is_dir():
+            check_folder(path)
+            said = _read_lists(path / LISTS)
+        else:
+            said = self._ask_model(begun, known)
+            if said and self.writes:
+                write_folder(path, lambda temporary: write_json(temporary / LISTS, said))
+        self._from, self._known = begun, known | said
+
+    def _ask_model(self, begun: int, known: Lists) -> Lists:
+        """Lists of the rows that come up in the updates from ``begun`` on."""
+        steps = range(begun, min(begun + self.ahead, self.steps))
+        coming = [self.rows[n] for step in steps for n in self.sampler.numbers_of(step)]
+        asked = {row.number: row for row in coming}
+        fresh = [row for number, row in asked.items() if number not in known]
+        answers = self.rank_wrong(fresh) if fresh else []
+        return {row.number: lists for row, lists in zip(fresh, answers, strict=True)}
+
+
+def _read_lists(path: Path) -> Lists:
+    try:
+        return {int(number): lists for number, lists in read_json(path).items()}
+    except (AttributeError, ValueError):
+        raise ArtefactError(f"{path}: not the lists that were written here") from None
+
+
+@dataclass(frozen=True)
+class DropUnusable:
+    """A row transform: leaves out the rows that have too few possible negatives."""
+
+    sampler: NegativeSampler
+    runs_ahead: bool = True
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        """The rows that have enough.
+
+        Raises:
+            DataError: none has.
+        """
+        return [*self.sampler.usable_rows(only_catalogue_rows(rows))]
+
+
+@dataclass(frozen=True)
+class AddNegatives:
+    """A row transform: a pure function of rows, update and what is mined.
+
+    Mining asks a model, by all processes together: it cannot run ahead.
+    """
+
+    sampler: NegativeSampler
+    rows: Sequence[Row]  # of the split: other targets of an update may be negatives
+    order: Sampler  # which of them an update sees
+    miner: Miner | None = None
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self.miner is None
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        """The rows with negatives beside every target.
+
+        Raises:
+            RecipeError: the batch, or the model's list, has too few possible ones.
+            ArtefactError: what was mined before is damaged.
+        """
+        known_rows = only_catalogue_rows(rows)
+        mined = self.miner.find_lists(known_rows, step) if self.miner else {}
+        in_batch = self._find_targets(step) if self.sampler.wanted.draw == "in-batch" else {}
+        completed: list[AnyRow] = []
+        for row in known_rows:
+            negatives = self.sampler(
+                row,
+                self.order.epoch_of(step),
+                others=[
+                    leaf for number, own in in_batch.items() if number != row.number for leaf in own
+                ],
+                mined=mined.get(row.number, ()),
+            )
+            completed.append(replace(row, negatives=negatives))
+        return completed
+
+    def _find_targets(self, step: int) -> dict[int, list[int]]:
+        """Target leaves of every row of the global batch."""
+        leaf_of_item_I = self.sampler.leaves.leaf_of_item_I
+        rows = [self.rows[number] for number in self.order.numbers_of(step)]
+        return {row.number: [int(leaf_of_item_I[item]) for item in row.targets] for row in rows}
+
+
+def only_catalogue_rows(rows: Sequence[AnyRow]) -> list[Row]:
+    """The rows that have items of the catalogue as targets."""
+    return [row for row in rows if isinstance(row, Row)]

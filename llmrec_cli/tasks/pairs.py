@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.data.rank_wording import Question, RankTemplate
 from llmrec_cli.engine.answer_scores import log_probs
-from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.policy import inference
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.tensors.trie import Trie
+from llmrec_cli.training.collator import Collator
 
 _ORDER = crc32(b"pair-order")
 Sampler = Callable[[Row, int], tuple[tuple[int, ...], ...]]
@@ -138,7 +138,7 @@ class PairEncoder:
         return question._replace(history=question.history[1:])
 
 
-def require_room(encoder: PairEncoder, name: str) -> None:
+def require_history_room(encoder: PairEncoder, name: str) -> None:
     """Refuse prompts that have no room for any item of a history.
 
     Args:
@@ -159,7 +159,7 @@ def require_room(encoder: PairEncoder, name: str) -> None:
         )
 
 
-def given_pairs(frame: pd.DataFrame) -> list[UserPairs]:
+def parse_pairs(frame: pd.DataFrame) -> list[UserPairs]:
     """The pairs of a prepared split that has them, numbered by their place."""
     columns = [frame[name] for name in (HISTORY, TARGET, NEGATIVES, CHOSEN_FIRST, USER)]
     return [
@@ -170,7 +170,7 @@ def given_pairs(frame: pd.DataFrame) -> list[UserPairs]:
     ]
 
 
-def fixed_pairs(frame: pd.DataFrame, negatives: Sequence[int], seed: int) -> list[UserPairs]:
+def fix_pairs(frame: pd.DataFrame, negatives: Sequence[int], seed: int) -> list[UserPairs]:
     """One pair per row of a split without pairs, for validation and test: the same ones always.
 
     Args:
@@ -182,7 +182,7 @@ def fixed_pairs(frame: pd.DataFrame, negatives: Sequence[int], seed: int) -> lis
             _items(history),
             int(liked),
             (int(other),),
-            liked_first(seed, int(row), epoch=0, k=1),
+            toss_order(seed, int(row), epoch=0, k=1),
             int(user),
             at,
         )
@@ -190,13 +190,13 @@ def fixed_pairs(frame: pd.DataFrame, negatives: Sequence[int], seed: int) -> lis
     ]
 
 
-def drawn_pairs(row: Row, others: tuple[int, ...], seed: int, epoch: int) -> UserPairs:
+def draw_pairs(row: Row, others: tuple[int, ...], seed: int, epoch: int) -> UserPairs:
     """A training row's pairs of an epoch, with the ``others`` that were drawn for its target."""
-    first = liked_first(seed, row.number, epoch, len(others))
+    first = toss_order(seed, row.number, epoch, len(others))
     return UserPairs(row.history, row.targets[0], others, first, row.user, row.number)
 
 
-def liked_first(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
+def toss_order(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
     """Whether each of a row's ``k`` prompts shows the liked candidate first: fair coins."""
     key = np.array([seed % 2**64, _ORDER], np.uint64)
     counter = np.array([0, 0, row % 2**64, epoch % 2**64], np.uint64)
@@ -208,25 +208,26 @@ def liked_first(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
 class DrawnPairs:
     """Training rows of an update as pair rows: a pure function of rows and epoch.
 
-    Called like every ``engine.supply.Serve``: rows of an update, and its 0-based number.
+    A row transform (``training.dataset``).
     """
 
     encoder: PairEncoder
     sampler: Sampler
     seed: int
     steps_per_epoch: int
+    runs_ahead: bool = True
 
     def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
         epoch = step // self.steps_per_epoch
         drawn = [
-            drawn_pairs(row, self.sampler(row, epoch)[0], self.seed, epoch)
+            draw_pairs(row, self.sampler(row, epoch)[0], self.seed, epoch)
             for row in rows
             if isinstance(row, Row)
         ]
         return [*self.encoder.encode(drawn)]
 
 
-def question_rows(frame: pd.DataFrame) -> list[Row]:
+def make_question_rows(frame: pd.DataFrame) -> list[Row]:
     """Training rows without a prompt, numbered by their place, for ``DrawnPairs`` to complete."""
     columns = zip(frame[HISTORY], frame[TARGET], frame[USER], strict=True)
     no_prompt = np.empty(0, np.int32)
@@ -236,7 +237,7 @@ def question_rows(frame: pd.DataFrame) -> list[Row]:
     ]
 
 
-def require_k(rows: Sequence[PairRow], k: int | None, names: Sequence[str]) -> None:
+def require_pair_count(rows: Sequence[PairRow], k: int | None, names: Sequence[str]) -> None:
     """Check that every user has as many pairs as the method expects.
 
     Args:

@@ -1,0 +1,147 @@
+"""What the commands do for the generate task: rows of histories and items of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from llmrec_cli.data.columns import HISTORY, TARGET
+from llmrec_cli.engine.rows import IntArray, Prompts, Row, left_out_of, window_rows
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.progress import Progress
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.run_folder import Existing
+from llmrec_cli.stage.needs import Stage
+from llmrec_cli.stage.workbench import (
+    Workbench,
+    build_training_rows,
+    build_window_rows,
+    subset,
+    validation_metrics,
+)
+from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
+from llmrec_cli.tensors.trie import paths
+from llmrec_cli.training.collator import count_tokens
+
+if TYPE_CHECKING:
+    from llmrec_cli.compare import Compared
+
+
+def make_rows(stage: Stage, aligns: bool) -> StageRows:
+    """Rows of a stage that learns to generate the next item."""
+    bench, recipe = stage.bench, stage.bench.recipe
+    rows = build_training_rows(bench, stage.section.rows)
+    sampler = stage.sampler()
+    valid = subset(bench.prepared.split("valid"), stage.section.validate_rows)
+
+    def rank_valid(policy: Any) -> dict[str, float]:
+        return validation_metrics(
+            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
+        )
+
+    usable = sampler.require(rows) if sampler else rows
+    valid_rows = build_window_rows(bench, valid)
+    left_out = {
+        "train": left_out_of(bench.prepared.split("train"), rows),
+        "valid": left_out_of(valid, valid_rows),
+    }
+    notes = sampler.dropped(rows, usable) if sampler else ()
+    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
+
+
+def check_rows(stage: Stage, aligns: bool) -> None:
+    """Refuse prompts without room for any item, and rows with too few possible negatives."""
+    require_prompt_room(stage.bench)
+    _check_negatives(stage)
+
+
+def require_prompt_room(bench: Workbench) -> None:
+    """Refuse a wording that leaves no room for any item."""
+    bench.encoder.encode([()])
+
+
+def show_rows(stage: Stage, aligns: bool) -> ShownRows:
+    """The first row with, beside each token of an answer, how many tokens are legal there."""
+    bench = stage.bench
+    rows = build_training_rows(bench, stage.section.rows)
+    longest = max(count_tokens(rows, bench.trie.to("cpu")))
+    return ShownRows(len(rows), tuple(_show_row(bench, rows[0])), longest)
+
+
+def describe_left_out(bench: Workbench, frame: pd.DataFrame) -> str | None:
+    """What the prompts of these rows have no room for."""
+    return bench.left_out(frame).line(bench.encoder.why)
+
+
+def evaluate(
+    recipe: Recipe, runs: Sequence[str], split: str, existing: Existing, progress: Progress
+) -> Compared:
+    """Rank the whole catalogue for every row of the split."""
+    from llmrec_cli.evaluate import evaluate_catalogue  # training does not need it
+
+    return evaluate_catalogue(recipe, runs, split=split, existing=existing, progress=progress)
+
+
+def encode_answers(
+    bench: Workbench, frame: pd.DataFrame, split: str
+) -> list[tuple[IntArray, IntArray]]:
+    """Every row's prompt, and its target."""
+    prompts = bench.encoder.encode(frame[HISTORY].tolist())
+    answers = [bench.catalogue[item] for item in frame[TARGET]]
+    return list(zip(prompts, answers, strict=True))
+
+
+@dataclass(frozen=True)
+class _NoPrompts:
+    """Rows whose prompts nobody looks at: nothing is tokenized."""
+
+    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+        none = np.zeros(0, np.int32)
+        return Prompts([none] * len(histories), np.zeros(len(histories), np.int32))
+
+
+def _check_negatives(stage: Stage) -> None:
+    sampler, prepared = stage.sampler(), stage.bench.prepared
+    if sampler is None:
+        return
+    wanted, batch = sampler.wanted, stage.section.batch
+    usable = sampler.require(window_rows(prepared.split("train"), _NoPrompts()))
+    sampler.usable_rows(window_rows(prepared.split("valid"), _NoPrompts()))
+    smallest = len(usable) % batch or batch  # the last update of an epoch
+    if wanted.draw == "in-batch" and stage.section.rows == "window" and smallest <= wanted.k:
+        raise RecipeError(
+            f'k = {wanted.k}: negatives = "in-batch" draws from the other rows of an update, and '
+            f"{len(usable):,} rows with train.batch = {batch} leave {smallest} rows for the last "
+            f"update of an epoch; expected at least {wanted.k + 1}: choose another train.batch, or "
+            "lower k"
+        )
+
+
+def _show_row(bench: Workbench, row: Row) -> Iterator[str]:
+    words = bench.codec.tokenizer.convert_ids_to_tokens
+    yield "prompt: " + " ".join(words(row.prompt.tolist()))
+    leaf_B = bench.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
+    node_BT, token_BT, length_B = paths(bench.trie, leaf_B)
+    for nodes, tokens, length in zip(node_BT, token_BT, length_B.tolist(), strict=True):
+        legal = bench.trie.fan_out(nodes[:length]).tolist()
+        shown = zip(words(tokens[:length].tolist()), legal, strict=True)
+        yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
+    if len(row.targets) > 3:
+        yield f"... and {len(row.targets) - 3} more targets"
+
+
+OPERATIONS = Operations(
+    make_rows=make_rows,
+    check_rows=check_rows,
+    show_rows=show_rows,
+    describe_left_out=describe_left_out,
+    check_evaluation=require_prompt_room,
+    evaluate=evaluate,
+    encode_answers=encode_answers,
+    make_example=lambda bench: None,  # rank.py, which an export brings, shows more
+)
