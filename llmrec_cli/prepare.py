@@ -17,18 +17,29 @@ from typing import Any
 import polars as pl
 
 from llmrec_cli.claims import claimed_to_make
-from llmrec_cli.data.catalog import catalogue, name_items, require_names
+from llmrec_cli.data.catalog import build_catalogue, name_items, require_names
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
-from llmrec_cli.data.engines import engine_of
-from llmrec_cli.data.facts import Made, facts, lines_of_cuts, lines_of_given
-from llmrec_cli.data.filters import Trail, badly_rated, eligible, item_ids, settled
-from llmrec_cli.data.given import given_rows, hold_out, occurring, pair_counts
-from llmrec_cli.data.order import ordered
+from llmrec_cli.data.engines import open_engine
+from llmrec_cli.data.facts import (
+    Preparation,
+    describe_cuts,
+    describe_lost_rows,
+    describe_preparation,
+)
+from llmrec_cli.data.filters import (
+    CleaningSteps,
+    collect_item_ids,
+    filter_interactions,
+    filter_to_core,
+    select_badly_rated,
+)
+from llmrec_cli.data.given import collect_items, count_pairs, encode_given_rows, hold_out_users
+from llmrec_cli.data.order import sort_by_user
 from llmrec_cli.data.prompts import require_prompts
 from llmrec_cli.data.readers import Source, read
 from llmrec_cli.data.readers.source import Locate
 from llmrec_cli.data.rows import write_rows
-from llmrec_cli.data.split import cut_of, require_clock
+from llmrec_cli.data.split import plan_split, require_clock
 from llmrec_cli.data.store import (
     Manifest,
     Prepared,
@@ -107,7 +118,7 @@ def _make(
     messages = folder.with_name(f"{folder.name}.spark.log")
     with TemporaryDirectory(dir=stage) as temporary:
         scratch = Path(temporary)
-        with engine_of(section, messages) as engine:
+        with open_engine(section, messages) as engine:
             progress("reading")
             source = read(section, locate, scratch)
             require_names(section)
@@ -115,13 +126,13 @@ def _make(
             if source.interactions is None:
                 progress("writing")
                 made = take_rows(source, section, seed, stage)
-                _say_lines(lines_of_given(made.cleaning, section), progress)
+                _say_lines(describe_lost_rows(made.cleaning, section), progress)
             else:
-                trail = Trail(engine, scratch, progress)
-                made = make_rows(source.interactions, source.items, section, seed, trail, stage)
-        _say_lines(lines_of_cuts(made, section), progress)
+                cleaning = CleaningSteps(engine, scratch, progress)
+                made = make_rows(source.interactions, source.items, section, seed, cleaning, stage)
+        _say_lines(describe_cuts(made, section), progress)
         write_items(stage, made.items)
-        told = facts(made, stage, source.notes, section.files())
+        told = describe_preparation(made, stage, source.notes, section.files())
         write_manifest(stage, made.splits, asked | told)
 
 
@@ -176,58 +187,62 @@ def make_rows(
     known: pl.DataFrame,
     section: DataSection,
     seed: int,
-    trail: Trail,
+    cleaning: CleaningSteps,
     folder: Path,
-) -> Made:
+) -> Preparation:
     """Clean a log of interactions, name its items, and cut it into rows, written to ``folder``.
 
     The log stays in files of the engine until its rows are cut, in one pass.  In memory here are
     the catalogue (items that occur, with their titles) and a batch of users.
     """
-    engine, scratch, lowest = trail.engine, trail.scratch, section.min_rating
+    engine, scratch, lowest = cleaning.engine, cleaning.scratch, section.min_rating
     everything = engine.scan(interactions)
-    log = eligible(everything, section, trail)
-    named = name_items(item_ids(log, engine, scratch / "ids"), known, section)
-    log = settled(log, named, section, trail)
+    log = filter_interactions(everything, section, cleaning)
+    named = name_items(collect_item_ids(log, engine, scratch / "ids"), known, section)
+    log = filter_to_core(log, named, section, cleaning)
 
-    left = item_ids(log, engine, scratch / "ids").to_frame()
-    items = catalogue(named.items.join(left, on=ITEM_ID, how="semi"), section)
-    trail.progress("ordering")
-    cut = cut_of(log, trail.steps[-1].interactions, section, seed, engine, scratch / "moments")
-    by_user = ordered(log, items, engine, scratch / "by-user")
+    left = collect_item_ids(log, engine, scratch / "ids").to_frame()
+    items = build_catalogue(named.items.join(left, on=ITEM_ID, how="semi"), section)
+    cleaning.progress("ordering")
+    plan = plan_split(
+        log, cleaning.steps[-1].interactions, section, seed, engine, scratch / "moments"
+    )
+    by_user = sort_by_user(log, items, engine, scratch / "by-user")
     bad = None
     if lowest is not None:
-        bad = ordered(badly_rated(everything, lowest, section), items, engine, scratch / "bad")
-    trail.progress("writing")
-    tally = write_rows(by_user, bad, cut, section.history, len(items), engine, folder)
-    return Made(
+        bad = sort_by_user(
+            select_badly_rated(everything, lowest, section), items, engine, scratch / "bad"
+        )
+    cleaning.progress("writing")
+    statistics = write_rows(by_user, bad, plan, section.history, len(items), engine, folder)
+    return Preparation(
         named=named,
-        items=items.with_columns(pl.Series(COUNT, tally.count_I)),
+        items=items.with_columns(pl.Series(COUNT, statistics.count_I)),
         splits=SPLITS,
-        tied=tally.ties(),
+        tied=statistics.summarize_ties(),
         clock=has_clock(section),
-        cleaning=[asdict(step) for step in trail.steps],
-        counts=tally.splits,
+        cleaning=[asdict(step) for step in cleaning.steps],
+        counts=statistics.splits,
     )
 
 
-def take_rows(source: Source, section: DataSection, seed: int, folder: Path) -> Made:
+def take_rows(source: Source, section: DataSection, seed: int, folder: Path) -> Preparation:
     """Name the items of rows that come split, and write the rows as they are to ``folder``.
 
     Such sources are held in memory, whatever the engine: nothing about them is relational.
     """
     rows: Mapping[str, pl.DataFrame] = source.rows or {}
     if section.form.pairs and "valid" not in rows:
-        rows = hold_out(rows, seed)
+        rows = hold_out_users(rows, seed)
     listed = source.items[ITEM_ID] if source.lists_catalogue else None
-    named = name_items(occurring(rows, listed), source.items, section)
-    items = catalogue(named.items, section)
-    splits, cleaning, counts = given_rows(rows, items, section, seed)
+    named = name_items(collect_items(rows, listed), source.items, section)
+    items = build_catalogue(named.items, section)
+    splits, cleaning, counts = encode_given_rows(rows, items, section, seed)
     for name, part in splits.items():
         write_split(folder, name, part)
-    return Made(
+    return Preparation(
         named=named,
-        items=items.with_columns(pl.Series(COUNT, pair_counts(splits["train"], len(items)))),
+        items=items.with_columns(pl.Series(COUNT, count_pairs(splits["train"], len(items)))),
         splits=tuple(in_order(splits)),
         tied=None,
         clock=has_clock(section),

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import polars as pl
 
-from llmrec_cli.data.catalog import EXAMPLES, shares_identity
+from llmrec_cli.data.catalog import EXAMPLES, mark_shared_identity
 from llmrec_cli.data.columns import (
     AS_READ,
     COUNT,
@@ -265,15 +265,15 @@ def _judge_names(check: Check, evidence: Evidence) -> Verdict:
 def find_shared_items(rows: Rows) -> Finding:
     """Items whose title (or tokens) another item has too."""
     items = rows.items
-    shared = items.filter(shares_identity(items))
+    shared = items.filter(mark_shared_identity(items))
     name = TOKENS if has_tokens(items) else TITLE
-    found = _find(shared.lazy().select(name), len(items))
+    found = _find_hits(shared.lazy().select(name), len(items))
     return found | {"groups": shared[name].n_unique()}
 
 
 def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
     """Rows of a split whose target another item cannot be told from."""
-    return _find_targets(rows.items.filter(shares_identity(rows.items)), rows.splits[split])
+    return _find_targets(rows.items.filter(mark_shared_identity(rows.items)), rows.splits[split])
 
 
 def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
@@ -296,14 +296,14 @@ def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
         f"hit: so it is for {targets}."
     )
     figures = {f"more items than {name}s": surplus, "test targets": test["count"]}
-    return check.found(_level(test, least="note"), found, text, figures)
+    return check.found(_choose_level(test, least="note"), found, text, figures)
 
 
 def find_repeats(rows: Rows) -> dict[str, Finding]:
     """Rows whose target also stands in their history, by split."""
     repeats = pl.col(HISTORY).list.contains(pl.col(TARGET))
     return {
-        name: _find(split.filter(repeats).select(USER_ID), _count(split))
+        name: _find_hits(split.filter(repeats).select(USER_ID), _count_rows(split))
         for name, split in rows.splits.items()
     }
 
@@ -319,7 +319,7 @@ def _judge_repeats(check: Check, evidence: Evidence) -> Verdict:
         'seen = "remove" the target is the one item of the history that stays a candidate.'
     )
     examples = next(rows["examples"] for rows in (test, *found.values()) if rows["count"])
-    return check.found(_level(test, least="note"), test | {"examples": examples}, text)
+    return check.found(_choose_level(test, least="note"), test | {"examples": examples}, text)
 
 
 def find_unseen_targets(rows: Rows, split: str = "test") -> Finding:
@@ -345,20 +345,23 @@ def _judge_unseen(check: Check, evidence: Evidence) -> Verdict:
     sentences = [f"All {of:,} test targets occur in training."]
     if count:
         # About: an item that is never seen may share its entry with one that is.
-        ends = f", and its HR ends at about {tell_percent(1 - _share(test))}"
+        ends = f", and its HR ends at about {tell_percent(1 - _share_of(test))}"
         ends = "" if format_of(evidence.data["format"]).pairs else ends
         sentences = [
             f"{tell_part(test)} test targets occur in no training row: a model that knows items by "
             f"number has nothing to go by{ends}; a language model has their titles."
         ]
-    figures = {"test": _share(test)}
+    figures = {"test": _share_of(test)}
     if evidence.measured:
         valid, unheard = evidence.measured.unseen_valid, evidence.measured.unheard
-        figures |= {"test, validation counted as seen": _share(unheard), "valid": _share(valid)}
+        figures |= {
+            "test, validation counted as seen": _share_of(unheard),
+            "valid": _share_of(valid),
+        }
         if count:
             sentences.append(f"{tell_part(unheard)} occur in no validation row either.")
         sentences.append(f"Of the validation targets, {tell_part(valid)} are unseen.")
-    return check.found(_level(test), test, " ".join(sentences), figures)
+    return check.found(_choose_level(test), test, " ".join(sentences), figures)
 
 
 def count_common_users(rows: Rows) -> Finding:
@@ -416,7 +419,9 @@ def _find_common_rows(a: pl.LazyFrame, b: pl.LazyFrame, keys: list[list[str]]) -
         asked = pl.LazyFrame({"key": wanted.unique()})
         found = a.select(hashed).join(asked, on="key", how="semi").unique()
         hits = hits | wanted.is_in(found.collect(engine="streaming")["key"].implode())
-    return _find(users.with_columns(hits.alias("hit")).filter("hit").select(USER_ID), len(hits))
+    return _find_hits(
+        users.with_columns(hits.alias("hit")).filter("hit").select(USER_ID), len(hits)
+    )
 
 
 def _judge_rows(check: Check, evidence: Evidence) -> Verdict:
@@ -432,9 +437,9 @@ def _judge_rows(check: Check, evidence: Evidence) -> Verdict:
         f"The same user, target and history (or time): {'; '.join(where)}. A model has learnt "
         "these answers, so the figures are too good. Expected splits without a row in common."
     )
-    much = any(_level(rows) == "warning" for rows in found.values())
+    much = any(_choose_level(rows) == "warning" for rows in found.values())
     trained = [rows for pair, rows in found.items() if pair.startswith("train")]
-    worst = max(trained, key=_share)
+    worst = max(trained, key=_share_of)
     worst = worst if worst["count"] else found["valid and test"]
     figures = {f"{pair}: rows": float(rows["count"]) for pair, rows in found.items()}
     return check.found("warning" if much else "note", worst, text, figures)
@@ -445,7 +450,7 @@ def find_undecided(valid: pl.LazyFrame, test: pl.LazyFrame) -> Finding:
     key = [USER, TIMESTAMP]
     hits = test.select(*key, USER_ID).join(valid.select(key), on=key, how="semi").sort(USER)
     tied = hits.select(USER_ID).collect()[USER_ID]
-    return {"count": len(tied), "of": _count(test), "examples": tied.head(EXAMPLES).to_list()}
+    return {"count": len(tied), "of": _count_rows(test), "examples": tied.head(EXAMPLES).to_list()}
 
 
 def _judge_ties(check: Check, evidence: Evidence) -> Verdict:
@@ -478,7 +483,10 @@ def find_later_training(rows: Rows) -> Finding | None:
         return None
     train, test = rows.splits["train"], rows.splits["test"]
     earliest = test.select(pl.col(TIMESTAMP).min()).collect().item()
-    return {"count": _count(train.filter(pl.col(TIMESTAMP) > earliest)), "of": _count(train)}
+    return {
+        "count": _count_rows(train.filter(pl.col(TIMESTAMP) > earliest)),
+        "of": _count_rows(train),
+    }
 
 
 def measure_ahead(train: pl.LazyFrame, rows: pl.LazyFrame) -> Ahead:
@@ -608,7 +616,7 @@ def _judge_lost_rows(check: Check, evidence: Evidence) -> Verdict | None:
         return check.ok("Every row of the source is kept.", 0, test["of"])
     text = f"Left out: {'; '.join(where)}. All figures are about the others."
     figures = {f"{name} rows": float(found["count"]) for name, found in lost.items()}
-    return check.found(_level(test, "note"), test, text, figures)
+    return check.found(_choose_level(test, "note"), test, text, figures)
 
 
 def _judge_cut_histories(check: Check, evidence: Evidence) -> Verdict | None:
@@ -626,7 +634,9 @@ def _judge_cut_histories(check: Check, evidence: Evidence) -> Verdict | None:
         f"The last {longest} items are kept of {', '.join(where)}; {items:,} older ones are left "
         "out, for every model alike."
     )
-    level: Level = "note" if _level(cut["test"]) == "warning" else "ok"  # a choice, to be known
+    level: Level = (
+        "note" if _choose_level(cut["test"]) == "warning" else "ok"
+    )  # a choice, to be known
     return check.found(level, cut["test"], text)
 
 
@@ -638,7 +648,7 @@ def find_trained_pairs(rows: Rows) -> Finding:
     shown = pl.concat([part.select(key).explode(NEGATIVES) for part in parts]).unique()
     test = splits["test"].select(key).explode(NEGATIVES)
     hits = test.join(shown, on=key, how="semi", maintain_order="left")
-    return _find(hits.select(USER_ID), _count(test))
+    return _find_hits(hits.select(USER_ID), _count_rows(test))
 
 
 def _judge_trained_pairs(check: Check, evidence: Evidence) -> Verdict | None:
@@ -654,7 +664,7 @@ def _judge_trained_pairs(check: Check, evidence: Evidence) -> Verdict | None:
     return check.found("warning", found, text)
 
 
-def _counted(name: str, judge: Judge, count: Count, of_pairs: bool = False) -> Check:
+def _make_check(name: str, judge: Judge, count: Count, of_pairs: bool = False) -> Check:
     """A check of one count, which the manifest has under the check's own name."""
     return Check(name, judge, {name: count}, of_pairs)
 
@@ -666,16 +676,16 @@ CHECKS: Final = (
         _judge_identity,
         {SHARED: find_shared_items, SHARED_TARGETS: find_shared_targets},
     ),
-    _counted("targets in their own history", _judge_repeats, find_repeats),
-    _counted("test targets never seen in training", _judge_unseen, find_unseen_targets),
-    _counted("users in several splits", _judge_users, count_common_users),
-    _counted("rows that stand in two splits", _judge_rows, find_common_rows),
-    _counted("interactions that tie in time", _judge_ties, lambda rows: rows.tied),
+    _make_check("targets in their own history", _judge_repeats, find_repeats),
+    _make_check("test targets never seen in training", _judge_unseen, find_unseen_targets),
+    _make_check("users in several splits", _judge_users, count_common_users),
+    _make_check("rows that stand in two splits", _judge_rows, find_common_rows),
+    _make_check("interactions that tie in time", _judge_ties, lambda rows: rows.tied),
     Check("training later than test", _judge_later_training, {LATER: find_later_training}),
-    _counted("popularity in training", _judge_concentration, measure_concentration),
+    _make_check("popularity in training", _judge_concentration, measure_concentration),
     Check("rows of the source that are left out", _judge_lost_rows),
     Check("histories cut to data.history", _judge_cut_histories),
-    _counted("test pairs that are trained on", _judge_trained_pairs, find_trained_pairs, True),
+    _make_check("test pairs that are trained on", _judge_trained_pairs, find_trained_pairs, True),
     Check("score of Pop", _judge_pop),
 )
 """What is looked for, in the order in which it is told."""
@@ -685,7 +695,7 @@ RECORDED: Final = {name for check in CHECKS if not check.of_pairs for name in ch
 
 def tell_part(found: Mapping[str, Any]) -> str:
     """``2,842 of 4,383 (65 %)``."""
-    return f"{found['count']:,} of {found['of']:,} ({tell_percent(_share(found))})"
+    return f"{found['count']:,} of {found['of']:,} ({tell_percent(_share_of(found))})"
 
 
 def tell_percent(fraction: float) -> str:
@@ -699,14 +709,14 @@ def tell_percent(fraction: float) -> str:
     return f"{value:.0f} %" if whole else f"{value:.1f} %"
 
 
-def _level(found: Mapping[str, Any], least: Level = "ok") -> Level:
+def _choose_level(found: Mapping[str, Any], least: Level = "ok") -> Level:
     """By the share of the rows; where there is a case at all, ``least`` or more."""
-    if found["count"] and _share(found) >= MUCH:
+    if found["count"] and _share_of(found) >= MUCH:
         return "warning"
     return "note" if found["count"] else least
 
 
-def _share(found: Mapping[str, Any]) -> float:
+def _share_of(found: Mapping[str, Any]) -> float:
     """Cases among all, [0, 1]; 0 of none."""
     return float(found["count"] / found["of"]) if found["of"] else 0.0
 
@@ -714,14 +724,14 @@ def _share(found: Mapping[str, Any]) -> float:
 def _find_targets(items: pl.DataFrame, rows: pl.LazyFrame) -> Finding:
     among = items.lazy().select(pl.col(ITEM).alias(TARGET), ITEM_ID)
     hits = rows.select(TARGET).join(among, on=TARGET, maintain_order="left")
-    return _find(hits.select(ITEM_ID), _count(rows))
+    return _find_hits(hits.select(ITEM_ID), _count_rows(rows))
 
 
-def _find(hits: pl.LazyFrame, n: int) -> Finding:
+def _find_hits(hits: pl.LazyFrame, n: int) -> Finding:
     """How many hits, and the first few different ones; ``hits`` has one column."""
     examples = hits.unique(maintain_order=True).head(EXAMPLES).collect().to_series()
-    return {"count": _count(hits), "of": n, "examples": examples.to_list()}
+    return {"count": _count_rows(hits), "of": n, "examples": examples.to_list()}
 
 
-def _count(rows: pl.LazyFrame) -> int:
+def _count_rows(rows: pl.LazyFrame) -> int:
     return int(rows.select(pl.len()).collect().item())

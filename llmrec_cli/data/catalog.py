@@ -29,7 +29,7 @@ EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedItems:
     """Items that occur, split by whether they can be named."""
 
     items: pl.DataFrame  # ITEM_ID, TITLE, BRAND, TOKENS, sorted by ITEM_ID
@@ -37,7 +37,7 @@ class Named:
     dropped: list[str]  # those of them that the policy leaves without a name
 
 
-def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) -> Named:
+def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) -> NamedItems:
     """Give every occurring item its title by ``section.untitled``, or its semantic ID.
 
     Args:
@@ -60,8 +60,8 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
             'data.identity = "disambiguate": semantic IDs have no title to extend; use "merge"'
         )
     name = TOKENS if by_tokens else TITLE
-    filled = listed if by_tokens else listed.with_columns(_title(section.untitled))
-    named = Named(
+    filled = listed if by_tokens else listed.with_columns(_title_by_policy(section.untitled))
+    named = NamedItems(
         items=filled.filter(pl.col(name).is_not_null()),
         untitled=listed.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
         dropped=filled.filter(pl.col(name).is_null())[ITEM_ID].to_list(),
@@ -86,7 +86,7 @@ def require_names(section: DataSection) -> None:
     )
 
 
-def catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
+def build_catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
     """The final catalogue: items sorted by id, with their index ITEM, titles by identity policy."""
     rows = items.sort(ITEM_ID)
     if section.identity == "disambiguate":
@@ -127,13 +127,13 @@ def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[st
     return names
 
 
-def shares_identity(items: pl.DataFrame) -> pl.Series:
+def mark_shared_identity(items: pl.DataFrame) -> pl.Series:
     """For each item, whether another one has the same title (or the same tokens)."""
     name = TOKENS if has_tokens(items) else TITLE
     return items.select(name).is_duplicated()
 
 
-def _title(policy: str) -> pl.Expr:
+def _title_by_policy(policy: str) -> pl.Expr:
     instead = {"drop": [], "brand": [pl.col(BRAND)], "id": [_as_title(ITEM_ID)]}[policy]
     return pl.coalesce(TITLE, *instead).alias(TITLE)
 
@@ -145,7 +145,7 @@ def _as_title(name: str) -> pl.Expr:
 
 
 def _mostly_nameless(
-    named: Named, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
+    named: NamedItems, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
 ) -> str:
     """What to say, and to set instead.
 

@@ -27,7 +27,7 @@ from llmrec_cli.data.windows import Windows
 _BAD, _GOOD = "bad_", "good_"  # whose moment a column has
 
 
-def dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
+def find_dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
     """When each user first rated which catalogue item badly, and first had it in the log.
 
     Args:
@@ -38,10 +38,12 @@ def dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
         USER, ITEM, and both moments; the log's are null where it does not have the pair.
     """
     theirs = bad.join(log.select(USER_ID, USER).unique(), on=USER_ID)
-    return _first(theirs, _BAD).join(_first(log, _GOOD), on=(USER, ITEM), how="left")
+    return _first_moments(theirs, _BAD).join(
+        _first_moments(log, _GOOD), on=(USER, ITEM), how="left"
+    )
 
 
-def with_disliked(
+def add_disliked(
     splits: Mapping[str, pl.DataFrame],
     windows: Mapping[str, Windows],
     known: pl.DataFrame,
@@ -52,23 +54,23 @@ def with_disliked(
 
     Args:
         windows: of the rows.
-        known: from ``dislikes``.
+        known: from ``find_dislikes``.
         log: the encoded log that the windows are slices of.
-        ends: from ``training_ends``.
+        ends: from ``find_training_ends``.
     """
     made = {}
     for name, rows in splits.items():
         if name == "train":
             users = rows.select(USER).unique().join(ends, on=USER, how="left")
-            lists = users.with_columns(disliked_before(known, users)).select(USER, DISLIKED)
+            lists = users.with_columns(list_disliked(known, users)).select(USER, DISLIKED)
             made[name] = rows.join(lists, on=USER, how="left", maintain_order="left")
         else:
             targets = log[windows[name].target_R]
-            made[name] = rows.with_columns(disliked_before(known, targets))
+            made[name] = rows.with_columns(list_disliked(known, targets))
     return made
 
 
-def training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> pl.DataFrame:
+def find_training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> pl.DataFrame:
     """USER and the moment at which what training may know ends; of users without one, no row.
 
     Args:
@@ -83,11 +85,11 @@ def training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> pl.Dat
     return held.unique(USER, keep="first", maintain_order=True).select(USER, *MOMENT)
 
 
-def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
+def list_disliked(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
     """For each user and moment (null: the end of time) what he or she disliked by then.
 
     Args:
-        known: from ``dislikes``.
+        known: from ``find_dislikes``.
         moments: USER, TIMESTAMP, POSITION.
     """
     numbered = moments.select(USER, *MOMENT).with_row_index(ROW)
@@ -97,7 +99,7 @@ def disliked_before(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
     return every[DISLIKED].fill_null(pl.Series([[]], dtype=pl.List(pl.Int32)))
 
 
-def _first(log: pl.DataFrame, whose: str) -> pl.DataFrame:
+def _first_moments(log: pl.DataFrame, whose: str) -> pl.DataFrame:
     """USER, ITEM and the moment of the first interaction of each pair."""
     first = log.sort(MOMENT).unique((USER, ITEM), keep="first", maintain_order=True)
     return first.select(USER, ITEM, *(pl.col(name).alias(whose + name) for name in MOMENT))

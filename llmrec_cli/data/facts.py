@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from llmrec_cli.data.audit import Finding, Rows, count_findings, tell_percent
-from llmrec_cli.data.catalog import EXAMPLES, Named, disambiguate
+from llmrec_cli.data.catalog import EXAMPLES, NamedItems, disambiguate
 from llmrec_cli.data.columns import (
     AS_READ,
     DISLIKED,
@@ -51,10 +51,10 @@ DISLIKED_RULE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Preparation:
     """What stands in a prepared folder beside the rows, which are written by now."""
 
-    named: Named
+    named: NamedItems
     items: pl.DataFrame  # the catalogue with COUNT
     splits: tuple[str, ...]  # in the order in which they are written
     tied: Finding | None  # see ``audit``; None for a source that comes split
@@ -63,7 +63,9 @@ class Made:
     counts: Mapping[str, SplitCounts]  # by split: what data.sample and data.history took
 
 
-def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[str]) -> Facts:
+def describe_preparation(
+    made: Preparation, folder: Path, notes: Mapping[str, Any], files: Sequence[str]
+) -> Facts:
     """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
 
     Args:
@@ -77,15 +79,19 @@ def facts(made: Made, folder: Path, notes: Mapping[str, Any], files: Sequence[st
     further |= {"disliked": DISLIKED_RULE} if DISLIKED in columns else {}
     return {
         "rules": RULES | further,
-        "reader": _renamed(notes, dict(zip(files, names, strict=True))),
+        "reader": _rename_files(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
-        "catalogue": _catalogue(made),
-        "splits": {name: _split(rows) | made.counts[name].facts() for name, rows in splits.items()},
+        "catalogue": _describe_catalogue(made),
+        "splits": {
+            name: _count_split(rows) | made.counts[name].facts() for name, rows in splits.items()
+        },
         "audit": count_findings(Rows(made.items, splits, made.tied, made.clock)),
     }
 
 
-def lines_of_given(cleaning: Mapping[str, Mapping[str, int]], section: DataSection) -> list[str]:
+def describe_lost_rows(
+    cleaning: Mapping[str, Mapping[str, int]], section: DataSection
+) -> list[str]:
     """What to say of rows and history items that a source that comes split lost; by split."""
     reasons = {
         NO_TARGET: "the target has no usable title",
@@ -103,7 +109,7 @@ def lines_of_given(cleaning: Mapping[str, Mapping[str, int]], section: DataSecti
     return lines
 
 
-def lines_of_cuts(made: Made, section: DataSection) -> list[str]:
+def describe_cuts(made: Preparation, section: DataSection) -> list[str]:
     """What to say of rows that were not sampled, and of histories that were cut; by split."""
     lines = []
     for name, counts in made.counts.items():
@@ -121,7 +127,7 @@ def lines_of_cuts(made: Made, section: DataSection) -> list[str]:
     return lines
 
 
-def _catalogue(made: Made) -> Facts:
+def _describe_catalogue(made: Preparation) -> Facts:
     named = made.named
     before = made.items.join(named.items, on=ITEM_ID, how="left", maintain_order="left")
     renamed = before.filter(pl.col(TITLE) != pl.col(f"{TITLE}_right"))
@@ -134,15 +140,15 @@ def _catalogue(made: Made) -> Facts:
     }
 
 
-def _renamed(notes: Any, names: Mapping[str, str]) -> Any:
+def _rename_files(notes: Any, names: Mapping[str, str]) -> Any:
     if isinstance(notes, Mapping):
-        return {names.get(key, key): _renamed(value, names) for key, value in notes.items()}
+        return {names.get(key, key): _rename_files(value, names) for key, value in notes.items()}
     if isinstance(notes, list):
-        return [_renamed(value, names) for value in notes]
+        return [_rename_files(value, names) for value in notes]
     return names.get(notes, notes) if isinstance(notes, str) else notes
 
 
-def _split(rows: pl.LazyFrame) -> Facts:
+def _count_split(rows: pl.LazyFrame) -> Facts:
     columns = rows.collect_schema()
     counts = {
         "rows": pl.len(),

@@ -20,7 +20,7 @@ from shutil import rmtree
 import narwhals as nw
 import polars as pl
 
-from llmrec_cli.data.catalog import Named
+from llmrec_cli.data.catalog import NamedItems
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.engines.engine import Engine, Log, parts
 from llmrec_cli.errors import DataError
@@ -42,7 +42,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Trail:
+class CleaningSteps:
     """Runs steps one after the other, each into a scratch file, and counts what each leaves."""
 
     engine: Engine
@@ -50,7 +50,7 @@ class Trail:
     progress: Callable[[str], None] = lambda _: None
     steps: list[Step] = field(default_factory=list)
 
-    def mark(self, step: str, log: Log) -> Log:
+    def run(self, step: str, log: Log) -> Log:
         """Carry out ``log`` and record it as ``step``; the file of the step before goes.
 
         Raises:
@@ -58,18 +58,18 @@ class Trail:
         """
         number = len(self.steps)
         log = self.engine.written(log, self.scratch / f"step-{number}.parquet")
-        remove(self.scratch / f"step-{number - 1}.parquet")
-        return self.stand(step, log)
+        delete_relation(self.scratch / f"step-{number - 1}.parquet")
+        return self.record(step, log)
 
-    def stand(self, step: str, log: Log) -> Log:
+    def record(self, step: str, log: Log) -> Log:
         """Record what ``step`` has left in a relation that is written already.
 
         Raises:
             DataError: as ``mark``.
         """
-        return self.counted(count(step, log), log)
+        return self.record_count(count_step(step, log), log)
 
-    def counted(self, left: Step, log: Log) -> Log:
+    def record_count(self, left: Step, log: Log) -> Log:
         """Record a step that is counted already.
 
         Raises:
@@ -82,52 +82,54 @@ class Trail:
         """Record a step that takes nothing away."""
         self._record(replace(self.steps[-1], step=step))
 
-    def nothing_after(self, left: Step) -> str:
+    def describe_empty(self, left: Step) -> str:
         """What to say of a step that leaves no interaction."""
         before = f" of {self.steps[-1].interactions:,}" if self.steps else ""
         return f"no interaction{before} is left after: {left.step}"
 
     def _record(self, left: Step) -> None:
         if not left.interactions:
-            raise DataError(self.nothing_after(left))
+            raise DataError(self.describe_empty(left))
         self.steps.append(left)
         n, users, items = left.interactions, left.users, left.items
         self.progress(f"{left.step}: {n:,} interactions, {users:,} users, {items:,} items")
 
 
-def eligible(log: Log, section: DataSection, trail: Trail) -> Log:
+def filter_interactions(log: Log, section: DataSection, cleaning: CleaningSteps) -> Log:
     """The interactions that count in themselves: time window, rating threshold, repeated pairs.
 
     Args:
         log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION.
-        trail: collects the counts.
+        cleaning: collects the counts.
 
     Raises:
         DataError: a step leaves nothing.
     """
-    log = trail.stand("as read", log)
+    log = cleaning.record("as read", log)
     if section.start is not None or section.end is not None:
         sides = (("start", section.start), ("end", section.end))
         step = ", ".join(f"data.{key} = {date}" for key, date in sides if date is not None)
-        log = trail.mark(step, in_time(log, section))
+        log = cleaning.run(step, filter_window(log, section))
     if section.min_rating is not None:
         step = f"data.min_rating = {section.min_rating:g}"
-        _require_ratings(step, log, trail)
-        log = trail.mark(step, rated(log, section.min_rating))
+        _require_ratings(step, log, cleaning)
+        log = cleaning.run(step, filter_rated(log, section.min_rating))
     if section.duplicates != "keep":
         step = f"data.duplicates = {section.duplicates}"
-        log = trail.mark(step, unrepeated(log, section.duplicates))
+        log = cleaning.run(step, drop_repeats(log, section.duplicates))
     return log
 
 
-def _require_ratings(step: str, log: Log, trail: Trail) -> None:
+def _require_ratings(step: str, log: Log, cleaning: CleaningSteps) -> None:
     """Refuse a threshold where nothing is rated: it would drop everything."""
-    if not _size(log.filter(~nw.col(RATING).is_null()).head(1)):
-        n = trail.steps[-1].interactions
+    if not _count_interactions(log.filter(~nw.col(RATING).is_null()).head(1)):
+        n = cleaning.steps[-1].interactions
         raise DataError(f"{step}: none of {n:,} interactions has a rating; remove data.min_rating")
 
 
-def settled(log: Log, named: Named, section: DataSection, trail: Trail) -> Log:
+def filter_to_core(
+    log: Log, named: NamedItems, section: DataSection, cleaning: CleaningSteps
+) -> Log:
     """The interactions that count among the others: with ``named`` items, inside the k-core.
 
     Raises:
@@ -135,21 +137,25 @@ def settled(log: Log, named: Named, section: DataSection, trail: Trail) -> Log:
     """
     step = f"data.untitled = {section.untitled}"
     if named.dropped:
-        kept = local(named.items.select(ITEM_ID), trail.scratch / "named.parquet", trail.engine)
-        log = trail.mark(step, log.join(kept, on=ITEM_ID, how="semi"))
+        kept = upload_frame(
+            named.items.select(ITEM_ID), cleaning.scratch / "named.parquet", cleaning.engine
+        )
+        log = cleaning.run(step, log.join(kept, on=ITEM_ID, how="semi"))
     else:
-        trail.skip(step)
+        cleaning.skip(step)
     if section.k_core > 1:
         repeated = section.duplicates == "keep"
 
         def inside(k: int) -> Log:
-            return core(log, k, repeated, trail.engine, trail.scratch)
+            return find_core(log, k, repeated, cleaning.engine, cleaning.scratch)
 
         whole = inside(section.k_core)
-        left = count(f"data.k_core = {section.k_core}", whole)
+        left = count_step(f"data.k_core = {section.k_core}", whole)
         if not left.interactions:
-            raise DataError(f"{trail.nothing_after(left)}; {_what_is_left(inside, section.k_core)}")
-        return trail.counted(left, whole)
+            raise DataError(
+                f"{cleaning.describe_empty(left)}; {_what_is_left(inside, section.k_core)}"
+            )
+        return cleaning.record_count(left, whole)
     return log
 
 
@@ -162,7 +168,7 @@ def _what_is_left(inside: Callable[[int], Log], empty: int) -> str:
     low, left = 1, None
     while empty - low > 1:
         k = (low + empty) // 2
-        found = count(f"k_core = {k}", inside(k))
+        found = count_step(f"k_core = {k}", inside(k))
         if found.interactions:
             low, left = k, found
         else:
@@ -173,17 +179,17 @@ def _what_is_left(inside: Callable[[int], Log], empty: int) -> str:
     return f"at most {left.step} leaves any: {n:,} interactions, {users:,} users, {items:,} items"
 
 
-def badly_rated(log: Log, lowest: float, section: DataSection) -> Log:
+def select_badly_rated(log: Log, lowest: float, section: DataSection) -> Log:
     """What the rating threshold takes out of the time window, the unrated apart."""
-    return in_time(log, section).filter(nw.col(RATING) < lowest)
+    return filter_window(log, section).filter(nw.col(RATING) < lowest)
 
 
-def in_time(log: Log, section: DataSection) -> Log:
+def filter_window(log: Log, section: DataSection) -> Log:
     """Interactions from ``section.start`` to before ``section.end``."""
-    return within(log, _midnight(section.start), _midnight(section.end))
+    return filter_between(log, _parse_midnight(section.start), _parse_midnight(section.end))
 
 
-def within(log: Log, start: int | None, end: int | None) -> Log:
+def filter_between(log: Log, start: int | None, end: int | None) -> Log:
     """Interactions with ``start <= time < end``, milliseconds; ``None`` leaves a side open."""
     if start is not None:
         log = log.filter(nw.col(TIMESTAMP) >= start)
@@ -192,28 +198,28 @@ def within(log: Log, start: int | None, end: int | None) -> Log:
     return log
 
 
-def rated(log: Log, lowest: float) -> Log:
+def filter_rated(log: Log, lowest: float) -> Log:
     """Interactions rated at least ``lowest``; unrated ones go."""
     return log.filter(nw.col(RATING) >= lowest)
 
 
-def unrepeated(log: Log, keep: str) -> Log:
+def drop_repeats(log: Log, keep: str) -> Log:
     """One interaction per (user, item): the ``"first"`` or ``"last"`` by time, then position."""
-    return log.filter(_places(PAIR, reverse=keep == "last") == 1)
+    return log.filter(_number_places(PAIR, reverse=keep == "last") == 1)
 
 
-def item_ids(log: Log, engine: Engine, scratch: Path) -> pl.Series:
+def collect_item_ids(log: Log, engine: Engine, scratch: Path) -> pl.Series:
     """The distinct item ids, sorted; through the file ``scratch``, in memory here.
 
     A group, not ``unique``: Spark shortens one side of it before the shuffle.
     """
     engine.written(log.group_by(ITEM_ID).agg(nw.len()).select(ITEM_ID), scratch)
     found = pl.concat([pl.read_parquet(part, glob=False) for part in parts(scratch)])
-    remove(scratch)
+    delete_relation(scratch)
     return found[ITEM_ID].sort()
 
 
-def core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -> Log:
+def find_core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -> Log:
     """The k-core: every user with >= k items and every item with >= k users, until stable.
 
     Unique (user, item) pairs are what is counted; repeated interactions of a pair stay together.
@@ -224,32 +230,32 @@ def core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -> Log
     """
     columns = log.collect_schema().names()
     if repeated:
-        log = log.with_columns((_places(PAIR) == 1).cast(nw.Int64).alias(_FIRST))
+        log = log.with_columns((_number_places(PAIR) == 1).cast(nw.Int64).alias(_FIRST))
     weight = nw.col(_FIRST).sum() if repeated else nw.len()
-    size, smaller, turn = -1, _size(log), 0
+    size, smaller, turn = -1, _count_interactions(log), 0
     while smaller != size:
         turn += 1
         file = scratch / f"core-{turn}.parquet"
         log = engine.written(log.filter(*(weight.over(key) >= k for key in PAIR)), file)
-        remove(scratch / f"core-{turn - 1}.parquet")
-        size, smaller = smaller, _size(log)
+        delete_relation(scratch / f"core-{turn - 1}.parquet")
+        size, smaller = smaller, _count_interactions(log)
     return log.select(columns)
 
 
-def count(step: str, log: Log) -> Step:
+def count_step(step: str, log: Log) -> Step:
     """Distinct users and items, and interactions, under a name."""
     found = log.select(nw.col(USER_ID).n_unique(), nw.col(ITEM_ID).n_unique(), n=nw.len())
     users, items, interactions = found.collect("polars").row(0)
     return Step(step, int(users), int(items), int(interactions))
 
 
-def local(frame: pl.DataFrame, file: Path, engine: Engine) -> Log:
+def upload_frame(frame: pl.DataFrame, file: Path, engine: Engine) -> Log:
     """A frame of this process as a relation of the engine, through ``file``."""
     frame.write_parquet(file)
     return engine.scan(file)
 
 
-def remove(relation: Path) -> None:
+def delete_relation(relation: Path) -> None:
     """Delete a written relation, if there is one."""
     if relation.is_dir():
         rmtree(relation)
@@ -257,16 +263,16 @@ def remove(relation: Path) -> None:
         relation.unlink(missing_ok=True)
 
 
-def _places(within: tuple[str, ...], reverse: bool = False) -> nw.Expr:
+def _number_places(within: tuple[str, ...], reverse: bool = False) -> nw.Expr:
     """Place of each interaction among those that share ``within``, from 1, by its moment."""
     return nw.col(POSITION).cum_count(reverse=reverse).over(*within, order_by=MOMENT)
 
 
-def _size(log: Log) -> int:
+def _count_interactions(log: Log) -> int:
     return int(log.select(n=nw.len()).collect("polars").item())
 
 
-def _midnight(date: str | None) -> int | None:
+def _parse_midnight(date: str | None) -> int | None:
     """Milliseconds of the first moment of an ISO date, UTC; the recipe has checked the date."""
     if date is None:
         return None

@@ -26,7 +26,7 @@ from llmrec_cli.data.columns import (
     in_order,
 )
 from llmrec_cli.data.rows import SplitCounts
-from llmrec_cli.data.split import sample, shuffled
+from llmrec_cli.data.split import draw_order, draw_sample
 from llmrec_cli.data.windows import ROW_COLUMNS
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
@@ -35,16 +35,16 @@ _ITEM_TYPE = pl.List(pl.Int32)
 _CUT = "cut"  # history items beyond data.history
 
 
-def occurring(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
+def collect_items(rows: Mapping[str, pl.DataFrame], listed: pl.Series | None = None) -> pl.Series:
     """Distinct item ids of all rows (in whatever place), and of ``listed``, sorted."""
     parts = [] if listed is None else [listed]
     for frame in rows.values():
         lists = [name for name in (HISTORY, NEGATIVES) if name in frame.columns]
-        parts += [frame[TARGET], *(_flat(frame, name)[name] for name in lists)]
+        parts += [frame[TARGET], *(_explode_list(frame, name)[name] for name in lists)]
     return pl.concat([part.rename(ITEM_ID) for part in parts]).unique().sort()
 
 
-def given_rows(
+def encode_given_rows(
     rows: Mapping[str, pl.DataFrame], items: pl.DataFrame, section: DataSection, seed: int
 ) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]], dict[str, SplitCounts]]:
     """Encode the rows of each split, in the order of their file.
@@ -70,20 +70,20 @@ def given_rows(
     shortened: dict[str, SplitCounts] = {}
     for name in in_order(rows):
         frame = rows[name]
-        made[name], counts[name] = _encode(frame, users, items, section)
+        made[name], counts[name] = _encode_split(frame, users, items, section)
         if made[name].is_empty():
             raise DataError(
                 f'data.split = "given": no {name} row of {len(frame):,} is left with'
                 f" data.min_history = {section.min_history} and titled items"
             )
         unsampled = len(made[name])
-        made[name] = made[name][sample(unsampled, section, seed, name)]
+        made[name] = made[name][draw_sample(unsampled, section, seed, name)]
         shortened[name] = SplitCounts().plus(unsampled, made[name][_CUT].to_numpy())
         made[name] = made[name].drop(_CUT)
     return made, counts, shortened
 
 
-def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
+def hold_out_users(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
     """Rows of pairs with a tenth of the training users (rounded up) moved to validation.
 
     Which ones is drawn with the seed.  They leave ``train`` and ``preference``; their pairs to
@@ -91,7 +91,7 @@ def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFr
     """
     parts = [rows[name] for name in (PREFERENCE, "train") if name in rows]
     users = pl.concat([part.select(USER_ID) for part in parts]).unique().sort(USER_ID)
-    held = users[shuffled(len(users), seed, "valid")[: -(-len(users) // 10)]]
+    held = users[draw_order(len(users), seed, "valid")[: -(-len(users) // 10)]]
     theirs = pl.concat([part.join(held, on=USER_ID, how="semi") for part in parts])
     best = theirs.unique((USER_ID, TARGET), keep="first", maintain_order=True)
     kept = {
@@ -102,7 +102,7 @@ def hold_out(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFr
     return {"train": kept.pop("train"), "valid": best, "test": rows["test"], **kept}
 
 
-def pair_counts(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
+def count_pairs(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
     """Distinct (user, item) pairs of each item in training rows.
 
     Given rows do not say which of them show the same interaction, so a pair counts once.
@@ -112,12 +112,12 @@ def pair_counts(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
     return np.bincount(pairs[ITEM].to_numpy(), minlength=n_items).astype(np.int32)
 
 
-def _encode(
+def _encode_split(
     frame: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, section: DataSection
 ) -> tuple[pl.DataFrame, dict[str, int]]:
     index = items.select(ITEM_ID, ITEM)
     rows = frame.with_row_index(ROW)
-    histories = _indices(rows, HISTORY, index)
+    histories = _look_up_items(rows, HISTORY, index)
     encoded = (
         rows.drop(HISTORY)
         .join(histories, on=ROW, how="left", maintain_order="left")
@@ -138,23 +138,23 @@ def _encode(
         AS_READ: len(frame),
         NO_TARGET: len(encoded) - len(known),
         SHORT_HISTORY: len(known) - len(kept),
-        NO_TITLE: len(_flat(rows)) - int(histories[HISTORY].list.len().sum()),
+        NO_TITLE: len(_explode_list(rows)) - int(histories[HISTORY].list.len().sum()),
     }
     if NEGATIVES not in rows.columns:
         return kept.select(*ROW_COLUMNS, _CUT), counts
-    negatives = _indices(rows, NEGATIVES, index)
+    negatives = _look_up_items(rows, NEGATIVES, index)
     pairs = kept.drop(NEGATIVES).join(negatives, on=ROW, how="left", maintain_order="left")
     return pairs.select(*ROW_COLUMNS, NEGATIVES, CHOSEN_FIRST, _CUT), counts
 
 
-def _indices(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
+def _look_up_items(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
     """ROW, and the catalogue indices of ``column``'s ids in their order; unknown ones leave."""
-    flat = _flat(rows, column)
+    flat = _explode_list(rows, column)
     known = flat.join(index, left_on=column, right_on=ITEM_ID, maintain_order="left")
     return known.group_by(ROW, maintain_order=True).agg(pl.col(ITEM).alias(column))
 
 
-def _flat(frame: pl.DataFrame, column: str = HISTORY) -> pl.DataFrame:
+def _explode_list(frame: pl.DataFrame, column: str = HISTORY) -> pl.DataFrame:
     """One row per entry of a list column."""
     return frame.explode(column).drop_nulls(column)
 

@@ -81,7 +81,8 @@ def leaf_of_equal_titles(items: pd.DataFrame) -> NDArray[np.int64]:
         ArtefactError: an item has neither tokens nor a title.
     """
     named = [
-        _name(tokens, title) for tokens, title in zip(items[TOKENS], items[TITLE], strict=True)
+        _identity_of(tokens, title)
+        for tokens, title in zip(items[TOKENS], items[TITLE], strict=True)
     ]
     if None in named:
         raise ArtefactError(f"item {named.index(None)} has neither tokens nor a title")
@@ -89,7 +90,7 @@ def leaf_of_equal_titles(items: pd.DataFrame) -> NDArray[np.int64]:
     return np.array([first.setdefault(name, len(first)) for name in named], dtype=np.int64)
 
 
-def _name(tokens: object, title: object) -> tuple[str, ...] | str | None:
+def _identity_of(tokens: object, title: object) -> tuple[str, ...] | str | None:
     if isinstance(tokens, list | tuple | np.ndarray):
         return tuple(tokens)
     return title if isinstance(title, str) else None

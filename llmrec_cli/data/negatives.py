@@ -45,12 +45,12 @@ def fixed_negatives(
     """
     representative = np.unique(entry_I, return_index=True)[1]
     chosen = []
-    columns = zip(frame[ROW], frame[USER], frame[USER_ID], _disliked(frame), strict=True)
+    columns = zip(frame[ROW], frame[USER], frame[USER_ID], _disliked_lists(frame), strict=True)
     for row, user, name, disliked in columns:
         banned = owned[int(user)]
         if len(banned) == len(representative):
             raise DataError(f"user {name!r}: owns every item, so no other candidate is left")
-        numbers = _numbers(seed, stream, row)
+        numbers = _draw_words(seed, stream, row)
         pool = {int(entry_I[item]): int(item) for item in disliked}
         pool = {entry: item for entry, item in pool.items() if entry not in banned}
         if pool:
@@ -63,16 +63,16 @@ def fixed_negatives(
 
 def count_disliked(frame: pd.DataFrame, negatives: Sequence[int]) -> int:
     """How many of the rows' fixed negatives their users disliked."""
-    return sum(other in mine for other, mine in zip(negatives, _disliked(frame), strict=True))
+    return sum(other in mine for other, mine in zip(negatives, _disliked_lists(frame), strict=True))
 
 
-def _disliked(frame: pd.DataFrame) -> Sequence[Sequence[int]]:
+def _disliked_lists(frame: pd.DataFrame) -> Sequence[Sequence[int]]:
     if DISLIKED not in frame.columns:
         return [()] * len(frame)
     return [items.tolist() for items in frame[DISLIKED]]
 
 
-def _numbers(seed: int, stream: str, row: int) -> Iterator[int]:
+def _draw_words(seed: int, stream: str, row: int) -> Iterator[int]:
     """Endless random 64-bit words."""
     key = np.array([seed % 2**64, crc32(stream.encode())], np.uint64)
     raw = np.random.Philox(key=key, counter=np.array([0, 0, int(row), 0], np.uint64))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import ITEM, ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.engines.engine import Engine, Log, parts
-from llmrec_cli.data.filters import MOMENT, local
+from llmrec_cli.data.filters import MOMENT, upload_frame
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -42,21 +42,21 @@ class Sizes:
         return int((each_S * self.users_S).sum())
 
 
-def ordered(log: Log, items: pl.DataFrame, engine: Engine, path: Path) -> Path:
+def sort_by_user(log: Log, items: pl.DataFrame, engine: Engine, path: Path) -> Path:
     """The log with ITEM in place of item ids, by user, time and position, written to ``path``.
 
     Args:
         log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION; what is not in the catalogue leaves.
         items: the catalogue.
     """
-    index = local(items.select(ITEM_ID, ITEM), path.with_suffix(".items.parquet"), engine)
+    index = upload_frame(items.select(ITEM_ID, ITEM), path.with_suffix(".items.parquet"), engine)
     encoded = log.join(index, on=ITEM_ID, how="inner")
     columns = (USER_ID, ITEM, RATING, TIMESTAMP, POSITION)
     engine.written(encoded.select(columns).sort(USER_ID, *MOMENT), path)
     return path
 
 
-def sizes_of(log: Log) -> Sizes:
+def count_sizes(log: Log) -> Sizes:
     """How many users have how many interactions."""
     per_user = log.group_by(USER_ID).agg(nw.len().alias(_SIZE))
     counted = per_user.group_by(_SIZE).agg(nw.len().alias(_USERS)).sort(_SIZE)
@@ -65,7 +65,7 @@ def sizes_of(log: Log) -> Sizes:
     return Sizes(size_S, users_S)
 
 
-def moments(log: Log, after: int, engine: Engine, path: Path) -> Path:
+def sort_moments(log: Log, after: int, engine: Engine, path: Path) -> Path:
     """The moments of all interactions but each user's first ``after``, ascending, at ``path``."""
     if after:
         place = nw.col(POSITION).cum_count().over(USER_ID, order_by=MOMENT)
@@ -74,29 +74,29 @@ def moments(log: Log, after: int, engine: Engine, path: Path) -> Path:
     return path
 
 
-def by_moment(rows: Path, engine: Engine, path: Path) -> Path:
+def sort_by_moment(rows: Path, engine: Engine, path: Path) -> Path:
     """A relation with MOMENT ordered by it, written to ``path``."""
     engine.written(engine.scan(rows).sort(*MOMENT), path)
     return path
 
 
-def batches(relation: Path) -> Iterator[pl.DataFrame]:
+def read_batches(relation: Path) -> Iterator[pl.DataFrame]:
     """The rows of a written relation in their order, at most ``BATCH`` at a time."""
     for part in parts(relation):
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(BATCH):
-                yield _frame(batch)
+                yield _to_frame(batch)
 
 
-def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
+def _to_frame(batch: pa.RecordBatch) -> pl.DataFrame:
     frame: pl.DataFrame = pl.DataFrame(pl.from_arrow(batch))
     return frame
 
 
-def rows_at(relation: Path, rank_R: Ints) -> pl.DataFrame:
+def read_rows_at(relation: Path, rank_R: Ints) -> pl.DataFrame:
     """The rows at some ranks of a written relation, counted from 0 and ascending."""
     found, first = [], 0
-    for batch in batches(relation):
+    for batch in read_batches(relation):
         low, high = np.searchsorted(rank_R, [first, first + len(batch)])
         found.append(batch[rank_R[low:high] - first])
         first += len(batch)

@@ -124,7 +124,7 @@ def load_template(name_or_path: str, locate: Callable[[str], Path]) -> Template:
     """
     if name_or_path.endswith(".toml"):
         path = locate(name_or_path)
-        return parse_template(_read(path), name=path.stem, where=str(path))
+        return parse_template(_read_template(path), name=path.stem, where=str(path))
     if name_or_path not in template_names():
         close = difflib.get_close_matches(name_or_path, template_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
@@ -217,7 +217,7 @@ def parse_template(content: bytes, name: str, where: str) -> Template:
     try:
         wording = Wording.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_problems(error))) from None
+        raise RecipeError(f"{where}: " + "; ".join(_list_problems(error))) from None
     return _take_apart(name, wording)
 
 
@@ -241,7 +241,7 @@ def _take_apart(name: str, wording: Wording) -> Template:
     )
 
 
-def _read(path: Path) -> bytes:
+def _read_template(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, expected a prompt template")
@@ -252,7 +252,7 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def _list_problems(error: ValidationError) -> Iterator[str]:
     """One phrase per problem: key, value, what was expected."""
     for problem in error.errors(include_url=False, include_context=False):
         *table, name = map(str, problem["loc"])
@@ -265,9 +265,9 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{key}: missing ({field.description})"
         else:
             reason = problem["msg"].removeprefix("Value error, ").replace("Input should", "must")
-            yield f"{key} = {_shown(problem['input'])}: {reason} ({field.description})"
+            yield f"{key} = {_show_value(problem['input'])}: {reason} ({field.description})"
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

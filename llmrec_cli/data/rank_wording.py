@@ -118,15 +118,15 @@ def take_apart(wording: RankWording) -> RankTemplate:
     return RankTemplate(
         head=head,
         empty=wording.empty,
-        question=_around(wording.question),
-        answer=_around(wording.answer),
+        question=_split_around(wording.question),
+        answer=_split_around(wording.answer),
         item=(opening, closing),
         separator=wording.separator,
         history_end=history_end,
     )
 
 
-def _around(text: str) -> tuple[str, str, str]:
+def _split_around(text: str) -> tuple[str, str, str]:
     before, rest = text.split("{first}")
     between, after = rest.split("{second}")
     return before, between, after

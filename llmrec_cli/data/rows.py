@@ -36,13 +36,13 @@ from llmrec_cli.data.columns import (
     USER_ID,
     split_file,
 )
-from llmrec_cli.data.dislikes import dislikes, training_ends, with_disliked
+from llmrec_cli.data.dislikes import add_disliked, find_dislikes, find_training_ends
 from llmrec_cli.data.engines.engine import Engine
-from llmrec_cli.data.order import batches, by_moment
-from llmrec_cli.data.split import Cut, Moment
+from llmrec_cli.data.order import read_batches, sort_by_moment
+from llmrec_cli.data.split import Moment, SplitPlan
 from llmrec_cli.data.table_file import TableFile, rows_schema
-from llmrec_cli.data.users import Users, whole_users, with_bad
-from llmrec_cli.data.windows import Portion, cut_users, rows_of, training_counts
+from llmrec_cli.data.users import UserBatch, attach_badly_rated, batch_users
+from llmrec_cli.data.windows import SplitBatch, build_rows, count_training_items, split_users
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class SplitCounts:
 
 
 @dataclass(slots=True)
-class Tally:
+class SplitStatistics:
     """What is counted while users pass by."""
 
     count_I: NDArray[np.int64]  # of each item, its interactions inside training rows
@@ -86,14 +86,14 @@ class Tally:
     tied: list[str] = field(default_factory=list)  # ids of the first few of these users
     splits: dict[str, SplitCounts] = field(default_factory=dict)
 
-    def add(self, portion: Portion) -> None:
-        """Count one more portion of the log."""
-        log = portion.users.log
-        self.count_I += training_counts(log, portion.windows["train"], len(self.count_I))
-        for name, part in portion.windows.items():
-            cut_R = portion.users.place_N[part.target_R] - (part.target_R - part.start_R)
+    def add(self, split_batch: SplitBatch) -> None:
+        """Count one more batch of users."""
+        log = split_batch.users.log
+        self.count_I += count_training_items(log, split_batch.windows["train"], len(self.count_I))
+        for name, part in split_batch.windows.items():
+            cut_R = split_batch.users.place_N[part.target_R] - (part.target_R - part.start_R)
             counts = self.splits.get(name, SplitCounts())
-            self.splits[name] = counts.plus(portion.unsampled[name], cut_R)
+            self.splits[name] = counts.plus(split_batch.unsampled[name], cut_R)
         self.users += log[USER].n_unique()
         moment = pl.struct(USER, TIMESTAMP, pl.col(POSITION) // FINER)
         tied = log.filter(moment.is_duplicated())[USER_ID]
@@ -102,44 +102,57 @@ class Tally:
         self.tied_interactions += len(tied)
         self.tied += ids.head(EXAMPLES - len(self.tied)).to_list()
 
-    def ties(self) -> Finding:
+    def summarize_ties(self) -> Finding:
         """The audit's finding about interactions that tie in time."""
         found = {"count": self.tied_users, "of": self.users, "examples": self.tied}
         return found | {"interactions": self.tied_interactions}
 
 
 def write_rows(
-    log: Path, bad: Path | None, cut: Cut, history: int, n_items: int, engine: Engine, folder: Path
-) -> Tally:
+    log: Path,
+    bad: Path | None,
+    plan: SplitPlan,
+    history: int,
+    n_items: int,
+    engine: Engine,
+    folder: Path,
+) -> SplitStatistics:
     """Write ``train|valid|test.parquet`` into ``folder``.
 
     Args:
-        log: from ``order.ordered``.
+        log: from ``order.sort_by_user``.
         bad: likewise, of what the rating threshold drops; None where there is none.
         history: longest history, items.
         n_items: size of the catalogue.
     """
-    users = whole_users(batches(log))
+    users = batch_users(read_batches(log))
     if bad is not None:
-        users = with_bad(users, batches(bad))
-    tally = Tally(np.zeros(n_items, np.int64))
+        users = attach_badly_rated(users, read_batches(bad))
+    statistics = SplitStatistics(np.zeros(n_items, np.int64))
     schema = rows_schema([] if bad is None else [DISLIKED])
-    if cut.end is None:
-        _write(users, cut, history, tally, folder, schema)
-        return tally
+    if plan.end is None:
+        _write_splits(users, plan, history, statistics, folder, schema)
+        return statistics
     scratch = log.parent
-    _write(users, cut, history, tally, scratch, schema.append(pa.field(POSITION, pa.int64())))
+    _write_splits(
+        users, plan, history, statistics, scratch, schema.append(pa.field(POSITION, pa.int64()))
+    )
     for name in SPLITS:
         file = scratch / split_file(name)
-        rows = by_moment(file, engine, file.with_suffix(".by-moment.parquet"))
+        rows = sort_by_moment(file, engine, file.with_suffix(".by-moment.parquet"))
         with TableFile(folder / split_file(name), schema) as table:
-            for batch in batches(rows):
+            for batch in read_batches(rows):
                 table.append(batch)
-    return tally
+    return statistics
 
 
-def _write(
-    users: Iterator[Users], cut: Cut, history: int, tally: Tally, folder: Path, schema: pa.Schema
+def _write_splits(
+    users: Iterator[UserBatch],
+    plan: SplitPlan,
+    history: int,
+    statistics: SplitStatistics,
+    folder: Path,
+    schema: pa.Schema,
 ) -> None:
     """All splits at once, rows by user."""
     with ExitStack() as opened:
@@ -147,17 +160,17 @@ def _write(
             name: opened.enter_context(TableFile(folder / split_file(name), schema))
             for name in SPLITS
         }
-        for portion in cut_users(users, cut, history):
-            tally.add(portion)
-            for name, rows in _rows(portion, cut.end).items():
+        for split_batch in split_users(users, plan, history):
+            statistics.add(split_batch)
+            for name, rows in _build_split_rows(split_batch, plan.end).items():
                 files[name].append(rows)
 
 
-def _rows(portion: Portion, end: Moment | None) -> dict[str, pl.DataFrame]:
-    users, windows = portion.users, portion.windows
-    rows = {name: rows_of(users.log, part) for name, part in windows.items()}
+def _build_split_rows(split_batch: SplitBatch, end: Moment | None) -> dict[str, pl.DataFrame]:
+    users, windows = split_batch.users, split_batch.windows
+    rows = {name: build_rows(users.log, part) for name, part in windows.items()}
     if users.bad is None:
         return rows
-    known = dislikes(users.bad, users.log)
-    ends = training_ends(users.log, portion.held_R, end)
-    return with_disliked(rows, windows, known, users.log, ends)
+    known = find_dislikes(users.bad, users.log)
+    ends = find_training_ends(users.log, split_batch.held_R, end)
+    return add_disliked(rows, windows, known, users.log, ends)

@@ -82,7 +82,7 @@ def fingerprint(section: DataSection, seed: int, locate: Callable[[str], Path]) 
         source
         for key, paths in named.items()
         for path in ([paths] if isinstance(paths, str) else paths or [])
-        for source in _sources(f"data.{key}", path, locate(path), section)
+        for source in _describe_sources(f"data.{key}", path, locate(path), section)
     ]
     return {"layout": LAYOUT, "data": data, "seed": seed, "sources": sources}
 
@@ -148,7 +148,7 @@ def write_items(folder: Path, items: pl.DataFrame) -> None:
 def write_manifest(folder: Path, splits: Iterable[str], facts: Manifest) -> None:
     """Write the manifest, last: ``facts``, and sizes and hashes of the files that are there."""
     names = [ITEMS_FILE, *map(split_file, in_order(splits))]
-    files = {name: _written(folder / name) for name in names}
+    files = {name: _describe_file(folder / name) for name in names}
     text = json.dumps(facts | {"files": files}, indent=2, ensure_ascii=False, allow_nan=False)
     with (folder / MANIFEST_FILE).open("wb") as out:
         out.write(text.encode() + b"\n")
@@ -254,14 +254,14 @@ def require_same_data(folder: Path, manifest: Manifest, section: DataSection) ->
 
 
 def _first_difference(made: Manifest, asked: Manifest) -> str | None:
-    had, wanted = _choices(made), _choices(asked)
+    had, wanted = _select_choices(made), _select_choices(asked)
     for key in [*wanted, *(had.keys() - wanted.keys())]:
         if wanted.get(key) != had.get(key):
             return f"{key} was {json.dumps(had.get(key))}, is now {json.dumps(wanted.get(key))}"
     return _first_other_source(made["sources"], asked["sources"])
 
 
-def _choices(manifest: Manifest) -> Manifest:
+def _select_choices(manifest: Manifest) -> Manifest:
     return {f"data.{key}": value for key, value in manifest["data"].items()} | {
         "seed": manifest["seed"]
     }
@@ -276,16 +276,18 @@ def _first_other_source(made: Sequence[Manifest], asked: Sequence[Manifest]) -> 
     return None
 
 
-def _sources(key: str, name: str, path: Path, section: DataSection) -> Iterator[Manifest]:
+def _describe_sources(key: str, name: str, path: Path, section: DataSection) -> Iterator[Manifest]:
     """A file, or of a folder of parquet files each one."""
     if not section.form.folders or not path.is_dir():
-        yield _source(key, name, path, path.name)
+        yield _describe_source(key, name, path, path.name)
         return
     for table in find_tables(path):
-        yield _source(key, name, table.path, table.path.relative_to(path.parent).as_posix())
+        yield _describe_source(
+            key, name, table.path, table.path.relative_to(path.parent).as_posix()
+        )
 
 
-def _source(key: str, name: str, file: Path, shown: str) -> Manifest:
+def _describe_source(key: str, name: str, file: Path, shown: str) -> Manifest:
     try:
         return {
             "key": key,
@@ -299,7 +301,7 @@ def _source(key: str, name: str, file: Path, shown: str) -> Manifest:
         raise MachineError(f"{key} = {name}: {error.strerror}") from None
 
 
-def _written(file: Path) -> Manifest:
+def _describe_file(file: Path) -> Manifest:
     rows = pq.read_metadata(file).num_rows
     return {"rows": rows, "bytes": file.stat().st_size, "sha256": sha256(file)}
 

@@ -48,18 +48,18 @@ def check_items(file: Path, items: pa.Table) -> None:
     _check_columns(file, items.schema, ITEMS_SCHEMA)
     item_I = items[ITEM].to_numpy()
     if len(item_I) == 0:
-        raise _odd(file, "no items")
+        raise _make_error(file, "no items")
     if items[ITEM].null_count or not np.array_equal(item_I, np.arange(len(item_I))):
-        raise _odd(file, f"its column {ITEM} is not 0, 1, ... in order")
+        raise _make_error(file, f"its column {ITEM} is not 0, 1, ... in order")
     ids = items[ITEM_ID]
     if ids.null_count or len(ids.unique()) != len(ids):
-        raise _odd(file, f"its column {ITEM_ID} has an id twice, or none")
+        raise _make_error(file, f"its column {ITEM_ID} has an id twice, or none")
     untitled, tokenless = items[TITLE].is_null().to_numpy(), items[TOKENS].is_null().to_numpy()
     if (untitled & tokenless).any():
         at = int(np.argmax(untitled & tokenless))
-        raise _odd(file, f"item {at} has neither a title nor tokens")
+        raise _make_error(file, f"item {at} has neither a title nor tokens")
     if tokenless.any() and not tokenless.all():
-        raise _odd(file, f"item {int(np.argmax(tokenless))} has no tokens, and others have")
+        raise _make_error(file, f"item {int(np.argmax(tokenless))} has no tokens, and others have")
 
 
 def check_rows(file: Path, items: int) -> None:
@@ -93,29 +93,29 @@ def _check_group(file: Path, rows: pa.Table, first: int, items: int) -> None:
     """Rows from number ``first`` on."""
     for name in _NEEDED:
         if rows[name].null_count:
-            raise _odd(file, f"its column {name} has rows without a value")
+            raise _make_error(file, f"its column {name} has rows without a value")
     if not np.array_equal(rows[ROW].to_numpy(), np.arange(first, first + len(rows))):
-        raise _odd(file, f"its column {ROW} is not 0, 1, ... in order")
+        raise _make_error(file, f"its column {ROW} is not 0, 1, ... in order")
     for name in (name for name in _INDICES if name in rows.column_names):
         column = rows[name]
         named = pc.list_flatten(column) if pa.types.is_list(column.type) else column
         low, high = pc.min_max(named).as_py().values()
         if named.null_count or (low is not None and (low < 0 or high >= items)):
             found = "null" if named.null_count else low if low < 0 else high
-            raise _odd(file, f"its column {name} has {found}, expected 0..{items - 1}")
+            raise _make_error(file, f"its column {name} has {found}, expected 0..{items - 1}")
 
 
 def _check_columns(file: Path, found: pa.Schema, expected: pa.Schema) -> None:
     if found.names != expected.names:
         names = ", ".join(found.names)
-        raise _odd(file, f"its columns are {names}, expected {', '.join(expected.names)}")
+        raise _make_error(file, f"its columns are {names}, expected {', '.join(expected.names)}")
     for name in expected.names:
         if found.field(name).type != expected.field(name).type:
             kinds = f"{found.field(name).type}, expected {expected.field(name).type}"
-            raise _odd(file, f"its column {name} is {kinds}")
+            raise _make_error(file, f"its column {name} is {kinds}")
 
 
-def _odd(file: Path, problem: str) -> ArtefactError:
+def _make_error(file: Path, problem: str) -> ArtefactError:
     return ArtefactError(
         f"{file}: {problem}; not as llmrec prepare wrote it: remove {file.parent} and prepare again"
     )

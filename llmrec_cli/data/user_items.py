@@ -31,7 +31,7 @@ def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
     with readable(prepared.folder):
         rows = pl.concat(parts).collect().sort(TIMESTAMP, maintain_order=True)
     if rows.is_empty():
-        raise DataError(_unknown(prepared, user_id))
+        raise DataError(_describe_unknown(prepared, user_id))
     *before, latest = [
         [*history, target] for history, target in rows.select(HISTORY, TARGET).iter_rows()
     ]
@@ -39,7 +39,7 @@ def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
     return [item for item in older if item not in set(latest)] + latest
 
 
-def _unknown(prepared: Prepared, user_id: str) -> str:
+def _describe_unknown(prepared: Prepared, user_id: str) -> str:
     files = [prepared.folder / split_file(name) for name in prepared.splits]
     parts = [pl.scan_parquet(file, glob=False).select(USER_ID) for file in files]
     known = pl.concat(parts).unique().collect()[USER_ID].sort().to_list()

@@ -26,7 +26,7 @@ _NO_BAD = pl.DataFrame(
 
 
 @dataclass(frozen=True, slots=True)
-class Users:
+class UserBatch:
     """All interactions of some consecutive users."""
 
     log: pl.DataFrame  # USER, USER_ID, ITEM, RATING, TIMESTAMP, POSITION, in order
@@ -35,7 +35,7 @@ class Users:
     bad: pl.DataFrame | None = None  # USER_ID, ITEM, RATING, TIMESTAMP, POSITION; None: not asked
 
 
-def whole_users(log: Iterator[pl.DataFrame]) -> Iterator[Users]:
+def batch_users(log: Iterator[pl.DataFrame]) -> Iterator[UserBatch]:
     """Batches of the ordered log, cut between users and numbered by them.
 
     Memory is bounded by a batch and the sequences that are longer than one.
@@ -46,16 +46,18 @@ def whole_users(log: Iterator[pl.DataFrame]) -> Iterator[Users]:
         begins = batch[USER_ID].rle_id()
         start = int(begins.search_sorted(begins[-1]))
         if start:
-            users = _users(pl.concat([*rest, batch[:start]]), first)
+            users = _make_batch(pl.concat([*rest, batch[:start]]), first)
             yield users
             first = int(users.log[USER][-1]) + 1
             rest = []
         rest.append(batch[start:])
     if rest:
-        yield _users(pl.concat(rest), first)
+        yield _make_batch(pl.concat(rest), first)
 
 
-def with_bad(users: Iterator[Users], bad: Iterator[pl.DataFrame]) -> Iterator[Users]:
+def attach_badly_rated(
+    users: Iterator[UserBatch], bad: Iterator[pl.DataFrame]
+) -> Iterator[UserBatch]:
     """Each batch of users with what they rated badly.
 
     Args:
@@ -72,9 +74,9 @@ def with_bad(users: Iterator[Users], bad: Iterator[pl.DataFrame]) -> Iterator[Us
         yield replace(batch, bad=pl.concat([_NO_BAD, *theirs]))
 
 
-def _users(log: pl.DataFrame, first: int) -> Users:
+def _make_batch(log: pl.DataFrame, first: int) -> UserBatch:
     user_N = log[USER_ID].rle_id().to_numpy().astype(np.int64)
     size_U = np.bincount(user_N)
     start_U = np.cumsum(size_U) - size_U
     numbered = log.with_columns(pl.Series(USER, first + user_N, pl.Int32))
-    return Users(numbered, np.arange(len(user_N)) - start_U[user_N], size_U[user_N])
+    return UserBatch(numbered, np.arange(len(user_N)) - start_U[user_N], size_U[user_N])

@@ -25,8 +25,8 @@ from llmrec_cli.data.columns import (
     USER_ID,
 )
 from llmrec_cli.data.order import Ints
-from llmrec_cli.data.split import Cut
-from llmrec_cli.data.users import Users
+from llmrec_cli.data.split import SplitPlan
+from llmrec_cli.data.users import UserBatch
 
 ROW_COLUMNS = (USER, USER_ID, HISTORY, TARGET, TIMESTAMP, RATING)
 
@@ -40,16 +40,18 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class SplitBatch:
     """The rows of some consecutive users."""
 
-    users: Users
+    users: UserBatch
     windows: Mapping[str, Windows]  # of each split, in order of user and time
     unsampled: Mapping[str, int]  # rows of each split before any sampling
     held_R: Ints  # targets of valid and test before any sampling, in no order
 
 
-def cut_users(batches: Iterable[Users], cut: Cut, history: int) -> Iterator[Portion]:
+def split_users(
+    batches: Iterable[UserBatch], plan: SplitPlan, history: int
+) -> Iterator[SplitBatch]:
     """Cut batch after batch.
 
     Args:
@@ -59,20 +61,20 @@ def cut_users(batches: Iterable[Users], cut: Cut, history: int) -> Iterator[Port
     seen = dict.fromkeys(SPLITS, 0)  # candidates in the batches before
     for users in batches:
         windows, unsampled, held = {}, {}, []
-        for name, mask_N in cut.candidates(users).items():
+        for name, mask_N in plan.candidates(users).items():
             found_R = np.flatnonzero(mask_N)
-            all_R = _chosen(found_R, seen[name], cut.part.get(name))
+            all_R = _choose_ordinals(found_R, seen[name], plan.part.get(name))
             unsampled[name] = len(all_R)
             if name != "train":
                 held.append(all_R)
-            target_R = _chosen(found_R, seen[name], cut.kept.get(name))
+            target_R = _choose_ordinals(found_R, seen[name], plan.kept.get(name))
             seen[name] += len(found_R)
             place_R = users.place_N[target_R]
             windows[name] = Windows(target_R - np.minimum(place_R, history), target_R)
-        yield Portion(users, windows, unsampled, np.concatenate(held))
+        yield SplitBatch(users, windows, unsampled, np.concatenate(held))
 
 
-def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
+def build_rows(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
     """Write windows out: ROW_COLUMNS and POSITION; HISTORY as list<int32>, oldest first."""
     length_R = windows.target_R - windows.start_R
     offset_R1 = np.concatenate([[0], np.cumsum(length_R)])
@@ -82,7 +84,7 @@ def rows_of(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
     return rows.with_columns(pl.Series(HISTORY, history)).select(*ROW_COLUMNS, POSITION)
 
 
-def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int64]:
+def count_training_items(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int64]:
     """Interactions of each item inside training rows, each interaction once, not once per row."""
     edges_N1 = np.zeros(len(log) + 1, np.int64)
     np.add.at(edges_N1, train.start_R, 1)
@@ -91,7 +93,7 @@ def training_counts(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[
     return np.bincount(log[ITEM].to_numpy()[covered_N], minlength=n_items)
 
 
-def _chosen(found_R: Ints, seen: int, ordinals: Ints | None) -> Ints:
+def _choose_ordinals(found_R: Ints, seen: int, ordinals: Ints | None) -> Ints:
     """Of candidates that are the ``seen``-th and following ones, those at some ordinals."""
     if ordinals is None:
         return found_R

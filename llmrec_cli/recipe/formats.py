@@ -76,9 +76,9 @@ class Format:
 
 
 _FORMATS: Final = (
-    Format("amazon2014", ("reviews",), _REVIEWS),
-    Format("amazon2018", ("reviews",), _REVIEWS),
-    Format("amazon2023", ("reviews",), _REVIEWS),
+    Format("amazon2014", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2018", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2023", ("reviews",), _REVIEWS, reader="amazon"),
     Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
     Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
     Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),

@@ -221,7 +221,7 @@ def test_a_bad_json_line_is_looked_at_once_and_no_good_one_with_it(
     rows = [line(form, f"B{n}") if n % 3 else b'{"half": ' for n in range(60)]
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join(rows))
-    slow = count_calls(json_lines, "_record", monkeypatch)
+    slow = count_calls(json_lines, "_decode_line", monkeypatch)
     assert len(items_of(source(form, path, tmp_path))) == 40
     assert slow.call_count == 20
 

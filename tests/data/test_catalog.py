@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.data.catalog import catalogue, disambiguate, name_items, shares_identity
+from llmrec_cli.data.catalog import build_catalogue, disambiguate, mark_shared_identity, name_items
 from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.data.readers.source import ITEM_SCHEMA
 from llmrec_cli.errors import DataError
@@ -91,9 +91,13 @@ def test_semantic_ids_need_no_titles() -> None:
 
 
 def test_shared_identity_is_equal_titles_or_equal_token_lists() -> None:
-    assert shares_identity(SEMANTIC).to_list() == [True, True, False]  # ["1","2"] is not ["12"]
+    assert mark_shared_identity(SEMANTIC).to_list() == [
+        True,
+        True,
+        False,
+    ]  # ["1","2"] is not ["12"]
     titles = known(("a", "X", None), ("b", "Y", None), ("c", "X", None))
-    assert shares_identity(titles).to_list() == [True, False, True]
+    assert mark_shared_identity(titles).to_list() == [True, False, True]
 
 
 def test_equal_titles_get_a_brand_then_a_counter() -> None:
@@ -126,12 +130,12 @@ def test_disambiguated_titles_are_unique(rows: list[tuple[str, str | None]]) -> 
 
 def test_the_catalogue_is_in_order_of_item_id() -> None:
     rows = known(("b", "X", None), ("10", "X", None), ("a", "Y", None), ("9", "X", "Acme"))
-    merged = catalogue(rows, section())
+    merged = build_catalogue(rows, section())
     assert merged[ITEM_ID].to_list() == ["10", "9", "a", "b"]  # as strings
     assert merged[ITEM].to_list() == [0, 1, 2, 3]
     assert merged.schema[ITEM] == pl.Int32
     assert merged[TITLE].to_list() == ["X", "X", "Y", "X"]
-    apart = catalogue(rows, section(identity="disambiguate"))
+    apart = build_catalogue(rows, section(identity="disambiguate"))
     assert apart[TITLE].to_list() == ["X", "X (Acme)", "Y", "X (2)"]
 
 
@@ -141,7 +145,7 @@ def test_a_title_that_is_its_brand_is_not_extended_by_it() -> None:
     rows = pl.concat([rows, known(("d", "MEREDITH", "Acme"), ("e", "Tea", "Tea"))])
     asked = section(untitled="brand", identity="disambiguate")
     named = name_items(ids("a", "b", "c", "d", "e"), rows, asked)
-    titles = catalogue(named.items, asked)[TITLE].to_list()
+    titles = build_catalogue(named.items, asked)[TITLE].to_list()
     assert titles == ["Meredith", "Meredith (2)", "MEREDITH", "MEREDITH (Acme)", "Tea"]
 
 

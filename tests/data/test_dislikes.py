@@ -26,7 +26,7 @@ from llmrec_cli.data.columns import (
     USER_ID,
 )
 from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.filters import Trail
+from llmrec_cli.data.filters import CleaningSteps
 from llmrec_cli.prepare import make_rows, prepare
 from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
@@ -63,7 +63,7 @@ def made(folder: Path, ratings: list[Rating], seed: int = 0, **keys: object) -> 
     asked = {"format": "ratings2023", "reviews": ("r",), "k_core": 0, "min_rating": 4.0} | keys
     section = DataSection.model_validate(asked)
     with TemporaryDirectory(dir=folder) as scratch:
-        trail = Trail(POLARS, Path(scratch))
+        trail = CleaningSteps(POLARS, Path(scratch))
         items = make_rows(interactions, known, section, seed, trail, folder).items
     names = ("train", "valid", "test")
     splits = {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec_cli.data import filters
-from llmrec_cli.data.catalog import Named
+from llmrec_cli.data.catalog import NamedItems
 from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.filters import Trail, eligible, settled
+from llmrec_cli.data.filters import CleaningSteps, filter_interactions, filter_to_core
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
 
@@ -44,15 +44,15 @@ def write(folder: Path, rows: list[Row]) -> Path:
 
 def cleaned(
     folder: Path, rows: list[Row], asked: DataSection, named: list[str] | None = None
-) -> tuple[list[int], Trail]:
+) -> tuple[list[int], CleaningSteps]:
     """Positions of the interactions that are left, in their final order."""
-    trail = Trail(POLARS, folder)
-    log = eligible(POLARS.scan(write(folder, rows)), asked, trail)
-    occurring = filters.item_ids(log, POLARS, folder / "ids.parquet").to_list()
+    trail = CleaningSteps(POLARS, folder)
+    log = filter_interactions(POLARS.scan(write(folder, rows)), asked, trail)
+    occurring = filters.collect_item_ids(log, POLARS, folder / "ids.parquet").to_list()
     kept = occurring if named is None else named
     items = pl.DataFrame({ITEM_ID: kept}, schema={ITEM_ID: pl.String})
     dropped = sorted(set(occurring) - set(kept))
-    left = settled(log, Named(items, dropped, dropped), asked, trail)
+    left = filter_to_core(log, NamedItems(items, dropped, dropped), asked, trail)
     ordered = left.sort(USER_ID, TIMESTAMP, POSITION).collect("polars").to_native()
     return ordered[POSITION].to_list(), trail
 
@@ -156,7 +156,9 @@ def test_the_k_core_is_the_largest_one(
     rows: list[Row] = [(f"u{user}", f"i{item}", None, 0) for user, item in pairs]
     with TemporaryDirectory() as folder:
         log = POLARS.scan(write(Path(folder), rows))
-        got = filters.core(log, k, repeated, POLARS, Path(folder)).collect("polars").to_native()
+        got = (
+            filters.find_core(log, k, repeated, POLARS, Path(folder)).collect("polars").to_native()
+        )
     kept = slow_core({(user, item) for user, item, _, _ in rows}, k)
     assert sorted(got[POSITION].to_list()) == [
         n for n, (user, item, _, _) in enumerate(rows) if (user, item) in kept

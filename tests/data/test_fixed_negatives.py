@@ -9,7 +9,7 @@ import pytest
 
 from llmrec_cli.data.audit import Rows, find_trained_pairs
 from llmrec_cli.data.columns import HISTORY, NEGATIVES, PREFERENCE, ROW, TARGET, USER, USER_ID
-from llmrec_cli.data.given import hold_out
+from llmrec_cli.data.given import hold_out_users
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
 from llmrec_cli.errors import DataError
 
@@ -90,7 +90,7 @@ def pairs(*users: str, target: str = "t", k: int = 1) -> pl.DataFrame:
 def test_a_tenth_of_the_users_leaves_training_and_preference() -> None:
     users = [f"u{n}" for n in range(25)]
     rows = {"train": pairs(*users[:20]), PREFERENCE: pairs(*users[10:], k=3), "test": pairs("x")}
-    kept = hold_out(rows, seed=0)
+    kept = hold_out_users(rows, seed=0)
     held = set(kept["valid"][USER_ID])
     assert len(held) == len(kept["valid"]) == 3
     for name in ("train", PREFERENCE):
@@ -98,12 +98,12 @@ def test_a_tenth_of_the_users_leaves_training_and_preference() -> None:
     assert kept["test"].equals(rows["test"])
     for user, negatives in kept["valid"].select(USER_ID, NEGATIVES).iter_rows():
         assert len(negatives) == (3 if int(user[1:]) >= 10 else 1)
-    assert hold_out(rows, seed=0)["valid"].equals(kept["valid"])
-    assert any(set(hold_out(rows, seed=s)["valid"][USER_ID]) != held for s in (1, 2, 3))
+    assert hold_out_users(rows, seed=0)["valid"].equals(kept["valid"])
+    assert any(set(hold_out_users(rows, seed=s)["valid"][USER_ID]) != held for s in (1, 2, 3))
 
 
 def test_without_preference_training_users_are_held_out() -> None:
-    kept = hold_out({"train": pairs(*"abcdefghij"), "test": pairs("x")}, seed=0)
+    kept = hold_out_users({"train": pairs(*"abcdefghij"), "test": pairs("x")}, seed=0)
     assert [len(kept[name]) for name in ("train", "valid", "test")] == [9, 1, 1]
     assert PREFERENCE not in kept
 

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, USER, USER_ID
-from llmrec_cli.data.given import given_rows, occurring, pair_counts
+from llmrec_cli.data.given import collect_items, count_pairs, encode_given_rows
 from llmrec_cli.data.readers.source import ROW_SCHEMA
 from llmrec_cli.data.rows import SplitCounts
 from llmrec_cli.errors import DataError
@@ -35,7 +35,7 @@ SOURCE = {
 
 
 def test_rows_keep_their_order_and_lose_only_unnamed_items() -> None:
-    made, counts, cuts = given_rows(SOURCE, ITEMS, section(history=3), seed=0)
+    made, counts, cuts = encode_given_rows(SOURCE, ITEMS, section(history=3), seed=0)
     got = {name: part[[USER, HISTORY, TARGET]].rows() for name, part in made.items()}
     assert got == {
         "train": [(2, [], 0), (2, [0, 1], 2), (2, [1, 2, 0], 1)],
@@ -50,19 +50,19 @@ def test_rows_keep_their_order_and_lose_only_unnamed_items() -> None:
 
 def test_min_history_counts_what_is_left_and_sample_keeps_order() -> None:
     with pytest.raises(DataError, match=r"no valid row of 1 is left with data\.min_history = 1"):
-        given_rows(SOURCE, ITEMS, section(min_history=1), seed=0)
-    made, _, cuts = given_rows(SOURCE, ITEMS, section(sample={"train": 2}), seed=0)
+        encode_given_rows(SOURCE, ITEMS, section(min_history=1), seed=0)
+    made, _, cuts = encode_given_rows(SOURCE, ITEMS, section(sample={"train": 2}), seed=0)
     assert made["train"].height == 2
     assert cuts["train"].unsampled == 3
     assert made["train"][USER_ID].to_list() == ["z", "z"]
 
 
 def test_occurring_items_are_those_of_rows_and_of_the_list() -> None:
-    assert occurring(SOURCE).to_list() == ["a", "b", "c", "d", "x"]
-    assert occurring(SOURCE, pl.Series(ITEM_ID, ["m", "a"])).to_list() == [*"abcdmx"]
+    assert collect_items(SOURCE).to_list() == ["a", "b", "c", "d", "x"]
+    assert collect_items(SOURCE, pl.Series(ITEM_ID, ["m", "a"])).to_list() == [*"abcdmx"]
 
 
 def test_pairs_count_once_however_many_rows_show_them() -> None:
-    made, _, _ = given_rows(SOURCE, ITEMS, section(), seed=0)
-    assert pair_counts(made["train"], 4).tolist() == [1, 1, 1, 0]
-    assert pair_counts(made["test"], 4).tolist() == [2, 2, 0, 1]
+    made, _, _ = encode_given_rows(SOURCE, ITEMS, section(), seed=0)
+    assert count_pairs(made["train"], 4).tolist() == [1, 1, 1, 0]
+    assert count_pairs(made["test"], 4).tolist() == [2, 2, 0, 1]

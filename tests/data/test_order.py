@@ -32,8 +32,8 @@ def log(tmp_path: Path) -> order.Log:
 
 def test_the_log_is_ordered_and_has_the_catalogues_indices(log: order.Log, tmp_path: Path) -> None:
     items = pl.DataFrame({ITEM_ID: ["x", "y"], ITEM: pl.Series([0, 1], dtype=pl.Int32)})
-    path = order.ordered(log, items, POLARS, tmp_path / "by-user")
-    rows = pl.concat(order.batches(path)).rows()
+    path = order.sort_by_user(log, items, POLARS, tmp_path / "by-user")
+    rows = pl.concat(order.read_batches(path)).rows()
     assert rows == [
         ("a", 0, None, 7, 3),
         ("b", 1, 4.0, 3, 0),
@@ -43,12 +43,12 @@ def test_the_log_is_ordered_and_has_the_catalogues_indices(log: order.Log, tmp_p
 
 
 def test_sizes_and_moments(log: order.Log, tmp_path: Path) -> None:
-    sizes = order.sizes_of(log)
+    sizes = order.count_sizes(log)
     assert (sizes.size_S.tolist(), sizes.users_S.tolist()) == ([2, 3], [1, 1])
     assert sizes.total(sizes.size_S) == 5
-    every = order.moments(log, 0, POLARS, tmp_path / "every")
+    every = order.sort_moments(log, 0, POLARS, tmp_path / "every")
     assert pl.read_parquet(every).rows() == [(1, 1), (3, 0), (5, 2), (5, 4), (7, 3)]
-    later = order.moments(log, 2, POLARS, tmp_path / "later")
+    later = order.sort_moments(log, 2, POLARS, tmp_path / "later")
     assert pl.read_parquet(later).rows() == [(5, 4)]
 
 
@@ -62,8 +62,8 @@ def test_rows_at_ranks_are_found_across_batches_and_parts(
         frame = pl.DataFrame({POSITION: pl.Series(values, dtype=pl.Int64)})
         frame.write_parquet(folder / f"part-{number:05d}-x.c000.snappy.parquet")
     (folder / "_SUCCESS").touch()
-    assert [len(batch) for batch in order.batches(folder)] == [3, 2, 2, 1, 2]
+    assert [len(batch) for batch in order.read_batches(folder)] == [3, 2, 2, 1, 2]
     for ranks in ([], [0], [2, 3, 5, 9], list(range(10))):
-        found = order.rows_at(folder, np.array(ranks, np.int64))
+        found = order.read_rows_at(folder, np.array(ranks, np.int64))
         assert found[POSITION].to_list() == ranks
     assert len(parts(folder)) == 5

@@ -17,7 +17,7 @@ from llmrec_cli.data.prompts import (
     template_names,
 )
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.recipe.data import PromptSection
+from llmrec_cli.tasks import TASKS
 
 INTRODUCTION = (
     "Below is an instruction that describes a task, paired with an input that provides further "
@@ -173,10 +173,11 @@ def catalogue(*titles: str | None) -> pd.DataFrame:
 @pytest.mark.parametrize("task", ["generate", "rank-pair"])
 @pytest.mark.parametrize("title", [None, "", "  ", "\n", "\x00"])
 def test_an_item_without_a_title_cannot_stand_in_a_history(task: str, title: str | None) -> None:
-    prompt = PromptSection.model_validate({"task": task, "template": "items"})
-    require_prompts(prompt, catalogue("Kite", "user", "The Hobbit"))  # "user" is in the wording
+    pairs = TASKS[task].shows_candidates
+    named = catalogue("Kite", "user", "The Hobbit")  # "user" is in the wording
+    require_prompts("items", named, shows_candidates=pairs)
     with pytest.raises(DataError) as error:
-        require_prompts(prompt, catalogue(*["Kite"] * 9, title, "Top"))
+        require_prompts("items", catalogue(*["Kite"] * 9, title, "Top"), shows_candidates=pairs)
     assert str(error.value) == (
         f"[prompt] template = \"items\": a history with the item 'B9' (title {title or ''!r}) does "
         "not show it: expected every item of a history in its prompt; give the item a title "
@@ -186,10 +187,10 @@ def test_an_item_without_a_title_cannot_stand_in_a_history(task: str, title: str
 
 def test_semantic_ids_and_bare_items_need_no_title() -> None:
     ids = catalogue(None, None).assign(tokens=[["<a_1>"], ["<a_2>"]])
-    require_prompts(PromptSection(template="items"), ids)
-    require_prompts(PromptSection(template="sequence"), catalogue("", ""))
+    require_prompts("items", ids, shows_candidates=False)
+    require_prompts("sequence", catalogue("", ""), shows_candidates=False)
     with pytest.raises(RecipeError, match="Did you mean items"):
-        require_prompts(PromptSection(template="itms"), ids)
+        require_prompts("itms", ids, shows_candidates=False)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])

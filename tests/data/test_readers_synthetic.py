@@ -71,7 +71,7 @@ def test_the_fast_path_and_the_slow_one_agree(
     rows = [{**R18, "asin": f"B{n}", "overall": n % 5 + 1, "x": "é" * n} for n in range(300)]
     data = _json(*rows).replace(b"}\n", b"}\n\n", 7)
     fast = _reviews(tmp_path, data)
-    monkeypatch.setattr(json_lines, "_fast", lambda block, decoder: None)
+    monkeypatch.setattr(json_lines, "_decode_block", lambda block, decoder: None)
     assert _reviews(tmp_path, data).equals(fast)
     assert fast["position"].to_list() == list(range(300))
 

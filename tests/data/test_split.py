@@ -25,9 +25,9 @@ from llmrec_cli.data.columns import (
     USER_ID,
 )
 from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.order import ordered
-from llmrec_cli.data.rows import Tally, write_rows
-from llmrec_cli.data.split import cut_of, require_clock, sample, shuffled, smallest
+from llmrec_cli.data.order import sort_by_user
+from llmrec_cli.data.rows import SplitStatistics, write_rows
+from llmrec_cli.data.split import draw_first, draw_order, draw_sample, plan_split, require_clock
 from llmrec_cli.errors import DataError
 from llmrec_cli.recipe.data import DataSection
 
@@ -45,7 +45,7 @@ def section(**keys: object) -> DataSection:
 
 def written(
     interactions: list[Interaction], asked: DataSection, seed: int = 0
-) -> tuple[dict[str, pl.DataFrame], Tally]:
+) -> tuple[dict[str, pl.DataFrame], SplitStatistics]:
     """The split files of interactions in any order, and what was counted; item n is index n."""
     columns = {
         USER_ID: [user for user, _, _ in interactions],
@@ -59,8 +59,8 @@ def written(
         folder, scratch = Path(made), Path(temporary)
         frame.write_parquet(scratch / "log.parquet")
         log = POLARS.scan(scratch / "log.parquet")
-        cut = cut_of(log, len(frame), asked, seed, POLARS, scratch / "moments")
-        by_user = ordered(log, ITEMS, POLARS, scratch / "by-user")
+        cut = plan_split(log, len(frame), asked, seed, POLARS, scratch / "moments")
+        by_user = sort_by_user(log, ITEMS, POLARS, scratch / "by-user")
         tally = write_rows(by_user, None, cut, asked.history, len(ITEMS), POLARS, folder)
         names = ("train", "valid", "test")
         return {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}, tally
@@ -144,7 +144,7 @@ def test_global_time_keeps_drawn_rows_of_each_part_in_their_order() -> None:
     log = [(f"u{n % 7}", n % 90, n // 3) for n in range(90)]
     asked = section(split="global-time", min_history=2, history=4)
     whole, some = split(log, asked), section(**asked.model_dump() | {"sample": {"train": 9}})
-    expected = [whole["train"][at] for at in sample(len(whole["train"]), some, 0, "train")]
+    expected = [whole["train"][at] for at in draw_sample(len(whole["train"]), some, 0, "train")]
     assert split(log, some) == whole | {"train": expected}
 
 
@@ -177,31 +177,33 @@ def test_rows_do_not_depend_on_the_batches_that_they_are_cut_in(
     monkeypatch.setattr("llmrec_cli.data.order.BATCH", 7)
     some, counted_again = written(log, asked)
     assert all(some[name].equals(part) for name, part in whole.items())
-    assert counted.ties() == counted_again.ties()
+    assert counted.summarize_ties() == counted_again.summarize_ties()
     assert (counted.count_I == counted_again.count_I).all()
 
 
 def test_sample_keeps_order_and_is_a_fixed_function_of_the_seed() -> None:
     asked = section(sample={"train": 5})
-    assert sample(20, asked, 0, "train").tolist() == sample(20, asked, 0, "train").tolist()
-    drawn = [sample(20, asked, seed, "train") for seed in range(50)]
+    assert (
+        draw_sample(20, asked, 0, "train").tolist() == draw_sample(20, asked, 0, "train").tolist()
+    )
+    drawn = [draw_sample(20, asked, seed, "train") for seed in range(50)]
     assert all(len(d) == 5 and (np.diff(d) > 0).all() for d in drawn)
     assert len({tuple(d) for d in drawn}) > 40
-    assert sample(20, asked, 0, "test").tolist() == list(range(20))
-    assert sample(3, asked, 0, "train").tolist() == [0, 1, 2]
+    assert draw_sample(20, asked, 0, "test").tolist() == list(range(20))
+    assert draw_sample(3, asked, 0, "train").tolist() == [0, 1, 2]
     # Golden: a change here changes every few-row experiment.
-    assert sample(1000, asked, 0, "train").tolist() == [52, 448, 573, 809, 843]
+    assert draw_sample(1000, asked, 0, "train").tolist() == [52, 448, 573, 809, 843]
 
 
 def test_the_first_of_a_shuffle_need_not_all_be_drawn_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = shuffled(5000, 3, "train")
+    whole = draw_order(5000, 3, "train")
     key = np.array([3, crc32(b"train")], np.uint64)
     assert (whole == np.argsort(np.random.Philox(key=key).random_raw(5000), kind="stable")).all()
     monkeypatch.setattr("llmrec_cli.data.split._DRAWN", 64)
     for size in (0, 1, 63, 64, 65, 4999, 5000):
-        assert smallest(5000, size, 3, "train").tolist() == whole[:size].tolist()
+        assert draw_first(5000, size, 3, "train").tolist() == whole[:size].tolist()
 
 
 def test_counts_take_each_training_interaction_once() -> None:
@@ -217,7 +219,7 @@ def test_users_with_interactions_at_one_time_are_tallied() -> None:
     tied = [(user, item, 5) for user in "zyxw" for item in (1, 2, 3)]
     _, tally = written(log + tied, section(min_history=0))
     found = {"count": 4, "of": 9, "examples": ["w", "x", "y"], "interactions": 12}
-    assert tally.ties() == found
+    assert tally.summarize_ties() == found
 
 
 def test_columns_have_their_types() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec_cli.data.columns import ITEM, POSITION, RATING, TIMESTAMP, USER, USER_ID
-from llmrec_cli.data.users import whole_users, with_bad
+from llmrec_cli.data.users import attach_badly_rated, batch_users
 
 SCHEMA = {
     USER_ID: pl.String,
@@ -47,7 +47,7 @@ def test_batches_leave_no_trace_and_nobody_is_cut(
     users: list[str], raters: list[str], cuts: list[int], other_cuts: list[int]
 ) -> None:
     ordered, bad = log(users), log(raters)
-    batches = list(with_bad(whole_users(cut(ordered, cuts)), cut(bad, other_cuts)))
+    batches = list(attach_badly_rated(batch_users(cut(ordered, cuts)), cut(bad, other_cuts)))
 
     assert [user for b in batches for user in b.log[USER_ID]] == ordered[USER_ID].to_list()
     of_batches = [set(b.log[USER_ID]) for b in batches]
@@ -65,14 +65,14 @@ def test_batches_leave_no_trace_and_nobody_is_cut(
 
 
 def test_the_places_of_a_user_who_spans_batches() -> None:
-    (batch,) = whole_users(cut(log(["u"] * 7), [2, 2]))
+    (batch,) = batch_users(cut(log(["u"] * 7), [2, 2]))
     assert batch.place_N.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert batch.size_N.tolist() == [7] * 7
     assert batch.bad is None
 
 
 def test_a_batch_ends_before_the_user_who_may_go_on() -> None:
-    batches = list(whole_users(cut(log([*"aabbbc"]), [3])))
+    batches = list(batch_users(cut(log([*"aabbbc"]), [3])))
     assert [batch.log[USER_ID].to_list() for batch in batches] == [
         ["a", "a"],
         ["b", "b", "b"],

@@ -18,7 +18,7 @@ from llmrec_cli.recipe.data import DataSection
 __all__ = ["Engine", "Log", "engine_of"]
 
 
-def engine_of(section: DataSection, log: Path) -> AbstractContextManager[Engine]:
+def open_engine(section: DataSection, log: Path) -> AbstractContextManager[Engine]:
     """The engine that a ``[data]`` section asks for, ready between enter and exit.
 
     Sources that come split have no relational part: they need no Spark, and start none.

@@ -29,7 +29,7 @@ def in_process(memory: int) -> Iterator[Engine]:
         OSError: the disk refuses what polars writes; it reports that as an error of its own.
     """
     before = os.environ.get(_BUDGET)
-    _budget(str(memory))
+    _set_budget(str(memory))
     try:
         yield POLARS
     except pl.exceptions.PolarsError as error:
@@ -38,10 +38,10 @@ def in_process(memory: int) -> Iterator[Engine]:
             raise
         raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
     finally:
-        _budget(before)
+        _set_budget(before)
 
 
-def _budget(value: str | None) -> None:
+def _set_budget(value: str | None) -> None:
     """polars takes its budget from the environment, and looks again when a Config is loaded."""
     if value is None:
         os.environ.pop(_BUDGET, None)

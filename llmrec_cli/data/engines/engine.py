@@ -44,9 +44,9 @@ def parts(path: Path) -> list[Path]:
     """The parquet files behind a written relation, in the order of its rows."""
     if path.is_file():
         return [path]
-    return sorted(path.glob("part-*.parquet"), key=lambda file: (_number(file), file.name))
+    return sorted(path.glob("part-*.parquet"), key=lambda file: (_part_number(file), file.name))
 
 
-def _number(part: Path) -> int:
+def _part_number(part: Path) -> int:
     """Of Spark's ``part-00012-....parquet``; above 99,999 the names alone no longer sort."""
     return int(part.name.split("-")[1])

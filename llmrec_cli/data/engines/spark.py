@@ -50,15 +50,15 @@ def on_spark(settings: SparkSection, log: Path) -> Iterator[Engine]:
     running = SparkSession.getActiveSession()
     if running is not None:
         with _quiet_bridge(), _failures_in_one_line(None):
-            yield _engine(running)
+            yield _make_engine(running)
         return
     _require_java()
-    with _quiet_bridge(), _started(settings, log) as session:
-        yield _engine(session)
+    with _quiet_bridge(), _start_session(settings, log) as session:
+        yield _make_engine(session)
     log.unlink(missing_ok=True)
 
 
-def _engine(session: Any) -> Engine:
+def _make_engine(session: Any) -> Engine:
     """Paths are this file system's (not the cluster's default one), and no patterns."""
     return Engine(
         "pyspark",
@@ -68,7 +68,7 @@ def _engine(session: Any) -> Engine:
 
 
 @contextmanager
-def _started(settings: SparkSection, log: Path) -> Iterator[Any]:
+def _start_session(settings: SparkSection, log: Path) -> Iterator[Any]:
     """A session of a JVM of its own, whose output goes to ``log``; both end here."""
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
@@ -87,7 +87,7 @@ def _started(settings: SparkSection, log: Path) -> Iterator[Any]:
                 context = SparkContext(conf=conf, gateway=gateway)
             yield SparkSession.builder.getOrCreate()
     finally:
-        _end(context, gateway)
+        _end_session(context, gateway)
         SparkContext._gateway = SparkContext._jvm = None  # the next session needs a new JVM
 
 
@@ -103,7 +103,7 @@ def _as_before() -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _end(context: Any, gateway: Any) -> None:
+def _end_session(context: Any, gateway: Any) -> None:
     """Stop what runs, and let the JVM go: its memory is wanted by what comes next."""
     from py4j.protocol import Py4JError
 
@@ -149,13 +149,13 @@ def _failures_in_one_line(log: Path | None) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError, ConnectionError) as error:
-        said = _cause(error)
+        said = _find_cause(error)
         if log is not None:
-            said = f"{_complaint(log) if _NO_JVM in said else said} (Spark's messages: {log})"
+            said = f"{_read_complaint(log) if _NO_JVM in said else said} (Spark's messages: {log})"
         raise MachineError(f"{_ASKED}: Spark failed: {said}") from None
 
 
-def _cause(error: Exception) -> str:
+def _find_cause(error: Exception) -> str:
     """The first line of what Spark, Java or the bridge says."""
     from py4j.protocol import Py4JError
 
@@ -165,18 +165,18 @@ def _cause(error: Exception) -> str:
         said = said or (java.toString() if java is not None else str(error))
     except (Py4JError, ConnectionError):
         said = "its JVM has ended"
-    return _cut(next(iter(str(said).strip().splitlines()), type(error).__name__))
+    return _cut_line(next(iter(str(said).strip().splitlines()), type(error).__name__))
 
 
-def _complaint(log: Path) -> str:
+def _read_complaint(log: Path) -> str:
     """What a JVM wrote that ended before it could be asked."""
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines()]
     told = [line for line in lines if re.search(r"(Exception|Error)\b.*: ", line)]
-    return _cut(next(iter(told), "Java ended at once"))
+    return _cut_line(next(iter(told), "Java ended at once"))
 
 
-def _cut(line: str) -> str:
+def _cut_line(line: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 

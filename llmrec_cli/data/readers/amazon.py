@@ -1,12 +1,18 @@
-"""What the three Amazon generations share: reviews to interactions, metadata to items."""
+"""Amazon reviews of three generations: reviews to interactions, metadata to items.
+
+2014 (He & McAuley 2016): reviews are JSON lines, metadata lines are Python literals.  2018 (Ni et
+al. 2019): JSON lines, fields named as in 2014.  2023 (Hou et al. 2024): JSON lines joined on
+``parent_asin``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import msgspec
 import polars as pl
 
 from llmrec_cli.data.readers.block import STRICT, BadLines, fault
@@ -54,18 +60,130 @@ class Generation:
     fields: Fields
 
 
-def read_amazon(section: DataSection, locate: Locate, scratch: Path, form: Generation) -> Source:
+class Review2014(
+    msgspec.Struct,
+    gc=False,
+    rename={
+        "user_id": "reviewerID",
+        "item_id": "asin",
+        "rating": "overall",
+        "timestamp": "unixReviewTime",
+    },
+):
+    """A review of 2014 or 2018; ``unixReviewTime`` is in seconds."""
+
+    user_id: str
+    item_id: str
+    rating: float
+    timestamp: int | float
+
+
+class Item2014(msgspec.Struct, gc=False, rename={"item_id": "asin", "reviewer": "reviewerID"}):
+    """A metadata line of 2014 or 2018."""
+
+    item_id: str | None = None
+    title: str | None = None
+    brand: str | None = None
+    reviewer: str | None = None
+
+    @property
+    def maker(self) -> str | None:
+        """The brand."""
+        return self.brand
+
+    @property
+    def unreadable(self) -> bool:
+        """Never: the brand is a field of its own."""
+        return False
+
+
+class Review2023(msgspec.Struct, gc=False, rename={"item_id": "parent_asin"}):
+    """A review of 2023; ``timestamp`` is in milliseconds.  Its ``title`` is its own headline."""
+
+    user_id: str
+    item_id: str
+    rating: float
+    timestamp: int | float
+
+
+class Details(msgspec.Struct, gc=False, rename={"brand": "Brand"}):
+    """The one field of a product's details that matters here."""
+
+    brand: str | None = None
+
+
+class Item2023(msgspec.Struct, gc=False, rename={"item_id": "parent_asin", "reviewer": "user_id"}):
+    """A metadata line of 2023."""
+
+    item_id: str | None = None
+    title: str | None = None
+    store: str | None = None
+    details: Details | str | None = None
+    reviewer: str | None = None
+
+    @property
+    def maker(self) -> str | None:
+        """The brand that the details state, or else the store."""
+        details = _parse_details(self.details) if isinstance(self.details, str) else self.details
+        return (details.brand if details else None) or self.store
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the details are a text that is no JSON object."""
+        return isinstance(self.details, str) and _parse_details(self.details) is None
+
+
+def _parse_details(details: str) -> Details | None:
+    """Details that stand in a string, as tables keep them; nothing in it is no details."""
+    try:
+        return msgspec.json.decode(details.strip() or "{}", type=Details)
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+        return None
+
+
+FIELDS_2014: Final = Fields(
+    user="reviewerID", item="asin", rating="overall", timestamp="unixReviewTime"
+)
+FIELDS_2023: Final = Fields(
+    user="user_id", item="parent_asin", rating="rating", timestamp="timestamp"
+)
+GENERATIONS: Final[dict[str, Generation]] = {
+    "2014": Generation(  # either file may be JSON or Python literals, line by line
+        reviews=Shape(Review2014, "an amazon2014 review", literals=True),
+        metadata=Shape(Item2014, "amazon2014 metadata", literals=True),
+        fields=FIELDS_2014,
+    ),
+    "2018": Generation(
+        reviews=Shape(Review2014, "an amazon2018 review"),
+        metadata=Shape(Item2014, "amazon2018 metadata"),
+        fields=FIELDS_2014,
+    ),
+    "2023": Generation(  # joined on parent_asin, never on asin
+        reviews=Shape(Review2023, "an amazon2023 review"),
+        metadata=Shape(Item2023, "amazon2023 metadata"),
+        fields=FIELDS_2023,
+    ),
+}
+
+
+def generation_of(section: DataSection) -> Generation:
+    """The generation in a format's name: ``amazon2014``, ``ratings2023``."""
+    return GENERATIONS[section.format[-4:]]
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """Read raw review and metadata files of one generation.
 
     Raises:
         DataError: anything wrong in a file, with file and line.
     """
+    form = generation_of(section)
     files: Notes = {}
     bad = bad_lines(section)
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            reviews = _reviews(path, form.reviews, bad)
+            reviews = _read_reviews(path, form.reviews, bad)
             files[name] = deliver(path, reviews, form.fields, sink, bad=bad)
     items, notes = read_items(section.metadata, locate, form.metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
@@ -78,7 +196,7 @@ def bad_lines(section: DataSection) -> BadLines:
     return BadLines(advice='; fix the line or set data.on_bad_line = "skip"')
 
 
-def _reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:
+def _read_reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Interactions]:
     for batch in read_records(path, shape, bad):
         rows: list[ReviewLine] = batch.rows
         yield Interactions(
@@ -104,14 +222,14 @@ def read_items(
     for name in files:
         before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):
-            _collect(batch, shape, items, bad)
+            _collect_items(batch, shape, items, bad)
         if sum(frame.height for frame in items.frames) + items.without_id == before:
             raise fault(locate(name), 1, f"the file has no item; expected {shape.what}")
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}
 
 
-def _collect(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
+def _collect_items(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
     rows: list[ItemLine] = batch.rows
     odd = [i for i, row in enumerate(rows) if row.item_id is None or row.reviewer is not None]
     if odd:

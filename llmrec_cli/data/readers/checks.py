@@ -108,9 +108,9 @@ def check(
             its scale, a time outside 1990..2100, or a change of unit.
     """
     problems = _Problems()
-    users = _ids(batch.users, fields.user, problems)
-    items = _ids(batch.items, fields.item, problems)
-    rating_N = _ratings(batch.ratings, fields, problems)
+    users = _check_ids(batch.users, fields.user, problems)
+    items = _check_ids(batch.items, fields.item, problems)
+    rating_N = _check_ratings(batch.ratings, fields, problems)
     millisecond_N = finer_N = None
     if batch.timestamps is not None:
         times = to_milliseconds(batch.timestamps, fields.timestamp, clock, batch.clock)
@@ -141,20 +141,20 @@ def is_torn(text: str) -> bool:
 
 def torn(path: Path, line: int, name: str, found: str, index: int | None = None) -> LineFault:
     """The error of an id that ``is_torn``."""
-    return fault(path, line, _torn(name, found), index)
+    return fault(path, line, _describe_torn(name, found), index)
 
 
-def _torn(name: str, found: str) -> str:
+def _describe_torn(name: str, found: str) -> str:
     return f'"{name}" is {shown(found)}, which is not valid Unicode'
 
 
-def _ids(ids: Any, name: str, problems: _Problems) -> pa.Array:
+def _check_ids(ids: Any, name: str, problems: _Problems) -> pa.Array:
     try:
         array = pa.array(ids, pa.string())
     except UnicodeEncodeError:
         for index, value in enumerate(ids):
             if is_torn(value):
-                problems.add(index, _torn(name, value))
+                problems.add(index, _describe_torn(name, value))
         array = pa.array(["" if is_torn(value) else value for value in ids], pa.string())
     length = pc.binary_length(array)
     if pc.min(length).as_py() == 0:
@@ -163,7 +163,7 @@ def _ids(ids: Any, name: str, problems: _Problems) -> pa.Array:
     return array
 
 
-def _ratings(ratings: Numbers | None, fields: Fields, problems: _Problems) -> Floats | None:
+def _check_ratings(ratings: Numbers | None, fields: Fields, problems: _Problems) -> Floats | None:
     if ratings is None:
         return None
     column = pa.array(ratings, pa.float64())

@@ -110,8 +110,8 @@ def read_cells(
     records = _Records(columns, delimiter, kinds, bad)
     dates: bool | None = None
     for block, last in _with_last(stream):
-        fast = None if records.pending else _fast(block, columns, delimiter, bad)
-        cells = _typed(path, *(fast or records.cut(block, last)), kinds, bad, dates)
+        fast = None if records.pending else _split_plainly(block, columns, delimiter, bad)
+        cells = _convert_cells(path, *(fast or records.cut(block, last)), kinds, bad, dates)
         if dates is None and kinds.times and len(cells.numbers[kinds.times[0]]):
             dates = cells.clock is DATES
         yield cells
@@ -150,21 +150,21 @@ Columns = dict[str, pa.Array]
 LineOf = Callable[[int], int]
 
 
-def _fast(
+def _split_plainly(
     block: Block, names: Sequence[str], delimiter: str, bad: BadLines
 ) -> tuple[Columns, LineOf] | None:
     """The records of a block without quotes, a line each; None where there may be others."""
     data = block.data.replace(b"\r\n", b"\n") if b"\r" in block.data else block.data
     if b'"' in data or b"\r" in data:
         return None
-    columns = _parse(data, names, delimiter)
+    columns = _parse_csv(data, names, delimiter)
     if columns is None and bad.limit:
         block = _without_short(replace(block, data=data), names, delimiter, bad)
-        columns = _parse(block.data, names, delimiter)
+        columns = _parse_csv(block.data, names, delimiter)
     return None if columns is None else (columns, block.line_of)
 
 
-def _parse(data: bytes, names: Sequence[str], delimiter: str) -> Columns | None:
+def _parse_csv(data: bytes, names: Sequence[str], delimiter: str) -> Columns | None:
     if not data.strip():
         return {name: pa.array([], pa.string()) for name in names}
     try:
@@ -190,12 +190,16 @@ def _without_short(block: Block, names: Sequence[str], delimiter: str, bad: BadL
     for at in np.flatnonzero(found_L != len(names) - 1):
         line, number = lines[at], block.first + int(at)
         if line and not line.isspace():
-            bad.skip(_miscounted(block.path, number, int(found_L[at]) + 1, names, line.decode()))
+            bad.skip(
+                _cell_count_fault(block.path, number, int(found_L[at]) + 1, names, line.decode())
+            )
         left_out.append(number)
     return block.without(left_out)
 
 
-def _miscounted(path: Path, number: int, found: int, names: Sequence[str], line: str) -> LineFault:
+def _cell_count_fault(
+    path: Path, number: int, found: int, names: Sequence[str], line: str
+) -> LineFault:
     problem = f"{found} cells, expected {len(names)}: {', '.join(names)}"
     return fault(path, number, f"{problem}; found {shown(line)}")
 
@@ -260,7 +264,7 @@ class _Records:
             return 1
         self.broken = 0
         if len(cells) != len(self.names):
-            self.bad.skip(_miscounted(path, number, len(cells), self.names, line))
+            self.bad.skip(_cell_count_fault(path, number, len(cells), self.names, line))
         else:
             self.rows.append(cells)
             self.numbers.append(number)
@@ -271,7 +275,7 @@ class _Records:
         whole = len(cells) == len(self.names)
         named = dict(zip(self.names, cells, strict=False))
         if taken == 1:
-            sound = whole and not _closes(line, self.delimiter)
+            sound = whole and not _closes_quotes(line, self.delimiter)
             sound = sound and not any('"' in named[name] for name in self.kinds.ids)
             sound = sound and f'{self.delimiter}"' not in f"{self.delimiter}{line}"
             odd = line.count('"') % 2 == 1 and not sound
@@ -296,7 +300,7 @@ class _Records:
     def _ends_quotes(self, line: str) -> bool:
         """Whether a line closes the quotes of lines before it, and opens none."""
         opens = _whole_line(line, self.delimiter) == _OPEN
-        return '"' in line and not opens and _closes(line, self.delimiter)
+        return '"' in line and not opens and _closes_quotes(line, self.delimiter)
 
     def _typed_names(self) -> tuple[str, ...]:
         return (*self.kinds.numbers, *self.kinds.times)
@@ -336,7 +340,7 @@ def _several_lines(texts: Sequence[str], at: int, delimiter: str) -> tuple[int, 
     return reader.line_num, cells
 
 
-def _closes(line: str, delimiter: str) -> bool:
+def _closes_quotes(line: str, delimiter: str) -> bool:
     """Whether a line, begun inside of quotes, closes them properly."""
     return not isinstance(_whole_line(f'"{line}', delimiter), str)
 
@@ -362,7 +366,7 @@ def _no_csv(path: Path, number: int, reason: str, line: bytes) -> LineFault:
     return fault(path, number, f"no valid CSV ({reason}); found {shown(line.decode())}")
 
 
-def _typed(
+def _convert_cells(
     path: Path,
     columns: Columns,
     line_of: LineOf,
@@ -377,7 +381,7 @@ def _typed(
     """
     numbers, clock, problems = {}, None, Problems()
     for name in kinds.numbers:
-        numbers[name], found = _numbers(columns[name], name, name in kinds.optional)
+        numbers[name], found = _parse_floats(columns[name], name, name in kinds.optional)
         problems |= {index: found[index] for index in found if index not in problems}
     for name in kinds.times:
         numbers[name], clock, found = read_times(columns[name], name, dates)
@@ -397,7 +401,7 @@ def _typed(
     )
 
 
-def _numbers(column: pa.Array, name: str, optional: bool = False) -> tuple[pa.Array, Problems]:
+def _parse_floats(column: pa.Array, name: str, optional: bool = False) -> tuple[pa.Array, Problems]:
     """Texts as float64, and those that are no finite decimal numbers.
 
     Args:
@@ -431,9 +435,9 @@ def read_times(
     Args:
         dates: which of the two the times before were; None: there were none.
     """
-    numbers, problems = _numbers(column, name)
+    numbers, problems = _parse_floats(column, name)
     if not problems and not dates:
-        return _exact(column, numbers), None, {}
+        return _keep_exact(column, numbers), None, {}
     cells = column.to_pylist()
     first = next((c for c in cells if looks_like_date(c) or _NUMBER.fullmatch(c)), "")
     if looks_like_date(first) if dates is None else dates:
@@ -445,7 +449,7 @@ def read_times(
     return numbers, None, {index: problem + expected for index, problem in problems.items()}
 
 
-def _exact(column: pa.Array, numbers: pa.Array) -> pa.Array:
+def _keep_exact(column: pa.Array, numbers: pa.Array) -> pa.Array:
     """Whole numbers that float64 rounds, such as nanoseconds, as int64."""
     if np.abs(numbers.to_numpy()).max(initial=0) < _ROUNDED:
         return numbers

@@ -39,28 +39,28 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         for name in section.reviews:
             found: Notes = {}
             for table in find_tables(locate(name)):
-                index = find_index(table, _wanted(columns))
+                index = find_index(table, _list_columns(columns))
                 notes = deliver(
-                    table.path, _interactions(table, columns, bad), fields, sink, bad=bad
+                    table.path, _read_interactions(table, columns, bad), fields, sink, bad=bad
                 )
                 ignored = {} if index is None else {"ignored_index_column": index}
-                found[_place(locate(name), table)] = notes | ignored
+                found[_place_of(locate(name), table)] = notes | ignored
             files[name] = found.pop("", found)
-    items, notes = _items(section, locate, bad)
+    items, notes = _read_items(section, locate, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _place(path: Path, table: Table) -> str:
+def _place_of(path: Path, table: Table) -> str:
     """Where in a folder a table lies; empty for a file alone."""
     return "" if table.path == path else table.path.relative_to(path).as_posix()
 
 
-def _wanted(columns: Columns) -> list[str]:
+def _list_columns(columns: Columns) -> list[str]:
     names = (columns.user, columns.item, columns.timestamp, columns.rating)
     return [name for name in names if name]
 
 
-def _interactions(table: Table, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
+def _read_interactions(table: Table, columns: Columns, bad: BadLines) -> Iterator[Interactions]:
     ids = (columns.user, columns.item)
     rating = () if columns.rating is None else (columns.rating,)
     time = (columns.timestamp,) if columns.timestamp else ()
@@ -78,7 +78,7 @@ def _interactions(table: Table, columns: Columns, bad: BadLines) -> Iterator[Int
         )
 
 
-def _items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.DataFrame, Notes]:
+def _read_items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.DataFrame, Notes]:
     columns, items = section.columns, ItemRows()
     if not section.metadata:
         return no_items(), {}

@@ -73,11 +73,11 @@ def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterato
     """
     decoder = msgspec.json.Decoder(shape.record)
     for block in blocks(path, bad):
-        rows = _fast(block, decoder)
-        yield Batch(block, rows) if rows else _slow(block, shape, decoder, bad)
+        rows = _decode_block(block, decoder)
+        yield Batch(block, rows) if rows else _decode_lines(block, shape, decoder, bad)
 
 
-def _fast(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:
+def _decode_block(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:
     try:
         rows = decoder.decode_lines(block.data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -96,7 +96,7 @@ def _may_have_blanks(data: bytes) -> bool:
     return bool((byte_N[first_L[first_L < len(byte_N)]] <= ord(" ")).any())
 
 
-def _slow(
+def _decode_lines(
     block: Block, shape: Shape[T], decoder: msgspec.json.Decoder[T], bad: BadLines
 ) -> Batch[T]:
     """Line by line, so that a bad line costs no more than itself."""
@@ -106,14 +106,14 @@ def _slow(
             rows.append(decode(line))
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             try:
-                rows.append(_record(block.path, number, line, shape, decoder))
+                rows.append(_decode_line(block.path, number, line, shape, decoder))
             except LineFault as error:
                 bad.skip(error)
                 left_out.append(number)
     return Batch(block.without(left_out), rows)
 
 
-def _record(
+def _decode_line(
     path: Path, number: int, line: bytes, shape: Shape[T], decoder: msgspec.json.Decoder[T]
 ) -> T:
     """A line that the decoder refuses."""
@@ -126,7 +126,7 @@ def _record(
     try:
         return msgspec.convert(fields, shape.record)
     except msgspec.ValidationError as error:
-        _explain(path, number, fields, shape.what, str(error))
+        _explain_error(path, number, fields, shape.what, str(error))
     except UnicodeEncodeError:
         raise fault(path, number, "a field's name is not valid Unicode") from None
 
@@ -144,7 +144,7 @@ def parse_object(
             path, number, f"a JSON array; expected {what} as one object per line: jq -c '.[]' FILE"
         )
     try:
-        value = _parse(line, literals)
+        value = _parse_line(line, literals)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise fault(path, number, f"{_not_json(line, what, literals)} ({reason})") from None
@@ -153,7 +153,7 @@ def parse_object(
     return value
 
 
-def _parse(line: bytes, literals: bool) -> object:
+def _parse_line(line: bytes, literals: bool) -> object:
     try:
         return json.loads(line.decode(), parse_constant=_no_constant)  # given bytes it guesses
     except json.JSONDecodeError as error:
@@ -180,7 +180,9 @@ def _not_json(line: bytes, what: str, literals: bool) -> str:
     return f"invalid JSON; expected {what} as one whole object on this line"
 
 
-def _explain(path: Path, number: int, fields: dict[str, Any], what: str, error: str) -> NoReturn:
+def _explain_error(
+    path: Path, number: int, fields: dict[str, Any], what: str, error: str
+) -> NoReturn:
     """Say msgspec's complaint in terms of the file: field, value, expectation."""
     missing = re.search(r"missing required field `(.+?)`", error)
     if missing:

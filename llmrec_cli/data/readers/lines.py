@@ -88,20 +88,20 @@ def blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Iterator[B
     """
     first, rest, taken, cut = 1, b"", 0, _CUT.get()
     try:
-        for piece in _text(path):
+        for piece in _read_text(path):
             if cut is not None and taken >= (beginning or BLOCK) and first > 1:
                 cut.add(path)
                 return
             taken += len(piece)
-            whole, rest = _cut(path, first, rest, piece)
+            whole, rest = _cut_lines(path, first, rest, piece)
             if whole:
                 count = count_lines(whole)
-                yield _utf8(Block(path, first, count, whole), bad)
+                yield _drop_foreign_lines(Block(path, first, count, whole), bad)
                 first += count
     except _Damage as damage:
         raise fault(path, first, str(damage)) from None
     if rest:
-        yield _utf8(Block(path, first, 1, rest), bad)
+        yield _drop_foreign_lines(Block(path, first, 1, rest), bad)
     elif first == 1:
         raise fault(path, 1, "the file has no lines")
 
@@ -118,7 +118,7 @@ def document(path: Path) -> tuple[bytes, bool]:
     return data, path not in (_CUT.get() or ())
 
 
-def _cut(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, bytes]:
+def _cut_lines(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, bytes]:
     """Whole lines of ``rest + piece``, and what is left of it, with one copy of the bytes."""
     end = piece.find(b"\n")
     if len(rest) + (len(piece) if end < 0 else end) > LONGEST_LINE:
@@ -129,7 +129,7 @@ def _cut(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, byte
     return b"".join((rest, memoryview(piece)[:end])), piece[end:]
 
 
-def _utf8(block: Block, bad: BadLines) -> Block:
+def _drop_foreign_lines(block: Block, bad: BadLines) -> Block:
     """The block without the lines that are not UTF-8; each line of a damaged block is read once."""
     if block.data.isascii() or _find_foreign_byte(block.data) is None:
         return block
@@ -168,11 +168,11 @@ def head(path: Path, size: int = 8) -> bytes:
         DataError: no such file, or a folder.
         MachineError: it cannot be read.
     """
-    return next(_pieces(path, size), b"")
+    return next(_read_pieces(path, size), b"")
 
 
-def _text(path: Path) -> Iterator[bytes]:
-    pieces = _pieces(path, BLOCK)
+def _read_text(path: Path) -> Iterator[bytes]:
+    pieces = _read_pieces(path, BLOCK)
     start = next(pieces, b"")
     if not start:
         raise _Damage("the file is empty (0 bytes)")
@@ -180,7 +180,7 @@ def _text(path: Path) -> Iterator[bytes]:
         if start.startswith(magic):
             raise _Damage(f"this is {what}; expected UTF-8 text, plain or gzip")
     zipped = start.startswith(b"\x1f\x8b")
-    stream = ahead(_inflate(chain([start], pieces))) if zipped else chain([start], pieces)
+    stream = ahead(_inflate_pieces(chain([start], pieces))) if zipped else chain([start], pieces)
     opening = next(stream, b"")
     yield opening.removeprefix(_UTF8_BOM)
     yield from stream
@@ -195,7 +195,7 @@ def ahead(pieces: Iterator[bytes], depth: int = 2) -> Iterator[bytes]:
             yield piece
 
 
-def _pieces(path: Path, size: int) -> Iterator[bytes]:
+def _read_pieces(path: Path, size: int) -> Iterator[bytes]:
     try:
         with path.open("rb", buffering=0) as file:
             while piece := file.read(size):
@@ -208,7 +208,7 @@ def _pieces(path: Path, size: int) -> Iterator[bytes]:
         raise MachineError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _inflate(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _inflate_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Inflate gzip data of one or several members, at most ``BLOCK`` bytes at a time."""
     inflater = zlib.decompressobj(wbits=31)
     taken = given = 0
@@ -219,20 +219,20 @@ def _inflate(pieces: Iterable[bytes]) -> Iterator[bytes]:
                 piece = piece.lstrip(b"\0")
                 inflater = zlib.decompressobj(wbits=31) if piece else inflater
                 continue
-            out, piece = _step(inflater, piece)
+            out, piece = _inflate_step(inflater, piece)
             given += len(out)
             if given > BOMB_BYTES and given > BOMB_RATIO * taken:
                 raise _Damage(f"more than {BOMB_RATIO} times its compressed size: a gzip bomb?")
             if out:
                 yield out
     while not inflater.eof:
-        out, _ = _step(inflater, b"")
+        out, _ = _inflate_step(inflater, b"")
         if not out:
             raise _Damage("the gzip data ends early: the file is truncated")
         yield out
 
 
-def _step(inflater: zlib._Decompress, piece: bytes) -> tuple[bytes, bytes]:
+def _inflate_step(inflater: zlib._Decompress, piece: bytes) -> tuple[bytes, bytes]:
     try:
         out = inflater.decompress(piece, BLOCK)
     except zlib.error as error:

@@ -63,16 +63,18 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
         raise fault(path, 1, problem)
     clock, frames = None, []
     for cells in read_cells(path, kinds=Kinds(times=("timestamp",))):
-        clock, frame = _rows(path, cells, clock)
+        clock, frame = _parse_windows(path, cells, clock)
         frames.append(frame)
     if not sum(frame.height for frame in frames):
         raise fault(path, 1, "the file has a header and no rows")
     return pl.concat(frames), clock.name if clock else ""
 
 
-def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
+def _parse_windows(
+    path: Path, cells: Cells, clock: Clock | None
+) -> tuple[Clock | None, pl.DataFrame]:
     lists = enumerate(cells.strings("item_ids"))
-    windows = [_window(path, cells, index, cell) for index, cell in lists]
+    windows = [_parse_window(path, cells, index, cell) for index, cell in lists]
     batch = Interactions(
         users=cells.columns["user_id"],
         items=[window[-1] for window in windows],
@@ -92,7 +94,7 @@ def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, 
     return checked.clock, pl.DataFrame(columns, schema=ROW_SCHEMA)
 
 
-def _window(path: Path, cells: Cells, index: int, cell: str) -> list[str]:
+def _parse_window(path: Path, cells: Cells, index: int, cell: str) -> list[str]:
     if not _IDS.fullmatch(cell.strip()):
         problem = f'"item_ids" is {shown(cell)}, expected a list such as [12, 7, 31]'
         raise fault(path, cells.line_of(index), problem)

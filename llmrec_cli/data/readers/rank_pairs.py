@@ -68,19 +68,19 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         DataError: anything wrong in a file, as ``path: row n: problem``, rows counted from 1.
     """
     del scratch  # these sources fit in memory
-    wordings = _wordings()
+    wordings = _load_wordings()
     rows: dict[str, pl.DataFrame] = {}
     notes: Notes = {}
     for split in (*SPLITS, PREFERENCE):
         names: tuple[str, ...] = getattr(section.splits, split)
         parts = {name: read_file(locate(name), wordings) for name in names}
         if parts:
-            rows[split] = _frame([pair for pairs, _ in parts.values() for pair in pairs])
+            rows[split] = _group_pairs([pair for pairs, _ in parts.values() for pair in pairs])
         notes[split] = {
             name: {"pairs": len(pairs), "wording": wording}
             for name, (pairs, wording) in parts.items()
         }
-    return Source(None, _items(rows), rows, {"splits": notes})
+    return Source(None, _list_items(rows), rows, {"splits": notes})
 
 
 def read_file(path: Path, wordings: Mapping[str, RankTemplate]) -> tuple[list[Pair], str]:
@@ -89,20 +89,20 @@ def read_file(path: Path, wordings: Mapping[str, RankTemplate]) -> tuple[list[Pa
     Raises:
         DataError: see ``read``.
     """
-    records = _records(path)
+    records = _read_records(path)
     if not records:
         raise fault(path, 1, f"the array is empty; expected {WHAT}")
     name = _wording_of(path, records[0], wordings)
     wording = wordings[name]
-    return [_pair(path, n, record, wording) for n, record in enumerate(records, 1)], name
+    return [_parse_pair(path, n, record, wording) for n, record in enumerate(records, 1)], name
 
 
-def _wordings() -> dict[str, RankTemplate]:
+def _load_wordings() -> dict[str, RankTemplate]:
     found = {name: load_template(name, Path).rank for name in template_names()}
     return {name: rank for name, rank in found.items() if rank is not None}
 
 
-def _records(path: Path) -> list[Record]:
+def _read_records(path: Path) -> list[Record]:
     data = read_document(path)
     try:
         return msgspec.json.decode(data, type=list[Record])
@@ -127,7 +127,7 @@ def _wording_of(path: Path, record: Record, wordings: Mapping[str, RankTemplate]
     raise _row_fault(path, 1, problem)
 
 
-def _pair(path: Path, number: int, record: Record, wording: RankTemplate) -> Pair:
+def _parse_pair(path: Path, number: int, record: Record, wording: RankTemplate) -> Pair:
     question = wording.parse(record.instruction)
     if question is None:
         problem = f'"instruction" is {shown(record.instruction)}, not in the wording of row 1'
@@ -138,7 +138,7 @@ def _pair(path: Path, number: int, record: Record, wording: RankTemplate) -> Pai
     if isinstance(record.output, list) and len(answers) != 2:
         problem = f'"output" has {len(answers)} answers, expected a text or [chosen, rejected]'
         raise _row_fault(path, number, problem)
-    liked, other = _ranking(path, number, answers, question, wording)
+    liked, other = _parse_ranking(path, number, answers, question, wording)
     pair = Pair(question.history, liked, other, liked_first=liked == question.first)
     if render(pair, wording)[: 1 + len(answers)] != (record.instruction, *answers):
         raise _row_fault(path, number, "rendered again from its titles, the text is another one")
@@ -156,7 +156,7 @@ def render(pair: Pair, wording: RankTemplate) -> tuple[str, ...]:
     )
 
 
-def _ranking(
+def _parse_ranking(
     path: Path, number: int, answers: Sequence[str], question: Question, wording: RankTemplate
 ) -> tuple[str, str]:
     """The chosen answer's titles, after checking that the answers rank the two candidates."""
@@ -178,7 +178,7 @@ def _row_fault(path: Path, number: int, problem: str) -> DataError:
     return DataError(printable(f"{path}: row {number}: {problem}"))
 
 
-def _frame(pairs: Sequence[Pair]) -> pl.DataFrame:
+def _group_pairs(pairs: Sequence[Pair]) -> pl.DataFrame:
     """Pairs grouped by user and liked title, both in order of first appearance."""
     columns = {
         USER_ID: [user_of(pair.history) for pair in pairs],
@@ -201,14 +201,14 @@ def user_of(history: Sequence[str]) -> str:
     return hashlib.sha256("\x1f".join(history).encode()).hexdigest()[:16]
 
 
-def _items(rows: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+def _list_items(rows: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """Every distinct title is an item; it is its own id."""
-    titles = pl.Series(sorted(set(_titles(rows))), dtype=pl.String)
+    titles = pl.Series(sorted(set(_list_titles(rows))), dtype=pl.String)
     missing = [pl.lit(None, ITEM_SCHEMA[name]).alias(name) for name in (BRAND, TOKENS)]
     return pl.DataFrame({ITEM_ID: titles, TITLE: titles}).with_columns(missing)
 
 
-def _titles(rows: Mapping[str, pl.DataFrame]) -> Iterator[str]:
+def _list_titles(rows: Mapping[str, pl.DataFrame]) -> Iterator[str]:
     for frame in rows.values():
         yield from frame[TARGET]
         for column in (HISTORY, NEGATIVES):

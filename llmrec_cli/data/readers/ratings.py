@@ -6,14 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from llmrec_cli.data.readers import amazon2014, amazon2018, amazon2023
-from llmrec_cli.data.readers.amazon import INTERACTIONS_FILE, bad_lines, read_items
+from llmrec_cli.data.readers.amazon import (
+    FIELDS_2023,
+    INTERACTIONS_FILE,
+    bad_lines,
+    generation_of,
+    read_items,
+)
 from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
-from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
@@ -27,18 +31,13 @@ class _Layout:
     """How a generation lays out its files."""
 
     fields: Fields
-    metadata: Shape[Any]
     order: tuple[str, ...] | None = None  # of the columns, where there is no header
 
 
 _LAYOUTS: Final = {
-    "ratings2014": _Layout(
-        FIELDS, amazon2014.METADATA, ("user_id", "item_id", "rating", "timestamp")
-    ),
-    "ratings2018": _Layout(
-        FIELDS, amazon2018.METADATA, ("item_id", "user_id", "rating", "timestamp")
-    ),
-    "ratings2023": _Layout(amazon2023.FIELDS, amazon2023.METADATA),
+    "ratings2014": _Layout(FIELDS, ("user_id", "item_id", "rating", "timestamp")),
+    "ratings2018": _Layout(FIELDS, ("item_id", "user_id", "rating", "timestamp")),
+    "ratings2023": _Layout(FIELDS_2023),
 }
 _ASIN: Final = re.compile(r"[0-9A-Z]{10}")  # user ids are longer
 
@@ -55,13 +54,13 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            ratings = _ratings(path, section.format, layout, bad)
+            ratings = _read_ratings(path, section.format, layout, bad)
             files[name] = deliver(path, ratings, layout.fields, sink, bad=bad)
-    items, notes = read_items(section.metadata, locate, layout.metadata, bad)
+    items, notes = read_items(section.metadata, locate, generation_of(section).metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
-def _ratings(path: Path, form: str, layout: _Layout, bad: BadLines) -> Iterator[Interactions]:
+def _read_ratings(path: Path, form: str, layout: _Layout, bad: BadLines) -> Iterator[Interactions]:
     fields, order = layout.fields, layout.order
     _require_header(path, form, order, header(path))
     ids = (fields.user, fields.item)

@@ -36,13 +36,15 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             path = locate(name)
-            files[name] = deliver(path, _interactions(path, seen), FIELDS, sink, calendar=False)
+            files[name] = deliver(
+                path, _read_interactions(path, seen), FIELDS, sink, calendar=False
+            )
             files[name]["timestamp"] = "position in the user's list"
-    items, notes = _items(section, locate)
+    items, notes = _read_items(section, locate)
     return Source(sink.path, items, notes={"reviews": files, "index": notes})
 
 
-def _interactions(path: Path, seen: set[str]) -> Iterator[Interactions]:
+def _read_interactions(path: Path, seen: set[str]) -> Iterator[Interactions]:
     what = "one JSON object: user id -> list of item ids, oldest first"
     histories: dict[str, list[str | int]] = read_object(path, dict[str, list[str | int]], what)
     repeated = seen & histories.keys()
@@ -65,7 +67,7 @@ def _interactions(path: Path, seen: set[str]) -> Iterator[Interactions]:
         )
 
 
-def _items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Notes]:
+def _read_items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Notes]:
     path = locate(section.index or "")  # the recipe requires it of this format
     what = "one JSON object: item id -> list of tokens"
     index: dict[str, list[str]] = read_object(path, dict[str, list[str]], what)

@@ -47,7 +47,7 @@ class Sink:
                 self._part, SCHEMA, compression="lz4", use_dictionary=False
             )
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _write_error(path, error) from error
 
     def __enter__(self) -> Sink:
         """Nothing more to do: the file is open."""
@@ -68,7 +68,7 @@ class Sink:
                 os.replace(self._part, self.path)
         except OSError as trouble:
             if kind is None:
-                raise _unwritable(self.path, trouble) from trouble
+                raise _write_error(self.path, trouble) from trouble
         finally:
             self._part.unlink(missing_ok=True)
 
@@ -92,7 +92,7 @@ class Sink:
             try:
                 self._flush()
             except OSError as error:
-                raise _unwritable(self.path, error) from error
+                raise _write_error(self.path, error) from error
 
     def _flush(self) -> None:
         if self._pending:
@@ -100,7 +100,7 @@ class Sink:
         self._pending, self._pending_rows = [], 0
 
 
-def _unwritable(path: Path, error: OSError) -> MachineError:
+def _write_error(path: Path, error: OSError) -> MachineError:
     return MachineError(f"{path}: cannot be written: {error.strerror or error}")
 
 

@@ -9,8 +9,7 @@ from typing import Final
 import polars as pl
 
 from llmrec_cli.data.columns import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
-from llmrec_cli.data.readers.amazon import read_items
-from llmrec_cli.data.readers.amazon2023 import FIELDS, METADATA
+from llmrec_cli.data.readers.amazon import FIELDS_2023, generation_of, read_items
 from llmrec_cli.data.readers.block import fault, shown
 from llmrec_cli.data.readers.checks import Interactions, check
 from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
@@ -34,7 +33,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """
     del scratch  # these sources fit in memory
     rows, notes = read_splits(section, locate, read_file, SPLITS)
-    items, metadata = read_items(section.metadata, locate, METADATA)
+    items, metadata = read_items(section.metadata, locate, generation_of(section).metadata)
     return Source(None, items, rows, {"splits": notes, "metadata": metadata})
 
 
@@ -81,14 +80,14 @@ def read_file(path: Path) -> tuple[pl.DataFrame, str]:
         raise fault(path, 1, problem)
     clock, frames = None, []
     for cells in read_cells(path, kinds=KINDS):
-        clock, frame = _rows(path, cells, clock)
+        clock, frame = _parse_rows(path, cells, clock)
         frames.append(frame)
     if not sum(frame.height for frame in frames):
         raise fault(path, 1, "the file has a header and no rows")
     return pl.concat(frames), clock.name if clock else ""
 
 
-def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
+def _parse_rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, pl.DataFrame]:
     batch = Interactions(
         users=cells.columns["user_id"],
         items=cells.columns["parent_asin"],
@@ -97,7 +96,7 @@ def _rows(path: Path, cells: Cells, clock: Clock | None) -> tuple[Clock | None, 
         line_of=cells.line_of,
         clock=cells.clock,
     )
-    checked = check(path, batch, FIELDS, clock)
+    checked = check(path, batch, FIELDS_2023, clock)
     columns = {
         USER_ID: cells.strings("user_id"),
         HISTORY: [cell.split() for cell in cells.strings("history")],

@@ -98,21 +98,21 @@ def find_tables(path: Path) -> list[Table]:
 
 def find_index(table: Table, wanted: Sequence[str]) -> str | None:
     """The unnamed index column that pandas writes, where a file has one and nobody asks for it."""
-    names = _names(table.path)
+    names = _read_names(table.path)
     return next((name for name in names if name in _INDEX and name not in wanted), None)
 
 
-def _names(path: Path) -> list[str]:
+def _read_names(path: Path) -> list[str]:
     if head(path)[:4] == b"PAR1":
-        with _readable(path):
+        with _arrow_errors(path):
             return list(pq.read_schema(path).names)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
         return []
-    return header(path, _delimiter(opening))
+    return header(path, _guess_delimiter(opening))
 
 
-def _delimiter(opening: bytes) -> str:
+def _guess_delimiter(opening: bytes) -> str:
     return "\t" if b"\t" in opening.partition(b"\n")[0] else ","
 
 
@@ -137,17 +137,17 @@ def read_parts(
     """
     path = table.path
     if head(path)[:4] == b"PAR1":
-        return _parquet(table, texts, kinds, bad, absent)
+        return _read_parquet(table, texts, kinds, bad, absent)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
-        return _json(path, texts, kinds, bad)
-    delimiter = _delimiter(opening)
+        return _read_json(path, texts, kinds, bad)
+    delimiter = _guess_delimiter(opening)
     wanted = [*texts, *kinds.numbers, *kinds.times]
     _require_columns(path, wanted, header(path, delimiter), absent)
-    return _csv(path, texts, kinds, delimiter, bad)
+    return _read_csv(path, texts, kinds, delimiter, bad)
 
 
-def _csv(
+def _read_csv(
     path: Path, texts: Sequence[str], kinds: Kinds, delimiter: str, bad: BadLines
 ) -> Iterator[Part]:
     for cells in read_cells(path, delimiter=delimiter, kinds=kinds, bad=bad):
@@ -155,7 +155,7 @@ def _csv(
         yield Part(named, cells.numbers, cells.line_of, cells.clock)
 
 
-def _json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iterator[Part]:
+def _read_json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iterator[Part]:
     columns: list[tuple[str, Any]] = [(name, str | int | None) for name in texts]
     columns += [(name, float | None) for name in kinds.numbers]
     columns += [(name, int | float | str | None) for name in kinds.times]
@@ -176,7 +176,7 @@ def _json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iter
         for index, problem in problems.items():
             bad.skip(fault(path, rows(index), problem, index))
         strings = {name: ["" if v is None else str(v) for v in found[name]] for name in texts}
-        yield _without(Part(strings, numbers, rows, clock), set(problems))
+        yield _drop_rows(Part(strings, numbers, rows, clock), set(problems))
 
 
 def _json_times(
@@ -193,7 +193,7 @@ def _json_times(
     return read_times(pa.array(texts, pa.string()), name, dates)
 
 
-def _without(part: Part, left_out: set[int]) -> Part:
+def _drop_rows(part: Part, left_out: set[int]) -> Part:
     """The part without some rows."""
     if not left_out:
         return part
@@ -201,13 +201,13 @@ def _without(part: Part, left_out: set[int]) -> Part:
     kept = [index for index in range(rows) if index not in left_out]
     return Part(
         {name: [texts[index] for index in kept] for name, texts in part.texts.items()},
-        {name: _taken(numbers, kept) for name, numbers in part.numbers.items()},
+        {name: _take_numbers(numbers, kept) for name, numbers in part.numbers.items()},
         lambda index: part.line_of(kept[index]),
         part.clock,
     )
 
 
-def _taken(numbers: Any, kept: Sequence[int]) -> Any:
+def _take_numbers(numbers: Any, kept: Sequence[int]) -> Any:
     return numbers.take(kept) if isinstance(numbers, pa.Array) else [numbers[i] for i in kept]
 
 
@@ -218,12 +218,12 @@ def _require_plausible(path: Path, rows: int) -> None:
         raise fault(path, 1, f"{rows:,} rows in {size:,} bytes: a parquet bomb?")
 
 
-def _parquet(
+def _read_parquet(
     table: Table, texts: Sequence[str], kinds: Kinds, bad: BadLines, absent: Mapping[str, str]
 ) -> Iterator[Part]:
     path, constants = table.path, table.constants
     wanted = [*texts, *kinds.numbers, *kinds.times]
-    with _readable(path), pq.ParquetFile(path) as file:
+    with _arrow_errors(path), pq.ParquetFile(path) as file:
         found = file.schema_arrow.names
         _require_columns(path, wanted, [*found, *constants], absent)
         for name in wanted:
@@ -235,7 +235,7 @@ def _parquet(
         stored = [name for name in wanted if name not in constants]
         row = 1
         for batch in file.iter_batches(columns=stored):
-            columns = {name: _plain(batch.column(name)) for name in stored}
+            columns = {name: _decode_dictionary(batch.column(name)) for name in stored}
             columns |= {
                 name: pa.array([value] * len(batch), pa.string())
                 for name, value in constants.items()
@@ -243,21 +243,21 @@ def _parquet(
             for name in set(kinds.numbers) & constants.keys():
                 with suppress(pa.ArrowInvalid):  # no number: a text, which is refused below
                     columns[name] = columns[name].cast(pa.float64())
-            numbers = {name: _floats(path, name, columns[name]) for name in kinds.numbers}
+            numbers = {name: _to_floats(path, name, columns[name]) for name in kinds.numbers}
             clock, problems = None, dict[int, str]()
             for name in kinds.times:
-                numbers[name], clock, problems = _times(path, name, columns[name])
+                numbers[name], clock, problems = _to_times(path, name, columns[name])
             for index, problem in problems.items():
                 bad.skip(fault(path, row + index, problem, index))
-            strings = {name: _strings(path, name, columns[name]) for name in texts}
-            yield _without(Part(strings, numbers, row.__add__, clock), set(problems))
+            strings = {name: _to_strings(path, name, columns[name]) for name in texts}
+            yield _drop_rows(Part(strings, numbers, row.__add__, clock), set(problems))
             row += len(batch)
             if only_beginnings():
                 return
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _arrow_errors(path: Path) -> Iterator[None]:
     """Around what Arrow reads of a parquet file.
 
     Raises:
@@ -272,7 +272,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise fault(path, 1, f"no readable parquet file ({reason})") from None
 
 
-def _plain(column: pa.Array) -> pa.Array:
+def _decode_dictionary(column: pa.Array) -> pa.Array:
     """A column without dictionary (pandas calls it a categorical)."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
@@ -284,17 +284,17 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _strings(path: Path, name: str, column: pa.Array) -> Texts:
+def _to_strings(path: Path, name: str, column: pa.Array) -> Texts:
     kind = column.type
     if pa.types.is_decimal(kind):
-        column = _whole(path, name, column)
+        column = _to_whole_numbers(path, name, column)
     elif not (pa.types.is_integer(kind) or _is_text(kind) or pa.types.is_null(kind)):
         raise fault(path, 1, f'column "{name}" is {kind}, expected strings or whole numbers')
     strings: Texts = pc.fill_null(column.cast(pa.string()), "").to_pylist()
     return strings
 
 
-def _whole(path: Path, name: str, column: pa.Array) -> pa.Array:
+def _to_whole_numbers(path: Path, name: str, column: pa.Array) -> pa.Array:
     """Decimals that are whole numbers, without their noughts."""
     values = column.to_pylist()
     if any(value is not None and value != int(value) for value in values):
@@ -303,7 +303,7 @@ def _whole(path: Path, name: str, column: pa.Array) -> pa.Array:
     return pa.array([None if value is None else str(int(value)) for value in values], pa.string())
 
 
-def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
+def _to_floats(path: Path, name: str, column: pa.Array) -> pa.Array:
     kind = column.type
     if not (
         pa.types.is_integer(kind)
@@ -315,7 +315,7 @@ def _floats(path: Path, name: str, column: pa.Array) -> pa.Array:
     return column.cast(pa.float64(), safe=False)
 
 
-def _times(
+def _to_times(
     path: Path, name: str, column: pa.Array
 ) -> tuple[pa.Array, Clock | None, dict[int, str]]:
     """Times as numbers, the unit where type or notation states it, and texts that are no times."""
@@ -331,10 +331,10 @@ def _times(
         try:
             return column.cast(pa.int64()), None, {}
         except pa.ArrowInvalid:  # fractions, or more than 64 bits
-            return _floats(path, name, column), None, {}
+            return _to_floats(path, name, column), None, {}
     if not pa.types.is_floating(kind):
         raise fault(path, 1, f'column "{name}" is {kind}, expected numbers or dates')
-    return _floats(path, name, column), None, {}
+    return _to_floats(path, name, column), None, {}
 
 
 def _require_columns(

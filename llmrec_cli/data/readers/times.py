@@ -81,26 +81,26 @@ def to_milliseconds(values: Any, name: str, clock: Clock | None, stated: Clock |
         clock: of the file's times before; None where there are none yet.
         stated: the unit that the column's type or notation states; None: the numbers show it.
     """
-    number_N, none_N = _numbers(values)
+    number_N, none_N = _to_numbers(values)
     if stated is not None and clock is not None and stated != clock:
         said = f'"{name}" has {stated.name}, but the lines before have {clock.name}'
-        return _nothing(number_N, clock, f"{said}; expected one unit")
+        return _make_absent(number_N, clock, f"{said}; expected one unit")
     clock = stated or clock or _clock_of(number_N)
     used = clock or CLOCKS[0]
     first, last = _FIRST * used.per_second, _LAST * used.per_second
     wrong_N = none_N | ~((number_N >= first) & (number_N < last))
     problems = {
-        int(at): _problem(
+        int(at): _describe_problem(
             name, None if none_N[at] else number_N[at].item(), used, stated is not None
         )
         for at in np.flatnonzero(wrong_N)
     }
     if problems:
         number_N = np.where(wrong_N, first, number_N)
-    return Times(clock, *_split(number_N, used.per_second), problems)
+    return Times(clock, *_split_nanoseconds(number_N, used.per_second), problems)
 
 
-def _numbers(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _to_numbers(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Numbers as int64 or float64, and which of them are absent."""
     if isinstance(values, pa.Array):
         none_N = np.asarray(values.is_null().to_numpy(zero_copy_only=False), dtype=bool)
@@ -129,7 +129,7 @@ def _clock_of(number_N: NDArray[Any]) -> Clock | None:
     return next(clock for clock in CLOCKS if clock.fits(value))
 
 
-def _split(number_N: NDArray[Any], per_second: int) -> tuple[Ints, Ints]:
+def _split_nanoseconds(number_N: NDArray[Any], per_second: int) -> tuple[Ints, Ints]:
     """Milliseconds and the nanoseconds beyond them; of a fraction, whole microseconds count."""
     whole_N = np.floor(number_N).astype(np.int64) if number_N.dtype.kind == "f" else number_N
     if per_second > 1000:
@@ -143,7 +143,7 @@ def _split(number_N: NDArray[Any], per_second: int) -> tuple[Ints, Ints]:
     return millisecond_N + micro_N // 1000, micro_N % 1000 * 1000
 
 
-def _problem(name: str, value: float | None, clock: Clock, stated: bool) -> str:
+def _describe_problem(name: str, value: float | None, clock: Clock, stated: bool) -> str:
     if value is None:
         return f'"{name}" is empty, expected a time'
     said = f'"{name}" is {value if isinstance(value, int) else f"{value:.15g}"}'
@@ -158,7 +158,7 @@ def _problem(name: str, value: float | None, clock: Clock, stated: bool) -> str:
     return f"{said}, expected {units} {_YEARS}"
 
 
-def _nothing(number_N: NDArray[Any], clock: Clock, problem: str) -> Times:
+def _make_absent(number_N: NDArray[Any], clock: Clock, problem: str) -> Times:
     nought_N = np.zeros(len(number_N), np.int64)
     return Times(clock, nought_N, nought_N, dict.fromkeys(range(len(number_N)), problem))
 
@@ -179,13 +179,13 @@ def parse_dates(cells: Sequence[str | None], name: str) -> tuple[Ints, dict[int,
     problems = {}
     for at, cell in enumerate(cells):
         try:
-            nanosecond_N[at] = _nanoseconds((cell or "").strip())
+            nanosecond_N[at] = _parse_nanoseconds((cell or "").strip())
         except ValueError as error:
             problems[at] = f'"{name}" is {shown(cell or "")}, expected {error}'
     return nanosecond_N, problems
 
 
-def _nanoseconds(cell: str) -> int:
+def _parse_nanoseconds(cell: str) -> int:
     if not _DATE.fullmatch(cell):
         raise ValueError("an ISO date such as 2018-06-30, as the other lines have")
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.data.engines import engine_of
+from llmrec_cli.data.engines import open_engine
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.data import DataSection
@@ -56,7 +56,7 @@ def test_without_pyspark_the_message_names_the_extra(
         pytest.raises(
             MachineError, match=r"pyspark is not installed: pip install 'llmrec\[spark\]'"
         ) as failed,
-        engine_of(section(engine="spark"), tmp_path / "log"),
+        open_engine(section(engine="spark"), tmp_path / "log"),
     ):
         pass
     assert failed.value.exit_code == 3

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from llmrec_cli.data.engines import Engine, engine_of
+from llmrec_cli.data.engines import Engine, open_engine
 from llmrec_cli.data.engines.spark import on_spark
 from llmrec_cli.errors import MachineError
 from llmrec_cli.prepare import prepare
@@ -215,7 +215,7 @@ def test_a_failure_is_one_line_without_javas_stack(engine: Engine, tmp_path: Pat
             pytest.raises(
                 MachineError, match=rf'^data\.engine = "spark": Spark failed: .*{reason}'
             ) as failed,
-            engine_of(section, tmp_path / "log") as active,
+            open_engine(section, tmp_path / "log") as active,
         ):
             active.written(active.scan(tmp_path / path), tmp_path / "out")
         assert "\n" not in str(failed.value)
