@@ -34,7 +34,7 @@ from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recommender import Recommender
 from llmrec_cli.runs import headline, listed, shown, size_in_words, state_of
-from llmrec_cli.shipped_recipes import copied
+from llmrec_cli.shipped_recipes import copy_recipe
 
 
 def told(*words: str) -> str:
@@ -67,7 +67,7 @@ def test_a_copy_loads_and_is_the_same_experiment_of_its_own(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    [target, *_] = copied(name, Path("deep/mine.toml"))
+    [target, *_] = copy_recipe(name, Path("deep/mine.toml"))
     ours, theirs = load_recipe(str(target)).resolved(), load_recipe(name).resolved()
     assert ours.pop("name") == "mine"
     assert theirs.pop("name") != "mine"
@@ -94,19 +94,19 @@ def test_a_copied_quickstart_finds_its_sample(
 
 def test_nothing_is_overwritten_by_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    copied("amazon2018/gift-cards", None)
+    copy_recipe("amazon2018/gift-cards", None)
     assert Path("gift-cards.toml").is_file()
     with pytest.raises(ArtefactError, match=r"gift-cards\.toml: exists already"):
-        copied("amazon2018/gift-cards", None)
-    copied("amazon2018/gift-cards", Path("second.toml"))  # its base is there and the same
+        copy_recipe("amazon2018/gift-cards", None)
+    copy_recipe("amazon2018/gift-cards", Path("second.toml"))  # its base is there and the same
     Path("base-llama32-1b.toml").write_text("# mine")
     with pytest.raises(ArtefactError, match="base-llama32-1b"):
-        copied("amazon2018/gift-cards", Path("third.toml"))
+        copy_recipe("amazon2018/gift-cards", Path("third.toml"))
     assert not Path("third.toml").exists()
     with pytest.raises(RecipeError, match="Did you mean quickstart"):
-        copied("quikstart", None)
+        copy_recipe("quikstart", None)
     with pytest.raises(RecipeError, match="yours already"):
-        copied("second.toml", None)
+        copy_recipe("second.toml", None)
 
 
 def test_the_schema_is_printed_and_written(tmp_path: Path) -> None:
