@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from llmrec_cli.data.readers.amazon import (
     FIELDS_2023,
@@ -18,6 +18,7 @@ from llmrec_cli.data.readers.amazon import (
 from llmrec_cli.data.readers.block import BadLines, fault, shown
 from llmrec_cli.data.readers.checks import Fields, Interactions
 from llmrec_cli.data.readers.delimited import Cells, Kinds, header, read_cells
+from llmrec_cli.data.readers.json_lines import Shape
 from llmrec_cli.data.readers.sink import Sink, deliver
 from llmrec_cli.data.readers.source import Locate, Notes, Source
 from llmrec_cli.recipe.data import DataSection
@@ -31,6 +32,7 @@ class _Layout:
     """How a generation lays out its files."""
 
     fields: Fields
+    metadata: Shape[Any]
     order: tuple[str, ...] | None = None  # of the columns, where there is no header
 
 
