@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.table import Row
 
 SUITES = (
+    "sampler",
     "loss_head",
     "training_step",
     "preferences",

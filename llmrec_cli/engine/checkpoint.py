@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llmrec_cli.engine.sharding import like, put, whole
+from llmrec_cli.engine.ranks import like, put, whole
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
     check_folder,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -191,6 +192,40 @@ class Ranks:
             return nullcontext()
         silent: AbstractContextManager[Any] = self.accelerator.no_sync(module)
         return silent
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is in pieces on several processes (FSDP): no other one loads the module."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All pieces of a tensor together; where it is in pieces, every process must call this."""
+    found: Any = tensor.detach()
+    gathered: Tensor = found.full_tensor() if is_spread(found) else found
+    return gathered
+
+
+def put(target: Any, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be in pieces; of the same shape."""
+    with torch.no_grad():
+        if is_spread(target):
+            from torch.distributed.tensor import distribute_tensor  # loaded by who made the pieces
+
+            value = distribute_tensor(
+                value.to(target.device, target.dtype), target.device_mesh, target.placements
+            )
+        target.copy_(value)
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor laid out as ``parameter`` is, where it has its shape; else as it is."""
+    if value.shape != parameter.shape:
+        return value  # a counter
+    laid_out = torch.empty_like(parameter, dtype=value.dtype)
+    put(laid_out, value)
+    return laid_out
 
 
 @dataclass(frozen=True)

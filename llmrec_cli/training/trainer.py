@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from llmrec_cli.engine.checkpoint import Checkpoints, restore, restore_weights
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.sharding import whole
+from llmrec_cli.engine.ranks import Ranks, whole
 from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.engine.trackers import Trackers
 from llmrec_cli.errors import ArtefactError, NumbersError
