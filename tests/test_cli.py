@@ -11,11 +11,11 @@ from commands import llmrec
 from experiments import typed
 
 from llmrec_cli import __version__, exits
+from llmrec_cli.claims import claimed
 from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Lines, Rich
-from llmrec_cli.run_folder import claimed
 from llmrec_cli.terminal import Terminal
 
 COMMANDS = (

@@ -49,11 +49,11 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("bare")
     run(sys.executable, "-m", "venv", "--without-pip", home / "venv", cwd=home)
     python = home / "venv/bin/python"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", python]
+    pip = (sys.executable, "-m", "pip", "--quiet", "--python", python)
     run(*pip, "install", "--no-deps", wheel, cwd=home)
     [site] = (home / "venv").glob("lib/python*/site-packages")
     # Links to packages (*.pth) of a folder that a link names are not followed.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     where = run(python, "-c", "import llmrec_cli; print(llmrec_cli.__file__)", cwd=home)
     assert Path(where.strip()).is_relative_to(site)
     return home
