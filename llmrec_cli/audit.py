@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.evaluated import PREPARED, is_run
 from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
 from llmrec_cli.data.leakage import measure, with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
@@ -34,6 +33,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.lists import Seen, needed_depth
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.predictions import build_predictions
+from llmrec_cli.runs.run import Experiment, run_at
 
 POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
 POLICIES: Final[tuple[Seen, ...]] = ("keep", "remove")
@@ -135,8 +135,8 @@ def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
         raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and {folder} is a folder")
     if (folder / ITEMS_FILE).is_file():
         return [folder]
-    home = folder.resolve().parent if is_run(folder) else folder
-    beside = [home / name for name in PREPARED if (home / name).is_dir()]
+    home = folder.resolve().parent if run_at(folder).exists else folder
+    beside = [path for path in Experiment(home, ()).prepared_folders if path.is_dir()]
     if not beside:
         raise ArtefactError(
             f"{folder}: neither prepared data nor a run or experiment that has some; expected a "

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import tomli_w
 
-from llmrec_cli.claims import claimed_to_download
+from llmrec_cli.claims import lock_download
 from llmrec_cli.data.fetch import Fetched, fetch
 from llmrec_cli.data.locations import (
     Generation,
@@ -63,7 +63,7 @@ def download(
     wanted = _kinds(generation, kinds)
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with claimed_to_download(folder):
+    with lock_download(folder):
         shelf = _Shelf(folder, generation, category, progress)
         files = {kind: shelf.bring(kind, hosts) for kind in wanted}
     return Downloaded(generation, files, recipe_lines(generation, files))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from llmrec_cli import __version__
 from llmrec_cli.engine.variables import LAUNCHERS, SINGLE, recorded_variables
 from llmrec_cli.redaction import redacted_in
-from llmrec_cli.run_folder import circumstances
+from llmrec_cli.runs.record import describe_source
 
 NEEDED: Final = (
     "torch",
@@ -67,7 +67,7 @@ def environment() -> dict[str, Any]:
     """Versions, processors, memory and devices, JSON-able; None: absent, or cannot be told."""
     return {
         "llmrec": __version__,
-        "git": circumstances()["git"],
+        "git": describe_source(),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),

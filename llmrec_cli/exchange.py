@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.evaluated import Grounds, open_run, require_evaluated
+from llmrec_cli.comparing.evaluated import PreparedFolders, load_evaluation, require_evaluated
 from llmrec_cli.data.columns import (
     BRAND,
     HISTORY,
@@ -35,6 +35,7 @@ from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import write_atomically, write_folder
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.runs.run import run_at
 
 ListFormat = Literal["trec", "csv"]
 
@@ -131,11 +132,12 @@ def export_lists(
     """
     if relevant is not None and format != "trec":
         raise RecipeError(f'--qrels {relevant}: goes with --format trec, not "{format}"')
-    require_evaluated(folder, split)
-    run, ground = open_run(folder, Grounds(split))
-    if run.predictions is None:
+    run = run_at(folder)
+    require_evaluated(run, split)
+    evaluation, ground = load_evaluation(run, PreparedFolders(split))
+    if evaluation.predictions is None:
         raise ArtefactError(f"{folder}: has scored pairs, not lists")
-    frame, ids = run.predictions, ground.items[ITEM_ID].to_numpy()
+    frame, ids = evaluation.predictions, ground.items[ITEM_ID].to_numpy()
     if format == "csv":
         heading = (ROW, USER_ID, ITEM_ID, "rank", "score")
         write_atomically(to, _table(",", heading, _csv_lines(frame, ids)).encode())
@@ -144,7 +146,7 @@ def export_lists(
     queries = frame[USER_ID].tolist() if by_user else list(map(str, frame[ROW]))
     _require_one_word(ground.folder, "item_id", ids)
     _require_one_word(ground.folder, "user_id", queries)
-    write_atomically(to, "".join(_trec_lines(frame, ids, queries, run.run)).encode())
+    write_atomically(to, "".join(_trec_lines(frame, ids, queries, run.name)).encode())
     if relevant is not None:
         targets = zip(queries, ids[frame[TARGET]], strict=True)
         write_atomically(relevant, "".join(f"{q} 0 {item} 1\n" for q, item in targets).encode())

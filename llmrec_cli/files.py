@@ -19,11 +19,31 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from llmrec_cli.errors import ArtefactError, MachineError
 
-HASHES = "files.json"
+# Names of artefacts: each is written here and nowhere else (of a prepared folder's tables:
+# ``data.columns``; of its folder: ``recipe.recipe``).
+MANIFEST_FILE: Final = "manifest.json"  # of a run and of a prepared folder
+RECIPE_FILE: Final = "recipe.toml"  # of a run: the recipe, resolved
+METRICS_FILE: Final = "metrics.jsonl"  # a line per update
+NONFINITE_FILE: Final = "nonfinite.jsonl"  # updates that were left out, and their rows
+TRACKERS_FILE: Final = "trackers.json"  # the run's ids in trackers that go on
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+MODEL_FOLDER: Final = "model"  # the result: all weights
+ADAPTER_FOLDER: Final = "adapter"  # the result: LoRA's weights alone
+REFERENCE_FOLDER: Final = "reference"  # stored log-probabilities
+NEGATIVES_FOLDER: Final = "negatives"  # mined answers
+PREDICTIONS_FILE: Final = "predictions.parquet"
+PAIRS_FILE: Final = "pairs.parquet"
+REPORT_FILE: Final = "report.json"
+BASE_FOLDER: Final = "base"  # of an experiment: the backbone that was made from its catalogue
+SCORES_FOLDER: Final = "scores"  # of an experiment: item scores of conventional models
+PAGE_FILE: Final = "report.html"  # of an experiment, as is the next
+COMPARISON_FILE: Final = "comparison.json"
+FACTS_FILE: Final = "facts.json"  # what stored tensors depend on, beside them
+HASHES: Final = "files.json"  # SHA-256 of a folder's other files
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)$")
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # of a rename: something is there

@@ -74,7 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(home: Path, name: str) -> dict[str, Any]:
-    path = recipe_in(home).run_folder(f"baseline-{name}") / "report.json"
+    path = (recipe_in(home).folder / f"baseline-{name}") / "report.json"
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -90,7 +90,7 @@ def test_every_model_learns_what_popularity_cannot_know(home: Path, name: str) -
 @pytest.mark.parametrize("name", ["pop", *MODELS])
 def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, name: str) -> None:
     recipe = recipe_in(home)
-    table = pq.read_table(recipe.run_folder(f"baseline-{name}") / "predictions.parquet")
+    table = pq.read_table((recipe.folder / f"baseline-{name}") / "predictions.parquet")
     assert table.schema.equals(SCHEMA)
     frame = table.to_pandas()
     assert len(frame) == 300
@@ -102,7 +102,7 @@ def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, 
     found = report(home, name)
     assert found["protocol"]["decoder"] == {"search": "all"}
     assert found["protocol"]["candidates"] == "whole catalogue"
-    manifest = json.loads((recipe.run_folder(f"baseline-{name}") / "manifest.json").read_text())
+    manifest = json.loads(((recipe.folder / f"baseline-{name}") / "manifest.json").read_text())
     assert (manifest["status"], manifest["opened"]) == ("done", {"test": 1})
 
 
@@ -110,7 +110,7 @@ def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
     """Against every entry's log-probability; they sum to 1 over the catalogue."""
     recipe = recipe_in(home)
     bench = workbench.open_workbench(recipe, Silent())
-    predictions = pd.read_parquet(recipe.run_folder("baseline-gru4rec") / "predictions.parquet")
+    predictions = pd.read_parquet((recipe.folder / "baseline-gru4rec") / "predictions.parquet")
     score_RL = load_scorer(bench, "gru4rec")(predictions["history"].tolist())
     np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
     for row, (items, scores) in enumerate(
@@ -136,7 +136,7 @@ def test_equal_scores_go_to_the_more_popular_entry(
     runs = [POP, "baseline-itemknn"]
     evaluate(recipe, runs, split="valid", again=False, progress=Silent())
     pop, ours = (
-        pd.read_parquet(recipe.run_folder(run) / "predictions-valid.parquet") for run in runs
+        pd.read_parquet((recipe.folder / run) / "predictions-valid.parquet") for run in runs
     )
     assert [r.tolist() for r in ours["ranked"]] == [r.tolist() for r in pop["ranked"]]
 
@@ -189,7 +189,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
 
 def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> None:
     recipe = recipe_in(home)
-    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-sasrec") / "model" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
     baseline(recipe, "sasrec", resume=True, progress=Silent())
     assert weights.stat().st_mtime_ns == before
@@ -229,7 +229,7 @@ def test_nothing_to_train_on_or_choose_by_is_said_before_a_folder_is_made(
     monkeypatch.setattr(Prepared, "split", lambda p, s: whole(p, s).head(0 if s == split else 9))
     with pytest.raises(DataError, match=f"no {rows} rows"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
-    assert not recipe.run_folder("baseline-sasrec").exists()
+    assert not (recipe.folder / "baseline-sasrec").exists()
 
 
 def test_two_candidates_are_no_catalogue_to_rank(home: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_damaged_model_is_named(home: Path) -> None:
     recipe = recipe_in(home, "name=damaged")
     prepare(recipe, Path)
     baseline(recipe, "itemknn", resume=False, progress=Silent())
-    weights = recipe.run_folder("baseline-itemknn") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-itemknn") / "model" / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
@@ -285,7 +285,7 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
     (stored,) = (recipe.folder / "scores").glob("caser-valid-*")
-    weights = recipe.run_folder("baseline-caser") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-caser") / "model" / "weights.safetensors"
     assert read_json(stored / "facts.json") == {
         "model": sha256(weights),
         "prepared": sha256(recipe.prepared / "manifest.json"),
@@ -339,7 +339,7 @@ def test_ilrec_trains_to_its_end_after_its_scorer(home: Path) -> None:
     assert len(logged) == 2
     assert all(row["crr"] > 0 and math.isfinite(row["loss"]) for row in logged)
     manifest = read_json(folder / "manifest.json")
-    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-sasrec") / "model" / "weights.safetensors"
     assert manifest["status"] == "done"
     assert manifest["facts"]["scores"] == {"sasrec": sha256(weights)}
 
@@ -362,7 +362,7 @@ def test_ilrec_without_scores_stops_before_it_writes_anything(
     with pytest.raises((ArtefactError, RecipeError), match=expected) as caught:
         align(recipe, "ilrec", resume=False, progress=Silent())
     assert "\n" not in str(caught.value)
-    assert not recipe.run_folder("align-ilrec").exists()
+    assert not (recipe.folder / "align-ilrec").exists()
 
 
 def test_missing_item_scores_say_what_to_run(home: Path) -> None:

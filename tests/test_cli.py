@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli import exits
+from llmrec_cli.claims import lock_run
 from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 from llmrec_cli.files import write_folder
 from llmrec_cli.progress import Lines, Rich
-from llmrec_cli.run_folder import claimed
 from llmrec_cli.terminal import Terminal
 
 COMMANDS = (
@@ -119,7 +119,7 @@ def test_the_traceback_of_a_bug_lies_in_the_folder_of_its_run(
     folder.mkdir(parents=True)
 
     def command() -> None:
-        with claimed(folder):
+        with lock_run(folder):
             raise RuntimeError("surprise")
 
     assert exits.guarded(command) == 1

@@ -48,9 +48,7 @@ STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
     "errors",
     "exits",
     "files",
-    "manifest",
     "progress",
-    "run_folder",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

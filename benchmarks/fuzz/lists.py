@@ -20,7 +20,7 @@ from benchmarks.fuzz.mutate import Files
 from benchmarks.fuzz.runs import PREPARED, RUN
 from benchmarks.fuzz.tables import TABLES, parquet
 from benchmarks.fuzz.target import Target, lay_out
-from llmrec_cli.comparing.evaluated import Grounds
+from llmrec_cli.comparing.evaluated import PreparedFolders
 from llmrec_cli.comparing.external import external_entry
 from llmrec_cli.report.entries import Ground
 from llmrec_cli.report.predictions import read_predictions
@@ -44,7 +44,7 @@ def _ground() -> Ground:
     kept = tempfile.TemporaryDirectory(prefix="fuzz-")
     atexit.register(kept.cleanup)
     lay_out(below(experiment(), PREPARED), Path(kept.name))
-    return Grounds("test").open(Path(kept.name) / PREPARED)
+    return PreparedFolders("test").open(Path(kept.name) / PREPARED)
 
 
 def _external(folder: Path, rng: Random) -> None:

@@ -12,7 +12,7 @@ import tomli_w
 
 from benchmarks.fuzz.mutate import Files
 from benchmarks.fuzz.target import Target, Wrong
-from llmrec_cli.compare import external_files
+from llmrec_cli.compare import parse_external_files
 from llmrec_cli.data.locations import find_category, find_generation, generations, mirrored
 from llmrec_cli.data.prompts import load_rank_template, load_template
 from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
@@ -116,7 +116,7 @@ def _questions(word: str) -> Iterator[Callable[[], object]]:
     yield lambda: find_category(word)
     yield lambda: find_generation(word)
     yield lambda: mirrored(generation, word)
-    yield lambda: external_files([word])
+    yield lambda: parse_external_files([word])
 
 
 def _of(name: str, words: Sequence[str], **more: bytes) -> Callable[[], list[Files]]:

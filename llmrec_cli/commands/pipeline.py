@@ -177,16 +177,14 @@ def eval_command(
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
-    kinds = [name.partition("-") for name in run or ()]
-    aligns, baselines = (
-        [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
-    )
+    from llmrec_cli.runs.run import experiment_of, find_tables
+
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), aligns, baselines, say=screen.note)
+    loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
 
     from llmrec_cli.evaluate import evaluate  # torch: a wrong recipe is told before
 
-    runs = run or loaded.runs()
+    runs = run or experiment_of(loaded).names
     if not launched(loaded.launch, config):
         progress = screen.progress()
         found = evaluate(loaded, runs, split=split, again=again, progress=progress)

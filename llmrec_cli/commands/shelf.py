@@ -130,10 +130,10 @@ def runs_list_command(
 
     Example: llmrec runs ls
     """
-    from llmrec_cli.runs import HEADINGS, cells, listed, to_json
+    from llmrec_cli.runs.listing import HEADINGS, find_states, to_cells, to_json
 
-    found = listed(folder)
-    rows = [cells(one) for one in found]
+    found = find_states(folder)
+    rows = [to_cells(one) for one in found]
     values, table = {"runs": list(map(to_json, found))}, _table(HEADINGS, rows)
     Screen(as_json=as_json, quiet=quiet).show(values, _lines([HEADINGS, *rows]), [table])
 
@@ -150,9 +150,9 @@ def runs_show_command(
     Example: llmrec runs show runs/quickstart/sft
     """
     from llmrec_cli.environment import lines
-    from llmrec_cli.runs import shown
+    from llmrec_cli.runs.listing import describe_run
 
-    found = shown(run)
+    found = describe_run(run)
     Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
 
 

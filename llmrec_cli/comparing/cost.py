@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.report.comparison import Cost
-from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE
+from llmrec_cli.runs.run import Run, RunKind, name_run, run_at
 
 _WHOLE = ("tokens", "peak_bytes", "eval_peak_bytes")
 UNKNOWN = Cost(*[None] * len(fields(Cost)))
 
 
-def run_cost(folder: Path, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> Cost:
+def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> Cost:
     """The cost of one evaluated run; older runs have recorded less.
 
     Args:
-        folder: of the run; its parents lie beside it.
+        run: its parents lie beside it.
         manifest: its manifest.json.
         report: its report.json.
     """
-    own, took = _training(folder, manifest), _took(manifest)
-    lineage = [own, *(_recorded(folder.parent / name) for name in ancestors(manifest))]
+    own, took = _measure_training(run, manifest), _read_measured(manifest)
+    lineage = [own, *map(_measure_ancestor, find_ancestors(run, manifest))]
     asked = report.get("cost", {})
     per_second = asked.get("rows_per_second")
     return Cost(
@@ -43,16 +41,14 @@ def run_cost(folder: Path, manifest: Mapping[str, Any], report: Mapping[str, Any
     )
 
 
-def ancestors(manifest: Mapping[str, Any]) -> list[str]:
-    """Names of the runs that a run stands on: its parents, and models that score items for it."""
+def find_ancestors(run: Run, manifest: Mapping[str, Any]) -> list[Run]:
+    """The runs beside it that a run stands on: its parents, and models that score items for it."""
     facts = manifest.get("facts", {})
-    return [
-        *facts.get("lineage", [])[1:],
-        *(f"baseline-{name}" for name in facts.get("scores", {})),
-    ]
+    scores = (name_run(RunKind.BASELINE, table) for table in facts.get("scores", {}))
+    return [run_at(run.folder.parent / name) for name in (*facts.get("lineage", [])[1:], *scores)]
 
 
-def mean_cost(costs: Sequence[Cost]) -> Cost:
+def average_costs(costs: Sequence[Cost]) -> Cost:
     """Means over seeds; unknown where one of them is, or where devices or processes differ."""
     found: dict[str, Any] = {}
     for field in fields(Cost):
@@ -77,22 +73,22 @@ class _Training:
     tokens: int | None = None
 
 
-def _recorded(folder: Path) -> _Training:
+def _measure_ancestor(run: Run) -> _Training:
     """Of a run that another one stands on; unknown where it is gone."""
-    path = folder / MANIFEST_FILE
-    return _training(folder, read_run_manifest(path)) if path.is_file() else _Training()
+    there = run.manifest_file.is_file()
+    return _measure_training(run, run.read_manifest()) if there else _Training()
 
 
-def _took(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _read_measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured of a stage; older runs have only counted their processes."""
     return {**manifest.get("outcome", {}), **manifest.get("cost", {})}
 
 
-def _training(folder: Path, manifest: Mapping[str, Any]) -> _Training:
-    took = _took(manifest)
+def _measure_training(run: Run, manifest: Mapping[str, Any]) -> _Training:
+    took = _read_measured(manifest)
     if "train" not in manifest.get("settings", {}).get("stage", {}):
         return _Training(took.get("seconds"), 0.0, took.get("seconds"), 0)  # counted, not trained
-    logged = MetricsLog(folder / METRICS_FILE).rows()
+    logged = MetricsLog(run.metrics_file).rows()
     rows = [row for row in logged if {"seconds", "tokens"} <= row.keys()]
     if not rows:
         return _Training()

@@ -5,7 +5,7 @@ A run is known by its content, not by its name; its prepared data lie beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,71 +18,31 @@ from llmrec_cli.data.leakage import with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json, sha256
-from llmrec_cli.manifest import read_run_manifest
-from llmrec_cli.recipe.toml import parse
+from llmrec_cli.files import MANIFEST_FILE, REPORT_FILE, read_json, sha256
 from llmrec_cli.report.entries import Evaluation, Ground
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import read_pairs
 from llmrec_cli.report.predictions import read_predictions
-from llmrec_cli.run_folder import (
-    MANIFEST_FILE,
-    PAIRS_FILE,
-    PREDICTIONS_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    is_evaluated,
-    named,
-)
-
-PREPARED = ("prepared", "prepared-eval")
+from llmrec_cli.runs.run import Experiment, Run
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a manifest, and a recipe or a report."""
-    has_recipe = (folder / RECIPE_FILE).is_file()
-    return (folder / MANIFEST_FILE).is_file() and (has_recipe or any(folder.glob("report*.json")))
-
-
-def runs_in(experiment: Path) -> list[Path]:
-    """The runs of an experiment: conventional models, SFT, alignments, as the recipe has them."""
-    folders = sorted(path for path in experiment.iterdir() if path.is_dir() and is_run(path))
-    order = _order(folders)
-    return sorted(folders, key=lambda path: order.get(path.name, len(order)))
-
-
-def _order(folders: Iterable[Path]) -> dict[str, int]:
-    """Place of each run that a recipe of these runs describes; the newest knows most."""
-    recipes = [path / RECIPE_FILE for path in folders if (path / RECIPE_FILE).is_file()]
-    if not recipes:
-        return {}
-    newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
-    try:
-        tables = parse(newest.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
-    baselines, aligns = (list(tables.get(kind, {})) for kind in ("baseline", "align"))
-    names = [*(f"baseline-{n}" for n in baselines), "sft", *(f"align-{n}" for n in aligns)]
-    return {name: place for place, name in enumerate(names)}
-
-
-def require_evaluated(folder: Path, split: str) -> None:
+def require_evaluated(run: Run, split: str) -> None:
     """Refuse a folder that is no run's, or of a run without a report on a split.
 
     Raises:
         ArtefactError: the message says what to run.
     """
-    if not is_run(folder):
-        raise ArtefactError(f"{folder}: not the folder of a run, such as runs/quickstart/sft")
-    if not is_evaluated(folder, split):
+    if not run.exists:
+        raise ArtefactError(f"{run.folder}: not the folder of a run, such as runs/quickstart/sft")
+    if not run.is_evaluated(split):
         raise ArtefactError(
-            f"{folder}: not evaluated on {split} yet; run first: llmrec eval RECIPE --run "
-            f"{folder.name} --split {split}"
+            f"{run.folder}: not evaluated on {split} yet; run first: llmrec eval RECIPE --run "
+            f"{run} --split {split}"
         )
 
 
 @dataclass(frozen=True)
-class Grounds:
+class PreparedFolders:
     """Prepared folders, each opened once.
 
     Attributes:
@@ -110,46 +70,47 @@ class Grounds:
             self._opened[folder] = ground
         return self._opened[folder]
 
-    def of(self, run: Path, report: Mapping[str, Any]) -> Ground:
+    def find(self, run: Run, report: Mapping[str, Any]) -> Ground:
         """What a run was evaluated on.
 
         Raises:
             ArtefactError: it does not lie beside the run, or is not what it was.
         """
-        for name in PREPARED:
-            manifest = run.parent / name / MANIFEST_FILE
+        beside = Experiment(run.folder.parent, ()).prepared_folders
+        for folder in beside:
+            manifest = folder / MANIFEST_FILE
             if manifest.is_file() and sha256(manifest) == report["protocol"]["hashes"]["data"]:
-                return self.open(manifest.parent)
+                return self.open(folder)
         raise ArtefactError(
-            f"{run}: was evaluated on prepared data that {run.parent / PREPARED[0]} does not hold "
-            f"(any more); evaluate it again: llmrec eval RECIPE --run {run.name} --again"
+            f"{run.folder}: was evaluated on prepared data that {beside[0]} does not hold (any "
+            f"more); evaluate it again: llmrec eval RECIPE --run {run} --again"
         )
 
 
-def open_run(folder: Path, grounds: Grounds) -> tuple[Evaluation, Ground]:
+def load_evaluation(run: Run, folders: PreparedFolders) -> tuple[Evaluation, Ground]:
     """Read what a run recommends, and check that it belongs to its report and its data.
 
     Raises:
         ArtefactError: a file is missing or damaged, or they do not belong together.
     """
-    split = grounds.split
-    manifest = read_run_manifest(folder / MANIFEST_FILE)
-    path = folder / named(REPORT_FILE, split)
+    split, folder = folders.split, run.folder
+    manifest = run.read_manifest()
+    path = run.report_file(split)
     report = read_json(path)
     pair_task = isinstance(report, dict) and "keep" not in report
     _check_report(path, report, pair_task=pair_task)
-    ground = grounds.of(folder, report)
+    ground = folders.find(run, report)
     predictions = pairs = None
     if not pair_task:
-        predictions = read_predictions(folder / named(PREDICTIONS_FILE, split))
+        predictions = read_predictions(run.predictions_file(split))
         _check_lists(folder, predictions, report, ground)
     if pair_task or "auc" in report:
-        pairs = read_pairs(folder / named(PAIRS_FILE, split))
+        pairs = read_pairs(run.pairs_file(split))
         _check_rows(folder, pairs, ground)
     seed = manifest.get("settings", {}).get("seed")
-    label = f"{folder.resolve().parent.name}/{folder.name}"
-    run = Evaluation(label, folder.name, folder, seed, manifest, report, predictions, pairs)
-    return run, ground
+    label = f"{folder.resolve().parent.name}/{run}"
+    found = Evaluation(label, run.name, folder, seed, manifest, report, predictions, pairs)
+    return found, ground
 
 
 _OF_ALL: dict[str, type] = {
@@ -203,7 +164,7 @@ def _check_lists(
         raise ArtefactError(
             f"{folder}: {report['entries']:,} catalogue entries by its tokens, "
             f"{ground.leaves.n_leaves:,} by title: its tokenizer cannot tell some titles apart; "
-            "its own figures are in report.json; compare runs of a backbone that can"
+            f"its own figures are in {REPORT_FILE}; compare runs of a backbone that can"
         )
     scored = score_rows(predictions, ground.leaves, report["protocol"]["cutoffs"], "keep", "miss")
     for name, recorded in report["keep"]["metrics"].items():

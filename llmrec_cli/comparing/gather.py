@@ -6,19 +6,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from llmrec_cli.comparing.cost import ancestors, mean_cost, run_cost
-from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.comparing.cost import average_costs, find_ancestors, measure_cost
+from llmrec_cli.comparing.evaluated import PreparedFolders, load_evaluation
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.comparison import Cost, Kind
 from llmrec_cli.report.entries import Entry, Evaluation, Ground, Trait
-from llmrec_cli.run_folder import MANIFEST_FILE
+from llmrec_cli.runs.run import Run
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedRun:
     """An evaluated run with all that decides where it belongs."""
 
     run: Evaluation
@@ -29,44 +28,52 @@ class Opened:
     family: str  # what runs have in common that differ in nothing but their seed
 
 
-def gathered(run: Evaluation, ground: Ground, folder: Path) -> Opened:
-    """A run of a folder, with its kind, its traits, its cost and its family."""
-    kind: Kind = "conventional" if run.run.startswith("baseline-") else "language model"
-    traits = traits_of(run, ground, kind)
-    cost = run_cost(folder, run.manifest, run.report)
-    return Opened(run, ground, kind, traits, cost, _family(run, traits, folder))
+def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
+    """An evaluated run, with its kind, its traits, its cost and its family.
+
+    Raises:
+        ArtefactError: as ``load_evaluation``.
+    """
+    evaluation, ground = load_evaluation(run, folders)
+    kind: Kind = "language model" if run.is_language_model else "conventional"
+    traits = traits_of(evaluation, ground, kind)
+    cost = measure_cost(run, evaluation.manifest, evaluation.report)
+    family = _identify_family(evaluation, traits, run)
+    return LoadedRun(evaluation, ground, kind, traits, cost, family)
 
 
-def _family(run: Evaluation, traits: Mapping[str, Trait], folder: Path) -> str:
+def _identify_family(evaluation: Evaluation, traits: Mapping[str, Trait], run: Run) -> str:
     """Settings without the seed, of the run and those it stands on; and what has to agree.
 
     The data count by their content (traits), so ``[data]`` with its paths is left out too.
     """
-    paths = [folder.parent / name / MANIFEST_FILE for name in ancestors(run.manifest)]
-    parents = [read_run_manifest(path) if path.is_file() else {} for path in paths]
-    made = [_settings(manifest) for manifest in (run.manifest, *parents)]
+    ancestors = find_ancestors(run, evaluation.manifest)
+    parents = [one.read_manifest() if one.manifest_file.is_file() else {} for one in ancestors]
+    made = [_select_settings(manifest) for manifest in (evaluation.manifest, *parents)]
     agree = {what: trait.key for what, trait in traits.items()}
-    base = run.manifest.get("facts", {}).get("base")
-    return json.dumps([run.run, made, agree, base], sort_keys=True)
+    base = evaluation.manifest.get("facts", {}).get("base")
+    return json.dumps([run.name, made, agree, base], sort_keys=True)
 
 
-def entries_of(opened: Sequence[Opened], notes: list[str]) -> list[Entry]:
+def build_entries(opened: Sequence[LoadedRun], notes: list[str]) -> list[Entry]:
     """Put seeds of one run together and name what is left.
 
     Args:
         opened: runs in the order of the table.
         notes: what a reader has to know is added here.
     """
-    groups: list[list[Opened]] = []
+    groups: list[list[LoadedRun]] = []
     for one in opened:
-        group = _group_for(one, groups, notes)
+        group = _find_group(one, groups, notes)
         if group is not None:
             group.append(one)
-    names = _names([group[0].run for group in groups])
-    return [_entry(name, group) for name, group in zip(names, groups, strict=True)]
+    names = _name_groups([group[0].run for group in groups])
+    return [_build_entry(name, group) for name, group in zip(names, groups, strict=True)]
 
 
-def _group_for(one: Opened, groups: list[list[Opened]], notes: list[str]) -> list[Opened] | None:
+def _find_group(
+    one: LoadedRun, groups: list[list[LoadedRun]], notes: list[str]
+) -> list[LoadedRun] | None:
     """The group that a run belongs to, perhaps a new one; None for what is there already."""
     for group in groups:
         if group[0].family != one.family:
@@ -80,7 +87,7 @@ def _group_for(one: Opened, groups: list[list[Opened]], notes: list[str]) -> lis
     return groups[-1]
 
 
-def _entry(name: str, group: Sequence[Opened]) -> Entry:
+def _build_entry(name: str, group: Sequence[LoadedRun]) -> Entry:
     first, runs = group[0], sorted(group, key=lambda one: one.run.seed or 0)
     return Entry(
         name=name,
@@ -88,13 +95,13 @@ def _entry(name: str, group: Sequence[Opened]) -> Entry:
         ground=first.ground,
         evaluations=tuple(one.run for one in runs),
         traits=first.traits,
-        cost=mean_cost([one.cost for one in runs]),
+        cost=average_costs([one.cost for one in runs]),
     )
 
 
-def _names(runs: Sequence[Evaluation]) -> list[str]:
+def _name_groups(runs: Sequence[Evaluation]) -> list[str]:
     """The run's name where no other entry has it, else with as much of its path as it takes."""
-    parts = [_parts(run) for run in runs]
+    parts = [_path_parts(run) for run in runs]
     names = []
     for own in parts:
         rivals = [other for other in parts if other is not own and other[-1] == own[-1]]
@@ -105,10 +112,10 @@ def _names(runs: Sequence[Evaluation]) -> list[str]:
     return names
 
 
-def _parts(run: Evaluation) -> tuple[str, ...]:
+def _path_parts(run: Evaluation) -> tuple[str, ...]:
     return run.folder.resolve().parts[1:] if run.folder is not None else (run.run,)
 
 
-def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _select_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     settings = manifest.get("settings", {})
     return {key: value for key, value in settings.items() if key not in ("seed", "data")}

@@ -16,7 +16,7 @@ from llmrec_cli.report.page import Page
 from llmrec_cli.report.page.cases import user_cases
 from llmrec_cli.report.page.material import Audited, Curve, Fact, RunLog, Slicing, UserCase
 from llmrec_cli.report.page.slices import beam_errors, on_same_rows, slicings
-from llmrec_cli.run_folder import METRICS_FILE
+from llmrec_cli.runs.run import run_at
 
 POINTS = 200  # of a curve; further updates are averaged
 _NOT_CURVES: Final = frozenset(
@@ -80,7 +80,7 @@ def _logs(entries: Iterable[Entry]) -> Iterator[RunLog]:
     """What every run logged; nothing of those that were counted, or trained elsewhere."""
     for entry in entries:
         for run in entry.evaluations:
-            rows = MetricsLog(run.folder / METRICS_FILE).rows() if run.folder else []
+            rows = MetricsLog(run_at(run.folder).metrics_file).rows() if run.folder else []
             names = _distinct(name for row in rows for name in row if name not in _NOT_CURVES)
             curves = {name: _curve(rows, name) for name in names}
             kept = {name: curve for name, curve in curves.items() if curve.steps}

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmrec_cli.claims import claimed_to_make
+from llmrec_cli.claims import lock_to_make
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
+    FACTS_FILE,
     check_folder,
     read_json,
     tensors_of,
@@ -35,7 +36,7 @@ from llmrec_cli.files import (
 )
 from llmrec_cli.models.policy import inference
 
-VECTORS, FACTS = "vectors.safetensors", "facts.json"
+VECTORS = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ def stored_vectors(
     with suppress(ArtefactError):  # perhaps being replaced: looked at again below
         if (found := _read(folder, facts)) is not None:
             return found
-    with claimed_to_make(folder, say):
+    with lock_to_make(folder, say):
         if (found := _read(folder, facts)) is not None:
             return found
         vector_QD = compute()
 
         def fill(temporary: Path) -> None:
             write_safetensors(temporary / VECTORS, {"vectors": vector_QD})
-            write_json(temporary / FACTS, dict(facts))
+            write_json(temporary / FACTS_FILE, dict(facts))
 
         write_folder(folder, fill)
     return vector_QD
@@ -169,7 +170,7 @@ def _read(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
     if not folder.is_dir():
         return None
     check_folder(folder)
-    if read_json(folder / FACTS) != dict(facts):
+    if read_json(folder / FACTS_FILE) != dict(facts):
         return None
     with tensors_of(folder / VECTORS):
         return load_file(folder / VECTORS)["vectors"]

@@ -28,6 +28,7 @@ from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.engine.sharding import whole
 from llmrec_cli.engine.stop import deferred_signals
 from llmrec_cli.errors import ArtefactError, NumbersError
+from llmrec_cli.files import CHECKPOINTS_FOLDER, METRICS_FILE, NONFINITE_FILE
 from llmrec_cli.models.policy import inference
 
 
@@ -41,8 +42,8 @@ def train(job: Job, *, resume: bool) -> Position:
     optimizer = make_optimizer(job.policy, job.section)
     module, optimizer = job.ranks.accelerator.prepare(PolicyLoss(job), optimizer)
     position = Position(method=dict(job.method.init_state(job.options, job.trie)))
-    checkpoints = Checkpoints(job.folder / "checkpoints", writes=job.ranks.is_first)
-    first, metrics = job.ranks.is_first, job.folder / "metrics.jsonl"
+    checkpoints = Checkpoints(job.folder / CHECKPOINTS_FOLDER, writes=job.ranks.is_first)
+    first, metrics = job.ranks.is_first, job.folder / METRICS_FILE
     log = MetricsLog(metrics, writes=first, trackers=job.trackers)
     if resume:
         position = _resume(job, optimizer, checkpoints, position)
@@ -204,7 +205,7 @@ def _not_finite(job: Job, position: Position, found: _Gradients, loss: float, no
 
 def _bad_updates(job: Job) -> MetricsLog:
     """Updates whose loss or gradient was not finite, and their rows."""
-    return MetricsLog(job.folder / "nonfinite.jsonl", writes=job.ranks.is_first)
+    return MetricsLog(job.folder / NONFINITE_FILE, writes=job.ranks.is_first)
 
 
 def _chosen(job: Job, step: int) -> list[int]:
@@ -254,7 +255,7 @@ def _due(job: Job, step: int, every: float) -> bool:
 def _resume(job: Job, optimizer: Any, checkpoints: Checkpoints, fresh: Position) -> Position:
     found = checkpoints.newest()
     if found is None:
-        if (job.folder / "metrics.jsonl").exists():  # else nothing was begun
+        if (job.folder / METRICS_FILE).exists():  # else nothing was begun
             job.progress.say(f"{job.folder}: no checkpoint yet, starting from the beginning")
         return fresh
     for reason in found.skipped:

@@ -137,7 +137,7 @@ def _metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[s
 
 
 def _method(finished: Finished) -> str:
-    stage = finished.recipe.stage(finished.run)
+    stage = finished.run.section(finished.recipe)
     return getattr(stage, "method", "sft")
 
 
@@ -216,7 +216,7 @@ def _training(finished: Finished, base: str | None) -> Iterator[str]:
     start = base or "scratch"
     if model.revision:
         start += f" ({model.revision})"
-    yield f"lineage: {' -> '.join([start, *manifest['facts']['lineage'][1:], finished.run])}"
+    yield f"lineage: {' -> '.join([start, *manifest['facts']['lineage'][1:], finished.run.name])}"
     lora = (
         f"LoRA, r = {model.lora.r}, alpha = {model.lora.alpha:g}: {', '.join(model.lora.targets)}"
     )

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json
+from llmrec_cli.files import REPORT_FILE, read_json
 from llmrec_cli.report.model_card import Rows
-from llmrec_cli.run_folder import REPORT_FILE
 
 _HISTORY = {"keep": "history kept", "remove": "history removed"}
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from llmrec_cli import run_folder
 from llmrec_cli.engine.rows import Prompts, window_rows
 from llmrec_cli.errors import DataError, RecipeError, UserError
 from llmrec_cli.methods import find
@@ -25,44 +24,32 @@ from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.runs.record import check_finished
+from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.stage import scorer
 from llmrec_cli.stage.base import base_config
 from llmrec_cli.stage.needs import Stage
 from llmrec_cli.stage.pair_task import pair_encoder, pair_stage, questions
 from llmrec_cli.stage.workbench import Workbench, open_workbench, require_rows
 
-_PARENTS = {"sft": "sft", "base": None}
-
 
 @dataclass(frozen=True)
 class Plan:
     """One language-model run of a recipe."""
 
-    run: str  # its name, which is its folder's
+    run: Run
     method: Method
     name: str  # of the method
     options: Any
     section: TrainSection
-    parent: str | None  # the run whose result is the start; None: the base
 
 
-def plan_run(recipe: Recipe, run: str) -> Plan:
-    """The plan of ``sft`` or ``align-NAME``.
-
-    Raises:
-        RecipeError: the recipe has no such table.
-    """
-    if run == "sft":
-        return Plan(run, find("lml"), "lml", LmlOptions(), recipe.sft.train, None)
-    name = run.removeprefix("align-")
-    if name not in recipe.align:
-        known = ", ".join(recipe.align) or "none"
-        raise RecipeError(
-            f"[align.{name}]: not in the recipe (it has {known}); add the table to run it"
-        )
-    table = recipe.align[name]
-    parent = _PARENTS.get(table.parent, f"align-{table.parent}")
-    return Plan(run, find(table.method), table.method, table.options, table.train, parent)
+def plan_run(recipe: Recipe, run: Run) -> Plan:
+    """The plan of a language model's run."""
+    if run.kind is RunKind.SFT:
+        return Plan(run, find("lml"), "lml", LmlOptions(), recipe.sft.train)
+    table = recipe.align[run.table]
+    return Plan(run, find(table.method), table.method, table.options, table.train)
 
 
 def check_runs(recipe: Recipe, progress: Progress) -> None:
@@ -85,39 +72,31 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     _check_evaluation(other)
 
 
-def unfinished_runs(recipe: Recipe) -> list[str]:
+def unfinished_runs(recipe: Recipe) -> list[Run]:
     """The runs of a recipe that are not finished.
 
     Raises:
         ArtefactError: one is finished, but was made with other settings.
     """
-    found = []
-    for run in recipe.runs():
-        if not run_folder.is_done(recipe.run_folder(run)):
-            found.append(run)
-        elif run_folder.has_settings(recipe, run):
-            run_folder.require_same_settings(recipe, run)
-    return found
+    return [run for run in experiment_of(recipe).runs if not check_finished(recipe, run)]
 
 
-def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:
+def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[Run]) -> None:
     """Check runs on an open workbench.
 
     Raises:
         UserError: as ``check_runs``.
     """
     for run in runs:
-        kind, _, name = run.partition("-")
         try:
-            if kind != "baseline":
+            if run.is_language_model:
                 _check_stage(check_plan(bench, plan_run(recipe, run)), run)
-            elif recipe.baseline[name].model not in UNTRAINED:
+            elif recipe.baseline[run.table].model not in UNTRAINED:
                 require_rows(bench.prepared)
         except UserError as error:
-            table = f"[{run.replace('-', '.', 1)}]"
-            if str(error).startswith(table):
+            if str(error).startswith(run.heading):
                 raise
-            raise type(error)(f"{table} {error}") from error
+            raise type(error)(f"{run.heading} {error}") from error
 
 
 def check_plan(bench: Workbench, plan: Plan) -> Stage:
@@ -134,9 +113,9 @@ def check_plan(bench: Workbench, plan: Plan) -> Stage:
     recipe = bench.recipe
     plan.method.init_state(plan.options, bench.trie)
     stage = Stage(bench, plan.method, plan.options, plan.section)
-    if stage.needs.reference and plan.parent is None:
+    if stage.needs.reference and plan.run.parent is None:
         raise RecipeError(
-            f'[{plan.run.replace("-", ".", 1)}] parent = "base": {plan.name} is measured against '
+            f'{plan.run.heading} parent = "base": {plan.name} is measured against '
             'the model it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
     if stage.needs.hidden_states:
@@ -147,10 +126,12 @@ def check_plan(bench: Workbench, plan: Plan) -> Stage:
     return stage
 
 
-def _check_stage(stage: Stage, run: str) -> None:
+def _check_stage(stage: Stage, run: Run) -> None:
     """What training finds anyway when it makes its rows."""
     if stage.bench.recipe.prompt.task == "rank-pair":
-        pair_stage(stage.bench, stage.section, stage.needs.negatives, aligns=run != "sft")
+        pair_stage(
+            stage.bench, stage.section, stage.needs.negatives, aligns=run.kind is RunKind.ALIGN
+        )
     else:
         stage.bench.encoder.encode([()])  # a wording that leaves no room for any item
         _check_negatives(stage)

@@ -31,12 +31,20 @@ from llmrec_cli.engine.negatives import NegativeSampler, require_scale, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
-from llmrec_cli.files import sha256
+from llmrec_cli.files import (
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    NEGATIVES_FOLDER,
+    REFERENCE_FOLDER,
+    SCORES_FOLDER,
+    sha256,
+)
 from llmrec_cli.methods.contract import Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.scorer import MODEL, load_sequential, require_sequential
+from llmrec_cli.runs.run import baseline_run
+from llmrec_cli.stage.scorer import load_sequential, require_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
 
@@ -96,7 +104,9 @@ def make_supply(
             device=device,
         )
         if needs.reference == "precompute":
-            train = _stored(stage, train, rows, folder / "reference", facts, log_probs, progress)
+            train = _stored(
+                stage, train, rows, folder / REFERENCE_FOLDER, facts, log_probs, progress
+            )
         drawn_valid = valid
         valid = _once(lambda rows: log_probs(drawn_valid(rows, 0)))
     train_masses, valid_masses = _masses(stage, rows, valid_rows, progress)
@@ -152,7 +162,7 @@ def _completed(
     miner = valid_miner = None
     if wanted.draw == "model":
         ask = partial(_ask, bench, sampler, policy, reference)
-        mined_in, mine = folder / "negatives", partial(Miner, ask, writes=bench.ranks.is_first)
+        mined_in, mine = folder / NEGATIVES_FOLDER, partial(Miner, ask, writes=bench.ranks.is_first)
         miner = mine(upcoming, refresh=wanted.refresh, folder=mined_in)
         valid_miner = mine(lambda *_: known_valid, refresh=0, folder=mined_in / "valid")
     train = DrawnNegatives(sampler, miner, rows_at, steps)
@@ -272,10 +282,10 @@ def item_scores(
     recipe, (model, weights) = bench.recipe, _scorer(bench, name)
     facts = {
         "model": weights,
-        "prepared": sha256(recipe.prepared / "manifest.json"),
+        "prepared": sha256(recipe.prepared / MANIFEST_FILE),
         "rows": fingerprint_of_rows(rows),
     }
-    folder = recipe.folder / "scores" / f"{name}-{split}-{facts['rows'][:12]}"
+    folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"
     vectors_QD = stored_vectors(
         folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item), say
     )
@@ -297,7 +307,7 @@ def scorer_facts(stage: Stage) -> dict[str, Any]:
 def _scorer(bench: Workbench, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
     require_sequential(bench.recipe, name)
-    weights = bench.recipe.run_folder(f"baseline-{name}") / MODEL / WEIGHTS
+    weights = baseline_run(bench.recipe, name).folder / MODEL_FOLDER / WEIGHTS
     return load_sequential(bench, name), sha256(weights)
 
 

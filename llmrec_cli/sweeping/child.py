@@ -14,8 +14,7 @@ from pathlib import Path
 
 from llmrec_cli.engine.group import LAUNCHER
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
-from llmrec_cli.files import machine_errors
-from llmrec_cli.run_folder import METRICS_FILE
+from llmrec_cli.files import METRICS_FILE, machine_errors
 
 _POLL = 0.2  # seconds
 _ENDS: Mapping[int, type[LlmrecError]] = {2: UserError, 3: MachineError, 4: NumbersError}

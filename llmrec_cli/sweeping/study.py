@@ -26,12 +26,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from llmrec_cli.claims import is_held, waited_for
+from llmrec_cli.claims import is_held, wait_for_lock
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.files import machine_errors
 from llmrec_cli.recipe.sweep import Range
 from llmrec_cli.report.trials import State, Tried
-from llmrec_cli.run_folder import differences
+from llmrec_cli.runs.record import list_differences
 from llmrec_cli.sweeping.plan import Plan, Point, toml_text
 
 DATABASE = "study.db"
@@ -160,7 +160,7 @@ def choosing(
         plan.folder.mkdir(parents=True, exist_ok=True)
     owner = uuid.uuid4().hex
     with storage_errors(storage), _alive(plan.folder, owner):
-        with waited_for(plan.folder / ".open.lock", plan.folder, say):
+        with wait_for_lock(plan.folder / ".open.lock", plan.folder, say):
             study = _open(plan, storage)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if _abandoned(plan.folder, trial):
@@ -268,7 +268,7 @@ def _text(plan: Plan, key: str, value: Any) -> str:
 
 
 def _require_same(plan: Plan, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, old, new in differences(before, now):
+    for key, old, new in list_differences(before, now):
         raise ArtefactError(
             f"{plan.folder}: begun with {key} = {old!r}, now {new!r}; use the same recipe and "
             "flags, or begin another study (--study NAME)"

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec_cli import run_folder
-from llmrec_cli.claims import waited_for
-from llmrec_cli.files import machine_errors, read_json
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.claims import wait_for_lock
+from llmrec_cli.files import BASE_FOLDER, SCORES_FOLDER, machine_errors, read_json
+from llmrec_cli.recipe.recipe import PREPARED_FOLDERS, Recipe
+from llmrec_cli.runs.record import require_same_settings
+from llmrec_cli.runs.run import Run
 from llmrec_cli.sweeping.child import Interrupted, Watch, follow
 from llmrec_cli.sweeping.plan import Plan, Point, needed
 
@@ -40,7 +41,7 @@ class _Experiment:
     place: Place
     watch: Watch
 
-    def command(self, *words: str, run: str | None = None, watch: Watch | None = None) -> None:
+    def command(self, *words: str, run: Run | None = None, watch: Watch | None = None) -> None:
         """Carry out a command on the recipe, its messages in the experiment's ``sweep.log``."""
         with machine_errors(self.recipe.folder):
             self.recipe.folder.mkdir(parents=True, exist_ok=True)
@@ -48,21 +49,18 @@ class _Experiment:
             [*words, *self.words, *self.place.overrides, "--quiet"],
             self.place.environment,
             self.recipe.folder / "sweep.log",
-            (self.recipe.run_folder(run), self.recipe.stage(run).train.select) if run else None,
+            (run.folder, run.section(self.recipe).train.select) if run else None,
             watch or self.watch,
             patience=self.recipe.launch.timeout,
         )
 
-    def train(self, run: str, watch: Watch | None = None) -> None:
+    def train(self, run: Run, watch: Watch | None = None) -> None:
         """Train a run to its end, from where it stands."""
-        folder = self.recipe.run_folder(run)
-        if run_folder.is_done(folder):
-            run_folder.require_same_settings(self.recipe, run)
+        if run.is_done:
+            require_same_settings(self.recipe, run)
             return
-        kind, _, name = run.partition("-")
-        flags = {"align": ["--method", name], "baseline": ["--model", name]}.get(kind, [])
-        resume = ["--resume"] if folder.exists() else []
-        self.command(kind, *flags, *resume, run=run, watch=watch)
+        resume = ["--resume"] if run.folder.exists() else []
+        self.command(*run.command, *resume, run=run, watch=watch)
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,15 @@ class Trials:
         plain = Watch(alive=watch.alive, stopping=watch.stopping)
         ground = _Experiment(*self.plan.ground(seed), place, plain)
         tried = _Experiment(*self.plan.at(point, seed), place, plain)
-        runs = needed(tried.recipe, self.plan.run)
+        judged = self.plan.judged(tried.recipe)
+        runs = needed(tried.recipe, judged)
         self._make_shared(ground, tried, _shared(ground.recipe, tried.recipe, runs))
         for run in runs:
             tried.train(run)
-        tried.train(self.plan.run, watch)
-        manifest = read_json(tried.recipe.run_folder(self.plan.run) / run_folder.MANIFEST_FILE)
-        return float(manifest["outcome"]["best_score"])
+        tried.train(judged, watch)
+        return float(read_json(judged.manifest_file)["outcome"]["best_score"])
 
-    def _make_shared(self, ground: _Experiment, tried: _Experiment, runs: Sequence[str]) -> None:
+    def _make_shared(self, ground: _Experiment, tried: _Experiment, runs: Sequence[Run]) -> None:
         """Train what a point shares with others, unless that is done, and link it."""
         folder = ground.recipe.folder
         with machine_errors(folder):
@@ -105,26 +103,27 @@ class Trials:
                 raise Interrupted
 
         # One worker makes what all of them use; its process says whom another sweep waits for.
-        with waited_for(folder / ".sweep.lock", folder, self.say, check):
+        with wait_for_lock(folder / ".sweep.lock", folder, self.say, check):
             if folder not in self._prepared:
                 ground.command("prepare")
                 self._prepared.add(folder)
             for run in runs:
-                ground.train(run)
-            _link(ground.recipe, tried.recipe, ["prepared", *runs, "scores"])
+                ground.train(run.within(folder))
+            names = [PREPARED_FOLDERS[0], *(run.name for run in runs), SCORES_FOLDER]
+            _link(ground.recipe, tried.recipe, names)
             if all(getattr(ground.recipe, key) == getattr(tried.recipe, key) for key in _BASE):
-                _link(ground.recipe, tried.recipe, ["base"])
+                _link(ground.recipe, tried.recipe, [BASE_FOLDER])
 
 
 _BASE = ("model", "prompt")  # what the embedded backbone depends on, besides data and seed
 
 
-def _shared(ground: Recipe, recipe: Recipe, runs: Sequence[str]) -> list[str]:
+def _shared(ground: Recipe, recipe: Recipe, runs: Sequence[Run]) -> list[Run]:
     """The runs that a point's values do not change, nor anything that they stand on."""
-    same = list[str]()
+    same = list[Run]()
     for run in runs:
         stands = all(parent in same for parent in needed(recipe, run))
-        if stands and run_folder.settings(ground, run) == run_folder.settings(recipe, run):
+        if stands and run.settings(ground) == run.settings(recipe):
             same.append(run)
     return same
 

@@ -14,6 +14,7 @@ from sweeps import plan_in
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.sweep import Range
+from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.sweeping.plan import digest, needed, toml_text
 
 SPACE = """
@@ -73,11 +74,12 @@ def test_the_shared_runs_are_the_experiments_own_for_its_own_seed(tmp_path: Path
 
 def test_what_a_run_needs_comes_before_it(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", ["align.later={parent='dmpo', method='msl'}"])
-    assert needed(recipe, "align-dmpo") == ["sft"]
-    assert needed(recipe, "align-later") == ["sft", "align-dmpo"]
-    assert needed(recipe, "align-msl") == []  # from the base
-    assert needed(recipe, "align-ilrec") == ["baseline-sasrec"]  # whose scores are its rewards
-    assert needed(recipe, "sft") == []
+    before = {run.name: list(map(str, needed(recipe, run))) for run in experiment_of(recipe).runs}
+    assert before["align-dmpo"] == ["sft"]
+    assert before["align-later"] == ["sft", "align-dmpo"]
+    assert before["align-msl"] == []  # from the base
+    assert before["align-ilrec"] == ["baseline-sasrec"]  # whose scores are its rewards
+    assert before["sft"] == []
 
 
 @pytest.mark.parametrize(
