@@ -6,9 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmrec_cli.comparing.evaluated import PreparedFolders, require_evaluated
-from llmrec_cli.comparing.external import Missing, external_entry
-from llmrec_cli.comparing.gather import LoadedRun, build_entries, load_run
+from llmrec_cli.comparing.evaluated import (
+    LoadedRun,
+    PreparedFolders,
+    build_entries,
+    load_run,
+    require_evaluated,
+)
+from llmrec_cli.comparing.external import Missing, load_external_entry
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.data.verdicts import verdicts
 from llmrec_cli.errors import ArtefactError, RecipeError
@@ -168,7 +173,7 @@ def _compare_loaded(
     for name, path in external.items():
         if name in {own.name for own in entries}:
             raise RecipeError(f"--external {name}={path}: an entry has that name; choose another")
-        entry, told = external_entry(name, path, ground, question, asked.missing, measure)
+        entry, told = load_external_entry(name, path, ground, question, asked.missing, measure)
         notes += told
         entries.append(entry)
     notes += _summarise_audits({entry.ground.folder: entry.ground for entry in entries}.values())

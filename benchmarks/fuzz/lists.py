@@ -21,7 +21,7 @@ from benchmarks.fuzz.runs import PREPARED, RUN
 from benchmarks.fuzz.tables import TABLES, parquet
 from benchmarks.fuzz.target import Target, lay_out
 from llmrec_cli.comparing.evaluated import PreparedFolders
-from llmrec_cli.comparing.external import external_entry
+from llmrec_cli.comparing.external import load_external_entry
 from llmrec_cli.report.entries import Ground
 from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.question import Question
@@ -50,7 +50,7 @@ def _ground() -> Ground:
 def _external(folder: Path, rng: Random) -> None:
     (path,) = folder.iterdir()
     missing = rng.choice(("refuse", "miss"))
-    external_entry("other", path, _ground(), _ASKED, missing, None)
+    load_external_entry("other", path, _ground(), _ASKED, missing, None)
 
 
 def _texts() -> list[Files]:

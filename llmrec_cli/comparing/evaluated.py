@@ -1,12 +1,16 @@
-"""Evaluated runs, found by the folders that a user names, and opened without a model.
+"""Evaluated runs, opened without a model, as the entries of a comparison.
 
-A run is known by its content, not by its name; its prepared data lie beside it.
+    Run --load_evaluation--> Evaluation, Ground --load_run--> with traits, cost and family
+    runs of one family --build_entries--> Entry: seeds together, a name of its own
+
+A run is known by its content, not by its name; its prepared data and its parents lie beside it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,19 @@ from llmrec_cli.data.columns import ROW, TARGET, USER_ID, split_file
 from llmrec_cli.data.leakage import with_audit
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import load_prepared
+from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import MANIFEST_FILE, REPORT_FILE, read_json, sha256
-from llmrec_cli.report.entries import Evaluation, Ground
+from llmrec_cli.report.comparable import traits_of
+from llmrec_cli.report.comparison import Cost, Kind
+from llmrec_cli.report.entries import Entry, Evaluation, Ground, Trait
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import read_pairs
 from llmrec_cli.report.predictions import read_predictions
-from llmrec_cli.runs.run import Experiment, Run
+from llmrec_cli.runs.run import Experiment, Run, RunKind, name_run, run_at
+
+_WHOLE = ("tokens", "peak_bytes", "eval_peak_bytes")
+UNKNOWN = Cost(*[None] * len(fields(Cost)))
 
 
 def require_evaluated(run: Run, split: str) -> None:
@@ -190,3 +200,200 @@ def _check_rows(folder: Path, frame: pd.DataFrame, ground: Ground) -> None:
             f"{ground.folder / split_file(ground.split)}; evaluate it again: llmrec eval RECIPE "
             f"--run {folder.name} --again"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """An evaluated run with all that decides where it belongs."""
+
+    run: Evaluation
+    ground: Ground
+    kind: Kind
+    traits: Mapping[str, Trait]
+    cost: Cost
+    family: str  # what runs have in common that differ in nothing but their seed
+
+
+def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
+    """An evaluated run, with its kind, its traits, its cost and its family.
+
+    Raises:
+        ArtefactError: as ``load_evaluation``.
+    """
+    evaluation, ground = load_evaluation(run, folders)
+    kind: Kind = "language model" if run.is_language_model else "conventional"
+    traits = traits_of(evaluation, ground, kind)
+    cost = measure_cost(run, evaluation.manifest, evaluation.report)
+    family = _identify_family(evaluation, traits, run)
+    return LoadedRun(evaluation, ground, kind, traits, cost, family)
+
+
+def _identify_family(evaluation: Evaluation, traits: Mapping[str, Trait], run: Run) -> str:
+    """Settings without the seed, of the run and those it stands on; and what has to agree.
+
+    The data count by their content (traits), so ``[data]`` with its paths is left out too.
+    """
+    ancestors = find_ancestors(run, evaluation.manifest)
+    parents = [one.read_manifest() if one.manifest_file.is_file() else {} for one in ancestors]
+    made = [_select_settings(manifest) for manifest in (evaluation.manifest, *parents)]
+    agree = {what: trait.key for what, trait in traits.items()}
+    base = evaluation.manifest.get("facts", {}).get("base")
+    return json.dumps([run.name, made, agree, base], sort_keys=True)
+
+
+def build_entries(opened: Sequence[LoadedRun], notes: list[str]) -> list[Entry]:
+    """Put seeds of one run together and name what is left.
+
+    Args:
+        opened: runs in the order of the table.
+        notes: what a reader has to know is added here.
+    """
+    groups: list[list[LoadedRun]] = []
+    for one in opened:
+        group = _find_group(one, groups, notes)
+        if group is not None:
+            group.append(one)
+    names = _name_groups([group[0].run for group in groups])
+    return [_build_entry(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def _find_group(
+    one: LoadedRun, groups: list[list[LoadedRun]], notes: list[str]
+) -> list[LoadedRun] | None:
+    """The group that a run belongs to, perhaps a new one; None for what is there already."""
+    for group in groups:
+        if group[0].family != one.family:
+            continue
+        if one.run.seed is None:  # counted: the same on the same data
+            notes.append(f"{one.run.label} is {group[0].run.label}: counted on the same data")
+            return None
+        if one.run.seed not in [other.run.seed for other in group]:
+            return group
+    groups.append([])
+    return groups[-1]
+
+
+def _build_entry(name: str, group: Sequence[LoadedRun]) -> Entry:
+    first, runs = group[0], sorted(group, key=lambda one: one.run.seed or 0)
+    return Entry(
+        name=name,
+        kind=first.kind,
+        ground=first.ground,
+        evaluations=tuple(one.run for one in runs),
+        traits=first.traits,
+        cost=average_costs([one.cost for one in runs]),
+    )
+
+
+def _name_groups(runs: Sequence[Evaluation]) -> list[str]:
+    """The run's name where no other entry has it, else with as much of its path as it takes."""
+    parts = [_path_parts(run) for run in runs]
+    names = []
+    for own in parts:
+        rivals = [other for other in parts if other is not own and other[-1] == own[-1]]
+        depth = 1
+        while depth < len(own) and any(other[-depth:] == own[-depth:] for other in rivals):
+            depth += 1
+        names.append("/".join(own[-depth:]))
+    return names
+
+
+def _path_parts(run: Evaluation) -> tuple[str, ...]:
+    return run.folder.resolve().parts[1:] if run.folder is not None else (run.run,)
+
+
+def _select_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    settings = manifest.get("settings", {})
+    return {key: value for key, value in settings.items() if key not in ("seed", "data")}
+
+
+def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> Cost:
+    """The cost of one evaluated run; older runs have recorded less.
+
+    Args:
+        run: its parents lie beside it.
+        manifest: its manifest.json.
+        report: its report.json.
+    """
+    own, took = _measure_training(run, manifest), _read_measured(manifest)
+    lineage = [own, *map(_measure_ancestor, find_ancestors(run, manifest))]
+    asked = report.get("cost", {})
+    per_second = asked.get("rows_per_second")
+    return Cost(
+        train_seconds=own.seconds,
+        lineage_seconds=_total([stage.seconds for stage in lineage]),
+        valid_seconds=own.valid_seconds,
+        device=took.get("device"),
+        processes=took.get("processes"),
+        device_seconds=_total([stage.device_seconds for stage in lineage]),
+        tokens=_total([stage.tokens for stage in lineage]),
+        peak_bytes=took.get("peak_bytes"),
+        eval_seconds=asked.get("seconds"),
+        eval_peak_bytes=asked.get("peak_bytes"),
+        milliseconds_per_row=1000 / per_second if per_second else None,
+    )
+
+
+def find_ancestors(run: Run, manifest: Mapping[str, Any]) -> list[Run]:
+    """The runs beside it that a run stands on: its parents, and models that score items for it."""
+    facts = manifest.get("facts", {})
+    scores = (name_run(RunKind.BASELINE, table) for table in facts.get("scores", {}))
+    return [run_at(run.folder.parent / name) for name in (*facts.get("lineage", [])[1:], *scores)]
+
+
+def average_costs(costs: Sequence[Cost]) -> Cost:
+    """Means over seeds; unknown where one of them is, or where devices or processes differ."""
+    found: dict[str, Any] = {}
+    for one in fields(Cost):
+        values = [getattr(cost, one.name) for cost in costs]
+        if one.name in ("device", "processes"):
+            found[one.name] = values[0] if len(set(values)) == 1 else None
+        elif None in values:
+            found[one.name] = None
+        else:
+            mean = sum(values) / len(values)
+            found[one.name] = round(mean) if one.name in _WHOLE else mean
+    return Cost(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What the updates of one stage took; None: not recorded."""
+
+    seconds: float | None = None
+    valid_seconds: float | None = None
+    device_seconds: float | None = None
+    tokens: int | None = None
+
+
+def _measure_ancestor(run: Run) -> _Training:
+    """Of a run that another one stands on; unknown where it is gone."""
+    there = run.manifest_file.is_file()
+    return _measure_training(run, run.read_manifest()) if there else _Training()
+
+
+def _read_measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of a stage; older runs have only counted their processes."""
+    return {**manifest.get("outcome", {}), **manifest.get("cost", {})}
+
+
+def _measure_training(run: Run, manifest: Mapping[str, Any]) -> _Training:
+    took = _read_measured(manifest)
+    if "train" not in manifest.get("settings", {}).get("stage", {}):
+        return _Training(took.get("seconds"), 0.0, took.get("seconds"), 0)  # counted, not trained
+    logged = MetricsLog(run.metrics_file).rows()
+    rows = [row for row in logged if {"seconds", "tokens"} <= row.keys()]
+    if not rows:
+        return _Training()
+    seconds, processes = sum(row["seconds"] for row in rows), took.get("processes")
+    validations = [row.get("valid_seconds") for row in rows if "valid_loss" in row]
+    return _Training(
+        seconds=seconds,
+        valid_seconds=_total(validations),
+        device_seconds=seconds * processes if processes else None,
+        tokens=sum(row["tokens"] for row in rows),
+    )
+
+
+def _total(values: Sequence[Any]) -> Any:
+    return None if None in values else sum(values)

@@ -14,7 +14,7 @@ import matplotlib
 import pytest
 from pages_made import HOSTILE, Element, comparison_of, full_page, parsed
 
-from llmrec_cli.comparing.cost import UNKNOWN
+from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.errors import MachineError
 from llmrec_cli.report.figures.canvas import shortened
 from llmrec_cli.report.page import Page, render_page, write_page
