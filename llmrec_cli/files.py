@@ -84,7 +84,7 @@ def create_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """
     with machine_errors(path):
         remove_leftovers(path)
-        temporary, opened = _temporary_file(path)
+        temporary, opened = _make_temporary_file(path)
         try:
             with opened as stream:
                 fill(stream)
@@ -105,7 +105,7 @@ def temporary_name(path: Path) -> Path:
 @contextlib.contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A new folder under a temporary name beside ``folder``; gone at the end if it has it still."""
-    temporary, descriptor = _temporary_folder(folder)
+    temporary, descriptor = _make_temporary_folder(folder)
     try:
         yield temporary
     finally:
@@ -113,22 +113,22 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_file(path: Path) -> tuple[Path, BinaryIO]:
+def _make_temporary_file(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = temporary_name(path)
         stream = temporary.open("xb")
-        if _hold(stream.fileno()):
+        if _lock_open(stream.fileno()):
             return temporary, stream
         stream.close()
 
 
-def _temporary_folder(folder: Path) -> tuple[Path, int]:
+def _make_temporary_folder(folder: Path) -> tuple[Path, int]:
     while True:
         temporary = temporary_name(folder)
         temporary.mkdir(parents=True)
         with contextlib.suppress(FileNotFoundError):  # taken for a leftover
             descriptor = os.open(temporary, os.O_RDONLY)
-            if _hold(descriptor):
+            if _lock_open(descriptor):
                 return temporary, descriptor
             os.close(descriptor)
 
@@ -154,7 +154,7 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if not _is_free(descriptor, claimed):
+            if not _try_lock(descriptor, claimed):
                 return
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -164,7 +164,7 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
             os.close(descriptor)
 
 
-def _is_free(descriptor: int, otherwise: bool) -> bool:
+def _try_lock(descriptor: int, otherwise: bool) -> bool:
     """Whether no process holds what is open, which this one holds then.
 
     Args:
@@ -179,16 +179,16 @@ def _is_free(descriptor: int, otherwise: bool) -> bool:
     return True
 
 
-def _hold(descriptor: int) -> bool:
+def _lock_open(descriptor: int) -> bool:
     """Lock what this process writes until it is closed; False: another one removes it, which came
     before the lock and took it for a leftover."""
     # Where there are no locks, nobody takes it for a leftover either.
-    return _is_free(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
+    return _try_lock(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys."""
-    write_atomically(path, _json_bytes(value))
+    write_atomically(path, _encode_json(value))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -256,10 +256,10 @@ def write_folder(
         with temporary_folder(folder) as temporary:
             fill(temporary)
             if hashes:
-                found = {name: sha256(temporary / name) for name in _names(temporary)}
+                found = {name: sha256(temporary / name) for name in _list_files(temporary)}
                 write_json(temporary / HASHES, found)
             follow_umask(temporary)
-            for name in _names(temporary):
+            for name in _list_files(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)
             retired = temporary_name(folder)
@@ -314,9 +314,11 @@ def check_folder(folder: Path) -> None:
         if path.is_symlink():
             raise ArtefactError(f"{path}: a link, which llmrec never writes; remove it")
     recorded = read_json(folder / HASHES)
-    if not isinstance(recorded, dict) or not _is_ours((folder / HASHES).read_bytes(), recorded):
+    if not isinstance(recorded, dict) or not _is_as_written(
+        (folder / HASHES).read_bytes(), recorded
+    ):
         raise ArtefactError(f"{folder / HASHES}: damaged: not as it was written")
-    present = set(_names(folder)) - {HASHES}
+    present = set(_list_files(folder)) - {HASHES}
     for name in sorted(set(recorded) | present):
         if name not in present:
             raise ArtefactError(f"{folder / name}: missing")
@@ -332,21 +334,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _is_ours(written: bytes, value: Any) -> bool:
+def _is_as_written(written: bytes, value: Any) -> bool:
     """Whether the bytes are those that ``write_json`` gives, which refuses what Python reads."""
     try:
-        return written == _json_bytes(value)
+        return written == _encode_json(value)
     except ValueError:
         return False
 
 
-def _json_bytes(value: Any) -> bytes:
+def _encode_json(value: Any) -> bytes:
     """UTF-8; of a file name that is none, the bytes become the escapes that JSON has for them."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode(errors="backslashreplace")
 
 
-def _names(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 

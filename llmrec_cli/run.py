@@ -42,7 +42,7 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     names = experiment.names
     compared = evaluate(recipe, names, split="test", again=False, keep=True, progress=progress)
     for name in REPORTS if is_first_rank() else ():
-        _report(recipe.folder / name, compared, progress)
+        _write_report(recipe.folder / name, compared, progress)
     return compared
 
 
@@ -55,21 +55,21 @@ _TRAIN: dict[RunKind, Callable[[Recipe, Run, Progress], object]] = {
 }
 
 
-def reports(recipe: Recipe) -> list[Path]:
+def find_reports(recipe: Recipe) -> list[Path]:
     """The reports that lie in the experiment's folder."""
     return [file for name in REPORTS if (file := recipe.folder / name).is_file()]
 
 
-def _report(file: Path, compared: Compared, progress: Progress) -> None:
+def _write_report(file: Path, compared: Compared, progress: Progress) -> None:
     """Write one report; what it is about is done, so that a full disk does not end the command."""
     try:
-        if _outdated(file, compared):
+        if _is_outdated(file, compared):
             write_output(file, compared)
     except MachineError as error:
         progress.say(f"no report: {error}")
 
 
-def _outdated(file: Path, compared: Compared) -> bool:
+def _is_outdated(file: Path, compared: Compared) -> bool:
     runs = [run for entry in compared.entries for run in entry.evaluations]
     reports = [run_at(run.folder).report_file("test") for run in runs if run.folder is not None]
     newest = max((report.stat().st_mtime_ns for report in reports), default=0)

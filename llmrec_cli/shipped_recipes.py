@@ -30,12 +30,12 @@ class Shipped:
     runs: tuple[str, ...]
 
 
-def listed() -> list[Shipped]:
+def list_shipped() -> list[Shipped]:
     """Every shipped recipe."""
-    return [_shipped(name) for name in shipped_names()]
+    return [_describe_shipped(name) for name in shipped_names()]
 
 
-def shown(name: str, *, resolved: bool) -> str:
+def show_recipe(name: str, *, resolved: bool) -> str:
     """The text of a recipe; ``resolved``: with everything that it inherits and all defaults.
 
     Raises:
@@ -46,7 +46,7 @@ def shown(name: str, *, resolved: bool) -> str:
     return find_recipe(name).read_text(encoding="utf-8")
 
 
-def copied(name: str, target: Path | None) -> list[Path]:
+def copy_recipe(name: str, target: Path | None) -> list[Path]:
     """Copy a shipped recipe to change it, with the base that it extends and its sample data.
 
     Comments stay; the copy's ``name`` is that of its file, so that it is an experiment of its own.
@@ -66,7 +66,7 @@ def copied(name: str, target: Path | None) -> list[Path]:
         find_recipe(name)  # says what is near
         raise RecipeError(f"{name}: is a file of yours already; only shipped recipes are copied")
     target = target or Path(f"{name.rsplit('/', 1)[-1]}.toml")
-    contents = dict(_copies(name, target))
+    contents = dict(_plan_copies(name, target))
     for path, content in contents.items():
         if path.exists() and (path == target or path.read_bytes() != content):
             raise ArtefactError(f"{path}: exists already and is not overwritten; name another --to")
@@ -77,23 +77,23 @@ def copied(name: str, target: Path | None) -> list[Path]:
     return list(contents)
 
 
-def _shipped(name: str) -> Shipped:
+def _describe_shipped(name: str) -> Shipped:
     recipe = load_recipe(name)
     return Shipped(
         name, recipe.description, recipe.model.backbone, tuple(experiment_of(recipe).names)
     )
 
 
-def _copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
+def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
     """Where each file goes and what it holds then."""
     source = shipped_folder() / f"{name}.toml"
     text = source.read_text(encoding="utf-8")
     text = _NAME.sub(f'name = "{target.stem}"', text, count=1)
-    text = "".join(_own_commands(text, name, target))
+    text = "".join(_rewrite_commands(text, name, target))
     bases = [base for _, base in _EXTENDS.findall(text)]
     data = _DATA.findall(text)
     text = _EXTENDS.sub(lambda match: f'{match[1]}"{Path(match[2]).name}"', text)
-    text = _DATA.sub(lambda match: f'"./{_below(match[1])}"', text)
+    text = _DATA.sub(lambda match: f'"./{_strip_ascent(match[1])}"', text)
     try:
         yield target, text.encode()
     except UnicodeEncodeError:  # its own name stands in it
@@ -102,16 +102,16 @@ def _copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
         yield target.parent / Path(base).name, (source.parent / base).read_bytes()
     for file in data:
         inside = Path(os.path.normpath(source.parent / file))
-        yield target.parent / _below(file), inside.read_bytes()
+        yield target.parent / _strip_ascent(file), inside.read_bytes()
 
 
-def _own_commands(text: str, name: str, target: Path) -> Iterator[str]:
+def _rewrite_commands(text: str, name: str, target: Path) -> Iterator[str]:
     """The text's lines; the commands in its comments are about the copy."""
     for line in text.splitlines(keepends=True):
         is_command = line.startswith("#") and "llmrec " in line
         yield line.replace(name, target.as_posix()) if is_command else line
 
 
-def _below(path: str) -> str:
+def _strip_ascent(path: str) -> str:
     """A path without its way up."""
     return path[path.index("data/") :]

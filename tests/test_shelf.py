@@ -40,7 +40,7 @@ from llmrec_cli.runs.listing import (
     read_state,
 )
 from llmrec_cli.runs.run import read_run_manifest, run_at
-from llmrec_cli.shipped_recipes import copied
+from llmrec_cli.shipped_recipes import copy_recipe
 
 
 def told(*words: str) -> str:
@@ -73,7 +73,7 @@ def test_a_copy_loads_and_is_the_same_experiment_of_its_own(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    [target, *_] = copied(name, Path("deep/mine.toml"))
+    [target, *_] = copy_recipe(name, Path("deep/mine.toml"))
     ours, theirs = load_recipe(str(target)).resolved(), load_recipe(name).resolved()
     assert ours.pop("name") == "mine"
     assert theirs.pop("name") != "mine"
@@ -100,19 +100,19 @@ def test_a_copied_quickstart_finds_its_sample(
 
 def test_nothing_is_overwritten_by_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    copied("amazon2018/gift-cards", None)
+    copy_recipe("amazon2018/gift-cards", None)
     assert Path("gift-cards.toml").is_file()
     with pytest.raises(ArtefactError, match=r"gift-cards\.toml: exists already"):
-        copied("amazon2018/gift-cards", None)
-    copied("amazon2018/gift-cards", Path("second.toml"))  # its base is there and the same
+        copy_recipe("amazon2018/gift-cards", None)
+    copy_recipe("amazon2018/gift-cards", Path("second.toml"))  # its base is there and the same
     Path("base-llama32-1b.toml").write_text("# mine")
     with pytest.raises(ArtefactError, match="base-llama32-1b"):
-        copied("amazon2018/gift-cards", Path("third.toml"))
+        copy_recipe("amazon2018/gift-cards", Path("third.toml"))
     assert not Path("third.toml").exists()
     with pytest.raises(RecipeError, match="Did you mean quickstart"):
-        copied("quikstart", None)
+        copy_recipe("quikstart", None)
     with pytest.raises(RecipeError, match="yours already"):
-        copied("second.toml", None)
+        copy_recipe("second.toml", None)
 
 
 def test_the_schema_is_printed_and_written(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_env_tells_versions_and_nothing_about_the_user(
 
 
 def test_a_package_that_is_missing_is_a_dash() -> None:
-    assert env.version_of("surely-not-installed") is None
-    assert list(env.lines({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
+    assert env.find_version("surely-not-installed") is None
+    assert list(env.format_facts({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
         "a:", "  b: -", "  c: x y", "d 0:", "  e: 1"
     ]  # fmt: skip
 
@@ -158,12 +158,12 @@ def test_gpus_are_told_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
-    found = env.environment()["torch"]
+    found = env.collect_environment()["torch"]
     assert found["driver"] is None
     assert found["GPU"][1] == {
         "name": "NVIDIA H100", "memory, GB": 80.0, "compute capability": "9.0"
     }  # fmt: skip
-    assert "GPU 1:" in list(env.lines(found))
+    assert "GPU 1:" in list(env.format_facts(found))
 
 
 # --- runs --------------------------------------------------------------------------------------

@@ -205,12 +205,12 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.run import reports, run  # torch: a wrong recipe is told before
+    from llmrec_cli.run import find_reports, run  # torch: a wrong recipe is told before
 
     if not launched(loaded.launch, config):
         progress = screen.progress()
         show(screen, run(loaded, progress=progress), full=False)
-        for file in reports(loaded):
+        for file in find_reports(loaded):
             progress.say(f"report: {file}")
 
 

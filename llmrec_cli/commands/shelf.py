@@ -28,9 +28,9 @@ def recipes_list_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: llmrec recipes ls
     """
-    from llmrec_cli.shipped_recipes import listed
+    from llmrec_cli.shipped_recipes import list_shipped
 
-    found = listed()
+    found = list_shipped()
     rows = [(one.name, one.description, one.backbone) for one in found]
     table = _table(("recipe", "what it shows", "backbone"), rows)
     screen = Screen(as_json=as_json, quiet=quiet)
@@ -49,9 +49,9 @@ def recipes_show_command(
 
     Example: llmrec recipes show amazon2018/gift-cards --resolved
     """
-    from llmrec_cli.shipped_recipes import shown
+    from llmrec_cli.shipped_recipes import show_recipe
 
-    text = shown(recipe, resolved=resolved)
+    text = show_recipe(recipe, resolved=resolved)
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"recipe": recipe, "text": text}, text.rstrip().split("\n"))
 
@@ -71,9 +71,9 @@ def recipes_copy_command(
 
     Example: llmrec recipes copy quickstart --to mine.toml
     """
-    from llmrec_cli.shipped_recipes import copied
+    from llmrec_cli.shipped_recipes import copy_recipe
 
-    files = list(map(str, copied(recipe, to)))
+    files = list(map(str, copy_recipe(recipe, to)))
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"files": files}, [*files, f"run it: llmrec run {files[0]}"])
 
@@ -110,10 +110,10 @@ def env_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: llmrec env
     """
-    from llmrec_cli.environment import environment, lines
+    from llmrec_cli.environment import collect_environment, format_facts
 
-    found = environment()
-    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+    found = collect_environment()
+    Screen(as_json=as_json, quiet=quiet).show(found, list(format_facts(found)))
 
 
 def runs_list_command(
@@ -130,11 +130,11 @@ def runs_list_command(
 
     Example: llmrec runs ls
     """
-    from llmrec_cli.runs.listing import HEADINGS, find_states, to_cells, to_json
+    from llmrec_cli.runs.listing import HEADINGS, find_states, state_to_cells, state_to_json
 
     found = find_states(folder)
-    rows = [to_cells(one) for one in found]
-    values, table = {"runs": list(map(to_json, found))}, _table(HEADINGS, rows)
+    rows = [state_to_cells(one) for one in found]
+    values, table = {"runs": list(map(state_to_json, found))}, _table(HEADINGS, rows)
     Screen(as_json=as_json, quiet=quiet).show(values, _lines([HEADINGS, *rows]), [table])
 
 
@@ -149,11 +149,11 @@ def runs_show_command(
 
     Example: llmrec runs show runs/quickstart/sft
     """
-    from llmrec_cli.environment import lines
+    from llmrec_cli.environment import format_facts
     from llmrec_cli.runs.listing import describe_run
 
     found = describe_run(run)
-    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+    Screen(as_json=as_json, quiet=quiet).show(found, list(format_facts(found)))
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from llmrec_cli.report.tables.documents import to_latex, to_markdown
 from llmrec_cli.report.tables.figures import to_csv, to_json
 
 
-def _json(comparison: Comparison) -> str:
+def _to_json_text(comparison: Comparison) -> str:
     return json.dumps(to_json(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -22,7 +22,7 @@ TEXTS: dict[str, Callable[[Comparison], str]] = {
     ".md": to_markdown,
     ".csv": to_csv,
     ".tex": to_latex,
-    ".json": _json,
+    ".json": _to_json_text,
 }
 PAGE = ".html"
 ENDINGS = (*TEXTS, PAGE)

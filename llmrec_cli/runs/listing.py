@@ -75,7 +75,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     manifest = run.read_manifest()
     shown = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
     found = read_state(run)
-    state = to_json(found)
+    state = state_to_json(found)
     if found.problem is None:
         del state["problem"]
     return {
@@ -86,7 +86,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def to_json(found: RunState) -> dict[str, Any]:
+def state_to_json(found: RunState) -> dict[str, Any]:
     """Plain values; the time as ISO 8601, UTC."""
     changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.changed))
     return {**asdict(found), "folder": str(found.folder), "changed": changed}
@@ -191,7 +191,7 @@ def format_size(size: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def to_cells(found: RunState) -> tuple[str, ...]:
+def state_to_cells(found: RunState) -> tuple[str, ...]:
     """A run as the cells of a table."""
     best = "" if found.best is None else f"{found.best:.4f} at {found.best_step:,}"
     score = "" if found.score is None else f"{found.metric} {found.score:.4f}"

@@ -61,7 +61,7 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     Raises:
         UserError: the first thing that would stop a run; the message names its table.
     """
-    runs = unfinished_runs(recipe)
+    runs = find_unfinished(recipe)
     if not runs:
         return
     bench = open_workbench(recipe, progress)
@@ -72,7 +72,7 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     _check_evaluation(other)
 
 
-def unfinished_runs(recipe: Recipe) -> list[Run]:
+def find_unfinished(recipe: Recipe) -> list[Run]:
     """The runs of a recipe that are not finished.
 
     Raises:

@@ -149,4 +149,4 @@ def test_what_a_secret_looks_like(text: str, shown: str) -> None:
 def test_a_bug_report_lists_no_variable_but_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in VALUES.items():
         monkeypatch.setenv(name, value)
-    assert not set(environment.environment()["variables"]) & set(VALUES)
+    assert not set(environment.collect_environment()["variables"]) & set(VALUES)
