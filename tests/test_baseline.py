@@ -22,7 +22,7 @@ from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.item_scores import fingerprint_of_rows
 from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.evaluate import evaluate
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.prepare import prepare
@@ -31,6 +31,7 @@ from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
+from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
 
@@ -68,7 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(recipe, Path)
     for name in MODELS:
         baseline(recipe, name, resume=False, progress=Silent())
-    runs = [POP, *(f"baseline-{name}" for name in MODELS)]
+    runs = ["baseline-pop", *(f"baseline-{name}" for name in MODELS)]
     evaluate(recipe, runs, split="test", again=False, progress=Silent())
     return folder
 
@@ -133,7 +134,7 @@ def test_equal_scores_go_to_the_more_popular_entry(
         "llmrec_cli.evaluate.load_scorer",
         lambda bench, name: lambda histories: np.zeros((len(histories), n_leaves), np.float32),
     )
-    runs = [POP, "baseline-itemknn"]
+    runs = ["baseline-pop", "baseline-itemknn"]
     evaluate(recipe, runs, split="valid", again=False, progress=Silent())
     pop, ours = (
         pd.read_parquet((recipe.folder / run) / "predictions-valid.parquet") for run in runs
@@ -144,7 +145,7 @@ def test_equal_scores_go_to_the_more_popular_entry(
 def test_a_comparison_may_be_made_anew_with_another_decoder(home: Path) -> None:
     """A conventional model has none, so nothing about it changed; Pop is simply fitted again."""
     recipe = recipe_in(home, "eval.decode.search=beam", "eval.cutoffs=[5]")
-    runs = [POP, "baseline-sasrec"]
+    runs = ["baseline-pop", "baseline-sasrec"]
     board = evaluate(recipe, runs, split="valid", again=False, progress=Silent()).comparison
     assert {own.name for own in board.standings} == set(runs)
 
@@ -395,7 +396,7 @@ def test_a_language_models_training_settings_do_not_leak() -> None:
 
 def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
     assert list(load_recipe("amazon2018/instruments-scratch").baseline) == ["pop"]
-    runs = load_recipe("quickstart").runs()
+    runs = experiment_of(load_recipe("quickstart")).names
     assert runs.index("baseline-sasrec") < runs.index("sft") < runs.index("align-msl")
 
 
