@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.runs.run import align_run
 from llmrec_cli.stage.train import train_stage
 
 
@@ -15,4 +16,4 @@ def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Pat
     Raises:
         RecipeError: the recipe has no such section.
     """
-    return train_stage(recipe, f"align-{name}", resume=resume, progress=progress)
+    return train_stage(recipe, align_run(recipe, name), resume=resume, progress=progress)

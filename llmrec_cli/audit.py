@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.evaluated import PREPARED, is_run
 from llmrec_cli.data.audit import (
     CUTOFF,
     HR,
@@ -42,6 +41,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.lists import Seen, needed_depth
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.predictions import build_predictions
+from llmrec_cli.runs.run import Experiment, run_at
 
 POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
 POLICIES: Final[tuple[Seen, ...]] = ("keep", "remove")
@@ -68,7 +68,7 @@ def audit(word: str, overrides: Sequence[str], progress: Progress) -> list[Audit
         ArtefactError: nothing prepared, or damaged; a folder that is none of these.
     """
     found = []
-    for folder in _prepared_folders(word, overrides):
+    for folder in _find_prepared(word, overrides):
         progress.say(f"auditing {folder}")
         found.append(audit_folder(folder))
     return found
@@ -105,7 +105,7 @@ def score_pop(prepared: Prepared) -> PopScores:
     leaves = gather_leaves(prepared.items, leaf_of_equal_titles(prepared.items))
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for split in ("test", "valid"):
-        predictions = _by_popularity(_drawn(prepared.split(split)), leaves)
+        predictions = _rank_by_popularity(_draw_rows(prepared.split(split)), leaves)
         scored = {p: score_rows(predictions, leaves, [CUTOFF], p) for p in POLICIES}
         scores[split] = {
             policy: {metric: float(rows[metric].mean()) for metric in (HR, NDCG)}
@@ -114,14 +114,14 @@ def score_pop(prepared: Prepared) -> PopScores:
     return scores
 
 
-def _by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
+def _rank_by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
     """Pop's lists, deep enough for both policies."""
     pairs = zip(rows[HISTORY], rows[TARGET], strict=True)
     depths = [needed_depth(history, target, CUTOFF, leaves) for history, target in pairs]
     return build_predictions(rows, *rank_by_popularity(leaves, depths))
 
 
-def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
+def _draw_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """``POP_ROWS`` rows, always the same ones; all where there are no more."""
     if len(rows) <= POP_ROWS:
         return rows
@@ -129,7 +129,7 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[np.sort(chosen)]
 
 
-def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
+def _find_prepared(word: str, overrides: Sequence[str]) -> list[Path]:
     folder = Path(word)
     if not folder.is_dir():
         recipe = load_recipe(word, overrides)
@@ -143,8 +143,8 @@ def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
         raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and {folder} is a folder")
     if (folder / ITEMS_FILE).is_file():
         return [folder]
-    home = folder.resolve().parent if is_run(folder) else folder
-    beside = [home / name for name in PREPARED if (home / name).is_dir()]
+    home = folder.resolve().parent if run_at(folder).exists else folder
+    beside = [path for path in Experiment(home, ()).prepared_folders if path.is_dir()]
     if not beside:
         raise ArtefactError(
             f"{folder}: neither prepared data nor a run or experiment that has some; expected a "

@@ -15,20 +15,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli import run_folder
+from llmrec_cli.claims import lock_path
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.engine.checkpoint import write_tensors
 from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.files import MODEL_FOLDER
 from llmrec_cli.methods import find
 from llmrec_cli.models.itemknn import fit_itemknn
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED, ItemknnOptions, PopOptions
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.run_folder import Opened
+from llmrec_cli.runs.record import require_same_settings
+from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.stage import scorer, workbench
+from llmrec_cli.stage.run_session import RunSession, open_session
 from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.dataset import Dataset
@@ -49,33 +52,36 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
             f'[prompt] task = "{recipe.task.name}": conventional models rank the catalogue; '
             'expected task "generate"'
         )
-    run = f"baseline-{name}"
-    folder = recipe.run_folder(run)
-    if resume and run_folder.is_done(folder):
-        run_folder.require_same_settings(recipe, run)
+    run = baseline_run(recipe, name)
+    folder = run.folder
+    if resume and run.is_done:
+        require_same_settings(recipe, run)
         progress.say(f"{folder}: already finished")
         return folder
     bench = workbench.open_workbench(recipe, progress)
     if recipe.baseline[name].model not in UNTRAINED:
         workbench.require_rows(bench.prepared)
     facts = scorer.facts(bench)
-    with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
-        if opened.finished:
+    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+        if session.is_finished:
             return folder
-        opened.outcome = _fit(bench, name, opened, resume=resume, progress=progress)
+        session.outcome = _fit(bench, session, resume=resume, progress=progress)
     return folder
 
 
 def _fit(
-    bench: workbench.Workbench, name: str, opened: Opened, *, resume: bool, progress: Progress
+    bench: workbench.Workbench, session: RunSession, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
-    folder, options = opened.folder, bench.recipe.baseline[name].options
+    run = session.run
+    folder, options = run.folder, bench.recipe.baseline[run.table].options
     if isinstance(options, PopOptions):
         return {}  # training counts stand in the prepared folder
     if isinstance(options, ItemknnOptions):
-        bench.ranks.first(partial(_fit_itemknn, bench, options, folder), folder / ".model.lock")
+        bench.ranks.first(
+            partial(_fit_itemknn, bench, options, folder), lock_path(folder / MODEL_FOLDER)
+        )
         return {}
-    return _train(bench, name, opened, resume=resume, progress=progress)
+    return _train(bench, session, resume=resume, progress=progress)
 
 
 def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Path) -> None:
@@ -87,12 +93,13 @@ def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Pa
         shrink=options.shrink,
     )
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    write_tensors(folder / scorer.MODEL, tensors)
+    write_tensors(folder / MODEL_FOLDER, tensors)
 
 
 def _train(
-    bench: workbench.Workbench, name: str, opened: Opened, *, resume: bool, progress: Progress
+    bench: workbench.Workbench, session: RunSession, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
+    run, name = session.run, session.run.table
     section, device = bench.recipe.baseline[name].train, bench.ranks.device
     model = scorer.build(bench, name).to(device)
     bench = replace(bench, encoder=scorer.leaf_encoder(bench))  # the same rows, as leaf numbers
@@ -100,7 +107,7 @@ def _train(
     rows = workbench.build_training_rows(bench, section.rows)
     left_out = left_out_of(bench.prepared.split("train"), rows)
     if line := left_out.line(workbench.describe_passes(bench)):
-        progress.say(f"baseline-{name}: train: {line}")
+        progress.say(f"{run}: train: {line}")
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     trainer = Trainer(
         policy=model,
@@ -113,15 +120,15 @@ def _train(
         rank_valid=lambda: _validation_metrics(bench, model, valid),
         section=section,
         seed=bench.recipe.seed,
-        folder=opened.folder,
+        folder=run.folder,
         ranks=bench.ranks,
         progress=progress,
-        label=f"baseline-{name}",
-        trackers=opened.trackers,
+        label=run.name,
+        trackers=session.trackers,
     )
     state = trainer.train(resume=resume)
     if bench.ranks.is_first:
-        write_tensors(opened.folder / scorer.MODEL, model.state_dict())
+        write_tensors(run.folder / MODEL_FOLDER, model.state_dict())
     return {
         "steps": state.step,
         "best_step": state.best_step,

@@ -1,8 +1,8 @@
-"""Claims: of what several commands could write at once, one process at a time writes it.
+"""Locks: of what several commands could write at once, one process at a time writes it.
 
-A claim is a lock on a file beside the folder.  The system releases it when its process ends,
+A lock is on a file beside the folder.  The system releases it when its process ends,
 however that ends; the file stays, and says who holds it.  Whoever comes second waits and uses what
-the first one made, or is refused by name.  Reading a finished folder needs no claim.
+the first one made, or is refused by name.  Reading a finished folder needs no lock.
 
 Where a file system has no such locks, filelock takes the file's existence for one (a soft lock).  A
 dead process's is recognised on its own machine; on another one the file has to be removed by hand.
@@ -23,9 +23,14 @@ from typing import Final, NoReturn
 from filelock import FileLock, SoftFileLock, Timeout
 
 from llmrec_cli.errors import ArtefactError, UserError, belongs_to
-from llmrec_cli.files import machine_errors, remove_leftovers
+from llmrec_cli.files import (
+    CHECKPOINTS_FOLDER,
+    METRICS_FILE,
+    machine_errors,
+    remove_leftovers,
+)
 
-TRAINED: Final = ("metrics.jsonl", "checkpoints")  # one of them is there once training has begun
+TRAINED: Final = (METRICS_FILE, CHECKPOINTS_FOLDER)  # one of them is there once training has begun
 _MOMENT: Final = 1.0  # seconds of waiting, before it is said for whom
 _PATIENCE: Final = 10.0  # seconds of waiting, before a run's folder is given up
 _SLICE: Final = 0.2  # seconds between two looks at what else may end the waiting
@@ -35,7 +40,7 @@ Say = Callable[[str], object]
 
 
 @contextmanager
-def taken_back(folder: Path, kept: bool) -> Iterator[None]:
+def roll_back(folder: Path, kept: bool) -> Iterator[None]:
     """Around the work in a run's folder: input that turns out to be wrong before anything was
     trained leaves no folder behind, whose name would be taken."""
     try:
@@ -47,7 +52,7 @@ def taken_back(folder: Path, kept: bool) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder.
 
     Raises:
@@ -61,7 +66,7 @@ def claimed(folder: Path) -> Iterator[None]:
             "name (name=...)"
         )
 
-    with _held(lock_of(folder), _PATIENCE, refuse):
+    with _hold_lock(lock_path(folder), _PATIENCE, refuse):
         try:
             yield
         except Exception as error:
@@ -70,7 +75,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_to_evaluate(folder: Path, split: str) -> Iterator[None]:
+def lock_evaluation(folder: Path, split: str) -> Iterator[None]:
     """Keep other evaluations of a run on a split away, whose files would mix with these.
 
     Raises:
@@ -83,12 +88,12 @@ def claimed_to_evaluate(folder: Path, split: str) -> Iterator[None]:
             f"{folder}: another llmrec is evaluating it on {split} ({holder}); wait for it"
         )
 
-    with _held(folder.with_name(f".{folder.name}.eval-{split}.lock"), _PATIENCE, refuse):
+    with _hold_lock(folder.with_name(f".{folder.name}.eval-{split}.lock"), _PATIENCE, refuse):
         yield
 
 
 @contextmanager
-def claimed_to_download(folder: Path) -> Iterator[None]:
+def lock_download(folder: Path) -> Iterator[None]:
     """Keep another download out of a folder.
 
     Raises:
@@ -99,12 +104,12 @@ def claimed_to_download(folder: Path) -> Iterator[None]:
     def refuse(holder: str) -> NoReturn:
         raise ArtefactError(f"{folder}: another download is at work there ({holder}); wait for it")
 
-    with _held(folder / ".downloads.lock", _MOMENT, refuse):
+    with _hold_lock(folder / ".downloads.lock", _MOMENT, refuse):
         yield
 
 
 @contextmanager
-def claimed_to_make(folder: Path, say: Say) -> Iterator[None]:
+def lock_to_make(folder: Path, say: Say) -> Iterator[None]:
     """Make a folder that others may want to make too, alone; wait for whoever makes it now.
 
     Look inside the block whether the folder is there by now.  What killed processes left of it is
@@ -116,10 +121,10 @@ def claimed_to_make(folder: Path, say: Say) -> Iterator[None]:
     Raises:
         MachineError: the disk refuses.
     """
-    lock = lock_of(folder)
+    lock = lock_path(folder)
     missing = [parent for parent in folder.parents if not parent.exists()]  # the innermost first
     try:
-        with waited_for(lock, folder, say):
+        with wait_for_lock(lock, folder, say):
             try:
                 remove_leftovers(folder, claimed=True)
                 yield
@@ -135,7 +140,7 @@ def claimed_to_make(folder: Path, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def waited_for(
+def wait_for_lock(
     lock: Path, what: Path, say: Say, check: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
     """Hold a lock; wait for whoever holds it, for as long as it takes.
@@ -150,15 +155,15 @@ def waited_for(
     """
 
     def busy(holder: str) -> None:
-        if holder != f"process {_this_process()}":  # another thread
+        if holder != f"process {_describe_process()}":  # another thread
             say(f"{what}: waiting for {holder}, which works on it")
 
-    with _held(lock, _MOMENT, busy, check):
+    with _hold_lock(lock, _MOMENT, busy, check):
         yield
 
 
-def lock_of(folder: Path) -> Path:
-    """The file whose lock claims a folder."""
+def lock_path(folder: Path) -> Path:
+    """The file whose lock keeps other processes out of a folder."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -174,7 +179,7 @@ def is_held(lock: Path) -> bool:
 
 
 @contextmanager
-def _held(
+def _hold_lock(
     path: Path, patience: float, busy: Say, check: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
     """Hold a lock, and note in its file who does.
@@ -183,17 +188,17 @@ def _held(
         busy: called with the holder after ``patience`` seconds of waiting, once; may raise.
         check: called again and again while waiting; may raise.
     """
-    lock = _acquired(path, patience, busy, check)
+    lock = _acquire_lock(path, patience, busy, check)
     try:
         if not isinstance(lock, SoftFileLock):  # whose file says so itself
             with suppress(OSError):  # a disk that is full
-                path.write_text(_this_process(), encoding="utf-8")
+                path.write_text(_describe_process(), encoding="utf-8")
         yield
     finally:
         lock.release()
 
 
-def _acquired(
+def _acquire_lock(
     path: Path, patience: float, busy: Say, check: Callable[[], object]
 ) -> FileLock | SoftFileLock:
     lock, begun, told = FileLock(path), time.monotonic(), False
@@ -206,14 +211,14 @@ def _acquired(
         check()
         if not told and time.monotonic() - begun >= patience:
             told = True
-            busy(_holder(path))
+            busy(_read_holder(path))
 
 
-def _this_process() -> str:
+def _describe_process() -> str:
     return f"{os.getpid()} on {socket.gethostname()}"
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     """Who holds a lock, as its file says."""
     try:
         note = _NOTE.fullmatch(path.read_text(encoding="utf-8", errors="replace"))

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmrec_cli.comparing.evaluated import (
-    PREPARED,
-    Grounds,
-    is_run,
-    open_run,
+    LoadedRun,
+    PreparedFolders,
+    build_entries,
+    load_run,
     require_evaluated,
-    runs_in,
 )
-from llmrec_cli.comparing.external import Missing, external_entry
-from llmrec_cli.comparing.gather import Opened, entries_of, gathered
+from llmrec_cli.comparing.external import Missing, load_external_entry
 from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.errors import ArtefactError, RecipeError
@@ -30,10 +28,8 @@ from llmrec_cli.report.entries import Entry, Ground
 from llmrec_cli.report.lists import Seen
 from llmrec_cli.report.pairs import PAIRED
 from llmrec_cli.report.question import Question
-from llmrec_cli.run_folder import is_evaluated, nearest_beside
+from llmrec_cli.runs.run import Experiment, Run, RunKind, experiment_at, run_at, suggest_folder
 from llmrec_cli.tasks import find_reported_task
-
-SFT = "sft"
 
 
 @dataclass(frozen=True)
@@ -67,10 +63,10 @@ def compare(words: Sequence[str], asked: Asked) -> Compared:
             files that are damaged or do not fit.
     """
     notes = list[str]()
-    experiments, folders = _found(words, asked.split, notes)
-    grounds = Grounds(asked.split)
-    opened = [gathered(*open_run(folder, grounds), folder) for folder in folders]
-    return _compared(experiments, opened, grounds, asked, notes)
+    experiments, runs = _find_runs(words, asked.split, notes)
+    folders = PreparedFolders(asked.split)
+    loaded = [load_run(run, folders) for run in runs]
+    return _compare_loaded(experiments, loaded, folders, asked, notes)
 
 
 def compare_experiment(recipe: Recipe, split: str, leaves: Leaves | None = None) -> Compared:
@@ -84,18 +80,18 @@ def compare_experiment(recipe: Recipe, split: str, leaves: Leaves | None = None)
     Raises:
         ArtefactError: nothing was evaluated yet.
     """
-    notes, opened = list[str](), list[Opened]()
-    grounds = Grounds(split, {recipe.prepared_for_eval: leaves} if leaves else {})
-    for folder in _evaluated_in(recipe.folder, split, notes):
+    notes, loaded = list[str](), list[LoadedRun]()
+    folders = PreparedFolders(split, {recipe.prepared_for_eval: leaves} if leaves else {})
+    for run in _find_evaluated(recipe.folder, split, notes):
         try:
-            opened.append(gathered(*open_run(folder, grounds), folder))
+            loaded.append(load_run(run, folders))
         except ArtefactError as error:  # of a run that was not asked for, perhaps an old one
             reason = str(error).replace(f"{recipe.folder}/", "")
             notes.append(f"left out: {reason}")
-    return _compared([recipe.folder], opened, grounds, Asked(split), notes)
+    return _compare_loaded([recipe.folder], loaded, folders, Asked(split), notes)
 
 
-def external_files(words: Sequence[str]) -> dict[str, Path]:
+def parse_external_files(words: Sequence[str]) -> dict[str, Path]:
     """``NAME=FILE`` of ``--external``.
 
     Raises:
@@ -114,78 +110,78 @@ def external_files(words: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _found(words: Sequence[str], split: str, notes: list[str]) -> tuple[list[Path], list[Path]]:
+def _find_runs(words: Sequence[str], split: str, notes: list[str]) -> tuple[list[Path], list[Run]]:
     """Experiments and evaluated runs that the words name, each once."""
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     named = [word for word in words if word not in overrides]
     if overrides and all(Path(word).is_dir() for word in named):
         raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and no recipe is named")
-    experiments, folders = list[Path](), list[Path]()
+    experiments, runs = list[Path](), list[Run]()
     for word in named:
-        folder = Path(word) if Path(word).is_dir() else _experiment(word, overrides)
-        if is_run(folder):
-            require_evaluated(folder, split)
+        folder = Path(word) if Path(word).is_dir() else _find_experiment(word, overrides)
+        if (run := run_at(folder)).exists:
+            require_evaluated(run, split)
             experiments.append(folder.parent)
-            folders.append(folder)
+            runs.append(run)
         else:
             experiments.append(folder)
-            folders += _evaluated_in(folder, split, notes)
-    return experiments, list({folder.resolve(): folder for folder in folders}.values())
+            runs += _find_evaluated(folder, split, notes)
+    return experiments, list({run.folder.resolve(): run for run in runs}.values())
 
 
-def _experiment(word: str, overrides: Sequence[str]) -> Path:
+def _find_experiment(word: str, overrides: Sequence[str]) -> Path:
     """The folder of a recipe's experiment; of what is no recipe, most likely a folder was meant."""
     try:
         return load_recipe(word, overrides).folder
     except RecipeError:
-        hint = "" if Path(word).is_file() else nearest_beside(Path(word))
+        hint = "" if Path(word).is_file() else suggest_folder(Path(word))
         if not hint:
             raise
         raise ArtefactError(f"{word}: no such folder or recipe.{hint}") from None
 
 
-def _evaluated_in(experiment: Path, split: str, notes: list[str]) -> list[Path]:
+def _find_evaluated(folder: Path, split: str, notes: list[str]) -> list[Run]:
     """The evaluated runs of an experiment; what else lies there becomes a note."""
-    if not experiment.is_dir():
-        raise ArtefactError(f"{experiment}: nothing there yet; run first: llmrec run RECIPE")
-    runs = runs_in(experiment)
-    if not runs and not (experiment / PREPARED[0]).is_dir():
-        inside = sorted(path.name for path in experiment.iterdir() if path.is_dir())
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder}: nothing there yet; run first: llmrec run RECIPE")
+    experiment = experiment_at(folder)
+    if not experiment.runs and not experiment.prepared_folders[0].is_dir():
+        inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
         shown = f"; it holds {', '.join(inside[:5])}" if inside else ""
-        raise ArtefactError(f"{experiment}: neither a run nor an experiment{shown}")
-    waiting = [folder.name for folder in runs if not is_evaluated(folder, split)]
+        raise ArtefactError(f"{folder}: neither a run nor an experiment{shown}")
+    waiting = [run.name for run in experiment.runs if not run.is_evaluated(split)]
     if waiting:
-        notes.append(f"not evaluated on {split} yet: {', '.join(waiting)} of {experiment.name}")
-    return [folder for folder in runs if folder.name not in waiting]
+        notes.append(f"not evaluated on {split} yet: {', '.join(waiting)} of {folder.name}")
+    return [run for run in experiment.runs if run.name not in waiting]
 
 
-def _compared(
+def _compare_loaded(
     experiments: Sequence[Path],
-    opened: Sequence[Opened],
-    grounds: Grounds,
+    loaded: Sequence[LoadedRun],
+    folders: PreparedFolders,
     asked: Asked,
     notes: list[str],
 ) -> Compared:
-    entries = entries_of(opened, notes)
+    entries = build_entries(loaded, notes)
     external = asked.external or {}
     if not entries and not external:
         raise ArtefactError(
             f"{experiments[0]}: no run was evaluated on {asked.split} yet; run llmrec eval"
         )
-    measure = _measure(entries, asked.baseline)
-    ground = measure.ground if measure else grounds.open(_prepared(experiments[0]))
-    question = _question(entries, measure, asked)
+    measure = _choose_measure(entries, asked.baseline)
+    ground = measure.ground if measure else folders.open(_find_prepared(experiments[0]))
+    question = _ask_question(entries, measure, asked)
     for name, path in external.items():
         if name in {own.name for own in entries}:
             raise RecipeError(f"--external {name}={path}: an entry has that name; choose another")
-        entry, told = external_entry(name, path, ground, question, asked.missing, measure)
+        entry, told = load_external_entry(name, path, ground, question, asked.missing, measure)
         notes += told
         entries.append(entry)
-    notes += _audited({entry.ground.folder: entry.ground for entry in entries}.values())
+    notes += _summarise_audits({entry.ground.folder: entry.ground for entry in entries}.values())
     return Compared(build_comparison(entries, question, notes), tuple(entries))
 
 
-def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
+def _summarise_audits(grounds: Iterable[Ground]) -> Iterator[str]:
     """What a reader has to know about the data, a few words for each prepared folder."""
     for ground in grounds:
         found = [line.removeprefix("note: ") for line in short_lines(judge_all(ground.manifest))]
@@ -194,21 +190,22 @@ def _audited(grounds: Iterable[Ground]) -> Iterator[str]:
             yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"
 
 
-def _measure(entries: Sequence[Entry], baseline: str | None) -> Entry | None:
+def _choose_measure(entries: Sequence[Entry], baseline: str | None) -> Entry | None:
     """The entry that decides what is asked: the baseline, else SFT, else the first one."""
     wanted = [entry for entry in entries if entry.name == baseline]
-    wanted += [entry for entry in entries if entry.evaluations[0].run == SFT]
+    wanted += [entry for entry in entries if entry.evaluations[0].run == RunKind.SFT]
     return next(iter([*wanted, *entries]), None)
 
 
-def _prepared(experiment: Path) -> Path:
-    return next((experiment / n for n in PREPARED[::-1] if (experiment / n).is_dir()), experiment)
+def _find_prepared(folder: Path) -> Path:
+    beside = reversed(Experiment(folder, ()).prepared_folders)
+    return next((prepared for prepared in beside if prepared.is_dir()), folder)
 
 
-def _question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> Question:
+def _ask_question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> Question:
     report = measure.evaluations[0].report if measure else {}
     drawn = report.get("bootstrap", {"resamples": EvalSection().resamples, "seed": 0})
-    sft = measure.name if measure and measure.evaluations[0].run == SFT else None
+    sft = measure.name if measure and measure.evaluations[0].run == RunKind.SFT else None
     protocol = report.get("protocol", {})
     task = find_reported_task(protocol)
     headline = asked.seen or protocol.get("seen", EvalSection().seen)
@@ -216,7 +213,7 @@ def _question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> 
         split=asked.split,
         policies=task.policies,
         headline=headline if headline in task.policies else task.policies[0],
-        cutoffs=_cutoffs(entries) if entries else EvalSection().cutoffs,
+        cutoffs=_find_cutoffs(entries) if entries else EvalSection().cutoffs,
         compared="",
         baseline=asked.baseline or sft,
         resamples=drawn["resamples"],
@@ -231,7 +228,7 @@ def _question(entries: Sequence[Entry], measure: Entry | None, asked: Asked) -> 
     return replace(question, compared=asked.metric or default)
 
 
-def _cutoffs(entries: Sequence[Entry]) -> tuple[int, ...]:
+def _find_cutoffs(entries: Sequence[Entry]) -> tuple[int, ...]:
     """What all entries were evaluated at; none for the rank-pair task.
 
     Raises:

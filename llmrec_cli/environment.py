@@ -18,7 +18,7 @@ from typing import Any, Final
 from llmrec_cli import __version__
 from llmrec_cli.engine.variables import LAUNCHERS, SINGLE, recorded_variables
 from llmrec_cli.redaction import redacted_in
-from llmrec_cli.run_folder import circumstances
+from llmrec_cli.runs.record import describe_source
 
 NEEDED: Final = (
     "torch",
@@ -63,42 +63,44 @@ _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
-def environment() -> dict[str, Any]:
+def collect_environment() -> dict[str, Any]:
     """Versions, processors, memory and devices, JSON-able; None: absent, or cannot be told."""
     return {
         "llmrec": __version__,
-        "git": circumstances()["git"],
+        "git": describe_source(),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "packages": {name: version_of(name) for name in NEEDED},
-        "optional packages": {name: version_of(name) for name in OPTIONAL},
-        "processor": _processor(),
-        "memory": _memory(),
+        "packages": {name: find_version(name) for name in NEEDED},
+        "optional packages": {name: find_version(name) for name in OPTIONAL},
+        "processor": _describe_processor(),
+        "memory": _measure_memory(),
         "disk free, GB": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
-        "torch": _torch(),
-        "variables": {n: _known(v) for n in VARIABLES if (v := os.environ.get(n)) is not None}
+        "torch": _describe_torch(),
+        "variables": {
+            n: _screen_value(v) for n in VARIABLES if (v := os.environ.get(n)) is not None
+        }
         | redacted_in(recorded_variables()),
     }
 
 
-def lines(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+def format_facts(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """The same in words, a fact a line."""
     for key, value in found.items():
         if isinstance(value, Mapping):
             yield f"{indent}{key}:"
-            yield from lines(value, f"{indent}  ")
+            yield from format_facts(value, f"{indent}  ")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             for number, entry in enumerate(value):
                 yield f"{indent}{key} {number}:"
-                yield from lines(entry, f"{indent}  ")
+                yield from format_facts(entry, f"{indent}  ")
         elif isinstance(value, list):
             yield f"{indent}{key}: {' '.join(map(str, value))}"
         else:
             yield f"{indent}{key}: {'-' if value is None else value}"
 
 
-def version_of(package: str) -> str | None:
+def find_version(package: str) -> str | None:
     """The version of an installed package; None: it is not installed."""
     try:
         return importlib.metadata.version(package)
@@ -106,17 +108,17 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def _known(value: str) -> str:
+def _screen_value(value: str) -> str:
     """A value that looks like what it should be; anything else stays untold."""
     return value if _HARMLESS.fullmatch(value) else "(set)"
 
 
-def _processor() -> dict[str, Any]:
+def _describe_processor() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"model": _model(), "cores": os.cpu_count(), "cores to use": usable}
+    return {"model": _read_processor_model(), "cores": os.cpu_count(), "cores to use": usable}
 
 
-def _model() -> str | None:
+def _read_processor_model() -> str | None:
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
         found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -125,7 +127,7 @@ def _model() -> str | None:
     return found[1].strip() if found else platform.processor() or None
 
 
-def _memory() -> dict[str, float | None]:
+def _measure_memory() -> dict[str, float | None]:
     """Of the machine, and what a container may use of it, GB."""
     limit = None
     try:
@@ -139,7 +141,7 @@ def _memory() -> dict[str, float | None]:
     return {"total, GB": round(total / 1e9, 1) if total else None, "limit, GB": limit}
 
 
-def _torch() -> dict[str, Any]:
+def _describe_torch() -> dict[str, Any]:
     """How torch was built, its threads, and the devices that it sees."""
     import torch
 
@@ -148,16 +150,19 @@ def _torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "CUDA": torch.version.cuda,
         "ROCm": torch.version.hip,
-        "cuDNN": _quietly(torch.backends.cudnn.version) if cuda else None,
-        "driver": _driver() if cuda else None,
+        "cuDNN": _ask_quietly(torch.backends.cudnn.version) if cuda else None,
+        "driver": _read_driver() if cuda else None,
         "MPS": torch.backends.mps.is_available(),
-        "GPU": [_gpu(torch.cuda.get_device_properties(n)) for n in range(torch.cuda.device_count())]
+        "GPU": [
+            _describe_gpu(torch.cuda.get_device_properties(n))
+            for n in range(torch.cuda.device_count())
+        ]
         if cuda
         else None,
     }
 
 
-def _gpu(properties: Any) -> dict[str, Any]:
+def _describe_gpu(properties: Any) -> dict[str, Any]:
     return {
         "name": properties.name,
         "memory, GB": round(properties.total_memory / 1e9, 1),
@@ -165,7 +170,7 @@ def _gpu(properties: Any) -> dict[str, Any]:
     }
 
 
-def _driver() -> str | None:
+def _read_driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
@@ -174,7 +179,7 @@ def _driver() -> str | None:
     return next(iter(done.stdout.decode(errors="replace").split()), None)
 
 
-def _quietly(ask: Callable[[], Any]) -> Any:
+def _ask_quietly(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception:  # a broken driver must not keep the rest from being told

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli import run_folder
 from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.leaves import Leaves, gather_leaves
@@ -20,14 +19,22 @@ from llmrec_cli.engine.ranks import Column
 from llmrec_cli.engine.rows import LeftOut
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.files import sha256, write_json
+from llmrec_cli.files import MANIFEST_FILE, sha256, write_json
 from llmrec_cli.models.popularity import rank_by_popularity
 from llmrec_cli.progress import Progress, Silent
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
 from llmrec_cli.report.predictions import build_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
-from llmrec_cli.run_folder import Existing
+from llmrec_cli.runs.provenance import require_all_inputs
+from llmrec_cli.runs.record import (
+    Existing,
+    count_opening,
+    evaluated_before,
+    open_evaluation,
+    require_done,
+)
+from llmrec_cli.runs.run import Experiment, Run, experiment_of
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.check import plan_run
 from llmrec_cli.stage.evaluate_candidates import (
@@ -38,28 +45,26 @@ from llmrec_cli.stage.evaluate_candidates import (
     candidates_of,
     scored_pairs,
 )
-from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.tasks.operations import load_operations
 
-POP = "baseline-pop"
 BASELINE_ROWS = 256  # scored together
 
 
 def evaluate(
     recipe: Recipe,
-    runs: Sequence[str],
+    names: Sequence[str],
     *,
     split: str,
     again: bool,
     keep: bool = False,
     progress: Progress,
 ) -> Compared:
-    """Evaluate ``runs`` and put every evaluated run of the recipe side by side.
+    """Evaluate runs and put every evaluated run of the recipe side by side.
 
     Args:
-        runs: run names; ``baseline-pop`` is fitted on the way, it costs nothing.
+        names: of runs; ``baseline-pop`` is fitted on the way, it costs nothing.
         split: ``test`` or ``valid``.
         again: evaluate anew where a report exists; without it, that is an error.
         keep: leave a run alone where a report exists.
@@ -68,17 +73,19 @@ def evaluate(
         ArtefactError: a run is not finished, was evaluated before, or is being evaluated.
     """
     existing: Existing = "keep" if keep else "again" if again else "refuse"
-    runs = [run for run in runs if _is_wanted(recipe, run, split, existing)]
+    experiment = experiment_of(recipe)
+    found = (_find_wanted(experiment, recipe, name, split, existing) for name in names)
+    runs = [run for run in found if run is not None]
     return load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
 
 
 def evaluate_catalogue(
-    recipe: Recipe, runs: Sequence[str], *, split: str, existing: Existing, progress: Progress
+    recipe: Recipe, runs: Sequence[Run], *, split: str, existing: Existing, progress: Progress
 ) -> Compared:
     """Rank the catalogue for every row of a split with every run, and compare all evaluated runs.
 
     Args:
-        runs: names of finished runs that may be evaluated.
+        runs: finished runs that may be evaluated.
         existing: what to do with a report that another process has written meanwhile.
 
     Raises:
@@ -87,7 +94,7 @@ def evaluate_catalogue(
     if recipe.eval.data is not None:
         runs = _without_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
-    require_grounds(recipe, bench.codec.tokenizer, runs)
+    require_all_inputs(recipe, bench.codec.tokenizer, runs)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     others = candidates_of(bench, frame, split) if recipe.eval.auc else None
@@ -95,35 +102,41 @@ def evaluate_catalogue(
     if line := histories.line(bench.encoder.why):
         progress.say(f"{split}: {line}")
     for run in runs:
-        folder = recipe.run_folder(run)
-        with run_folder.opened_to_evaluate(folder, split, bench.ranks, existing) as is_wanted:
+        with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
             if is_wanted:
                 _evaluate_run(bench, leaves, frame, others, histories, run, split, progress)
     return compare_experiment(recipe, split, leaves)
 
 
-def _is_wanted(recipe: Recipe, run: str, split: str, existing: Existing) -> bool:
-    """Whether a run is to be evaluated.
+def _find_wanted(
+    experiment: Experiment, recipe: Recipe, name: str, split: str, existing: Existing
+) -> Run | None:
+    """The run of a name; None: it is not to be evaluated.
 
     Raises:
         RecipeError, ArtefactError: it cannot be.
     """
-    if run not in recipe.runs():
-        raise RecipeError(f"--run {run}: unknown, expected one of {', '.join(recipe.runs())}")
-    there = run_folder.is_evaluated(recipe.run_folder(run), split)
+    run = experiment.find(name)
+    if run is None:
+        known = ", ".join(experiment.names)
+        raise RecipeError(f"--run {name}: unknown, expected one of {known}")
+    there = run.is_evaluated(split)
     if there and existing == "keep":
-        return False
-    folder = recipe.run_folder(run) if run == POP else run_folder.require_done(recipe, run)
+        return None
+    if not run.is_pop:
+        require_done(recipe, run)
     if there and existing == "refuse":
-        raise run_folder.already_evaluated(folder, split)
-    return True
+        raise evaluated_before(run, split)
+    return run
 
 
-def _without_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
+def _without_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
     """A conventional model knows the items that it was trained on; popularity is counted anew."""
-    skipped = [run for run in runs if run.startswith("baseline-") and run != POP]
+    skipped = [run for run in runs if not run.is_language_model and not run.is_pop]
     if skipped:
-        progress.say(f"{', '.join(skipped)}: skipped: [eval.data] has other items than they know")
+        progress.say(
+            f"{', '.join(map(str, skipped))}: skipped: [eval.data] has other items than they know"
+        )
     return [run for run in runs if run not in skipped]
 
 
@@ -141,7 +154,7 @@ def _evaluate_run(
     frame: pd.DataFrame,
     others: list[int] | None,  # of each row, to score beside its target
     histories: LeftOut,  # of the prompts of these rows
-    run: str,
+    run: Run,
     split: str,
     progress: Progress,
 ) -> None:
@@ -155,9 +168,8 @@ def _evaluate_run(
     pairs = scored_pairs(frame, others, ranker.score_two) if others is not None else None
 
     def write() -> None:
-        folder, seed, resamples = recipe.run_folder(run), recipe.seed, recipe.eval.resamples
-        file = folder / run_folder.named("predictions.parquet", split)
-        write_predictions(file, predictions, frame["row"].to_numpy())
+        seed, resamples = recipe.seed, recipe.eval.resamples
+        write_predictions(run.predictions_file(split), predictions, frame["row"].to_numpy())
         report = build_report(
             {"keep": predictions, "remove": predictions},
             leaves,
@@ -166,31 +178,31 @@ def _evaluate_run(
             seed=seed,
             short="miss",
         )
-        if not run.startswith("baseline-"):
+        if run.is_language_model:
             report["histories"] = histories.facts()
         report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
         if pairs is not None:
-            write_pairs(folder / run_folder.named(run_folder.PAIRS_FILE, split), pairs)
+            write_pairs(run.pairs_file(split), pairs)
             report["auc"] = auc_figures([pairs], resamples, seed)
             progress.say(f"{run}: {auc_line(report['auc'])}")
-        write_json(folder / run_folder.named("report.json", split), report)
-        run_folder.log_opening(folder, split)
+        write_json(run.report_file(split), report)
+        count_opening(run, split)
 
     bench.ranks.first(write)
 
 
-def _ranker(bench: workbench.Workbench, leaves: Leaves, run: str, progress: Progress) -> _Ranker:
+def _ranker(bench: workbench.Workbench, leaves: Leaves, run: Run, progress: Progress) -> _Ranker:
     recipe = bench.recipe
-    if run == POP:
-        baseline(recipe, "pop", resume=True, progress=Silent())
+    if run.is_pop:
+        baseline(recipe, run.table, resume=True, progress=Silent())
         return _Ranker(partial(_rank_by_popularity, bench, leaves), by_count(leaves))
-    if run.startswith("baseline-"):
-        score = load_scorer(bench, run.removeprefix("baseline-"))
+    if not run.is_language_model:
+        score = load_scorer(bench, run.table)
         rank = partial(_rank_by_baseline, bench, leaves, score, f"eval {run}", progress)
         return _Ranker(rank, by_scorer(score, leaves, BASELINE_ROWS))
     _warn_about_mask(recipe, run, progress)
     packs = recipe.eval.auc
-    model = load_policy(bench, recipe.run_folder(run), train=False, packs=packs)
+    model = load_policy(bench, run, train=False, packs=packs)
     rank = partial(_rank_by_model, bench, leaves, model, f"eval {run}", progress)
     return _Ranker(rank, by_policy(bench, model))
 
@@ -277,14 +289,13 @@ def _rank_by_baseline(
     return build_predictions(frame, ranked, scores)
 
 
-def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
+def _protocol(bench: workbench.Workbench, run: Run, split: str) -> Protocol:
     recipe = bench.recipe
-    hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
-    folder = recipe.run_folder(run)
-    if (folder / "manifest.json").is_file():
-        hashes["run"] = sha256(folder / "manifest.json")
+    hashes = {"data": sha256(bench.prepared.folder / MANIFEST_FILE)}
+    if run.manifest_file.is_file():
+        hashes["run"] = sha256(run.manifest_file)
     decoder: Mapping[str, Any] = (
-        {"search": "all"} if run.startswith("baseline-") else recipe.eval.decode.model_dump()
+        recipe.eval.decode.model_dump() if run.is_language_model else {"search": "all"}
     )
     return Protocol(
         split=split,
@@ -296,7 +307,7 @@ def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
     )
 
 
-def _warn_about_mask(recipe: Recipe, run: str, progress: Progress) -> None:
+def _warn_about_mask(recipe: Recipe, run: Run, progress: Progress) -> None:
     plan = plan_run(recipe, run)
     if recipe.eval.decode.mask == "after" and plan.method.legal_only(plan.options):
         progress.say(

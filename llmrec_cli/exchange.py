@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.evaluated import Grounds, open_run, require_evaluated
+from llmrec_cli.comparing.evaluated import PreparedFolders, load_evaluation, require_evaluated
 from llmrec_cli.data.columns import (
     BRAND,
     HISTORY,
@@ -35,6 +35,7 @@ from llmrec_cli.data.store import Prepared, load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.files import write_atomically, write_folder
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.runs.run import run_at
 
 ListFormat = Literal["trec", "csv"]
 
@@ -62,8 +63,11 @@ def export_data(recipe: Recipe, to: Path) -> list[Path]:
     if NEGATIVES in frames["test"].columns:
         raise ArtefactError(f"{prepared.folder}: rows of pairs; RecBole's files know histories")
     _require_one_word(prepared.folder, "item_id", prepared.items[ITEM_ID])
-    files = {f"{recipe.name}.{split}.inter": _inter(prepared, frames[split]) for split in SPLITS}
-    files |= {f"{recipe.name}.item": _item(prepared.items), f"{recipe.name}.yaml": _YAML}
+    files = {
+        f"{recipe.name}.{split}.inter": _format_interactions(prepared, frames[split])
+        for split in SPLITS
+    }
+    files |= {f"{recipe.name}.item": _format_items(prepared.items), f"{recipe.name}.yaml": _YAML}
 
     def fill(temporary: Path) -> None:
         for name, text in files.items():
@@ -90,7 +94,7 @@ train_neg_sample_args: null
 """
 
 
-def _inter(prepared: Prepared, rows: pd.DataFrame) -> str:
+def _format_interactions(prepared: Prepared, rows: pd.DataFrame) -> str:
     ids = prepared.items[ITEM_ID].to_numpy()
     heading = [f"{USER_ID}:token", f"{ITEM_ID}_list:token_seq", f"{ITEM_ID}:token"]
     times = [0 if pd.isna(time) else int(time) for time in rows[TIMESTAMP]]
@@ -99,14 +103,14 @@ def _inter(prepared: Prepared, rows: pd.DataFrame) -> str:
         (user, " ".join(ids[history]), ids[target], time)
         for user, history, target, time in zip(*columns, strict=True)
     )
-    return _table("\t", [*heading, f"{TIMESTAMP}:float"], lines)
+    return _format_table("\t", [*heading, f"{TIMESTAMP}:float"], lines)
 
 
-def _item(items: pd.DataFrame) -> str:
+def _format_items(items: pd.DataFrame) -> str:
     heading = (f"{ITEM_ID}:token", f"{TITLE}:token_seq", f"{BRAND}:token")
     columns = [items[name].fillna("") for name in (ITEM_ID, TITLE, BRAND)]
     lines = ([" ".join(cell.split()) for cell in row] for row in zip(*columns, strict=True))
-    return _table("\t", heading, lines)
+    return _format_table("\t", heading, lines)
 
 
 def export_lists(
@@ -131,39 +135,44 @@ def export_lists(
     """
     if relevant is not None and format != "trec":
         raise RecipeError(f'--qrels {relevant}: goes with --format trec, not "{format}"')
-    require_evaluated(folder, split)
-    run, ground = open_run(folder, Grounds(split))
-    if run.predictions is None:
+    run = run_at(folder)
+    require_evaluated(run, split)
+    evaluation, ground = load_evaluation(run, PreparedFolders(split))
+    if evaluation.predictions is None:
         raise ArtefactError(f"{folder}: has scored pairs, not lists")
-    frame, ids = run.predictions, ground.items[ITEM_ID].to_numpy()
+    frame, ids = evaluation.predictions, ground.items[ITEM_ID].to_numpy()
     if format == "csv":
         heading = (ROW, USER_ID, ITEM_ID, "rank", "score")
-        write_atomically(to, _table(",", heading, _csv_lines(frame, ids)).encode())
+        write_atomically(to, _format_table(",", heading, _make_csv_lines(frame, ids)).encode())
         return len(frame)
     by_user = not ground.rows[USER_ID].duplicated().any()
     queries = frame[USER_ID].tolist() if by_user else list(map(str, frame[ROW]))
     _require_one_word(ground.folder, "item_id", ids)
     _require_one_word(ground.folder, "user_id", queries)
-    write_atomically(to, "".join(_trec_lines(frame, ids, queries, run.run)).encode())
+    write_atomically(to, "".join(_make_trec_lines(frame, ids, queries, run.name)).encode())
     if relevant is not None:
         targets = zip(queries, ids[frame[TARGET]], strict=True)
         write_atomically(relevant, "".join(f"{q} 0 {item} 1\n" for q, item in targets).encode())
     return len(frame)
 
 
-def _csv_lines(frame: pd.DataFrame, ids: Any) -> Iterator[tuple[Any, ...]]:
-    for row, user, ranked, scores in _lists(frame):
+def _make_csv_lines(frame: pd.DataFrame, ids: Any) -> Iterator[tuple[Any, ...]]:
+    for row, user, ranked, scores in _iterate_lists(frame):
         for place, (item, score) in enumerate(zip(ids[ranked], scores, strict=True), start=1):
             yield row, user, item, place, repr(float(score))
 
 
-def _trec_lines(frame: pd.DataFrame, ids: Any, queries: Sequence[str], tag: str) -> Iterator[str]:
-    for query, (_, _, ranked, scores) in zip(queries, _lists(frame), strict=True):
-        for place, (item, score) in enumerate(zip(ids[ranked], falling(scores), strict=True), 1):
+def _make_trec_lines(
+    frame: pd.DataFrame, ids: Any, queries: Sequence[str], tag: str
+) -> Iterator[str]:
+    for query, (_, _, ranked, scores) in zip(queries, _iterate_lists(frame), strict=True):
+        for place, (item, score) in enumerate(
+            zip(ids[ranked], force_falling(scores), strict=True), 1
+        ):
             yield f"{query} Q0 {item} {place} {score:.9g} {tag}\n"
 
 
-def falling(scores: Sequence[float]) -> list[float]:
+def force_falling(scores: Sequence[float]) -> list[float]:
     """Float32 scores with each one below the one before, changed as little as can be."""
     lower = np.array(scores, np.float32)
     for before, at in pairwise(range(len(lower))):
@@ -172,11 +181,11 @@ def falling(scores: Sequence[float]) -> list[float]:
     return [float(score) for score in lower]
 
 
-def _lists(frame: pd.DataFrame) -> Iterator[tuple[int, str, Any, Any]]:
+def _iterate_lists(frame: pd.DataFrame) -> Iterator[tuple[int, str, Any, Any]]:
     return zip(frame[ROW], frame[USER_ID], frame[RANKED], frame[SCORES], strict=True)
 
 
-def _table(delimiter: str, heading: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def _format_table(delimiter: str, heading: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """Cells with quotes or the delimiter in them are quoted, as pandas and RecBole read them."""
     out = io.StringIO()
     writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.files import write_folder
+from llmrec_cli.files import ADAPTER_FOLDER, MODEL_FOLDER, write_folder
 from llmrec_cli.progress import Progress
 from llmrec_cli.serving.card import Wanted, base_name, gather_card, render_card
 from llmrec_cli.serving.export_check import check_export
@@ -96,11 +96,11 @@ def _why(finished: Finished, wanted: Wanted) -> str:
 def _fill(finished: Finished, bench: Workbench, wanted: Wanted, folder: Path) -> None:
     recipe = finished.recipe
     if recipe.model.tuning == "full":
-        copy_result(finished.folder / "model", folder)
+        copy_result(finished.folder / MODEL_FOLDER, folder)
     elif wanted.merge:
         write_merged(finished, plain_bench(bench), folder)
     else:
-        copy_result(finished.folder / "adapter", folder)
+        copy_result(finished.folder / ADAPTER_FOLDER, folder)
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)
     if recipe.task.ranks_catalogue:
         write_ranking(bench, folder)
@@ -121,7 +121,7 @@ def _check(finished: Finished, run: str | Path, wanted: Wanted) -> None:
     if finished.conventional:
         raise ArtefactError(
             f"{run}: a conventional model has no Hugging Face format; its weights are in "
-            f"{Path(run) / 'model'}, and llmrec recommend uses it where it is"
+            f"{Path(run) / MODEL_FOLDER}, and llmrec recommend uses it where it is"
         )
     if wanted.merge and finished.recipe.model.tuning == "full":
         raise RecipeError('--merge: the run has no adapter (tuning = "full"); leave it out')

@@ -19,11 +19,31 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from llmrec_cli.errors import ArtefactError, MachineError
 
-HASHES = "files.json"
+# Names of artefacts: each is written here and nowhere else (of a prepared folder's tables:
+# ``data.columns``; of its folder: ``recipe.recipe``).
+MANIFEST_FILE: Final = "manifest.json"  # of a run and of a prepared folder
+RECIPE_FILE: Final = "recipe.toml"  # of a run: the recipe, resolved
+METRICS_FILE: Final = "metrics.jsonl"  # a line per update
+NONFINITE_FILE: Final = "nonfinite.jsonl"  # updates that were left out, and their rows
+TRACKERS_FILE: Final = "trackers.json"  # the run's ids in trackers that go on
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+MODEL_FOLDER: Final = "model"  # the result: all weights
+ADAPTER_FOLDER: Final = "adapter"  # the result: LoRA's weights alone
+REFERENCE_FOLDER: Final = "reference"  # stored log-probabilities
+NEGATIVES_FOLDER: Final = "negatives"  # mined answers
+PREDICTIONS_FILE: Final = "predictions.parquet"
+PAIRS_FILE: Final = "pairs.parquet"
+REPORT_FILE: Final = "report.json"
+BASE_FOLDER: Final = "base"  # of an experiment: the backbone that was made from its catalogue
+SCORES_FOLDER: Final = "scores"  # of an experiment: item scores of conventional models
+PAGE_FILE: Final = "report.html"  # of an experiment, as is the next
+COMPARISON_FILE: Final = "comparison.json"
+FACTS_FILE: Final = "facts.json"  # what stored tensors depend on, beside them
+HASHES: Final = "files.json"  # SHA-256 of a folder's other files
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)$")
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _EXISTS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # of a rename: something is there
@@ -64,7 +84,7 @@ def create_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """
     with machine_errors(path):
         remove_leftovers(path)
-        temporary, opened = _temporary_file(path)
+        temporary, opened = _make_temporary_file(path)
         try:
             with opened as stream:
                 fill(stream)
@@ -85,7 +105,7 @@ def temporary_name(path: Path) -> Path:
 @contextlib.contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """A new folder under a temporary name beside ``folder``; gone at the end if it has it still."""
-    temporary, descriptor = _temporary_folder(folder)
+    temporary, descriptor = _make_temporary_folder(folder)
     try:
         yield temporary
     finally:
@@ -93,22 +113,22 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_file(path: Path) -> tuple[Path, BinaryIO]:
+def _make_temporary_file(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = temporary_name(path)
         stream = temporary.open("xb")
-        if _hold(stream.fileno()):
+        if _lock_open(stream.fileno()):
             return temporary, stream
         stream.close()
 
 
-def _temporary_folder(folder: Path) -> tuple[Path, int]:
+def _make_temporary_folder(folder: Path) -> tuple[Path, int]:
     while True:
         temporary = temporary_name(folder)
         temporary.mkdir(parents=True)
         with contextlib.suppress(FileNotFoundError):  # taken for a leftover
             descriptor = os.open(temporary, os.O_RDONLY)
-            if _hold(descriptor):
+            if _lock_open(descriptor):
                 return temporary, descriptor
             os.close(descriptor)
 
@@ -134,7 +154,7 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            if not _is_free(descriptor, claimed):
+            if not _try_lock(descriptor, claimed):
                 return
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -144,7 +164,7 @@ def _remove_leftover(path: Path, claimed: bool) -> None:
             os.close(descriptor)
 
 
-def _is_free(descriptor: int, otherwise: bool) -> bool:
+def _try_lock(descriptor: int, otherwise: bool) -> bool:
     """Whether no process holds what is open, which this one holds then.
 
     Args:
@@ -159,16 +179,16 @@ def _is_free(descriptor: int, otherwise: bool) -> bool:
     return True
 
 
-def _hold(descriptor: int) -> bool:
+def _lock_open(descriptor: int) -> bool:
     """Lock what this process writes until it is closed; False: another one removes it, which came
     before the lock and took it for a leftover."""
     # Where there are no locks, nobody takes it for a leftover either.
-    return _is_free(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
+    return _try_lock(descriptor, otherwise=True) and os.fstat(descriptor).st_nlink > 0
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys."""
-    write_atomically(path, _json_bytes(value))
+    write_atomically(path, _encode_json(value))
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -236,10 +256,10 @@ def write_folder(
         with temporary_folder(folder) as temporary:
             fill(temporary)
             if hashes:
-                found = {name: sha256(temporary / name) for name in _names(temporary)}
+                found = {name: sha256(temporary / name) for name in _list_files(temporary)}
                 write_json(temporary / HASHES, found)
             follow_umask(temporary)
-            for name in _names(temporary):
+            for name in _list_files(temporary):
                 sync_file(temporary / name)
             sync_folder(temporary)
             retired = temporary_name(folder)
@@ -294,9 +314,11 @@ def check_folder(folder: Path) -> None:
         if path.is_symlink():
             raise ArtefactError(f"{path}: a link, which llmrec never writes; remove it")
     recorded = read_json(folder / HASHES)
-    if not isinstance(recorded, dict) or not _is_ours((folder / HASHES).read_bytes(), recorded):
+    if not isinstance(recorded, dict) or not _is_as_written(
+        (folder / HASHES).read_bytes(), recorded
+    ):
         raise ArtefactError(f"{folder / HASHES}: damaged: not as it was written")
-    present = set(_names(folder)) - {HASHES}
+    present = set(_list_files(folder)) - {HASHES}
     for name in sorted(set(recorded) | present):
         if name not in present:
             raise ArtefactError(f"{folder / name}: missing")
@@ -312,21 +334,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _is_ours(written: bytes, value: Any) -> bool:
+def _is_as_written(written: bytes, value: Any) -> bool:
     """Whether the bytes are those that ``write_json`` gives, which refuses what Python reads."""
     try:
-        return written == _json_bytes(value)
+        return written == _encode_json(value)
     except ValueError:
         return False
 
 
-def _json_bytes(value: Any) -> bytes:
+def _encode_json(value: Any) -> bytes:
     """UTF-8; of a file name that is none, the bytes become the escapes that JSON has for them."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode(errors="backslashreplace")
 
 
-def _names(folder: Path) -> list[str]:
+def _list_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 

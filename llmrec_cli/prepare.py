@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from llmrec_cli.claims import claimed_to_make
+from llmrec_cli.claims import lock_to_make
 from llmrec_cli.data.catalog import build_catalogue, name_items, require_names
 from llmrec_cli.data.columns import COUNT, ITEM_ID, SPLITS, in_order
 from llmrec_cli.data.engines import open_engine
@@ -95,7 +95,7 @@ def _prepare(
     states = states_of(section, locate)
     asked = fingerprint(section, seed, locate)
     if not folder.exists():
-        with claimed_to_make(folder, progress):
+        with lock_to_make(folder, progress):
             if not folder.exists():  # nobody made it while this process waited
                 with staging(folder) as stage:
                     _make(section, seed, stage, folder, locate, progress, asked)

@@ -13,6 +13,7 @@ import tomli_w
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.files import machine_errors, write_atomically
 from llmrec_cli.recipe.file import find_recipe, load_recipe, shipped_folder, shipped_names
+from llmrec_cli.runs.run import experiment_of
 
 _EXTENDS = re.compile(r'^(extends\s*=\s*)"([^"\n]+)"', re.MULTILINE)
 _NAME = re.compile(r'^name\s*=\s*"[^"\n]*"', re.MULTILINE)
@@ -78,7 +79,9 @@ def copy_recipe(name: str, target: Path | None) -> list[Path]:
 
 def _describe_shipped(name: str) -> Shipped:
     recipe = load_recipe(name)
-    return Shipped(name, recipe.description, recipe.model.backbone, tuple(recipe.runs()))
+    return Shipped(
+        name, recipe.description, recipe.model.backbone, tuple(experiment_of(recipe).names)
+    )
 
 
 def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:

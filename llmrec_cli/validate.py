@@ -11,13 +11,13 @@ import tomli_w
 
 from llmrec_cli.engine.trackers import require
 from llmrec_cli.errors import DataError
-from llmrec_cli.files import read_json
+from llmrec_cli.files import MANIFEST_FILE, read_json
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.data import DataSection
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.redaction import redacted_in
-from llmrec_cli.run_folder import has_settings, is_done, require_same_settings
+from llmrec_cli.runs.record import check_finished
+from llmrec_cli.runs.run import Run, RunKind, align_run, experiment_of, sft_run
 
 WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in a temporary folder
 
@@ -43,11 +43,8 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
         yield from _trial(recipe)
     else:
         yield from _prepared(recipe)
-    for run in recipe.runs():
-        done = is_done(recipe.run_folder(run))
-        if done and has_settings(recipe, run):
-            require_same_settings(recipe, run)
-        state = "finished" if done else "would run"
+    for run in experiment_of(recipe).runs:
+        state = "finished" if check_finished(recipe, run) else "would run"
         yield f"{run}: {state}"
     if not rows:
         yield "add --rows to see a training row, tokens, legal tokens and memory"
@@ -83,7 +80,7 @@ def _check_sources(data: DataSection) -> None:
 def _prepared(recipe: Recipe) -> Iterator[str]:
     """What the prepared folders' manifests say."""
     for folder in dict.fromkeys((recipe.prepared, recipe.prepared_for_eval)):
-        path = folder / "manifest.json"
+        path = folder / MANIFEST_FILE
         if not path.is_file():
             yield f"{folder}: would be prepared"
             continue
@@ -97,7 +94,7 @@ def _trial(recipe: Recipe) -> Iterator[str]:
     from llmrec_cli.prepare import prepare
 
     folders = {recipe.prepared, recipe.prepared_for_eval}
-    missing = sorted(f for f in folders if not (f / "manifest.json").is_file())
+    missing = sorted(f for f in folders if not (f / MANIFEST_FILE).is_file())
     if missing and _source_bytes(recipe) > WHOLE:
         yield f"{missing[0]}: nothing prepared yet; run llmrec prepare to check the rows too"
         return
@@ -132,7 +129,7 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     from llmrec_cli.stage.workbench import open_workbench
 
     bench = open_workbench(recipe, Silent())
-    check_plans(recipe, bench, recipe.runs())
+    check_plans(recipe, bench, experiment_of(recipe).runs)
     yield _catalogue(bench)
     for split in bench.prepared.splits:
         yield f"{split}: {len(bench.prepared.split(split)):,} rows"
@@ -143,15 +140,16 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
         yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
         yield from _left_out(other, "test")
     longest = 0
-    for number, (name, section) in enumerate(_stages(recipe)):
-        meaning = _meaning(bench, name)
-        shown = _show_stage(bench, name)
+    for number, run in enumerate(_language_models(recipe)):
+        section = run.section(recipe).train
+        meaning = _meaning(bench, run)
+        shown = _show_stage(bench, run)
         longest = max(longest, shown.longest)
         steps = -(-shown.count // section.batch) * section.epochs
         steps = min(steps, section.max_steps or steps)
-        yield f"{name}: {shown.count:,} {section.rows} rows, about {steps:,.0f} updates"
+        yield f"{run}: {shown.count:,} {section.rows} rows, about {steps:,.0f} updates"
         if meaning is not None:
-            yield f"{name}: {meaning}"
+            yield f"{run}: {meaning}"
         if number == 0:
             yield "one training row (token: loss and legal tokens where it is predicted):"
             yield from _indent("\n".join(shown.first))
@@ -188,18 +186,18 @@ def _catalogue(bench: Any) -> str:
     )
 
 
-def _show_stage(bench: Any, name: str) -> Any:
+def _show_stage(bench: Any, run: Run) -> Any:
     """A stage's training rows, as its task shows them."""
     from llmrec_cli.stage.check import plan_run
     from llmrec_cli.stage.needs import Stage
     from llmrec_cli.tasks.operations import load_operations
 
-    plan = plan_run(bench.recipe, name)
+    plan = plan_run(bench.recipe, run)
     stage = Stage(bench, plan.method, plan.options, plan.section)
-    return load_operations(bench.recipe.task).show_rows(stage, name != "sft")
+    return load_operations(bench.recipe.task).show_rows(stage, run.kind is RunKind.ALIGN)
 
 
-def _meaning(bench: Any, name: str) -> str | None:
+def _meaning(bench: Any, run: Run) -> str | None:
     """What an alignment's options mean on this catalogue.
 
     Raises:
@@ -207,17 +205,17 @@ def _meaning(bench: Any, name: str) -> str | None:
     """
     from llmrec_cli.methods import find
 
-    if name == "sft":
+    if run.kind is not RunKind.ALIGN:
         return None
-    stage = bench.recipe.stage(name)
+    stage = bench.recipe.align[run.table]
     method = find(stage.method)
     method.init_state(stage.options, bench.trie)
     return method.describe(stage.options, bench.trie, bench.codec.spell)
 
 
-def _stages(recipe: Recipe) -> list[tuple[str, TrainSection]]:
-    aligns = [(f"align-{name}", section.train) for name, section in recipe.align.items()]
-    return [("sft", recipe.sft.train), *aligns]
+def _language_models(recipe: Recipe) -> list[Run]:
+    """SFT, and the alignments as the recipe has them."""
+    return [sft_run(recipe), *(align_run(recipe, table) for table in recipe.align)]
 
 
 def _show_row(bench: Any, row: Any) -> Iterator[str]:

@@ -136,9 +136,9 @@ class Home:
     def run(self, base: str, data: str, targets: str, *words: str) -> Path:
         """The folder of a finished run."""
         recipe = self.recipe(base, data, targets, *words)
-        if not recipe.run_folder("sft").exists():
+        if not (recipe.folder / "sft").exists():
             sft(recipe, resume=False, progress=Silent())
-        return recipe.run_folder("sft")
+        return recipe.folder / "sft"
 
 
 def on_base(base: Path, adapter: Path) -> Any:

@@ -21,6 +21,7 @@ from llmrec_cli.models.backbone import add_lora, fit_vocabulary
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.model import Lora, ModelSection
+from llmrec_cli.runs.run import run_at
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench, open_workbench
 
@@ -107,12 +108,12 @@ def test_scores_are_the_same_to_the_bit_after_saving_and_loading(
     other = with_seed(bench, bench.recipe.seed + 1)
     drawn = [load_policy(b, None, train=False) for b in (bench, other)]
     assert not torch.equal(logits_of(drawn[0]), logits_of(drawn[1]))
-    loaded = load_policy(other, tmp_path, train=False)
+    loaded = load_policy(other, run_at(tmp_path), train=False)
     assert torch.equal(logits_of(loaded), logits_of(model))
-    again = load_policy(other, tmp_path, train=True)
+    again = load_policy(other, run_at(tmp_path), train=True)
     write_result(tmp_path / "second/adapter", again, bench.codec.tokenizer)
     assert torch.equal(
-        logits_of(load_policy(bench, tmp_path / "second", train=False)), logits_of(model)
+        logits_of(load_policy(bench, run_at(tmp_path / "second"), train=False)), logits_of(model)
     )
     plain = on_base(Path(bench.recipe.model.backbone), tmp_path / "adapter")
     torch.testing.assert_close(logits_of(plain), logits_of(model), rtol=0, atol=1e-5)
@@ -127,7 +128,9 @@ def test_adapters_of_earlier_versions_with_whole_matrices_are_read(
     sizes = [shape[0] for _, shape in stored(tmp_path / "adapter/adapter_model.safetensors")]
     assert model.config.vocab_size in sizes, "as they were once written"
     other = with_seed(bench, bench.recipe.seed + 1)
-    assert torch.equal(logits_of(load_policy(other, tmp_path, train=False)), logits_of(model))
+    assert torch.equal(
+        logits_of(load_policy(other, run_at(tmp_path), train=False)), logits_of(model)
+    )
 
 
 @pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
@@ -194,7 +197,7 @@ def test_lora_on_a_matrix_with_new_rows_is_refused(
     names = [name for name in targets_of(base, targets) if base == "untied" or name != "lm_head"]
     named = " and ".join(sorted(names))
     assert f"the rows of new tokens (semantic IDs) in {named} are trained themselves" in ended.err
-    assert not list(recipe.run_folder("sft").glob("adapter*"))
+    assert not list((recipe.folder / "sft").glob("adapter*"))
 
 
 def test_new_rows_in_a_head_with_a_bias_are_refused() -> None:

@@ -21,7 +21,7 @@ from llmrec_cli.baseline import _validation_metrics, baseline
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.evaluate import POP, evaluate
+from llmrec_cli.evaluate import evaluate
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
 from llmrec_cli.prepare import prepare
@@ -30,6 +30,7 @@ from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
+from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
 from llmrec_cli.training.collator import Collator
@@ -71,13 +72,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(recipe, Path)
     for name in MODELS:
         baseline(recipe, name, resume=False, progress=Silent())
-    runs = [POP, *(f"baseline-{name}" for name in MODELS)]
+    runs = ["baseline-pop", *(f"baseline-{name}" for name in MODELS)]
     evaluate(recipe, runs, split="test", again=False, progress=Silent())
     return folder
 
 
 def report(home: Path, name: str) -> dict[str, Any]:
-    path = recipe_in(home).run_folder(f"baseline-{name}") / "report.json"
+    path = (recipe_in(home).folder / f"baseline-{name}") / "report.json"
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -93,7 +94,7 @@ def test_every_model_learns_what_popularity_cannot_know(home: Path, name: str) -
 @pytest.mark.parametrize("name", ["pop", *MODELS])
 def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, name: str) -> None:
     recipe = recipe_in(home)
-    table = pq.read_table(recipe.run_folder(f"baseline-{name}") / "predictions.parquet")
+    table = pq.read_table((recipe.folder / f"baseline-{name}") / "predictions.parquet")
     assert table.schema.equals(SCHEMA)
     frame = table.to_pandas()
     assert len(frame) == 300
@@ -105,7 +106,7 @@ def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, 
     found = report(home, name)
     assert found["protocol"]["decoder"] == {"search": "all"}
     assert found["protocol"]["candidates"] == "whole catalogue"
-    manifest = json.loads((recipe.run_folder(f"baseline-{name}") / "manifest.json").read_text())
+    manifest = json.loads(((recipe.folder / f"baseline-{name}") / "manifest.json").read_text())
     assert (manifest["status"], manifest["opened"]) == ("done", {"test": 1})
 
 
@@ -113,7 +114,7 @@ def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
     """Against every entry's log-probability; they sum to 1 over the catalogue."""
     recipe = recipe_in(home)
     bench = workbench.open_workbench(recipe, Silent())
-    predictions = pd.read_parquet(recipe.run_folder("baseline-gru4rec") / "predictions.parquet")
+    predictions = pd.read_parquet((recipe.folder / "baseline-gru4rec") / "predictions.parquet")
     score_RL = load_scorer(bench, "gru4rec")(predictions["history"].tolist())
     np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
     for row, (items, scores) in enumerate(
@@ -136,10 +137,10 @@ def test_equal_scores_go_to_the_more_popular_entry(
         "llmrec_cli.evaluate.load_scorer",
         lambda bench, name: lambda histories: np.zeros((len(histories), n_leaves), np.float32),
     )
-    runs = [POP, "baseline-itemknn"]
+    runs = ["baseline-pop", "baseline-itemknn"]
     evaluate(recipe, runs, split="valid", again=False, progress=Silent())
     pop, ours = (
-        pd.read_parquet(recipe.run_folder(run) / "predictions-valid.parquet") for run in runs
+        pd.read_parquet((recipe.folder / run) / "predictions-valid.parquet") for run in runs
     )
     assert [r.tolist() for r in ours["ranked"]] == [r.tolist() for r in pop["ranked"]]
 
@@ -147,7 +148,7 @@ def test_equal_scores_go_to_the_more_popular_entry(
 def test_a_comparison_may_be_made_anew_with_another_decoder(home: Path) -> None:
     """A conventional model has none, so nothing about it changed; Pop is simply fitted again."""
     recipe = recipe_in(home, "eval.decode.search=beam", "eval.cutoffs=[5]")
-    runs = [POP, "baseline-sasrec"]
+    runs = ["baseline-pop", "baseline-sasrec"]
     board = evaluate(recipe, runs, split="valid", again=False, progress=Silent()).comparison
     assert {own.name for own in board.standings} == set(runs)
 
@@ -192,7 +193,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
 
 def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> None:
     recipe = recipe_in(home)
-    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-sasrec") / "model" / "weights.safetensors"
     before = weights.stat().st_mtime_ns
     baseline(recipe, "sasrec", resume=True, progress=Silent())
     assert weights.stat().st_mtime_ns == before
@@ -232,7 +233,7 @@ def test_nothing_to_train_on_or_choose_by_is_said_before_a_folder_is_made(
     monkeypatch.setattr(Prepared, "split", lambda p, s: whole(p, s).head(0 if s == split else 9))
     with pytest.raises(DataError, match=f"no {rows} rows"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
-    assert not recipe.run_folder("baseline-sasrec").exists()
+    assert not (recipe.folder / "baseline-sasrec").exists()
 
 
 def test_two_candidates_are_no_catalogue_to_rank(home: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_damaged_model_is_named(home: Path) -> None:
     recipe = recipe_in(home, "name=damaged")
     prepare(recipe, Path)
     baseline(recipe, "itemknn", resume=False, progress=Silent())
-    weights = recipe.run_folder("baseline-itemknn") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-itemknn") / "model" / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
@@ -288,7 +289,7 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
     (stored,) = (recipe.folder / "scores").glob("caser-valid-*")
-    weights = recipe.run_folder("baseline-caser") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-caser") / "model" / "weights.safetensors"
     assert read_json(stored / "facts.json") == {
         "model": sha256(weights),
         "prepared": sha256(recipe.prepared / "manifest.json"),
@@ -342,7 +343,7 @@ def test_ilrec_trains_to_its_end_after_its_scorer(home: Path) -> None:
     assert len(logged) == 2
     assert all(row["crr"] > 0 and math.isfinite(row["loss"]) for row in logged)
     manifest = read_json(folder / "manifest.json")
-    weights = recipe.run_folder("baseline-sasrec") / "model" / "weights.safetensors"
+    weights = (recipe.folder / "baseline-sasrec") / "model" / "weights.safetensors"
     assert manifest["status"] == "done"
     assert manifest["facts"]["scores"] == {"sasrec": sha256(weights)}
 
@@ -365,7 +366,7 @@ def test_ilrec_without_scores_stops_before_it_writes_anything(
     with pytest.raises((ArtefactError, RecipeError), match=expected) as caught:
         align(recipe, "ilrec", resume=False, progress=Silent())
     assert "\n" not in str(caught.value)
-    assert not recipe.run_folder("align-ilrec").exists()
+    assert not (recipe.folder / "align-ilrec").exists()
 
 
 def test_missing_item_scores_say_what_to_run(home: Path) -> None:
@@ -398,7 +399,7 @@ def test_a_language_models_training_settings_do_not_leak() -> None:
 
 def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
     assert list(load_recipe("amazon2018/instruments-scratch").baseline) == ["pop"]
-    runs = load_recipe("quickstart").runs()
+    runs = experiment_of(load_recipe("quickstart")).names
     assert runs.index("baseline-sasrec") < runs.index("sft") < runs.index("align-msl")
 
 

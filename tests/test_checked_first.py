@@ -10,6 +10,7 @@ from benchmarks.small import RECIPE
 from llmrec_cli.evaluate import _warn_about_mask
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.runs.run import align_run
 from tests.experiments import typed
 
 MORE = """
@@ -97,7 +98,7 @@ def test_whoever_trained_on_legal_tokens_is_warned_of_another_mask(
     lines: list[str] = []
     progress = Silent()
     object.__setattr__(progress, "say", lines.append)
-    _warn_about_mask(loaded, "align-msl", progress)
+    _warn_about_mask(loaded, align_run(loaded, "msl"), progress)
     assert [line.startswith("align-msl: warning: trained on legal") for line in lines] == [
         True
     ] * warned

@@ -21,9 +21,9 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.small import RECIPE
-from llmrec_cli import claims, files, run_folder
+from llmrec_cli import claims, files
 from llmrec_cli import prepare as story
-from llmrec_cli.claims import claimed, claimed_to_make, waited_for
+from llmrec_cli.claims import lock_run, lock_to_make, wait_for_lock
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.errors import ArtefactError, DataError
@@ -32,7 +32,10 @@ from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.runs import record
+from llmrec_cli.runs.run import run_at, sft_run
 from llmrec_cli.stage import base
+from llmrec_cli.stage.run_session import open_session
 from llmrec_cli.sweep.trial import _link_folders
 from llmrec_cli.training.item_scores import stored_vectors
 from tests.robustness import races
@@ -93,7 +96,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
         return "process 1 on elsewhere"
 
     monkeypatch.setattr(claims, "_MOMENT", 0.0)
-    monkeypatch.setattr(claims, "_holder", holder)
+    monkeypatch.setattr(claims, "_read_holder", holder)
     return made
 
 
@@ -131,7 +134,7 @@ def test_without_a_claim_a_manifest_still_vouches_for_its_own_rows(
 ) -> None:
     """As on a file system whose locks hold nobody back: no two processes share a temporary name."""
     own = tmp_path / "lock"
-    monkeypatch.setattr(claims, "_acquired", lambda *_: claims.FileLock(own))  # holds nothing
+    monkeypatch.setattr(claims, "_acquire_lock", lambda *_: claims.FileLock(own))  # holds nothing
     monkeypatch.setattr(story, "write_manifest", meeting.before(story.write_manifest))
     found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
     assert found[0].result().manifest == found[1].result().manifest
@@ -234,7 +237,7 @@ def test_what_is_finished_is_read_without_a_claim(
     def refuse(*_: object) -> None:
         raise AssertionError("claimed")
 
-    monkeypatch.setattr(claims, "_acquired", refuse)
+    monkeypatch.setattr(claims, "_acquire_lock", refuse)
     assert prepare(recipe, Path).reused
     base.ensure_scratch(recipe, prepared, Silent())
     assert torch.equal(stored_vectors(tmp_path / "scores/x", {}, lambda: torch.zeros(1)), vectors)
@@ -245,12 +248,12 @@ def test_a_run_folder_at_work_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(claims, "_PATIENCE", 0.0)
     with (
-        claimed(tmp_path / "sft"),
+        lock_run(tmp_path / "sft"),
         pytest.raises(ArtefactError, match=rf"sft: another .* in it \(process {os.getpid()} on "),
-        claimed(tmp_path / "sft"),
+        lock_run(tmp_path / "sft"),
     ):
         pass
-    with claimed(tmp_path / "sft"):
+    with lock_run(tmp_path / "sft"):
         pass
 
 
@@ -263,16 +266,16 @@ def test_a_run_that_another_process_finishes_meanwhile_is_reused(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch, ranks: Ranks
 ) -> None:
     """The second of two `run`s looked before the first one was done, and went on in its folder."""
-    monkeypatch.setattr(claims, "_acquired", arriving(meeting))
+    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
     worked: list[int] = []
 
     def work(resume: bool) -> bool:
-        with run_folder.opened(recipe, "sft", {}, ranks, Silent(), resume=resume) as opened:
-            if not opened.finished:
+        with open_session(recipe, sft_run(recipe), {}, ranks, Silent(), resume=resume) as opened:
+            if not opened.is_finished:
                 meeting.enter()
                 worked.append(1)
                 opened.outcome = {"best_score": 1.0}
-        return opened.finished
+        return opened.is_finished
 
     first, second = meeting.hold(lambda: work(False), lambda: work(True))
     assert (first.result(), second.result()) == (False, True)
@@ -281,8 +284,8 @@ def test_a_run_that_another_process_finishes_meanwhile_is_reused(
 
 
 def arriving(meeting: Meeting) -> Callable[..., Any]:
-    """``claims._acquired``, which has arrived when it has to wait."""
-    original = claims._acquired
+    """``claims._acquire_lock``, which has arrived when it has to wait."""
+    original = claims._acquire_lock
 
     def acquired(path: Path, patience: float, busy: Any, check: Any) -> Any:
         return original(path, patience, busy, meeting.arrived)
@@ -298,16 +301,16 @@ def test_one_evaluation_of_a_run_at_a_time(
     meeting: Meeting,
     monkeypatch: pytest.MonkeyPatch,
     ranks: Ranks,
-    existing: run_folder.Existing,
+    existing: record.Existing,
     end: str,
 ) -> None:
     """The lists of one and the report of the other would lie side by side."""
-    monkeypatch.setattr(claims, "_acquired", arriving(meeting))
+    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
     folder, evaluated = tmp_path / "sft", list[int]()
     folder.mkdir()
 
     def evaluate() -> None:
-        opened = run_folder.opened_to_evaluate(folder, "test", ranks, existing)
+        opened = record.open_evaluation(run_at(folder), "test", ranks, existing)
         with opened as is_wanted:
             if is_wanted:
                 meeting.enter()
@@ -329,26 +332,26 @@ def test_an_evaluation_at_work_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(claims, "_PATIENCE", 0.0)
     said = rf"sft: another llmrec is evaluating it on test \(process {os.getpid()} on "
-    with run_folder.opened_to_evaluate(tmp_path / "sft", "test", ranks, "again"):
+    with record.open_evaluation(run_at(tmp_path / "sft"), "test", ranks, "again"):
         with (
             pytest.raises(ArtefactError, match=said),
-            run_folder.opened_to_evaluate(tmp_path / "sft", "test", ranks, "again"),
+            record.open_evaluation(run_at(tmp_path / "sft"), "test", ranks, "again"),
         ):
             pass
-        with run_folder.opened_to_evaluate(tmp_path / "sft", "valid", ranks, "refuse") as wanted:
+        with record.open_evaluation(run_at(tmp_path / "sft"), "valid", ranks, "refuse") as wanted:
             assert wanted
 
 
 def test_evaluations_on_two_splits_are_both_counted(
     tmp_path: Path, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_acquired", arriving(meeting))
-    monkeypatch.setattr(run_folder, "write_json", meeting.before(run_folder.write_json))
+    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
+    monkeypatch.setattr(record, "write_json", meeting.before(record.write_json))
     folder = tmp_path / "sft"
     folder.mkdir()
     ends = meeting.hold(
-        lambda: run_folder.log_opening(folder, "test"),
-        lambda: run_folder.log_opening(folder, "valid"),
+        lambda: record.count_opening(run_at(folder), "test"),
+        lambda: record.count_opening(run_at(folder), "valid"),
     )
     for one in ends:
         one.result()
@@ -447,14 +450,14 @@ def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> N
     left.mkdir()
     write_folder(tmp_path / "prepared", lambda folder: None)
     assert left.exists()
-    with claimed_to_make(tmp_path / "prepared", print):
+    with lock_to_make(tmp_path / "prepared", print):
         assert not left.exists()
 
 
 @pytest.mark.slow
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
-    words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.claims import claimed\n"
-    words += "with claimed(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
+    words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.claims import lock_run\n"
+    words += "with lock_run(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
     words += "    sys.stdin.read()\n"
     child = subprocess.Popen(
         [sys.executable, "-c", words, str(tmp_path / "sft")],
@@ -468,13 +471,13 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
         assert claims.is_held(tmp_path / ".sft.lock")
         child.kill()
         child.wait()
-    with claimed(tmp_path / "sft"):
-        assert claims._holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
+    with lock_run(tmp_path / "sft"):
+        assert claims._read_holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
 
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_waiting(recipe: Recipe) -> None:
-    with claimed_to_make(recipe.prepared, print):
+    with lock_to_make(recipe.prepared, print):
         child = subprocess.Popen(
             [sys.executable, "-m", "llmrec_cli", "prepare", "tiny.toml"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -500,9 +503,9 @@ def test_a_sweep_that_is_stopped_does_not_wait_on(tmp_path: Path) -> None:
 
     lock = tmp_path / ".sweep.lock"
     with (
-        waited_for(lock, tmp_path, print),
+        wait_for_lock(lock, tmp_path, print),
         pytest.raises(Stopped),
-        waited_for(lock, tmp_path, print, check),
+        wait_for_lock(lock, tmp_path, print, check),
     ):
         pass
 

@@ -11,7 +11,7 @@ from commands import llmrec
 from experiments import typed
 
 from llmrec_cli import __version__, exits
-from llmrec_cli.claims import claimed
+from llmrec_cli.claims import lock_run
 from llmrec_cli.engine.stop import SIGNALS, Stopped
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
 from llmrec_cli.files import write_folder
@@ -124,7 +124,7 @@ def test_the_traceback_of_a_bug_lies_in_the_folder_of_its_run(
     folder.mkdir(parents=True)
 
     def command() -> None:
-        with claimed(folder):
+        with lock_run(folder):
             raise RuntimeError("surprise")
 
     assert exits.guarded(command) == 1

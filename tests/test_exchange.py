@@ -11,7 +11,7 @@ import pytest
 from experiments import make_experiment, typed
 
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.exchange import export_data, export_lists, falling
+from llmrec_cli.exchange import export_data, export_lists, force_falling
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.report.predictions import read_predictions
@@ -148,12 +148,12 @@ def test_what_goes_out_comes_back_with_the_same_figures(
 
 
 def test_equal_scores_fall_by_the_least_there_is() -> None:
-    assert falling([2.0, 1.0]) == [2.0, 1.0]
-    found = np.array(falling([1.0, 1.0, 1.0, 0.5, 0.5]), np.float32)
+    assert force_falling([2.0, 1.0]) == [2.0, 1.0]
+    found = np.array(force_falling([1.0, 1.0, 1.0, 0.5, 0.5]), np.float32)
     assert (np.diff(found) < 0).all()
     assert found == pytest.approx([1, 1, 1, 0.5, 0.5], abs=1e-6)
-    assert falling([]) == []
-    assert (np.diff(np.array(falling([0.0] * 4), np.float32)) < 0).all()
+    assert force_falling([]) == []
+    assert (np.diff(np.array(force_falling([0.0] * 4), np.float32)) < 0).all()
 
 
 def test_bad_requests_are_one_line(home: Path) -> None:

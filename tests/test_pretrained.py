@@ -183,13 +183,13 @@ def test_a_text_prompt_over_semantic_ids_tells_users_apart(
     recipe = load_recipe("ids.toml", words)
     run(recipe, progress=Silent())
     for name in ("sft", "align-msl", "align-ilrec"):
-        found = pd.read_parquet(recipe.run_folder(name) / "predictions.parquet")
+        found = pd.read_parquet((recipe.folder / name) / "predictions.parquet")
         assert {len(history) for history in found["history"]} == {3}
         scores = {tuple(scores) for scores in found["scores"]}
         assert len(scores) == len({tuple(history) for history in found["history"]}) > 10
         assert len({tuple(ranked) for ranked in found["ranked"]}) > 1
 
-    opened = Recommender.load(recipe.run_folder("align-ilrec"))
+    opened = Recommender.load(recipe.folder / "align-ilrec")
     items = opened.bench.prepared.items
     row = found.iloc[4]
     history = [items["item_id"].iloc[item] for item in row["history"]]
@@ -212,7 +212,7 @@ def test_a_run_whose_histories_were_empty_is_not_ranked_with_full_ones(
     recipe = load_recipe("ids.toml", [f"model.backbone={hub_folder}", "train.max_steps=1"])
     prepare(recipe, Path)
     sft(recipe, resume=False, progress=Silent())
-    path = recipe.run_folder("sft") / "manifest.json"
+    path = (recipe.folder / "sft") / "manifest.json"
     manifest = json.loads(path.read_text())
     assert manifest["facts"].pop("history") == "semantic IDs"
     path.write_text(json.dumps(manifest))

@@ -24,16 +24,22 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llmrec_cli import environment as env
-from llmrec_cli import runs as story
 from llmrec_cli.cli import app
 from llmrec_cli.commands import completion
 from llmrec_cli.compare import Asked, compare
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.prepare import prepare
 from llmrec_cli.recipe.file import load_recipe, shipped_names
 from llmrec_cli.recommender import Recommender
-from llmrec_cli.runs import headline, listed, shown, size_in_words, state_of
+from llmrec_cli.runs import listing as story
+from llmrec_cli.runs.listing import (
+    describe_run,
+    find_headline,
+    find_states,
+    format_size,
+    read_state,
+)
+from llmrec_cli.runs.run import read_run_manifest, run_at
 from llmrec_cli.shipped_recipes import copy_recipe
 
 
@@ -140,8 +146,8 @@ def test_env_tells_versions_and_nothing_about_the_user(
 
 
 def test_a_package_that_is_missing_is_a_dash() -> None:
-    assert env.version_of("surely-not-installed") is None
-    assert list(env.lines({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
+    assert env.find_version("surely-not-installed") is None
+    assert list(env.format_facts({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
         "a:", "  b: -", "  c: x y", "d 0:", "  e: 1"
     ]  # fmt: skip
 
@@ -152,12 +158,12 @@ def test_gpus_are_told_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
-    found = env.environment()["torch"]
+    found = env.collect_environment()["torch"]
     assert found["driver"] is None
     assert found["GPU"][1] == {
         "name": "NVIDIA H100", "memory, GB": 80.0, "compute capability": "9.0"
     }  # fmt: skip
-    assert "GPU 1:" in list(env.lines(found))
+    assert "GPU 1:" in list(env.format_facts(found))
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ def running(**train: object) -> dict[str, object]:
 
 
 def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> None:
-    found = state_of(a_run(tmp_path / "e" / "sft", running(), ROWS))
+    found = read_state(run_at(a_run(tmp_path / "e" / "sft", running(), ROWS)))
     assert found.progress == "stopped at step 93 of 155"
     assert (found.best, found.best_step) == (0.4, 62)
     assert (found.experiment, found.run) == ("e", "sft")
@@ -201,37 +207,40 @@ def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> No
 def test_max_steps_and_select_count(
     train: dict[str, object], steps: int, best: float, tmp_path: Path
 ) -> None:
-    found = state_of(a_run(tmp_path / "e" / "sft", running(**train), ROWS))
+    found = read_state(run_at(a_run(tmp_path / "e" / "sft", running(**train), ROWS)))
     assert (found.steps, found.best) == (steps, best)
 
 
 def test_a_run_whose_folder_is_claimed_is_running(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "e" / "sft", running(), ROWS[:1])
     with FileLock(tmp_path / "e" / ".sft.lock"):
-        assert state_of(folder).progress == "running at step 31 of 155"
-    assert state_of(folder).state == "stopped"
+        assert read_state(run_at(folder)).progress == "running at step 31 of 155"
+    assert read_state(run_at(folder)).state == "stopped"
 
 
 def test_done_evaluated_and_damaged_runs(tmp_path: Path) -> None:
     done = a_run(tmp_path / "e" / "baseline-pop", {"status": "done"}, [])
-    assert state_of(done).progress == "done"
+    assert read_state(run_at(done)).progress == "done"
     report = {
         "protocol": {"seen": "remove", "cutoffs": [5, 10]},
         "remove": {"metrics": {"ndcg@10": {"mean": 0.25}}},
     }
     (done / "report.json").write_text(json.dumps(report))
-    assert (state_of(done).state, state_of(done).metric) == ("evaluated", "ndcg@10 (remove)")
-    assert headline({"protocol": {}, "metrics": {"auc_paired": {"mean": 0.7}}})[1] == 0.7
+    assert (read_state(run_at(done)).state, read_state(run_at(done)).metric) == (
+        "evaluated",
+        "ndcg@10 (remove)",
+    )
+    assert find_headline({"protocol": {}, "metrics": {"auc_paired": {"mean": 0.7}}})[1] == 0.7
     (done / "manifest.json").write_text("{")
-    found = state_of(done)
+    found = read_state(run_at(done))
     assert found.state == "damaged"
     assert found.problem is not None
     assert "not valid JSON" in found.problem
     for content in ("[" * 5000, "null", '{"facts": []}', '{"settings": {"stage": 1}}'):
         (done / "manifest.json").write_text(content)
-        assert state_of(done).state == "damaged"
+        assert read_state(run_at(done)).state == "damaged"
         with pytest.raises(ArtefactError, match=r"manifest\.json: not"):
-            shown(done)
+            describe_run(done)
     (done / "manifest.json").write_text('{"settings": {}, "facts": {}}')
     assert read_run_manifest(done / "manifest.json")["facts"] == {}
     with pytest.raises(ArtefactError, match="not the manifest of a run"):
@@ -245,12 +254,12 @@ def test_runs_of_all_experiments_or_of_one(tmp_path: Path) -> None:
     for experiment in ("b", "a"):
         a_run(tmp_path / experiment / "sft", running(), [])
     (tmp_path / "other").mkdir()
-    assert [one.experiment for one in listed(tmp_path)] == ["a", "b"]
-    assert [one.experiment for one in listed(tmp_path / "b")] == ["b"]
+    assert [one.experiment for one in find_states(tmp_path)] == ["a", "b"]
+    assert [one.experiment for one in find_states(tmp_path / "b")] == ["b"]
     for folder, problem in ((tmp_path / "other", "holds no experiment"),
                             (tmp_path / "gone", "no such folder")):  # fmt: skip
         with pytest.raises(ArtefactError, match=problem):
-            listed(folder)
+            find_states(folder)
     lines = told("runs", "ls", str(tmp_path)).splitlines()
     assert lines[1].split()[:5] == ["a/sft", "stopped", "at", "step", "0"]
 
@@ -268,16 +277,16 @@ def test_a_run_is_shown_with_lineage_versions_and_openings(tmp_path: Path) -> No
                  "  test: 2", "  torch: 2.13", "progress: stopped at step 93 of 155"):  # fmt: skip
         assert f"{line}\n" in text
     with pytest.raises(ArtefactError, match="it holds the runs align-msl"):
-        shown(folder.parent)
+        describe_run(folder.parent)
     with pytest.raises(ArtefactError, match="llmrec runs ls"):
-        shown(tmp_path / "nothing")
+        describe_run(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
     ("size", "words"), [(999, "999 B"), (2_400_000, "2.4 MB"), (10**16, "10000.0 TB")]
 )
 def test_sizes_in_words(size: int, words: str) -> None:
-    assert size_in_words(size) == words
+    assert format_size(size) == words
 
 
 @pytest.mark.slow
@@ -293,7 +302,7 @@ def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
     [
         lambda folder: compare([str(folder)], Asked()),
         lambda folder: Recommender.load(folder),
-        lambda folder: shown(folder),
+        lambda folder: describe_run(folder),
     ],
     ids=["compare", "recommend", "runs show"],
 )

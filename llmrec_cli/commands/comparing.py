@@ -55,11 +55,11 @@ def compare_command(
 
     Example: llmrec compare runs/quickstart --baseline sft --out board.md --out report.html
     """
-    from llmrec_cli.compare import Asked, compare, external_files
+    from llmrec_cli.compare import Asked, compare, parse_external_files
     from llmrec_cli.comparing.outputs import check_outputs, write_output
 
     check_outputs(out or [])
-    asked = Asked(split, baseline, seen, metric, external_files(external or ()), missing)
+    asked = Asked(split, baseline, seen, metric, parse_external_files(external or ()), missing)
     screen, compared = Screen(as_json=as_json, quiet=quiet), compare(runs, asked)
     for path in out or ():
         write_output(path, compared)

@@ -28,8 +28,10 @@ def shipped(incomplete: str) -> list[str]:
 
 def folders(incomplete: str) -> list[str]:
     """Experiments and runs under ``runs``, and any folder."""
+    from llmrec_cli.files import MANIFEST_FILE
+
     known = [path.as_posix() for path in Path(RUNS).glob("*") if path.is_dir()]
-    known += [p.parent.as_posix() for p in Path(RUNS).glob("*/*/manifest.json")]
+    known += [p.parent.as_posix() for p in Path(RUNS).glob(f"*/*/{MANIFEST_FILE}")]
     return _beginning([*known, *_paths(incomplete)], incomplete)
 
 
@@ -41,12 +43,13 @@ def recipes_and_folders(incomplete: str) -> list[str]:
 def run_names(context: Context, incomplete: str) -> list[str]:
     """Names of the runs of the recipe that stands before."""
     from llmrec_cli.recipe.file import load_recipe
+    from llmrec_cli.runs.run import experiment_of
 
     try:
         recipe = load_recipe(str(context.params.get("recipe") or "quickstart"))
     except LlmrecError:
         return []
-    return _beginning(recipe.runs(), incomplete)
+    return _beginning(experiment_of(recipe).names, incomplete)
 
 
 def methods(incomplete: str) -> list[str]:

@@ -185,17 +185,14 @@ def eval_command(
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
     from llmrec_cli.recipe.file import load_recipe
+    from llmrec_cli.runs.run import experiment_of, find_tables
 
-    kinds = [name.partition("-") for name in run or ()]
-    aligns, baselines = (
-        [name for found, _, name in kinds if found == kind] for kind in ("align", "baseline")
-    )
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), aligns, baselines, say=screen.note)
+    loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
 
     from llmrec_cli.evaluate import evaluate  # torch: a wrong recipe is told before
 
-    runs = run or loaded.runs()
+    runs = run or experiment_of(loaded).names
     if not launched(loaded.launch, config):
         progress = screen.progress()
         found = evaluate(loaded, runs, split=split, again=again, progress=progress)
@@ -218,12 +215,12 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.run import reports, run  # torch: a wrong recipe is told before
+    from llmrec_cli.run import find_reports, run  # torch: a wrong recipe is told before
 
     if not launched(loaded.launch, config):
         progress = screen.progress()
         show_comparison(screen, run(loaded, progress=progress), full=False)
-        for file in reports(loaded):
+        for file in find_reports(loaded):
             progress.say(f"report: {file}")
 
 

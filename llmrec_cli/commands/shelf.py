@@ -110,10 +110,10 @@ def env_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 
     Example: llmrec env
     """
-    from llmrec_cli.environment import environment, lines
+    from llmrec_cli.environment import collect_environment, format_facts
 
-    found = environment()
-    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+    found = collect_environment()
+    Screen(as_json=as_json, quiet=quiet).show(found, list(format_facts(found)))
 
 
 def runs_list_command(
@@ -130,11 +130,11 @@ def runs_list_command(
 
     Example: llmrec runs ls
     """
-    from llmrec_cli.runs import HEADINGS, cells, listed, to_json
+    from llmrec_cli.runs.listing import HEADINGS, find_states, state_to_cells, state_to_json
 
-    found = listed(folder)
-    rows = [cells(one) for one in found]
-    values, table = {"runs": list(map(to_json, found))}, _table(HEADINGS, rows)
+    found = find_states(folder)
+    rows = [state_to_cells(one) for one in found]
+    values, table = {"runs": list(map(state_to_json, found))}, _table(HEADINGS, rows)
     Screen(as_json=as_json, quiet=quiet).show(values, _lines([HEADINGS, *rows]), [table])
 
 
@@ -149,11 +149,11 @@ def runs_show_command(
 
     Example: llmrec runs show runs/quickstart/sft
     """
-    from llmrec_cli.environment import lines
-    from llmrec_cli.runs import shown
+    from llmrec_cli.environment import format_facts
+    from llmrec_cli.runs.listing import describe_run
 
-    found = shown(run)
-    Screen(as_json=as_json, quiet=quiet).show(found, list(lines(found)))
+    found = describe_run(run)
+    Screen(as_json=as_json, quiet=quiet).show(found, list(format_facts(found)))
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,12 +1,16 @@
-"""Evaluated runs, found by the folders that a user names, and opened without a model.
+"""Evaluated runs, opened without a model, as the entries of a comparison.
 
-A run is known by its content, not by its name; its prepared data lie beside it.
+    Run --load_evaluation--> Evaluation, Ground --load_run--> with traits, cost and family
+    runs of one family --build_entries--> Entry: seeds together, a name of its own
+
+A run is known by its content, not by its name; its prepared data and its parents lie beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,72 +21,38 @@ from llmrec_cli.data.audit import with_audit
 from llmrec_cli.data.columns import ROW, TARGET, USER_ID, split_file
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import load_prepared
+from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json, sha256
-from llmrec_cli.manifest import read_run_manifest
-from llmrec_cli.recipe.toml import parse
-from llmrec_cli.report.entries import Evaluation, Ground
+from llmrec_cli.files import MANIFEST_FILE, REPORT_FILE, read_json, sha256
+from llmrec_cli.report.comparable import traits_of
+from llmrec_cli.report.comparison import Cost, Kind
+from llmrec_cli.report.entries import Entry, Evaluation, Ground, Trait
 from llmrec_cli.report.metrics import score_rows
 from llmrec_cli.report.pairs import read_pairs
 from llmrec_cli.report.predictions import read_predictions
-from llmrec_cli.run_folder import (
-    MANIFEST_FILE,
-    PAIRS_FILE,
-    PREDICTIONS_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    is_evaluated,
-    named,
-)
+from llmrec_cli.runs.run import Experiment, Run, RunKind, name_run, run_at
 
-PREPARED = ("prepared", "prepared-eval")
+_WHOLE = ("tokens", "peak_bytes", "eval_peak_bytes")
+UNKNOWN = Cost(*[None] * len(fields(Cost)))
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's: it has a manifest, and a recipe or a report."""
-    has_recipe = (folder / RECIPE_FILE).is_file()
-    return (folder / MANIFEST_FILE).is_file() and (has_recipe or any(folder.glob("report*.json")))
-
-
-def runs_in(experiment: Path) -> list[Path]:
-    """The runs of an experiment: conventional models, SFT, alignments, as the recipe has them."""
-    folders = sorted(path for path in experiment.iterdir() if path.is_dir() and is_run(path))
-    order = _order(folders)
-    return sorted(folders, key=lambda path: order.get(path.name, len(order)))
-
-
-def _order(folders: Iterable[Path]) -> dict[str, int]:
-    """Place of each run that a recipe of these runs describes; the newest knows most."""
-    recipes = [path / RECIPE_FILE for path in folders if (path / RECIPE_FILE).is_file()]
-    if not recipes:
-        return {}
-    newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
-    try:
-        tables = parse(newest.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
-    baselines, aligns = (list(tables.get(kind, {})) for kind in ("baseline", "align"))
-    names = [*(f"baseline-{n}" for n in baselines), "sft", *(f"align-{n}" for n in aligns)]
-    return {name: place for place, name in enumerate(names)}
-
-
-def require_evaluated(folder: Path, split: str) -> None:
+def require_evaluated(run: Run, split: str) -> None:
     """Refuse a folder that is no run's, or of a run without a report on a split.
 
     Raises:
         ArtefactError: the message says what to run.
     """
-    if not is_run(folder):
-        raise ArtefactError(f"{folder}: not the folder of a run, such as runs/quickstart/sft")
-    if not is_evaluated(folder, split):
+    if not run.exists:
+        raise ArtefactError(f"{run.folder}: not the folder of a run, such as runs/quickstart/sft")
+    if not run.is_evaluated(split):
         raise ArtefactError(
-            f"{folder}: not evaluated on {split} yet; run first: llmrec eval RECIPE --run "
-            f"{folder.name} --split {split}"
+            f"{run.folder}: not evaluated on {split} yet; run first: llmrec eval RECIPE --run "
+            f"{run} --split {split}"
         )
 
 
 @dataclass(frozen=True)
-class Grounds:
+class PreparedFolders:
     """Prepared folders, each opened once.
 
     Attributes:
@@ -110,46 +80,47 @@ class Grounds:
             self._opened[folder] = ground
         return self._opened[folder]
 
-    def of(self, run: Path, report: Mapping[str, Any]) -> Ground:
+    def find(self, run: Run, report: Mapping[str, Any]) -> Ground:
         """What a run was evaluated on.
 
         Raises:
             ArtefactError: it does not lie beside the run, or is not what it was.
         """
-        for name in PREPARED:
-            manifest = run.parent / name / MANIFEST_FILE
+        beside = Experiment(run.folder.parent, ()).prepared_folders
+        for folder in beside:
+            manifest = folder / MANIFEST_FILE
             if manifest.is_file() and sha256(manifest) == report["protocol"]["hashes"]["data"]:
-                return self.open(manifest.parent)
+                return self.open(folder)
         raise ArtefactError(
-            f"{run}: was evaluated on prepared data that {run.parent / PREPARED[0]} does not hold "
-            f"(any more); evaluate it again: llmrec eval RECIPE --run {run.name} --again"
+            f"{run.folder}: was evaluated on prepared data that {beside[0]} does not hold (any "
+            f"more); evaluate it again: llmrec eval RECIPE --run {run} --again"
         )
 
 
-def open_run(folder: Path, grounds: Grounds) -> tuple[Evaluation, Ground]:
+def load_evaluation(run: Run, folders: PreparedFolders) -> tuple[Evaluation, Ground]:
     """Read what a run recommends, and check that it belongs to its report and its data.
 
     Raises:
         ArtefactError: a file is missing or damaged, or they do not belong together.
     """
-    split = grounds.split
-    manifest = read_run_manifest(folder / MANIFEST_FILE)
-    path = folder / named(REPORT_FILE, split)
+    split, folder = folders.split, run.folder
+    manifest = run.read_manifest()
+    path = run.report_file(split)
     report = read_json(path)
     pair_task = isinstance(report, dict) and "keep" not in report
     _check_report(path, report, pair_task=pair_task)
-    ground = grounds.of(folder, report)
+    ground = folders.find(run, report)
     predictions = pairs = None
     if not pair_task:
-        predictions = read_predictions(folder / named(PREDICTIONS_FILE, split))
+        predictions = read_predictions(run.predictions_file(split))
         _check_lists(folder, predictions, report, ground)
     if pair_task or "auc" in report:
-        pairs = read_pairs(folder / named(PAIRS_FILE, split))
+        pairs = read_pairs(run.pairs_file(split))
         _check_rows(folder, pairs, ground)
     seed = manifest.get("settings", {}).get("seed")
-    label = f"{folder.resolve().parent.name}/{folder.name}"
-    run = Evaluation(label, folder.name, folder, seed, manifest, report, predictions, pairs)
-    return run, ground
+    label = f"{folder.resolve().parent.name}/{run}"
+    found = Evaluation(label, run.name, folder, seed, manifest, report, predictions, pairs)
+    return found, ground
 
 
 _OF_ALL: dict[str, type] = {
@@ -203,7 +174,7 @@ def _check_lists(
         raise ArtefactError(
             f"{folder}: {report['entries']:,} catalogue entries by its tokens, "
             f"{ground.leaves.n_leaves:,} by title: its tokenizer cannot tell some titles apart; "
-            "its own figures are in report.json; compare runs of a backbone that can"
+            f"its own figures are in {REPORT_FILE}; compare runs of a backbone that can"
         )
     scored = score_rows(predictions, ground.leaves, report["protocol"]["cutoffs"], "keep", "miss")
     for name, recorded in report["keep"]["metrics"].items():
@@ -229,3 +200,200 @@ def _check_rows(folder: Path, frame: pd.DataFrame, ground: Ground) -> None:
             f"{ground.folder / split_file(ground.split)}; evaluate it again: llmrec eval RECIPE "
             f"--run {folder.name} --again"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """An evaluated run with all that decides where it belongs."""
+
+    run: Evaluation
+    ground: Ground
+    kind: Kind
+    traits: Mapping[str, Trait]
+    cost: Cost
+    family: str  # what runs have in common that differ in nothing but their seed
+
+
+def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
+    """An evaluated run, with its kind, its traits, its cost and its family.
+
+    Raises:
+        ArtefactError: as ``load_evaluation``.
+    """
+    evaluation, ground = load_evaluation(run, folders)
+    kind: Kind = "language model" if run.is_language_model else "conventional"
+    traits = traits_of(evaluation, ground, kind)
+    cost = measure_cost(run, evaluation.manifest, evaluation.report)
+    family = _identify_family(evaluation, traits, run)
+    return LoadedRun(evaluation, ground, kind, traits, cost, family)
+
+
+def _identify_family(evaluation: Evaluation, traits: Mapping[str, Trait], run: Run) -> str:
+    """Settings without the seed, of the run and those it stands on; and what has to agree.
+
+    The data count by their content (traits), so ``[data]`` with its paths is left out too.
+    """
+    ancestors = find_ancestors(run, evaluation.manifest)
+    parents = [one.read_manifest() if one.manifest_file.is_file() else {} for one in ancestors]
+    made = [_select_settings(manifest) for manifest in (evaluation.manifest, *parents)]
+    agree = {what: trait.key for what, trait in traits.items()}
+    base = evaluation.manifest.get("facts", {}).get("base")
+    return json.dumps([run.name, made, agree, base], sort_keys=True)
+
+
+def build_entries(opened: Sequence[LoadedRun], notes: list[str]) -> list[Entry]:
+    """Put seeds of one run together and name what is left.
+
+    Args:
+        opened: runs in the order of the table.
+        notes: what a reader has to know is added here.
+    """
+    groups: list[list[LoadedRun]] = []
+    for one in opened:
+        group = _find_group(one, groups, notes)
+        if group is not None:
+            group.append(one)
+    names = _name_groups([group[0].run for group in groups])
+    return [_build_entry(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def _find_group(
+    one: LoadedRun, groups: list[list[LoadedRun]], notes: list[str]
+) -> list[LoadedRun] | None:
+    """The group that a run belongs to, perhaps a new one; None for what is there already."""
+    for group in groups:
+        if group[0].family != one.family:
+            continue
+        if one.run.seed is None:  # counted: the same on the same data
+            notes.append(f"{one.run.label} is {group[0].run.label}: counted on the same data")
+            return None
+        if one.run.seed not in [other.run.seed for other in group]:
+            return group
+    groups.append([])
+    return groups[-1]
+
+
+def _build_entry(name: str, group: Sequence[LoadedRun]) -> Entry:
+    first, runs = group[0], sorted(group, key=lambda one: one.run.seed or 0)
+    return Entry(
+        name=name,
+        kind=first.kind,
+        ground=first.ground,
+        evaluations=tuple(one.run for one in runs),
+        traits=first.traits,
+        cost=average_costs([one.cost for one in runs]),
+    )
+
+
+def _name_groups(runs: Sequence[Evaluation]) -> list[str]:
+    """The run's name where no other entry has it, else with as much of its path as it takes."""
+    parts = [_path_parts(run) for run in runs]
+    names = []
+    for own in parts:
+        rivals = [other for other in parts if other is not own and other[-1] == own[-1]]
+        depth = 1
+        while depth < len(own) and any(other[-depth:] == own[-depth:] for other in rivals):
+            depth += 1
+        names.append("/".join(own[-depth:]))
+    return names
+
+
+def _path_parts(run: Evaluation) -> tuple[str, ...]:
+    return run.folder.resolve().parts[1:] if run.folder is not None else (run.run,)
+
+
+def _select_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    settings = manifest.get("settings", {})
+    return {key: value for key, value in settings.items() if key not in ("seed", "data")}
+
+
+def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> Cost:
+    """The cost of one evaluated run; older runs have recorded less.
+
+    Args:
+        run: its parents lie beside it.
+        manifest: its manifest.json.
+        report: its report.json.
+    """
+    own, took = _measure_training(run, manifest), _read_measured(manifest)
+    lineage = [own, *map(_measure_ancestor, find_ancestors(run, manifest))]
+    asked = report.get("cost", {})
+    per_second = asked.get("rows_per_second")
+    return Cost(
+        train_seconds=own.seconds,
+        lineage_seconds=_total([stage.seconds for stage in lineage]),
+        valid_seconds=own.valid_seconds,
+        device=took.get("device"),
+        processes=took.get("processes"),
+        device_seconds=_total([stage.device_seconds for stage in lineage]),
+        tokens=_total([stage.tokens for stage in lineage]),
+        peak_bytes=took.get("peak_bytes"),
+        eval_seconds=asked.get("seconds"),
+        eval_peak_bytes=asked.get("peak_bytes"),
+        milliseconds_per_row=1000 / per_second if per_second else None,
+    )
+
+
+def find_ancestors(run: Run, manifest: Mapping[str, Any]) -> list[Run]:
+    """The runs beside it that a run stands on: its parents, and models that score items for it."""
+    facts = manifest.get("facts", {})
+    scores = (name_run(RunKind.BASELINE, table) for table in facts.get("scores", {}))
+    return [run_at(run.folder.parent / name) for name in (*facts.get("lineage", [])[1:], *scores)]
+
+
+def average_costs(costs: Sequence[Cost]) -> Cost:
+    """Means over seeds; unknown where one of them is, or where devices or processes differ."""
+    found: dict[str, Any] = {}
+    for one in fields(Cost):
+        values = [getattr(cost, one.name) for cost in costs]
+        if one.name in ("device", "processes"):
+            found[one.name] = values[0] if len(set(values)) == 1 else None
+        elif None in values:
+            found[one.name] = None
+        else:
+            mean = sum(values) / len(values)
+            found[one.name] = round(mean) if one.name in _WHOLE else mean
+    return Cost(**found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What the updates of one stage took; None: not recorded."""
+
+    seconds: float | None = None
+    valid_seconds: float | None = None
+    device_seconds: float | None = None
+    tokens: int | None = None
+
+
+def _measure_ancestor(run: Run) -> _Training:
+    """Of a run that another one stands on; unknown where it is gone."""
+    there = run.manifest_file.is_file()
+    return _measure_training(run, run.read_manifest()) if there else _Training()
+
+
+def _read_measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of a stage; older runs have only counted their processes."""
+    return {**manifest.get("outcome", {}), **manifest.get("cost", {})}
+
+
+def _measure_training(run: Run, manifest: Mapping[str, Any]) -> _Training:
+    took = _read_measured(manifest)
+    if "train" not in manifest.get("settings", {}).get("stage", {}):
+        return _Training(took.get("seconds"), 0.0, took.get("seconds"), 0)  # counted, not trained
+    logged = MetricsLog(run.metrics_file).rows()
+    rows = [row for row in logged if {"seconds", "tokens"} <= row.keys()]
+    if not rows:
+        return _Training()
+    seconds, processes = sum(row["seconds"] for row in rows), took.get("processes")
+    validations = [row.get("valid_seconds") for row in rows if "valid_loss" in row]
+    return _Training(
+        seconds=seconds,
+        valid_seconds=_total(validations),
+        device_seconds=seconds * processes if processes else None,
+        tokens=sum(row["tokens"] for row in rows),
+    )
+
+
+def _total(values: Sequence[Any]) -> Any:
+    return None if None in values else sum(values)

@@ -8,19 +8,26 @@ rank, then by line.  Or our own ``predictions.parquet``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llmrec_cli.comparing.cost import UNKNOWN
-from llmrec_cli.comparing.external_file import QUERY, Listed, is_ours, read_listed
+from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.data.columns import HISTORY, ITEM_ID, RANKED, ROW, SCORES, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves
-from llmrec_cli.data.readers.block import shown
+from llmrec_cli.data.readers.block import fault, shown
+from llmrec_cli.data.readers.delimited import Kinds, header
+from llmrec_cli.data.readers.lines import blocks, head
+from llmrec_cli.data.readers.tables import Table, read_parts
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.entries import Entry, Evaluation, Ground
@@ -33,9 +40,15 @@ Lists = Mapping[int, tuple[NDArray[Any], NDArray[Any]]]
 """Row number -> catalogue indices, best first, and their scores."""
 
 _CHANCE = 20  # items of histories, expected of random lists, from which their absence is a choice
+RANK, SCORE = "rank", "score"
+QUERY = "qid"  # of a TREC run: a user or a row
+_EXPECTED = "item_id, user_id or row, and rank or score"
+_TREC = "expected a TREC run: qid Q0 docno rank score tag"
+
+Floats = NDArray[np.float64]
 
 
-def external_entry(
+def load_external_entry(
     name: str,
     path: Path,
     ground: Ground,
@@ -62,13 +75,13 @@ def external_entry(
     wanted = ground.rows
     if measure is not None and measure.evaluations[0].predictions is not None:
         wanted = wanted.iloc[measure.evaluations[0].predictions[ROW].to_numpy()]
-    lists, notes = _lists(path, ground)
-    notes += _coverage(path, lists, wanted, missing)
+    lists, notes = _read_lists(path, ground)
+    notes += _check_coverage(path, lists, wanted, missing)
     nothing = (np.array([], np.int64), np.array([], np.float32))
     ranked, scores = zip(*(lists.get(row, nothing) for row in wanted[ROW]), strict=True)
     predictions = build_predictions(wanted, ranked, scores)
     run = Evaluation(path.name, name, None, None, {}, {}, predictions, None)
-    without = _without_history(predictions, ground.leaves)
+    without = _leaves_history_out(predictions, ground.leaves)
     if without:
         notes.append("no list holds an item of its row's history; compare with --seen remove")
     notes.append("another tool's lists: how it was trained and chosen is not compared")
@@ -77,7 +90,7 @@ def external_entry(
     return entry, [f"{name}: {note}" for note in notes]
 
 
-def _coverage(path: Path, lists: Lists, wanted: pd.DataFrame, missing: Missing) -> list[str]:
+def _check_coverage(path: Path, lists: Lists, wanted: pd.DataFrame, missing: Missing) -> list[str]:
     """Refuse or note rows without a list, and note lists that nobody asked for."""
     absent = wanted[~wanted[ROW].isin(list(lists))]
     of = f"{len(absent):,} of {len(wanted):,} rows"
@@ -94,16 +107,16 @@ def _coverage(path: Path, lists: Lists, wanted: pd.DataFrame, missing: Missing) 
     return notes
 
 
-def _lists(path: Path, ground: Ground) -> tuple[Lists, list[str]]:
+def _read_lists(path: Path, ground: Ground) -> tuple[Lists, list[str]]:
     if is_ours(path):
-        return _our_lists(path, ground), []
+        return _read_our_lists(path, ground), []
     listed = read_listed(path)
-    row_E, notes = _rows(listed, ground)
-    item_E = _items(listed, ground)
+    row_E, notes = _match_rows(listed, ground)
+    item_E = _match_items(listed, ground)
     _refuse_repeats(listed, row_E, item_E, "the item {} occurs twice in the list of its user")
     if listed.score_E is None and listed.rank_E is not None:
         _refuse_repeats(listed, row_E, listed.rank_E, "the rank {} occurs twice in a list")
-    order_E = _best_first(listed, row_E)
+    order_E = _order_best_first(listed, row_E)
     starts = np.flatnonzero(np.diff(row_E[order_E], prepend=-1))
     score_E = -np.arange(len(row_E)) if listed.score_E is None else listed.score_E[order_E]
     parts = [np.split(values, starts[1:]) for values in (item_E[order_E], score_E)]
@@ -111,7 +124,7 @@ def _lists(path: Path, ground: Ground) -> tuple[Lists, list[str]]:
     return dict(zip(rows, zip(*parts, strict=True), strict=True)), notes
 
 
-def _our_lists(path: Path, ground: Ground) -> Lists:
+def _read_our_lists(path: Path, ground: Ground) -> Lists:
     predictions = read_predictions(path)
     row_R = predictions[ROW].to_numpy(np.int64)
     fits = (row_R >= 0) & (row_R < len(ground.rows))
@@ -131,13 +144,13 @@ def _our_lists(path: Path, ground: Ground) -> Lists:
     return dict(zip(row_R.tolist(), lists, strict=True))
 
 
-def _rows(listed: Listed, ground: Ground) -> tuple[Ints, list[str]]:
+def _match_rows(listed: Listed, ground: Ground) -> tuple[Ints, list[str]]:
     """Row number of every entry, and how a query was read."""
     if listed.kind == ROW:
-        return _by_number(listed, len(ground.rows)), []
+        return _match_numbers(listed, len(ground.rows)), []
     users = ground.rows[USER_ID]
     if listed.kind == QUERY and not users.isin(listed.key_E).any():
-        return _by_number(listed, len(ground.rows)), ["its queries are row numbers"]
+        return _match_numbers(listed, len(ground.rows)), ["its queries are row numbers"]
     notes = ["its queries are user ids"] if listed.kind == QUERY else []
     row_of = dict(zip(users, ground.rows[ROW].tolist(), strict=True))
     found = np.array([row_of.get(user, -1) for user in listed.key_E])
@@ -155,7 +168,7 @@ def _rows(listed: Listed, ground: Ground) -> tuple[Ints, list[str]]:
     return found, notes
 
 
-def _by_number(listed: Listed, n_rows: int) -> Ints:
+def _match_numbers(listed: Listed, n_rows: int) -> Ints:
     known = {str(row): row for row in range(n_rows)}
     found = np.array([known.get(key, -1) for key in listed.key_E])
     if (found < 0).any():
@@ -166,7 +179,7 @@ def _by_number(listed: Listed, n_rows: int) -> Ints:
     return found
 
 
-def _items(listed: Listed, ground: Ground) -> Ints:
+def _match_items(listed: Listed, ground: Ground) -> Ints:
     known = {item: at for at, item in enumerate(ground.items[ITEM_ID])}
     found = np.array([known.get(item, -1) for item in listed.item_E])
     if (found < 0).any():
@@ -190,7 +203,7 @@ def _refuse_repeats(listed: Listed, row_E: Ints, what_E: NDArray[Any], problem: 
         raise listed.fault(at, problem.format(shown(names[at])))
 
 
-def _best_first(listed: Listed, row_E: Ints) -> Ints:
+def _order_best_first(listed: Listed, row_E: Ints) -> Ints:
     """Entries by row; within one by falling score, then rising rank, then line."""
     keys: list[NDArray[Any]] = [np.arange(len(row_E))]
     if listed.rank_E is not None:
@@ -201,7 +214,7 @@ def _best_first(listed: Listed, row_E: Ints) -> Ints:
     return order_E
 
 
-def _without_history(predictions: pd.DataFrame, leaves: Leaves) -> bool:
+def _leaves_history_out(predictions: pd.DataFrame, leaves: Leaves) -> bool:
     """Whether the lists leave their rows' histories out: none is there, where chance would put
     ``_CHANCE`` of them and more."""
     expected, leaf_of = 0.0, leaves.leaf_of_item_I
@@ -211,3 +224,151 @@ def _without_history(predictions: pd.DataFrame, leaves: Leaves) -> bool:
             return False
         expected += len(ranked) * len(own) / leaves.n_leaves
     return expected >= _CHANCE
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One recommended item per entry, in the order of the file.
+
+    Attributes:
+        kind: what ``key_E`` holds: USER_ID, ROW or QUERY.
+        rank_E, score_E: finite, or None where the file has no such column.
+    """
+
+    path: Path
+    kind: str
+    key_E: list[str]
+    item_E: list[str]
+    rank_E: Floats | None
+    score_E: Floats | None
+    _line_of: Callable[[int], int]
+
+    def fault(self, entry: int, problem: str) -> DataError:
+        """The error of one entry, which names file and line."""
+        return fault(self.path, self._line_of(int(entry)), problem)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a ``predictions.parquet`` of llmrec's own schema."""
+    return head(path)[:4] == b"PAR1" and RANKED in _read_parquet_names(path)
+
+
+def read_listed(path: Path) -> Listed:
+    """Read another tool's file.
+
+    Raises:
+        DataError: missing, damaged or empty; columns that are not there; a rank or score that is
+            no finite number.
+    """
+    if head(path)[:4] == b"PAR1":
+        return _read_table(path, _read_parquet_names(path))
+    first = next(blocks(path)).data.partition(b"\n")[0]
+    cells = first.split()
+    if len(cells) == 6 and cells[1].upper() == b"Q0":
+        return _read_trec(path)
+    return _read_table(path, header(path, "\t" if b"\t" in first else ","))
+
+
+def _read_parquet_names(path: Path) -> list[str]:
+    try:
+        return list(pq.read_schema(path).names)
+    except MemoryError:  # Arrow has a kind of its own
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise fault(path, 1, f"no readable parquet file ({reason})") from None
+
+
+@dataclass
+class _Lines:
+    """The line of every entry of consecutive parts."""
+
+    starts: list[int] = field(default_factory=list)
+    line_of: list[Callable[[int], int]] = field(default_factory=list)
+
+    def add(self, start: int, line_of: Callable[[int], int]) -> None:
+        self.starts.append(start)
+        self.line_of.append(line_of)
+
+    def __call__(self, entry: int) -> int:
+        part = bisect_right(self.starts, entry) - 1
+        return self.line_of[part](entry - self.starts[part])
+
+
+def _read_table(path: Path, names: Sequence[str]) -> Listed:
+    """A table with named columns; RecBole writes ``name:type``."""
+    found = {name.partition(":")[0]: name for name in names}
+    kind = USER_ID if USER_ID in found else ROW
+    if not {kind, ITEM_ID} <= found.keys() or not {RANK, SCORE} & found.keys():
+        raise fault(path, 1, f"columns {shown(', '.join(names), 100)}, expected {_EXPECTED}")
+    numbers = [name for name in (RANK, SCORE) if name in found]
+    parts, lines, count = [], _Lines(), 0
+    wanted = Kinds(numbers=tuple(found[name] for name in numbers))
+    for part in read_parts(Table(path), [found[kind], found[ITEM_ID]], wanted):
+        lines.add(count, part.line_of)
+        count += len(part.texts[found[ITEM_ID]])
+        parts.append(part)
+    if not count:
+        raise DataError(f"{path}: no line of a recommended item")
+    by_name = {
+        name: np.concatenate(
+            [part.numbers[found[name]].to_numpy(zero_copy_only=False) for part in parts]
+        )
+        for name in numbers
+    }
+    listed = Listed(
+        path=path,
+        kind=kind,
+        key_E=list(chain.from_iterable(part.texts[found[kind]] for part in parts)),
+        item_E=list(chain.from_iterable(part.texts[found[ITEM_ID]] for part in parts)),
+        rank_E=by_name.get(RANK),
+        score_E=by_name.get(SCORE),
+        _line_of=lines,
+    )
+    return _check_numbers(listed)
+
+
+def _check_numbers(listed: Listed) -> Listed:
+    for name, number_E in ((RANK, listed.rank_E), (SCORE, listed.score_E)):
+        if number_E is not None and np.isnan(number_E).any():
+            at = int(np.argmax(np.isnan(number_E)))
+            raise listed.fault(at, f'"{name}" is not a number')
+    if listed.score_E is not None:  # predictions hold 32 bits
+        over_E = np.isfinite(listed.score_E) & (np.abs(listed.score_E) > np.finfo(np.float32).max)
+        if over_E.any():
+            at = int(np.argmax(over_E))
+            raise listed.fault(at, f'"{SCORE}" is {listed.score_E[at]:g}, expected at most 3.4e+38')
+    return listed
+
+
+def _read_trec(path: Path) -> Listed:
+    """A run in TREC's format; its second and last column say nothing."""
+    lines = [line for block in blocks(path) for line in block.lines()]
+    rows = [line.decode().split() for _, line in lines]
+    for (number, line), cells in zip(lines, rows, strict=True):
+        if len(cells) != 6:
+            problem = f"{len(cells)} cells, {_TREC}; found {shown(line.decode())}"
+            raise fault(path, number, problem)
+    query_E, _, item_E, rank_E, score_E, _ = map(list, zip(*rows, strict=True))
+    numbers = [number for number, _ in lines]
+    return _check_numbers(
+        Listed(
+            path=path,
+            kind=QUERY,
+            key_E=query_E,
+            item_E=item_E,
+            rank_E=_parse_floats(path, numbers, RANK, rank_E),
+            score_E=_parse_floats(path, numbers, SCORE, score_E),
+            _line_of=numbers.__getitem__,
+        )
+    )
+
+
+def _parse_floats(path: Path, numbers: Sequence[int], name: str, cells: Iterable[Any]) -> Floats:
+    values = []
+    for number, cell in zip(numbers, cells, strict=True):
+        try:
+            values.append(float(cell))
+        except ValueError:
+            raise fault(path, number, f'"{name}" is {shown(cell)}, expected a number') from None
+    return np.array(values)

@@ -25,7 +25,7 @@ from llmrec_cli.report.page.data import (
     select_same_rows,
     slice_rows,
 )
-from llmrec_cli.run_folder import METRICS_FILE
+from llmrec_cli.runs.run import run_at
 
 POINTS = 200  # of a curve; further updates are averaged
 _NOT_CURVES: Final = frozenset(
@@ -89,7 +89,7 @@ def _read_logs(entries: Iterable[Entry]) -> Iterator[RunLog]:
     """What every run logged; nothing of those that were counted, or trained elsewhere."""
     for entry in entries:
         for run in entry.evaluations:
-            rows = MetricsLog(run.folder / METRICS_FILE).rows() if run.folder else []
+            rows = MetricsLog(run_at(run.folder).metrics_file).rows() if run.folder else []
             names = _drop_repeats(name for row in rows for name in row if name not in _NOT_CURVES)
             curves = {name: _read_curve(rows, name) for name in names}
             kept = {name: curve for name, curve in curves.items() if curve.steps}

@@ -39,9 +39,6 @@ BEAM_DIFFERS: Final = "beam_differs"  # bool, optional: the beam's list is not t
 ITEMS_FILE: Final = "items.parquet"
 SPLITS: Final = ("train", "valid", "test")
 PREFERENCE: Final = "preference"  # a further split, of sources that come with pairs to align on
-MANIFEST_FILE: Final = "manifest.json"
-PREDICTIONS_FILE: Final = "predictions.parquet"
-REPORT_FILE: Final = "report.json"
 
 # Counts of a manifest: what a source that comes split lost, and what was cut of every split.
 AS_READ: Final = "rows as read"

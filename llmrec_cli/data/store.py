@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.data.columns import (
     ITEMS_FILE,
-    MANIFEST_FILE,
     PREFERENCE,
     SPLITS,
     TOKENS,
@@ -32,7 +31,14 @@ from llmrec_cli.data.readers.tables import find_tables
 from llmrec_cli.data.table_check import check_items, check_rows
 from llmrec_cli.data.table_file import ITEMS_SCHEMA, TableFile, rows_schema
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.files import follow_umask, publish, sha256, sync_folder, temporary_folder
+from llmrec_cli.files import (
+    MANIFEST_FILE,
+    follow_umask,
+    publish,
+    sha256,
+    sync_folder,
+    temporary_folder,
+)
 from llmrec_cli.recipe.data import CIRCUMSTANCES, DataSection
 
 Manifest: TypeAlias = dict[str, Any]

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import tomli_w
 
-from llmrec_cli.claims import claimed_to_download
+from llmrec_cli.claims import lock_download
 from llmrec_cli.download.locations import (
     Generation,
     Host,
@@ -62,7 +62,7 @@ def download_category(
     wanted = _list_kinds(generation, kinds)
     with machine_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with claimed_to_download(folder):
+    with lock_download(folder):
         target = _Folder(folder, generation, category, progress)
         files = {kind: target.bring(kind, hosts) for kind in wanted}
     return Downloaded(generation, files, format_recipe(generation, files))

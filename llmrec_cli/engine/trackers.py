@@ -29,11 +29,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.errors import MachineError, RecipeError
-from llmrec_cli.files import read_json, write_json
+from llmrec_cli.files import TRACKERS_FILE, read_json, write_json
 from llmrec_cli.recipe.track import TrackSection
-
-KNOWN_AS: Final = "trackers.json"
-"""File of a run's folder: the ids of its runs in trackers that go on."""
 
 _SILENT: Final = {  # towards the makers of trackers, about a run that is offline
     "DO_NOT_TRACK": "true",
@@ -273,7 +270,7 @@ class Trackers:
     def _open_tracker(self, name: str, seen: int) -> _Open:
         kind = KINDS[name]
         online = self._section.online and kind.online is not None
-        file = self._folder / KNOWN_AS
+        file = self._folder / TRACKERS_FILE
         known: dict[str, str] = read_json(file) if file.is_file() else {}
         key = f"{name} online" if online else name
         stays = online or kind.files is None  # what it has cannot be made again

@@ -8,7 +8,7 @@ reported at once (``problems.py``).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
@@ -31,6 +31,9 @@ def _add_file_keys(schema: dict[str, Any]) -> None:
     extends = "a recipe file whose keys hold where this one is silent; one level"
     first = {"extends": {"type": "string", "description": extends}}
     schema["properties"] = first | schema["properties"]
+
+
+PREPARED_FOLDERS: Final = ("prepared", "prepared-eval")  # the second one with ``[eval.data]``
 
 
 class Recipe(Section):
@@ -98,34 +101,17 @@ class Recipe(Section):
     @property
     def prepared(self) -> Path:
         """The prepared data folder."""
-        return self.folder / "prepared"
+        return self.folder / PREPARED_FOLDERS[0]
 
     @property
     def prepared_for_eval(self) -> Path:
         """The prepared folder that evaluation reads: another one with ``[eval.data]``."""
-        return self.folder / "prepared-eval" if self.eval.data is not None else self.prepared
+        return self.folder / PREPARED_FOLDERS[self.eval.data is not None]
 
     @property
     def prompt_for_eval(self) -> PromptSection:
         """How evaluation asks."""
         return self.eval.prompt or self.prompt
-
-    def run_folder(self, run: str) -> Path:
-        """Folder of one run: ``sft``, ``align-NAME`` or ``baseline-NAME``."""
-        return self.folder / run
-
-    def runs(self) -> list[str]:
-        """Names of all runs that this recipe describes, in order: what others need comes first."""
-        baselines = [f"baseline-{name}" for name in self.baseline]
-        return [*baselines, "sft", *(f"align-{name}" for name in self.in_order())]
-
-    def stage(self, run: str) -> StageSection | AlignSection | BaselineSection:
-        """The section behind a run name."""
-        kind, _, name = run.partition("-")
-        sections: dict[str, Any] = {"align": self.align, "baseline": self.baseline}
-        found: StageSection | AlignSection | BaselineSection
-        found = sections[kind][name] if kind in sections else self.sft
-        return found
 
     def resolved(self) -> dict[str, Any]:
         """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``.

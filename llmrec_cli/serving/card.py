@@ -19,12 +19,11 @@ from llmrec_cli import __version__
 from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.store import read_manifest
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json
+from llmrec_cli.files import REPORT_FILE, read_json
 from llmrec_cli.methods import find
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.formatting import POLICY_NAMES
 from llmrec_cli.report.text import build_markdown_table, markdown, plain
-from llmrec_cli.run_folder import REPORT_FILE
 from llmrec_cli.serving.finished import Finished
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tasks.operations import load_operations
@@ -185,7 +184,7 @@ def _metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[s
 
 
 def _method(finished: Finished) -> str:
-    stage = finished.recipe.stage(finished.run)
+    stage = finished.run.section(finished.recipe)
     return getattr(stage, "method", "sft")
 
 
@@ -253,7 +252,7 @@ def _training(finished: Finished, base: str | None) -> Iterator[str]:
     start = base or "scratch"
     if model.revision:
         start += f" ({model.revision})"
-    yield f"lineage: {' -> '.join([start, *manifest['facts']['lineage'][1:], finished.run])}"
+    yield f"lineage: {' -> '.join([start, *manifest['facts']['lineage'][1:], finished.run.name])}"
     lora = (
         f"LoRA, r = {model.lora.r}, alpha = {model.lora.alpha:g}: {', '.join(model.lora.targets)}"
     )

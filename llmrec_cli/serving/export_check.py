@@ -46,7 +46,7 @@ def check_export(finished: Finished, bench: Workbench, folder: Path, *, merged: 
     """
     rows = _rows(bench)
     compare = _Compared(finished, bench.codec.tokenizer)
-    model = load_policy(bench, finished.folder, train=False, packs=False).float()
+    model = load_policy(bench, finished.run, train=False, packs=False).float()
     own_PV = torch.cat([_policy_scores(Policy(model), *row) for row in rows])
     expected, expected_PV = "in the run", own_PV
     if merged:
@@ -57,7 +57,7 @@ def check_export(finished: Finished, bench: Workbench, folder: Path, *, merged: 
         compare(own_PV, expected_PV, ("in the run", "merged in fp32"), CLOSE + 4 * moved)
         expected = f"merged in {bench.recipe.model.dtype}"
         if bench.recipe.model.dtype != "float32":
-            model = merge(load_policy(bench, finished.folder, train=False, packs=False)).float()
+            model = merge(load_policy(bench, finished.run, train=False, packs=False)).float()
             expected_PV = _plain_scores(model, rows)
     del model  # one model in memory at a time
     found_PV = _plain_scores(_open_plainly(finished, folder), rows)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from llmrec_cli.data.columns import COUNT, ITEM_ID, TITLE
 from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import HASHES, read_json, write_json
+from llmrec_cli.files import ADAPTER_FOLDER, HASHES, read_json, write_json
 from llmrec_cli.models.backbone import untie_adapted
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.serving.finished import Finished
@@ -50,9 +50,9 @@ def write_merged(finished: Finished, bench: Workbench, folder: Path) -> None:
     Args:
         bench: of ``plain_bench``.
     """
-    model = load_policy(bench, finished.folder, train=False, packs=False)
+    model = load_policy(bench, finished.run, train=False, packs=False)
     merge(model).save_pretrained(folder)
-    copy_result(finished.folder / "adapter", folder, leave_out=("adapter_",))
+    copy_result(finished.folder / ADAPTER_FOLDER, folder, leave_out=("adapter_",))
 
 
 def merge(model: Any) -> Any:

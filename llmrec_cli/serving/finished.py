@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from llmrec_cli import run_folder
 from llmrec_cli.data.store import load_prepared
 from llmrec_cli.engine.ranks import alone
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import check_folder
-from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.files import RECIPE_FILE, check_folder
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.toml import parse
+from llmrec_cli.runs.provenance import describe_inputs, require_same_inputs
+from llmrec_cli.runs.record import require_done
+from llmrec_cli.runs.run import Run, run_at, suggest_folder
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.base import base_source
-from llmrec_cli.stage.ground import ground, require_same_ground
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -34,19 +34,19 @@ Device = Literal["auto", "cpu", "cuda"]
 class Finished:
     """A run that came to its end."""
 
-    run: str  # "sft", "align-NAME" or "baseline-NAME"
+    run: Run
     experiment: str  # what the recipe was called when it ran
     recipe: Recipe  # as the run has it; its folders are where they lie now
     manifest: dict[str, Any]
 
     @property
     def folder(self) -> Path:
-        return self.recipe.run_folder(self.run)
+        return self.run.folder
 
     @property
     def conventional(self) -> bool:
         """Whether it is one of ``[baseline.NAME]``, and no language model."""
-        return self.run.startswith("baseline-")
+        return not self.run.is_language_model
 
 
 def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished:
@@ -60,15 +60,16 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
         RecipeError: an override is wrong.
     """
     home = Path(folder).resolve()
-    file = home / run_folder.RECIPE_FILE
-    if not file.is_file() or not (home / run_folder.MANIFEST_FILE).is_file():
+    run = run_at(home)
+    file = run.recipe_file
+    if not file.is_file() or not run.manifest_file.is_file():
         raise ArtefactError(f"{folder}: {_what_it_is(home)}")
-    manifest = read_run_manifest(home / run_folder.MANIFEST_FILE, ("settings", "facts"))
-    run = manifest.get("run")
-    if run != home.name:
+    manifest = run.read_manifest("settings", "facts")
+    name = manifest.get("run")
+    if name != run.name:
         raise ArtefactError(
-            f"{folder}: holds the run {run}, and its files name it so: expected a folder {run} in "
-            "its experiment's folder"
+            f"{folder}: holds the run {name}, and its files name it so: expected a folder {name} "
+            "in its experiment's folder"
         )
     recipe = load_recipe(str(file), overrides, whole=True)
     root = _working_folder(home.parent.parent, Path(recipe.out))
@@ -81,7 +82,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             "model": recipe.model.model_copy(update={"gradient_checkpointing": False}),
         }
     )
-    run_folder.require_done(found, run)
+    require_done(found, run)
     return Finished(run, recipe.name, found, manifest)
 
 
@@ -99,16 +100,16 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     ranks = alone(_device(device))
     bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
     whole_model = recipe.model.tuning == "full"
-    now = ground(recipe, bench.codec.tokenizer, weights=not whole_model)
-    require_same_ground(finished.folder, now, whole_model=whole_model)
+    now = describe_inputs(recipe, bench.codec.tokenizer, weights=not whole_model)
+    require_same_inputs(finished.run, now, whole_model=whole_model)
     return bench
 
 
 def _what_it_is(home: Path) -> str:
     if not home.is_dir():
-        hint = run_folder.nearest_beside(home)
+        hint = suggest_folder(home)
         return f"no such folder; expected a run's folder, such as runs/quickstart/sft.{hint}"
-    runs = sorted(file.parent.name for file in home.glob(f"*/{run_folder.RECIPE_FILE}"))
+    runs = sorted(file.parent.name for file in home.glob(f"*/{RECIPE_FILE}"))
     if runs:
         return f"is an experiment's folder; expected one of its runs: {', '.join(runs)}"
     return "is no run's folder (no recipe.toml and manifest.json), such as runs/quickstart/sft"

@@ -14,6 +14,7 @@ from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.engine.decode import rank_catalogue
 from llmrec_cli.recipe.baseline import ItemknnOptions, PopOptions
 from llmrec_cli.report.recommended import ScoredBy
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.scorer import Score, load_scorer
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.stage.workbench import Workbench, decode_options
@@ -46,23 +47,22 @@ class Ranker:
     scored_by: ScoredBy
 
 
-def load_ranker(bench: Workbench, leaves: Leaves, run: str) -> Ranker:
+def load_ranker(bench: Workbench, leaves: Leaves, run: Run) -> Ranker:
     """The ranker of a finished run; its lists are those of ``llmrec eval``.
 
     Raises:
         ArtefactError: the run is not finished, damaged, or does not fit its neighbours.
     """
-    kind, _, name = run.partition("-")
-    if kind != "baseline":
-        model = load_policy(bench, bench.recipe.run_folder(run), train=False, packs=False)
+    if run.is_language_model:
+        model = load_policy(bench, run, train=False, packs=False)
         penalised = bench.recipe.eval.decode.length_penalty != 0
         scored_by = ScoredBy.PENALISED if penalised else ScoredBy.LOG_PROBABILITY
         return Ranker(_by_policy(bench, model), scored_by)
-    options = bench.recipe.baseline[name].options
+    options = bench.recipe.baseline[run.table].options
     if isinstance(options, PopOptions):
         count_L = leaves.count_L.astype(np.float32)
         return Ranker(_by_scores(lambda h: np.tile(count_L, (len(h), 1)), leaves), ScoredBy.COUNT)
-    score = load_scorer(bench, name)
+    score = load_scorer(bench, run.table)
     if isinstance(options, ItemknnOptions):
         return Ranker(_by_scores(score, leaves), ScoredBy.SIMILARITY)
     rank = _by_scores(score, leaves, log_probabilities=True)

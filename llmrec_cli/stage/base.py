@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from llmrec_cli.claims import claimed_to_make
+from llmrec_cli.claims import lock_to_make
 from llmrec_cli.data.columns import ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.data.prompts import Template, load_rank_template, load_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.files import check_folder, read_json, write_folder, write_json
+from llmrec_cli.files import BASE_FOLDER, check_folder, read_json, write_folder, write_json
 from llmrec_cli.models import backbone
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens
 from llmrec_cli.progress import Progress
@@ -44,7 +44,7 @@ def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
 def base_source(recipe: Recipe) -> str:
     """Hub id or folder of the weights below everything that is trained."""
     own = recipe.model.backbone == "scratch"
-    return str(recipe.folder / "base") if own else recipe.model.backbone
+    return str(recipe.folder / BASE_FOLDER) if own else recipe.model.backbone
 
 
 def base_config(recipe: Recipe) -> Any:
@@ -82,7 +82,7 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
 
     Of a group, the first process comes here, and waits for other commands that build it.
     """
-    folder = recipe.folder / "base"
+    folder = recipe.folder / BASE_FOLDER
     made_from = {
         "scratch": recipe.model.scratch.model_dump(mode="json"),
         "seed": recipe.seed,
@@ -93,7 +93,7 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
         made_from["task"] = recipe.prompt.task
     made_from |= history_fact(recipe)
     if not folder.is_dir():
-        with claimed_to_make(folder, progress.say):
+        with lock_to_make(folder, progress.say):
             if not folder.is_dir():  # nobody built it while this process waited
                 progress.say(f"building the embedded backbone in {folder}")
                 _build_scratch(recipe, prepared, folder, made_from)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmrec_cli import run_folder
 from llmrec_cli.errors import RecipeError, UserError
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Method
@@ -22,44 +21,32 @@ from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.runs.record import check_finished
+from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.stage import scorer
 from llmrec_cli.stage.base import base_config
 from llmrec_cli.stage.needs import Stage
 from llmrec_cli.stage.workbench import Workbench, open_workbench, require_rows
 from llmrec_cli.tasks.operations import load_operations
 
-_PARENTS = {"sft": "sft", "base": None}
-
 
 @dataclass(frozen=True)
 class Plan:
     """One language-model run of a recipe."""
 
-    run: str  # its name, which is its folder's
+    run: Run
     method: Method
     name: str  # of the method
     options: Any
     section: TrainSection
-    parent: str | None  # the run whose result is the start; None: the base
 
 
-def plan_run(recipe: Recipe, run: str) -> Plan:
-    """The plan of ``sft`` or ``align-NAME``.
-
-    Raises:
-        RecipeError: the recipe has no such table.
-    """
-    if run == "sft":
-        return Plan(run, find("lml"), "lml", LmlOptions(), recipe.sft.train, None)
-    name = run.removeprefix("align-")
-    if name not in recipe.align:
-        known = ", ".join(recipe.align) or "none"
-        raise RecipeError(
-            f"[align.{name}]: not in the recipe (it has {known}); add the table to run it"
-        )
-    table = recipe.align[name]
-    parent = _PARENTS.get(table.parent, f"align-{table.parent}")
-    return Plan(run, find(table.method), table.method, table.options, table.train, parent)
+def plan_run(recipe: Recipe, run: Run) -> Plan:
+    """The plan of a language model's run."""
+    if run.kind is RunKind.SFT:
+        return Plan(run, find("lml"), "lml", LmlOptions(), recipe.sft.train)
+    table = recipe.align[run.table]
+    return Plan(run, find(table.method), table.method, table.options, table.train)
 
 
 def check_runs(recipe: Recipe, progress: Progress) -> None:
@@ -71,7 +58,7 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     Raises:
         UserError: the first thing that would stop a run; the message names its table.
     """
-    runs = unfinished_runs(recipe)
+    runs = find_unfinished(recipe)
     if not runs:
         return
     bench = open_workbench(recipe, progress)
@@ -82,22 +69,16 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     load_operations(recipe.task).check_evaluation(other)
 
 
-def unfinished_runs(recipe: Recipe) -> list[str]:
+def find_unfinished(recipe: Recipe) -> list[Run]:
     """The runs of a recipe that are not finished.
 
     Raises:
         ArtefactError: one is finished, but was made with other settings.
     """
-    found = []
-    for run in recipe.runs():
-        if not run_folder.is_done(recipe.run_folder(run)):
-            found.append(run)
-        elif run_folder.has_settings(recipe, run):
-            run_folder.require_same_settings(recipe, run)
-    return found
+    return [run for run in experiment_of(recipe).runs if not check_finished(recipe, run)]
 
 
-def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:
+def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[Run]) -> None:
     """Check runs on an open workbench.
 
     Raises:
@@ -105,17 +86,15 @@ def check_plans(recipe: Recipe, bench: Workbench, runs: Sequence[str]) -> None:
     """
     check_rows = load_operations(recipe.task).check_rows
     for run in runs:
-        kind, _, name = run.partition("-")
         try:
-            if kind != "baseline":
-                check_rows(check_plan(bench, plan_run(recipe, run)), run != "sft")
-            elif recipe.baseline[name].model not in UNTRAINED:
+            if run.is_language_model:
+                check_rows(check_plan(bench, plan_run(recipe, run)), run.kind is RunKind.ALIGN)
+            elif recipe.baseline[run.table].model not in UNTRAINED:
                 require_rows(bench.prepared)
         except UserError as error:
-            table = f"[{run.replace('-', '.', 1)}]"
-            if str(error).startswith(table):
+            if str(error).startswith(run.heading):
                 raise
-            raise type(error)(f"{table} {error}") from error
+            raise type(error)(f"{run.heading} {error}") from error
 
 
 def check_plan(bench: Workbench, plan: Plan) -> Stage:
@@ -132,9 +111,9 @@ def check_plan(bench: Workbench, plan: Plan) -> Stage:
     recipe = bench.recipe
     plan.method.init_state(plan.options, bench.trie)
     stage = Stage(bench, plan.method, plan.options, plan.section)
-    if stage.needs.reference and plan.parent is None:
+    if stage.needs.reference and plan.run.parent is None:
         raise RecipeError(
-            f'[{plan.run.replace("-", ".", 1)}] parent = "base": {plan.name} is measured against '
+            f'{plan.run.heading} parent = "base": {plan.name} is measured against '
             'the model it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
         )
     if stage.needs.hidden_states:

@@ -18,12 +18,20 @@ from typing import Any
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
-from llmrec_cli.files import sha256
+from llmrec_cli.files import (
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    NEGATIVES_FOLDER,
+    REFERENCE_FOLDER,
+    SCORES_FOLDER,
+    sha256,
+)
 from llmrec_cli.methods.contract import ItemScores, Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.scorer import MODEL, load_sequential, require_sequential
+from llmrec_cli.runs.run import baseline_run
+from llmrec_cli.stage.scorer import load_sequential, require_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import leaf_ranges
 from llmrec_cli.training.collator import Collator, Limits
@@ -119,7 +127,7 @@ def build_datasets(
     negatives = stage.sampler() if transforms is None else None
     if negatives is not None:
         ask = RankWrongEntries(bench, negatives, policy, reference)
-        mined, steps = folder / "negatives", count_updates(len(rows), stage.section)
+        mined, steps = folder / NEGATIVES_FOLDER, count_updates(len(rows), stage.section)
         train.append(
             _add_negatives(
                 ask, only_catalogue_rows(rows), order, steps, mined, negatives.wanted.refresh
@@ -144,7 +152,7 @@ def build_datasets(
         if needs.reference == "precompute":
             steps = count_updates(len(rows), stage.section)
             store = ReferenceStore(
-                folder / f"reference-{bench.ranks.index}-of-{bench.ranks.count}", facts
+                folder / f"{REFERENCE_FOLDER}-{bench.ranks.index}-of-{bench.ranks.count}", facts
             )
             store_reference(
                 store, Dataset(rows, train), order, steps, keep.compute_rows, bench.ranks, progress
@@ -253,10 +261,10 @@ def load_item_scores(
     recipe, (model, weights) = bench.recipe, _load_scorer(bench, name)
     facts = {
         "model": weights,
-        "prepared": sha256(recipe.prepared / "manifest.json"),
+        "prepared": sha256(recipe.prepared / MANIFEST_FILE),
         "rows": fingerprint_of_rows(rows),
     }
-    folder = recipe.folder / "scores" / f"{name}-{split}-{facts['rows'][:12]}"
+    folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"
     vectors_QD = stored_vectors(
         folder, facts, lambda: history_vectors(model, rows, bench.leaf_of_item), say
     )
@@ -278,5 +286,5 @@ def scorer_facts(stage: Stage) -> dict[str, Any]:
 def _load_scorer(bench: Workbench, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
     require_sequential(bench.recipe, name)
-    weights = bench.recipe.run_folder(f"baseline-{name}") / MODEL / WEIGHTS
+    weights = baseline_run(bench.recipe, name).folder / MODEL_FOLDER / WEIGHTS
     return load_sequential(bench, name), sha256(weights)

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.rows import PromptEncoder
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.files import check_folder, sha256, tensors_of
+from llmrec_cli.files import MANIFEST_FILE, MODEL_FOLDER, check_folder, sha256, tensors_of
 from llmrec_cli.models.itemknn import score_itemknn, similarities
 from llmrec_cli.models.policy import inference
 from llmrec_cli.models.sequential import Sequential, SequentialOptions, build_sequential
@@ -25,13 +24,13 @@ from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.recipe.baseline import ItemknnOptions
 from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.runs.record import require_done, require_same_stage
+from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.stage import workbench
 
 Scores = NDArray[np.float32]
 Score = Callable[[Sequence[Sequence[int]]], Scores]
 """Histories (catalogue indices, oldest first) to the score of every leaf: [rows, leaves]."""
-
-MODEL = "model"
 
 
 def build(bench: workbench.Workbench, name: str) -> Sequential:
@@ -81,7 +80,7 @@ def facts(bench: workbench.Workbench) -> dict[str, Any]:
     """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
     and how leaves are numbered."""
     return {
-        "prepared": sha256(bench.recipe.prepared / "manifest.json"),
+        "prepared": sha256(bench.recipe.prepared / MANIFEST_FILE),
         "leaves": bench.trie.n_leaves,
         "catalogue": hashlib.sha256(bench.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
     }
@@ -108,11 +107,11 @@ def _finished(bench: workbench.Workbench, name: str) -> Path:
     Raises:
         ArtefactError: it is not; the message says what differs, or what to run.
     """
-    run = f"baseline-{name}"
-    folder = run_folder.require_done(bench.recipe, run)
-    run_folder.require_fit(bench.recipe, run, facts(bench))
-    check_folder(folder / MODEL)
-    return folder / MODEL
+    run = baseline_run(bench.recipe, name)
+    require_done(bench.recipe, run)
+    require_same_stage(bench.recipe, run, facts(bench))
+    check_folder(run.folder / MODEL_FOLDER)
+    return run.folder / MODEL_FOLDER
 
 
 def load_scorer(bench: workbench.Workbench, name: str) -> Score:

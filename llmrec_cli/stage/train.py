@@ -6,27 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import write_result
-from llmrec_cli.files import sha256
-from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.files import ADAPTER_FOLDER, MODEL_FOLDER, sha256
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.runs.provenance import describe_inputs, require_same_inputs
+from llmrec_cli.runs.record import require_done, require_same_settings
+from llmrec_cli.runs.run import Run, RunKind
 from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.check import check_plan, plan_run
-from llmrec_cli.stage.ground import ground, require_same_ground
+from llmrec_cli.stage.run_session import open_session
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.tasks.operations import StageRows, load_operations
 from llmrec_cli.training.trainer import Trainer, TrainerState
 
 
-def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -> Path:
+def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:
     """Train one run of a recipe to its end.
 
     Args:
-        run: ``sft`` or ``align-NAME``.
+        run: of ``[sft]`` or ``[align.NAME]``.
 
     Returns:
         The run's folder, with ``model/`` or ``adapter/`` from its best validation.
@@ -36,27 +37,29 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
     """
     plan = plan_run(recipe, run)
     chosen, options, section = plan.method, plan.options, plan.section
-    parent_folder = run_folder.require_done(recipe, plan.parent) if plan.parent else None
-    if resume and run_folder.is_done(recipe.run_folder(run)):
-        run_folder.require_same_settings(recipe, run)
-        progress.say(f"{recipe.run_folder(run)}: already finished")
-        return recipe.run_folder(run)
+    parent = run.parent
+    if parent:
+        require_done(recipe, parent)
+    if resume and run.is_done:
+        require_same_settings(recipe, run)
+        progress.say(f"{run.folder}: already finished")
+        return run.folder
     bench = workbench.open_workbench(recipe, progress)
     stage = check_plan(bench, plan)
-    found = load_operations(recipe.task).make_rows(stage, run != "sft")
-    facts = _gather_facts(recipe, bench, parent_folder) | needs.scorer_facts(stage)
-    with run_folder.opened(recipe, run, facts, bench.ranks, progress, resume=resume) as opened:
-        if opened.finished:
-            return opened.folder
+    found = load_operations(recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
+    facts = _gather_facts(recipe, bench, parent) | needs.scorer_facts(stage)
+    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+        if session.is_finished:
+            return run.folder
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
         model = load_policy(
             bench,
-            parent_folder,
+            parent,
             train=True,
             dropout=dropout,
             packs=_packs_answers(stage),
-            run=opened.folder,
+            run=run,
         )
         policy = Policy(model)
         data = needs.build_datasets(
@@ -64,7 +67,7 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
             policy,
             found.rows,
             found.valid_rows,
-            opened.folder,
+            run.folder,
             facts,
             progress,
             transforms=found.transforms,
@@ -86,19 +89,18 @@ def train_stage(recipe: Recipe, run: str, *, resume: bool, progress: Progress) -
             rank_valid=lambda: found.rank_valid(policy),
             section=section,
             seed=recipe.seed,
-            folder=opened.folder,
+            folder=run.folder,
             ranks=bench.ranks,
             progress=progress,
-            label=run,
-            trackers=opened.trackers,
+            label=run.name,
+            trackers=session.trackers,
         )
         histories = {split: lost.facts() for split, lost in sorted(found.left_out.items())}
         outcome = _record_outcome(trainer.train(resume=resume), bench.ranks.count)
-        opened.outcome = outcome | {"histories": histories}
+        session.outcome = outcome | {"histories": histories}
         if bench.ranks.is_first:
-            name = "model" if recipe.model.tuning == "full" else "adapter"
-            write_result(opened.folder / name, policy.model, bench.codec.tokenizer)
-    return opened.folder
+            write_result(run.result_folder(recipe), policy.model, bench.codec.tokenizer)
+    return run.folder
 
 
 def _describe_left_out(
@@ -124,19 +126,19 @@ def _packs_answers(stage: needs.Stage) -> bool:
     return packed or stage.needs.negatives is not None
 
 
-def _gather_facts(
-    recipe: Recipe, bench: workbench.Workbench, parent: Path | None
-) -> dict[str, Any]:
+def _gather_facts(recipe: Recipe, bench: workbench.Workbench, parent: Run | None) -> dict[str, Any]:
     """Hashes of everything that the run stands on."""
-    facts = ground(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
+    facts = describe_inputs(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
     if parent:
-        require_same_ground(parent, facts, whole_model=recipe.model.tuning == "full")
+        require_same_inputs(parent, facts, whole_model=recipe.model.tuning == "full")
     facts["lineage"] = [recipe.model.backbone]
     if parent:
         weights = sorted(
-            p for p in parent.glob("*/*.safetensors") if p.parent.name in ("model", "adapter")
+            path
+            for name in (ADAPTER_FOLDER, MODEL_FOLDER)
+            for path in (parent.folder / name).glob("*.safetensors")
         )
-        before = read_run_manifest(parent / run_folder.MANIFEST_FILE, ("facts",))["facts"]
+        before = parent.read_manifest("facts")["facts"]
         facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
         facts["parent"] = parent.name
         facts["parent_weights"] = {p.name: sha256(p) for p in weights}

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import torch
 
-from llmrec_cli import run_folder
 from llmrec_cli.engine.probe import (
     Verdict,
     explain_attention,
@@ -18,13 +17,15 @@ from llmrec_cli.engine.probe import (
     refusal,
 )
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.files import ADAPTER_FOLDER, MODEL_FOLDER
 from llmrec_cli.models import backbone
 from llmrec_cli.models.backbone import DTYPES
 from llmrec_cli.models.guard import backbone as named
 from llmrec_cli.models.guard import check_adapter, loading
 from llmrec_cli.models.policy import inner_config
 from llmrec_cli.recipe.model import TREE_ATTENTION
+from llmrec_cli.runs.record import add_to_manifest
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.base import SEQUENCE, base_source, semantic_tokens
 from llmrec_cli.stage.workbench import Workbench
 
@@ -33,12 +34,12 @@ PROBE: Final = "probe"  # of a manifest
 
 def load_policy(
     bench: Workbench,
-    parent: Path | None,
+    parent: Run | None,
     *,
     train: bool,
     dropout: bool = True,
     packs: bool = True,
-    run: Path | None = None,
+    run: Run | None = None,
 ) -> Any:
     """The model of a finished run, or the base itself where ``parent`` is None.
 
@@ -48,7 +49,7 @@ def load_policy(
     Args:
         train: with gradients, and with dropout unless ``dropout`` is off.
         packs: several answers will be computed behind one prompt.
-        run: folder of the run that begins; its manifest keeps the verdict.
+        run: the run that begins; its manifest keeps the verdict.
 
     Raises:
         ArtefactError: the run is not finished, does not fit the recipe's tuning, or computes here
@@ -57,7 +58,7 @@ def load_policy(
     section = bench.recipe.model
     torch.manual_seed(bench.recipe.seed)  # adapters and rows of new tokens are drawn
     if section.tuning == "full":
-        model = _load(bench, parent / "model" if parent else base_source(bench.recipe))
+        model = _load(bench, parent.folder / MODEL_FOLDER if parent else base_source(bench.recipe))
         if parent is None:
             backbone.fit_vocabulary(model, bench.codec.tokenizer)
     else:
@@ -88,7 +89,7 @@ def _load(bench: Workbench, source: str | Path) -> Any:
 
 
 def _require_agreement(
-    bench: Workbench, model: Any, parent: Path | None, run: Path | None, *, packs: bool
+    bench: Workbench, model: Any, parent: Run | None, run: Run | None, *, packs: bool
 ) -> None:
     """Refuse a model that computes here what it does not compute alone; all processes alike.
 
@@ -110,7 +111,7 @@ def _require_agreement(
         raise ArtefactError(f"{named(section.backbone)}: {told}")
     if run is not None and kept is None:
         found = verdict.as_json()
-        bench.ranks.first(lambda: run_folder.record(run, PROBE, found))
+        bench.ranks.first(lambda: add_to_manifest(run, PROBE, found))
 
 
 def look_without_weights(bench: Workbench) -> str:
@@ -135,12 +136,11 @@ def look_without_weights(bench: Workbench) -> str:
     return f"model type {config.model_type!r} computes here what it computes alone"
 
 
-def _known(folder: Path | None, key: str) -> Verdict | None:
+def _known(run: Run | None, key: str) -> Verdict | None:
     """What a run's manifest says of the same architecture."""
-    file = folder and folder / run_folder.MANIFEST_FILE
-    if file is None or not file.is_file():
+    if run is None or not run.manifest_file.is_file():
         return None
-    return read_verdict(read_run_manifest(file).get(PROBE), key)
+    return read_verdict(run.read_manifest().get(PROBE), key)
 
 
 def reach(bench: Workbench) -> int:
@@ -153,7 +153,7 @@ def reach(bench: Workbench) -> int:
     return longest if room.context is None else min(longest, room.context)
 
 
-def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
+def _with_adapter(bench: Workbench, parent: Run | None, *, train: bool) -> Any:
     from peft import PeftModel
 
     section = bench.recipe.model
@@ -167,7 +167,7 @@ def _with_adapter(bench: Workbench, parent: Path | None, *, train: bool) -> Any:
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model)
-    adapter = parent / "adapter"
+    adapter = parent.folder / ADAPTER_FOLDER
     check_adapter(adapter)
     with loading(str(adapter)):
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=train)

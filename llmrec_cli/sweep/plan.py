@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,14 @@ from llmrec_cli.recipe.problems import did_you_mean
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.sweep import Range, SweepSection
 from llmrec_cli.recipe.toml import parse
+from llmrec_cli.runs.run import (
+    Run,
+    RunKind,
+    baseline_run,
+    experiment_of,
+    find_run_of_key,
+    find_tables,
+)
 
 Point: TypeAlias = dict[str, str]
 """Keys of the recipe to values as TOML text."""
@@ -49,7 +57,7 @@ class Plan:
     overrides: tuple[str, ...]
     recipe: Recipe  # without any swept value
     space: Mapping[str, Sequence[str] | Range]  # choices as TOML text
-    run: str  # the run that is judged
+    run: str  # name of the run that is judged
     section: SweepSection
     study: str
 
@@ -70,8 +78,22 @@ class Plan:
     @property
     def metric(self) -> str:
         """What points are judged by, on validation."""
-        select = self.recipe.stage(self.run).train.select
+        select = self.find_run(self.recipe).section(self.recipe).train.select
         return f"ndcg@{max(self.recipe.eval.cutoffs)}" if select == "ndcg" else select
+
+    def find_run(self, recipe: Recipe) -> Run:
+        """The run that is judged, in one of the sweep's experiments.
+
+        Raises:
+            RecipeError: there is no such run.
+        """
+        experiment = experiment_of(recipe)
+        run = experiment.find(self.run)
+        if run is None:
+            hint = did_you_mean(self.run, experiment.names)
+            known = ", ".join(experiment.names)
+            raise RecipeError(f"--stage {self.run}: unknown run, expected one of {known}.{hint}")
+        return run
 
     def list_points(self) -> list[Point]:
         """All points of a grid; the last key varies fastest."""
@@ -91,7 +113,7 @@ class Plan:
 
     def _load_recipe(self, point: Point, seed: int, *further: str) -> tuple[Recipe, list[str]]:
         overrides = [*self.overrides, *format_overrides(point), f"seed={seed}", *further]
-        return load_recipe(self.word, overrides, *_select_tables(self.run)), [self.word, *overrides]
+        return load_recipe(self.word, overrides, *find_tables([self.run])), [self.word, *overrides]
 
     def describe(self) -> dict[str, Any]:
         """What a study must have in common with the sweep that goes on with it."""
@@ -144,24 +166,21 @@ def make_plan(
         _require_sweepable(key)
     _check_values(word, overrides, space)
     run = section.stage or _find_judged_run(space)
-    plain = load_recipe(word, overrides, *_select_tables(run))
+    plain = load_recipe(word, overrides, *find_tables([run]))
     plan = Plan(word, tuple(overrides), plain, space, run, section, _check_study_name(study))
     _require_judge(plan)
     return plan
 
 
-def list_needed_runs(recipe: Recipe, run: str) -> list[str]:
+def list_needed_runs(recipe: Recipe, run: Run) -> list[Run]:
     """The runs that have to be finished before a run, in order."""
-    kind, _, name = run.partition("-")
-    if kind != "align":
-        return []
-    chain, found = recipe.lineage(name), list[str]()
-    for link in chain:
-        section = recipe.align[link]
-        scores = methods.find(section.method).needs(section.options).item_scores
-        found += [f"baseline-{scores.model}"] if scores else []
-    found += ["sft"] if recipe.align[chain[0]].parent == "sft" else []
-    return list(dict.fromkeys([*found, *(f"align-{link}" for link in chain[:-1])]))
+    found = list[Run]()
+    for link in run.lineage:
+        if link.kind is RunKind.ALIGN:
+            section = recipe.align[link.table]
+            scores = methods.find(section.method).needs(section.options).item_scores
+            found += [baseline_run(recipe, scores.model)] if scores else []
+    return list(dict.fromkeys([*found, *run.lineage[:-1]]))
 
 
 def format_overrides(point: Mapping[str, str]) -> list[str]:
@@ -181,12 +200,6 @@ def format_toml(value: Any) -> str:
     if isinstance(value, (bool, str)):
         return json.dumps(value)
     return repr(value)
-
-
-def _select_tables(run: str) -> tuple[list[str], list[str]]:
-    """The alignment or conventional model that a run's name asks for."""
-    kind, _, name = run.partition("-")
-    return ([name] if kind == "align" else []), ([name] if kind == "baseline" else [])
 
 
 def _check_study_name(study: str) -> str:
@@ -243,21 +256,13 @@ def _find_judged_run(keys: Iterable[str]) -> str:
     Raises:
         RecipeError: none, or several.
     """
-    runs = list(dict.fromkeys(run for key in keys for run in _find_run(key)))
-    if len(runs) > 1 and "sft" in runs:
-        runs.remove("sft")  # a parent of the other one
+    runs = list(dict.fromkeys(run for key in keys if (run := find_run_of_key(key))))
+    if len(runs) > 1 and RunKind.SFT in runs:
+        runs.remove(RunKind.SFT)  # a parent of the other one
     if len(runs) == 1:
         return runs[0]
     why = f"the keys belong to {', '.join(runs)}" if runs else "the keys belong to every run"
     raise RecipeError(f"sweep: {why}; say which run is judged with --stage, e.g. --stage sft")
-
-
-def _find_run(key: str) -> Iterator[str]:
-    first, *rest = key.split(".")
-    if first == "sft":
-        yield "sft"
-    elif first in ("align", "baseline") and rest:
-        yield f"{first}-{rest[0]}"
 
 
 def _check_values(
@@ -269,7 +274,7 @@ def _check_values(
         RecipeError: names the key, the value and what was expected.
     """
     for key, values in space.items():
-        tables = _select_tables(next(_find_run(key), "sft"))
+        tables = find_tables([find_run_of_key(key) or RunKind.SFT])
         ends = [repr(values.low), repr(values.high)] if isinstance(values, Range) else values
         for text in ends:
             load_recipe(word, [*overrides, f"{key}={text}"], *tables)
@@ -281,11 +286,7 @@ def _require_judge(plan: Plan) -> None:
     Raises:
         RecipeError: says why.
     """
-    if plan.run not in plan.recipe.runs():
-        hint = did_you_mean(plan.run, plan.recipe.runs())
-        known = ", ".join(plan.recipe.runs())
-        raise RecipeError(f"--stage {plan.run}: unknown run, expected one of {known}.{hint}")
-    stage = plan.recipe.stage(plan.run)
+    stage = plan.find_run(plan.recipe).section(plan.recipe)
     if getattr(stage, "model", None) in UNTRAINED:
         raise RecipeError(
             f"sweep of {plan.run}: is fitted without validation; compare settings by name with "

@@ -30,12 +30,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from llmrec_cli.claims import is_held, waited_for
+from llmrec_cli.claims import is_held, wait_for_lock
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.files import machine_errors
 from llmrec_cli.recipe.sweep import Range
 from llmrec_cli.report.trials import State, Tried
-from llmrec_cli.run_folder import differences
+from llmrec_cli.runs.record import list_differences
 from llmrec_cli.sweep.plan import Plan, Point, format_toml
 
 DATABASE = "study.db"
@@ -164,7 +164,7 @@ def open_study(
 
 def _lock_study(plan: Plan, say: Say) -> AbstractContextManager[None]:
     """Hold the study's lock: SQLite's own do not keep two processes from taking one trial."""
-    return waited_for(plan.folder / ".open.lock", plan.folder, say)
+    return wait_for_lock(plan.folder / ".open.lock", plan.folder, say)
 
 
 def _requeue_left_trials(plan: Plan, study: Study) -> None:
@@ -316,7 +316,7 @@ def _format_value(plan: Plan, key: str, value: Any) -> str:
 
 
 def _require_same(plan: Plan, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, old, new in differences(before, now):
+    for key, old, new in list_differences(before, now):
         raise ArtefactError(
             f"{plan.folder}: begun with {key} = {old!r}, now {new!r}; use the same recipe and "
             "flags, or begin another study (--study NAME)"

@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec_cli import run_folder
-from llmrec_cli.claims import waited_for
+from llmrec_cli.claims import wait_for_lock
 from llmrec_cli.engine.group import LAUNCHER
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
-from llmrec_cli.files import machine_errors, read_json
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.files import BASE_FOLDER, METRICS_FILE, SCORES_FOLDER, machine_errors, read_json
+from llmrec_cli.recipe.recipe import PREPARED_FOLDERS, Recipe
+from llmrec_cli.runs.record import require_same_settings
+from llmrec_cli.runs.run import Run
 from llmrec_cli.sweep.plan import Plan, Point, list_needed_runs
 
 _POLL = 0.2  # seconds
@@ -68,7 +69,7 @@ class _Experiment:
     place: Place
     watch: Watch
 
-    def run_command(self, *words: str, run: str | None = None, watch: Watch | None = None) -> None:
+    def run_command(self, *words: str, run: Run | None = None, watch: Watch | None = None) -> None:
         """Carry out a command on the recipe, its messages in the experiment's ``sweep.log``."""
         with machine_errors(self.recipe.folder):
             self.recipe.folder.mkdir(parents=True, exist_ok=True)
@@ -76,21 +77,18 @@ class _Experiment:
             [*words, *self.words, *self.place.overrides, "--quiet"],
             self.place.environment,
             self.recipe.folder / "sweep.log",
-            (self.recipe.run_folder(run), self.recipe.stage(run).train.select) if run else None,
+            (run.folder, run.section(self.recipe).train.select) if run else None,
             watch or self.watch,
             patience=self.recipe.launch.timeout,
         )
 
-    def train_run(self, run: str, watch: Watch | None = None) -> None:
+    def train_run(self, run: Run, watch: Watch | None = None) -> None:
         """Train a run to its end, from where it stands."""
-        folder = self.recipe.run_folder(run)
-        if run_folder.is_done(folder):
-            run_folder.require_same_settings(self.recipe, run)
+        if run.is_done:
+            require_same_settings(self.recipe, run)
             return
-        kind, _, name = run.partition("-")
-        flags = {"align": ["--method", name], "baseline": ["--model", name]}.get(kind, [])
-        resume = ["--resume"] if folder.exists() else []
-        self.run_command(kind, *flags, *resume, run=run, watch=watch)
+        resume = ["--resume"] if run.folder.exists() else []
+        self.run_command(*run.command, *resume, run=run, watch=watch)
 
 
 @dataclass(frozen=True)
@@ -114,15 +112,15 @@ class Trials:
         plain = Watch(beat=watch.beat, should_stop=watch.should_stop)
         shared = _Experiment(*self.plan.load_shared(seed), place, plain)
         tried = _Experiment(*self.plan.load_point(point, seed), place, plain)
-        runs = list_needed_runs(tried.recipe, self.plan.run)
+        judged = self.plan.find_run(tried.recipe)
+        runs = list_needed_runs(tried.recipe, judged)
         self._make_shared(shared, tried, _list_shared_runs(shared.recipe, tried.recipe, runs))
         for run in runs:
             tried.train_run(run)
-        tried.train_run(self.plan.run, watch)
-        manifest = read_json(tried.recipe.run_folder(self.plan.run) / run_folder.MANIFEST_FILE)
-        return float(manifest["outcome"]["best_score"])
+        tried.train_run(judged, watch)
+        return float(read_json(judged.manifest_file)["outcome"]["best_score"])
 
-    def _make_shared(self, shared: _Experiment, tried: _Experiment, runs: Sequence[str]) -> None:
+    def _make_shared(self, shared: _Experiment, tried: _Experiment, runs: Sequence[Run]) -> None:
         """Train what a point shares with others, unless that is done, and link it."""
         folder = shared.recipe.folder
         with machine_errors(folder):
@@ -133,26 +131,27 @@ class Trials:
                 raise Interrupted
 
         # One worker makes what all of them use; its process says whom another sweep waits for.
-        with waited_for(folder / ".sweep.lock", folder, self.say, check):
+        with wait_for_lock(folder / ".sweep.lock", folder, self.say, check):
             if folder not in self._prepared:
                 shared.run_command("prepare")
                 self._prepared.add(folder)
             for run in runs:
-                shared.train_run(run)
-            _link_folders(shared.recipe, tried.recipe, ["prepared", *runs, "scores"])
+                shared.train_run(run.within(folder))
+            names = [PREPARED_FOLDERS[0], *(run.name for run in runs), SCORES_FOLDER]
+            _link_folders(shared.recipe, tried.recipe, names)
             if all(getattr(shared.recipe, key) == getattr(tried.recipe, key) for key in _BASE):
-                _link_folders(shared.recipe, tried.recipe, ["base"])
+                _link_folders(shared.recipe, tried.recipe, [BASE_FOLDER])
 
 
 _BASE = ("model", "prompt")  # what the embedded backbone depends on, besides data and seed
 
 
-def _list_shared_runs(shared: Recipe, recipe: Recipe, runs: Sequence[str]) -> list[str]:
+def _list_shared_runs(shared: Recipe, recipe: Recipe, runs: Sequence[Run]) -> list[Run]:
     """The runs that a point's values do not change, nor anything that they stand on."""
-    same = list[str]()
+    same = list[Run]()
     for run in runs:
         stands = all(parent in same for parent in list_needed_runs(recipe, run))
-        if stands and run_folder.settings(shared, run) == run_folder.settings(recipe, run):
+        if stands and run.settings(shared) == run.settings(recipe):
             same.append(run)
     return same
 
@@ -229,7 +228,7 @@ def _watch_command(
         ended = child.poll() is not None
         if not ended and watch.should_stop():
             return Interrupted()
-        file = judged[0] / run_folder.METRICS_FILE if judged else None
+        file = judged[0] / METRICS_FILE if judged else None
         grown = file.stat().st_size if file and file.is_file() else -1
         if judged and file and grown != size:
             size, fresh = grown, list(_read_scores(file, judged[1]))[told:]

@@ -15,7 +15,8 @@ from llmrec_cli.engine.rows import IntArray, Prompts, Row, left_out_of, window_r
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.run_folder import Existing
+from llmrec_cli.runs.record import Existing
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.needs import Stage
 from llmrec_cli.stage.workbench import (
     Workbench,
@@ -79,7 +80,7 @@ def describe_left_out(bench: Workbench, frame: pd.DataFrame) -> str | None:
 
 
 def evaluate(
-    recipe: Recipe, runs: Sequence[str], split: str, existing: Existing, progress: Progress
+    recipe: Recipe, runs: Sequence[Run], split: str, existing: Existing, progress: Progress
 ) -> Compared:
     """Rank the whole catalogue for every row of the split."""
     from llmrec_cli.evaluate import evaluate_catalogue  # training does not need it

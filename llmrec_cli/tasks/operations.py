@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from llmrec_cli.engine.rows import AnyRow, IntArray, LeftOut
     from llmrec_cli.progress import Progress
     from llmrec_cli.recipe.recipe import Recipe
-    from llmrec_cli.run_folder import Existing
+    from llmrec_cli.runs.record import Existing
+    from llmrec_cli.runs.run import Run
     from llmrec_cli.stage.needs import Stage
     from llmrec_cli.stage.workbench import Workbench
     from llmrec_cli.training.dataset import RowTransform
@@ -65,7 +66,7 @@ class Operations:
     show_rows: Callable[[Stage, bool], ShownRows]
     describe_left_out: Callable[[Workbench, pd.DataFrame], str | None]
     check_evaluation: Callable[[Workbench], object]
-    evaluate: Callable[[Recipe, Sequence[str], str, Existing, Progress], Compared]
+    evaluate: Callable[[Recipe, Sequence[Run], str, Existing, Progress], Compared]
     encode_answers: Callable[[Workbench, pd.DataFrame, str], list[tuple[IntArray, IntArray]]]
     make_example: Callable[[Workbench], str | None]
 

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli import run_folder
 from llmrec_cli.compare import Compared, compare_experiment
 from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
 from llmrec_cli.engine.rows import LeftOut, PairRow
 from llmrec_cli.engine.usage import measured
-from llmrec_cli.evaluate import POP
-from llmrec_cli.files import sha256, write_json
+from llmrec_cli.files import MANIFEST_FILE, sha256, write_json
 from llmrec_cli.models.policy import Policy
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
@@ -29,9 +27,10 @@ from llmrec_cli.report.pairs import (
     build_pair_report,
     write_pairs,
 )
-from llmrec_cli.run_folder import Existing
+from llmrec_cli.runs.provenance import require_all_inputs
+from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage import workbench
-from llmrec_cli.stage.ground import require_grounds
 from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.tasks.pairs import UserPairs, score_pairs
 from llmrec_cli.tasks.rank_pair_operations import (
@@ -44,7 +43,7 @@ from llmrec_cli.tasks.rank_pair_operations import (
 
 def evaluate_pairs(
     recipe: Recipe,
-    runs: Sequence[str],
+    runs: Sequence[Run],
     *,
     split: str,
     existing: Existing,
@@ -53,14 +52,15 @@ def evaluate_pairs(
     """Score the pairs of a split with every run, and put all evaluated runs side by side.
 
     Args:
-        runs: names of finished runs that may be evaluated.
+        runs: finished, and free to be evaluated; Pop prefers what occurs more often in the
+            training rows.
         existing: what to do with a report that another process has written meanwhile.
 
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
-    require_grounds(recipe, bench.codec.tokenizer, runs)
+    require_all_inputs(recipe, bench.codec.tokenizer, runs)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
     asked = choose_pairs(bench, frame, split)
     source = describe_candidates(frame, asked)
@@ -70,9 +70,9 @@ def evaluate_pairs(
     if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
         progress.say(f"{split}: {line}")
 
-    def evaluate_run(run: str) -> None:
+    def evaluate_run(run: Run) -> None:
         with measured(bench.ranks.device) as usage:
-            if run == POP:
+            if run.is_pop:
                 scores = _by_popularity(bench, asked)
             else:
                 scores = _by_model(bench, rows, run, progress)
@@ -81,8 +81,7 @@ def evaluate_pairs(
         bench.ranks.first(partial(_write, bench, pairs, protocol, cost, histories, run))
 
     for run in runs:
-        folder = recipe.run_folder(run)
-        with run_folder.opened_to_evaluate(folder, split, bench.ranks, existing) as is_wanted:
+        with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
             if is_wanted:
                 evaluate_run(run)
     return compare_experiment(recipe, split)
@@ -94,11 +93,11 @@ def _write(
     protocol: PairProtocol,
     cost: Mapping[str, Any],
     histories: LeftOut,
-    run: str,
+    run: Run,
 ) -> None:
-    recipe, folder = bench.recipe, bench.recipe.run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_pairs(folder / run_folder.named(run_folder.PAIRS_FILE, protocol.split), pairs)
+    recipe = bench.recipe
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_pairs(run.pairs_file(protocol.split), pairs)
     report = build_pair_report(
         pairs,
         protocol,
@@ -108,15 +107,15 @@ def _write(
     )
     report["cost"] = dict(cost)
     report["histories"] = histories.facts()
-    write_json(folder / run_folder.named(run_folder.REPORT_FILE, protocol.split), report)
-    run_folder.log_opening(folder, protocol.split)
+    write_json(run.report_file(protocol.split), report)
+    count_opening(run, protocol.split)
 
 
 def _by_model(
-    bench: workbench.Workbench, rows: Sequence[PairRow], run: str, progress: Progress
+    bench: workbench.Workbench, rows: Sequence[PairRow], run: Run, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = bench.recipe
-    policy = Policy(load_policy(bench, recipe.run_folder(run), train=False)).eval()
+    policy = Policy(load_policy(bench, run, train=False)).eval()
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
         scores = score_pairs(
@@ -158,11 +157,10 @@ def _trained_users(bench: workbench.Workbench) -> frozenset[str]:
     return frozenset(user for name in splits for user in bench.prepared.split(name)[USER_ID])
 
 
-def _protocol(bench: workbench.Workbench, source: str, run: str, split: str) -> PairProtocol:
-    manifest = bench.recipe.run_folder(run) / run_folder.MANIFEST_FILE
-    hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
-    if manifest.is_file():
-        hashes["run"] = sha256(manifest)
+def _protocol(bench: workbench.Workbench, source: str, run: Run, split: str) -> PairProtocol:
+    hashes = {"data": sha256(bench.prepared.folder / MANIFEST_FILE)}
+    if run.manifest_file.is_file():
+        hashes["run"] = sha256(run.manifest_file)
     return PairProtocol(
         task=bench.recipe.task.name,
         split=split,

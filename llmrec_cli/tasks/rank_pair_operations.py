@@ -25,7 +25,8 @@ from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.data import PromptSection
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.run_folder import Existing
+from llmrec_cli.runs.record import Existing
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.needs import Stage
 from llmrec_cli.stage.workbench import Workbench, subset
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
@@ -125,7 +126,7 @@ def check_evaluation(bench: Workbench) -> None:
 
 
 def evaluate(
-    recipe: Recipe, runs: Sequence[str], split: str, existing: Existing, progress: Progress
+    recipe: Recipe, runs: Sequence[Run], split: str, existing: Existing, progress: Progress
 ) -> Compared:
     """Score the pairs of the split."""
     from llmrec_cli.tasks.rank_pair_evaluation import evaluate_pairs  # training does not need it

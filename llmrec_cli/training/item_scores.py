@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmrec_cli.claims import claimed_to_make
+from llmrec_cli.claims import lock_to_make
 from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
+    FACTS_FILE,
     check_folder,
     read_json,
     tensors_of,
@@ -39,7 +40,7 @@ from llmrec_cli.models.policy import inference
 from llmrec_cli.tensors.mass import leaf_mass
 from llmrec_cli.training.collator import MicroBatch
 
-VECTORS, FACTS = "vectors.safetensors", "facts.json"
+VECTORS = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,14 @@ def stored_vectors(
     with suppress(ArtefactError):  # perhaps being replaced: looked at again below
         if (found := _read_vectors(folder, facts)) is not None:
             return found
-    with claimed_to_make(folder, say):
+    with lock_to_make(folder, say):
         if (found := _read_vectors(folder, facts)) is not None:
             return found
         vector_QD = compute()
 
         def fill(temporary: Path) -> None:
             write_safetensors(temporary / VECTORS, {"vectors": vector_QD})
-            write_json(temporary / FACTS, dict(facts))
+            write_json(temporary / FACTS_FILE, dict(facts))
 
         write_folder(folder, fill)
     return vector_QD
@@ -199,7 +200,7 @@ def _read_vectors(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
     if not folder.is_dir():
         return None
     check_folder(folder)
-    if read_json(folder / FACTS) != dict(facts):
+    if read_json(folder / FACTS_FILE) != dict(facts):
         return None
     with tensors_of(folder / VECTORS):
         return load_file(folder / VECTORS)["vectors"]

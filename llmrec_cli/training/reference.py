@@ -25,6 +25,7 @@ from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import AnyRow, FloatArray, PairRow, Row
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import (
+    FACTS_FILE,
     check_folder,
     read_json,
     tensors_of,
@@ -129,7 +130,7 @@ class ReferenceStore:
         if not self.folder.is_dir():
             return False
         check_folder(self.folder)
-        found = read_json(self.folder / "facts.json")
+        found = read_json(self.folder / FACTS_FILE)
         if found != self.facts:
             raise ArtefactError(f"{self.folder}: made from {found}, now {self.facts}; delete it")
         with tensors_of(self.folder / STORED):
@@ -147,7 +148,7 @@ class ReferenceStore:
         def fill(temporary: Path) -> None:
             tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
             write_safetensors(temporary / STORED, tensors)
-            write_json(temporary / "facts.json", self.facts)
+            write_json(temporary / FACTS_FILE, self.facts)
 
         write_folder(self.folder, fill)
 

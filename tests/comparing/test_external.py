@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from experiments import make_experiment, typed
 
-from llmrec_cli.comparing.external import external_entry
+from llmrec_cli.comparing.external import load_external_entry
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.errors import ArtefactError, DataError, UserError
 from llmrec_cli.report.entries import Entry, Ground
@@ -60,7 +60,7 @@ def asked(**changes: Any) -> Question:
 def opened(
     path: Path, missing: Any = "refuse", rows: pd.DataFrame = ROWS
 ) -> tuple[Entry, list[str]]:
-    return external_entry("other", path, ground(rows), asked(), missing, None)
+    return load_external_entry("other", path, ground(rows), asked(), missing, None)
 
 
 def lists(entry: Entry) -> dict[int, list[int]]:
@@ -263,7 +263,7 @@ def test_a_task_of_pairs_has_no_lists(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(SCORES)
     pairs = asked(policies=("pairs",), cutoffs=())
     with pytest.raises(ArtefactError, match='task "rank-pair" ranks two candidates'):
-        external_entry("x", tmp_path / "x.csv", ground(), pairs, "refuse", None)
+        load_external_entry("x", tmp_path / "x.csv", ground(), pairs, "refuse", None)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.claims import claimed_to_make
+from llmrec_cli.claims import lock_to_make
 from llmrec_cli.data import store
 from llmrec_cli.data.columns import (
     BRAND,
@@ -181,7 +181,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     for left in (temporary_name(prepared), tmp_path / ".prepared.partial"):  # now, and before
         left.mkdir()
         (left / "train.parquet").write_text("half")
-    with claimed_to_make(prepared, print), staging(prepared) as stage:
+    with lock_to_make(prepared, print), staging(prepared) as stage:
         assert list(stage.iterdir()) == []
     assert {file.name for file in tmp_path.iterdir()} == {"prepared", ".prepared.lock"}
 

@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import final_state, job, metrics
 
 from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.trackers import KNOWN_AS, Trackers, require, tracked
+from llmrec_cli.engine.trackers import Trackers, require, tracked
 from llmrec_cli.errors import MachineError, RecipeError
+from llmrec_cli.files import TRACKERS_FILE
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.track import TrackerName, TrackSection
-from llmrec_cli.run_folder import settings
+from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.training.trainer import Trainer
 
 Said = list[str]
@@ -286,7 +287,7 @@ def test_what_cannot_be_made_again_goes_on_without_the_steps_it_has(
     assert (known(runs[0]) == known(runs[1])) == (stays or name == "mlflow")
     goes_on = runs[1].get("resume") in ("allow", "must") or runs[1].get("run_id") == "given-1"
     assert goes_on == stays
-    assert (tmp_path / KNOWN_AS).exists() == stays
+    assert (tmp_path / TRACKERS_FILE).exists() == stays
 
 
 def test_a_failure_is_said_once_and_without_secrets(fakes: dict[str, Fake], tmp_path: Path) -> None:
@@ -334,8 +335,8 @@ def test_online_needs_an_address(
 def test_a_run_does_not_depend_on_its_trackers() -> None:
     with_one = load_recipe("quickstart", ["track.trackers=tensorboard", "track.online=true"])
     assert with_one.track.trackers == ("tensorboard",)
-    for run in with_one.runs():
-        assert settings(with_one, run) == settings(load_recipe("quickstart"), run)
+    for run in experiment_of(with_one).runs:
+        assert run.settings(with_one) == run.settings(load_recipe("quickstart"))
 
 
 def test_no_trackers_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

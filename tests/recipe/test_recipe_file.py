@@ -24,6 +24,7 @@ from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, NamedTables
 from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.runs.run import experiment_of
 
 GOOD = """
 name = "good"
@@ -65,7 +66,7 @@ def test_stages_inherit_the_shared_train_table(good: Path) -> None:
     assert recipe.sft.train.batch == 16
     assert recipe.align["msl"].train.epochs == 7
     assert recipe.align["fixed"].train.epochs == 2
-    assert recipe.runs() == ["baseline-pop", "sft", "align-msl", "align-fixed"]
+    assert experiment_of(recipe).names == ["baseline-pop", "sft", "align-msl", "align-fixed"]
 
 
 def test_a_resolved_recipe_loads_to_the_same_recipe(good: Path, tmp_path: Path) -> None:

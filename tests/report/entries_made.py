@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.cost import UNKNOWN
+from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.comparison import Comparison, Kind

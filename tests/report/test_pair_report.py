@@ -12,7 +12,7 @@ import pytest
 import torch
 from entries_made import ground, predictions_of, question
 
-from llmrec_cli.comparing.cost import UNKNOWN
+from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.report.comparable import traits_of
 from llmrec_cli.report.comparison import Comparison

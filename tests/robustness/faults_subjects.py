@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmrec_cli import run_folder
 from llmrec_cli.engine.checkpoint import Checkpoints, all_of, write_result
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import check_folder, read_json, write_json
+from llmrec_cli.files import MANIFEST_FILE, check_folder, read_json, write_json
 from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.runs.record import finish_run
+from llmrec_cli.runs.run import run_at
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import ReferenceStore
 from llmrec_cli.training.sampler import Sampler
@@ -87,7 +88,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _manifest(folder: Path) -> Any:
-    return read_json(folder / run_folder.MANIFEST_FILE)
+    return read_json(folder / MANIFEST_FILE)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -153,7 +154,7 @@ SUBJECTS = [
     Subject(
         "manifest",
         before=lambda folder: write_json(folder / "manifest.json", {"status": "running"}),
-        write=lambda folder: run_folder.finish(folder, {"steps": 3}, {}),
+        write=lambda folder: finish_run(run_at(folder), {"steps": 3}, {}),
         intact=lambda folder: _manifest(folder)["status"] in ("running", "done"),
         written=lambda folder: bool(_manifest(folder)["outcome"] == {"steps": 3}),
     ),

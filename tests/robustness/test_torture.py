@@ -150,7 +150,7 @@ def test_a_damaged_result_is_named_before_it_is_used(
     """
     monkeypatch.chdir(home)
     recipe = load_recipe("quickstart", SFT, ["lml"])
-    model = recipe.run_folder("sft") / "model"
+    model = (recipe.folder / "sft") / "model"
     names = sorted(path.name for path in model.iterdir())
     assert {"model.safetensors", "config.json", "tokenizer.json", HASHES} <= set(names)
     for name in names:
@@ -167,7 +167,7 @@ def refused(recipe: Recipe, file: str) -> None:
         evaluate(recipe, ["sft"], split="valid", again=False, progress=Silent())
     with pytest.raises(ArtefactError, match=file):
         align(recipe, "lml", resume=False, progress=Silent())
-    assert not recipe.run_folder("align-lml").exists()
+    assert not (recipe.folder / "align-lml").exists()
 
 
 def test_a_damaged_result_is_one_line_and_exit_code_2(home: Path, tmp_path: Path) -> None:

@@ -28,16 +28,16 @@ import torch
 import torch._dynamo
 import transformers.models.llama.modeling_llama as llama
 
-from llmrec_cli import align, baseline, cli, prepare, run_folder, sft
+from llmrec_cli import align, baseline, cli, prepare, sft
 from llmrec_cli.engine import checkpoint, log
-from llmrec_cli.stage import needs, train, workbench
+from llmrec_cli.stage import needs, run_session, train, workbench
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.trainer import Trainer
 from tests.robustness.operations import announced
 
 PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its phase
     (workbench, "ensure_scratch", "base"),
-    (run_folder, "open_run", "opening"),
+    (run_session, "start_run", "opening"),
     (needs, "load_item_scores", "scores"),
     (needs, "store_reference", "reference"),
     (Miner, "_open_lists", "mining"),
@@ -48,7 +48,7 @@ PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its
     (checkpoint.Checkpoints, "save", "save"),
     (checkpoint.Checkpoints, "prune", "prune"),
     (train, "write_result", "model"),
-    (run_folder, "finish", "finish"),
+    (run_session, "finish_run", "finish"),
 ]
 WRITING = ("save", "prune")
 START, LEFT = "start-up", "in between"

@@ -8,8 +8,9 @@ import pytest
 from experiments import typed
 from hostile import RECIPE, write_raw
 
-from llmrec_cli import environment, exits, redaction, run_folder
+from llmrec_cli import environment, exits, redaction
 from llmrec_cli.redaction import redacted
+from llmrec_cli.runs import record, run
 
 VALUES = {  # of the environment
     "HF_TOKEN": "hf_" + "Q" * 34,
@@ -119,8 +120,9 @@ def test_without_redaction_the_run_folder_tells_them(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The control of the first test."""
-    monkeypatch.setattr(run_folder, "redacted", lambda text: text)
-    monkeypatch.setattr(run_folder, "redacted_in", lambda value: value)
+    monkeypatch.setattr(record, "redacted", lambda text: text)
+    for module in (record, run):
+        monkeypatch.setattr(module, "redacted_in", lambda value: value)
     for words in COMMANDS[1:3]:
         assert typed(capsys, *words).code == 0
     told = leaking_files(home)
@@ -147,4 +149,4 @@ def test_what_a_secret_looks_like(text: str, shown: str) -> None:
 def test_a_bug_report_lists_no_variable_but_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in VALUES.items():
         monkeypatch.setenv(name, value)
-    assert not set(environment.environment()["variables"]) & set(VALUES)
+    assert not set(environment.collect_environment()["variables"]) & set(VALUES)

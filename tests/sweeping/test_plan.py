@@ -14,6 +14,7 @@ from sweeps import plan_in
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.sweep import Range
+from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.sweep.plan import format_toml, hash_point, list_needed_runs
 
 SPACE = """
@@ -75,13 +76,15 @@ def test_the_shared_runs_are_the_experiments_own_for_its_own_seed(tmp_path: Path
 
 def test_what_a_run_needs_comes_before_it(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", ["align.later={parent='dmpo', method='msl'}"])
-    assert list_needed_runs(recipe, "align-dmpo") == ["sft"]
-    assert list_needed_runs(recipe, "align-later") == ["sft", "align-dmpo"]
-    assert list_needed_runs(recipe, "align-msl") == []  # from the base
-    assert list_needed_runs(recipe, "align-ilrec") == [
-        "baseline-sasrec"
-    ]  # whose scores are its rewards
-    assert list_needed_runs(recipe, "sft") == []
+    before = {
+        run.name: list(map(str, list_needed_runs(recipe, run)))
+        for run in experiment_of(recipe).runs
+    }
+    assert before["align-dmpo"] == ["sft"]
+    assert before["align-later"] == ["sft", "align-dmpo"]
+    assert before["align-msl"] == []  # from the base
+    assert before["align-ilrec"] == ["baseline-sasrec"]  # whose scores are its rewards
+    assert before["sft"] == []
 
 
 @pytest.mark.parametrize(

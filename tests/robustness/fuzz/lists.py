@@ -15,8 +15,8 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec_cli.comparing.evaluated import Grounds
-from llmrec_cli.comparing.external import Missing, external_entry
+from llmrec_cli.comparing.evaluated import PreparedFolders
+from llmrec_cli.comparing.external import Missing, load_external_entry
 from llmrec_cli.report.entries import Ground
 from llmrec_cli.report.predictions import read_predictions
 from llmrec_cli.report.question import Question
@@ -44,13 +44,13 @@ def _ground() -> Ground:
     kept = tempfile.TemporaryDirectory(prefix="fuzz-")
     atexit.register(kept.cleanup)
     lay_out(below(experiment(), PREPARED), Path(kept.name))
-    return Grounds("test").open(Path(kept.name) / PREPARED)
+    return PreparedFolders("test").open(Path(kept.name) / PREPARED)
 
 
 def _external(folder: Path, rng: Random) -> None:
     (path,) = folder.iterdir()
     missing: Missing = rng.choice(("refuse", "miss"))
-    external_entry("other", path, _ground(), _ASKED, missing, None)
+    load_external_entry("other", path, _ground(), _ASKED, missing, None)
 
 
 def _texts() -> list[Files]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import tomli_w
 
-from llmrec_cli.compare import external_files
+from llmrec_cli.compare import parse_external_files
 from llmrec_cli.data.prompts import load_rank_template, load_template
 from llmrec_cli.download.locations import (
     find_category,
@@ -121,7 +121,7 @@ def _questions(word: str) -> Iterator[Callable[[], object]]:
     yield lambda: find_category(word)
     yield lambda: find_generation(word)
     yield lambda: mirror_hosts(generation, word)
-    yield lambda: external_files([word])
+    yield lambda: parse_external_files([word])
 
 
 def _of(name: str, words: Sequence[str], **more: bytes) -> Callable[[], list[Files]]:

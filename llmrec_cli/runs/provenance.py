@@ -1,6 +1,7 @@
-"""What a language model's run stands on: prepared data, and the base's tokenizer and weights.
+"""A language model's inputs: prepared data, and the base's tokenizer and weights, by their hashes.
 
-A run records it; whoever uses the run afterwards compares it with what lies there now.
+A run's manifest records them as facts; whoever uses the run afterwards compares these with what
+lies there now.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import sha256
-from llmrec_cli.manifest import read_run_manifest
+from llmrec_cli.files import MANIFEST_FILE, sha256
 from llmrec_cli.models.backbone import base_folder
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.run_folder import BASE_FILES, MANIFEST_FILE
+from llmrec_cli.runs.record import BASE_FILES
+from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.base import HISTORY_FACT, base_source, history_fact
 
 COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
@@ -31,7 +32,7 @@ _TOKENIZER: Final = (
 )
 
 
-def ground(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str, Any]:
+def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str, Any]:
     """Hashes of everything that training and decoding read; facts of a run's manifest.
 
     Args:
@@ -40,47 +41,46 @@ def ground(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str,
     return {
         "prepared": sha256(recipe.prepared / MANIFEST_FILE),
         "base": recipe.model.backbone,
-        BASE_FILES: _base_files(recipe, weights),
+        BASE_FILES: _hash_base(recipe, weights),
         "vocabulary": len(tokenizer),
         **history_fact(recipe),
     }
 
 
-def require_grounds(recipe: Recipe, tokenizer: Any, runs: Iterable[str]) -> None:
-    """``require_same_ground`` of all language models among finished runs.
+def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> None:
+    """``require_same_inputs`` of all language models among finished runs.
 
     Raises:
         ArtefactError: as that.
     """
-    trained = [run for run in runs if not run.startswith("baseline-")]
+    trained = [run for run in runs if run.is_language_model]
     whole_model = recipe.model.tuning == "full"
-    now = ground(recipe, tokenizer, weights=not whole_model) if trained else {}
+    now = describe_inputs(recipe, tokenizer, weights=not whole_model) if trained else {}
     for run in trained:
-        require_same_ground(recipe.run_folder(run), now, whole_model=whole_model)
+        require_same_inputs(run, now, whole_model=whole_model)
 
 
-def require_same_ground(folder: Path, now: Mapping[str, Any], *, whole_model: bool) -> None:
+def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) -> None:
     """Refuse a run that stands on other data or another base.
 
     Args:
-        folder: of the run.
-        now: ``ground``, and whatever else of the run's facts is to be compared.
+        now: ``describe_inputs``, and whatever else of the run's facts is to be compared.
         whole_model: its folder holds all weights; of the base, the tokenizer alone is read.
 
     Raises:
         ArtefactError: names what differs, with both values.
     """
-    recorded = read_run_manifest(folder / MANIFEST_FILE, ("facts",))["facts"]
-    for key, before, after in _differences(recorded, now, whole_model):
+    recorded = run.read_manifest("facts")["facts"]
+    for key, before, after in _compare_facts(recorded, now, whole_model):
         pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
         raise ArtefactError(
-            f"{folder}: trained with {key} = {before!r}, now it is {after!r} (model.backbone = "
+            f"{run.folder}: trained with {key} = {before!r}, now it is {after!r} (model.backbone = "
             f"{now['base']!r}); {pin}put back what it was trained with, or train again under "
             "another recipe name (name=...)"
         )
 
 
-def _differences(
+def _compare_facts(
     recorded: Mapping[str, Any], now: Mapping[str, Any], whole_model: bool
 ) -> Iterator[tuple[str, Any, Any]]:
     """What differs among the facts that both know; a base is its files, wherever they lie."""
@@ -100,7 +100,7 @@ def _differences(
             yield f"{BASE_FILES}.{name}", before.get(name), after.get(name)
 
 
-def _base_files(recipe: Recipe, weights: bool) -> dict[str, str]:
+def _hash_base(recipe: Recipe, weights: bool) -> dict[str, str]:
     """SHA-256 of the tokenizer's files, and of configuration and weights, or their commit."""
     folder, commit = base_folder(base_source(recipe), recipe.model.revision)
     names = [name for name in _TOKENIZER if (folder / name).is_file()]

@@ -1,21 +1,18 @@
-"""The story of ``llmrec runs``: what lies under ``runs/``, and how far each run has come."""
+"""``llmrec runs``: what lies under ``runs/``, and how far each run has come."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llmrec_cli.claims import is_held, lock_of
-from llmrec_cli.comparing.evaluated import PREPARED, is_run, runs_in
 from llmrec_cli.data.columns import ITEMS_FILE
 from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import read_json
-from llmrec_cli.manifest import read_run_manifest
-from llmrec_cli.run_folder import MANIFEST_FILE, METRICS_FILE, REPORT_FILE, nearest_beside
+from llmrec_cli.runs.run import Experiment, Run, experiment_at, list_runs, run_at, suggest_folder
 
 State = Literal["evaluated", "done", "running", "stopped", "damaged"]
 
@@ -47,7 +44,7 @@ class RunState:
         return f"{self.state} at step {self.step or 0:,}{of}"
 
 
-def listed(folder: Path) -> list[RunState]:
+def find_states(folder: Path) -> list[RunState]:
     """Every run of every experiment in ``folder``; of one experiment, if that is what it is.
 
     Raises:
@@ -59,50 +56,52 @@ def listed(folder: Path) -> list[RunState]:
     experiments = [path for path in experiments if path.is_dir() and _is_experiment(path)]
     if not experiments:
         raise ArtefactError(f"{folder}: holds no experiment of llmrec")
-    return [state_of(run) for experiment in experiments for run in _runs(experiment)]
+    return [read_state(run) for experiment in experiments for run in _order_runs(experiment)]
 
 
-def shown(folder: Path) -> dict[str, Any]:
+def describe_run(folder: Path) -> dict[str, Any]:
     """One run: its state, and what its manifest tells.
 
     Raises:
         ArtefactError: it is not a run, or its manifest is damaged.
     """
-    if not is_run(folder):
-        inside = ", ".join(path.name for path in _runs(folder)) if folder.is_dir() else ""
+    run = run_at(folder)
+    if not run.exists:
+        inside = ", ".join(map(str, _order_runs(folder))) if folder.is_dir() else ""
         hint = f"; it holds the runs {inside}" if inside else "; see llmrec runs ls"
-        if not folder.is_dir() and (near := nearest_beside(folder)):
+        if not folder.is_dir() and (near := suggest_folder(folder)):
             hint = f".{near}"
         raise ArtefactError(f"{folder}: not the folder of a run{hint}")
-    manifest = read_run_manifest(folder / MANIFEST_FILE)
-    told = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
-    found = state_of(folder)
-    state = to_json(found)
+    manifest = run.read_manifest()
+    shown = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
+    found = read_state(run)
+    state = state_to_json(found)
     if found.problem is None:
         del state["problem"]
     return {
         **state,
         "progress": found.progress,
-        **{key: manifest[key] for key in told if key in manifest},
+        **{key: manifest[key] for key in shown if key in manifest},
         "packages": manifest.get("packages", {}),
     }
 
 
-def to_json(found: RunState) -> dict[str, Any]:
+def state_to_json(found: RunState) -> dict[str, Any]:
     """Plain values; the time as ISO 8601, UTC."""
     changed = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found.changed))
     return {**asdict(found), "folder": str(found.folder), "changed": changed}
 
 
-def state_of(folder: Path) -> RunState:
+def read_state(run: Run) -> RunState:
     """How far a run has come; a damaged one is told, not raised."""
+    folder = run.folder
     files = [path for path in folder.rglob("*") if path.is_file()]
     stats = [path.stat() for path in files]
     size, changed = sum(s.st_size for s in stats), max((s.st_mtime for s in stats), default=0.0)
     facts: dict[str, Any] = {}
     problem = None
     try:
-        facts = _facts(folder)
+        facts = _read_facts(run)
     except (ArtefactError, LookupError, TypeError, AttributeError, ValueError) as error:
         problem = str(error)
     return RunState(
@@ -122,23 +121,23 @@ _NOTHING: dict[str, Any] = {
 }
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    manifest = read_run_manifest(folder / MANIFEST_FILE)
-    rows = MetricsLog(folder / METRICS_FILE).rows()
-    best_step, best = _best(manifest, rows)
+def _read_facts(run: Run) -> dict[str, Any]:
+    manifest = run.read_manifest()
+    rows = MetricsLog(run.metrics_file).rows()
+    best_step, best = _find_best(manifest, rows)
     found = {"step": rows[-1]["step"] if rows else None, "best": best, "best_step": best_step}
-    found["steps"] = _steps(manifest, rows)
-    if (folder / REPORT_FILE).is_file():
-        metric, score = headline(read_json(folder / REPORT_FILE))
+    found["steps"] = _count_steps(manifest, rows)
+    if run.is_evaluated("test"):
+        metric, score = find_headline(read_json(run.report_file("test")))
         return {**found, "state": "evaluated", "metric": metric, "score": score}
     done = manifest.get("status") == "done"
     return {
         **found,
-        "state": "done" if done else "running" if is_held(lock_of(folder)) else "stopped",
+        "state": "done" if done else "running" if run.is_locked else "stopped",
     }
 
 
-def headline(report: Mapping[str, Any]) -> tuple[str, float]:
+def find_headline(report: Mapping[str, Any]) -> tuple[str, float]:
     """The figure that stands for a report: NDCG at the largest cut-off, or the paired AUC."""
     protocol = report["protocol"]
     if "seen" not in protocol:
@@ -148,7 +147,7 @@ def headline(report: Mapping[str, Any]) -> tuple[str, float]:
     return f"{name} ({policy})", float(report[policy]["metrics"][name]["mean"])
 
 
-def _best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[int | None, Any]:
+def _find_best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[int | None, Any]:
     outcome = manifest.get("outcome") or {}
     if outcome.get("best_step") is not None:
         return outcome["best_step"], outcome["best_score"]
@@ -160,7 +159,7 @@ def _best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[int 
     return step, best
 
 
-def _steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | None:
+def _count_steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | None:
     """Updates of the whole run: passes over the rows times the updates of one, or max_steps."""
     train = manifest.get("settings", {}).get("stage", {}).get("train")
     if not train or not rows or not rows[-1].get("epoch"):
@@ -169,20 +168,20 @@ def _steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | Non
     return min(of_all, train.get("max_steps") or of_all)
 
 
-def _runs(experiment: Path) -> list[Path]:
+def _order_runs(experiment: Path) -> Sequence[Run]:
     """As the recipe orders them; by name where the recipe is damaged."""
     try:
-        return runs_in(experiment)
+        return experiment_at(experiment).runs
     except ArtefactError:
-        return sorted(path for path in experiment.iterdir() if path.is_dir() and is_run(path))
+        return list_runs(experiment)
 
 
 def _is_experiment(folder: Path) -> bool:
-    prepared = any((folder / name / ITEMS_FILE).is_file() for name in PREPARED)
-    return prepared or any(is_run(path) for path in folder.iterdir() if path.is_dir())
+    prepared = Experiment(folder, ()).prepared_folders
+    return any((path / ITEMS_FILE).is_file() for path in prepared) or bool(list_runs(folder))
 
 
-def size_in_words(size: int) -> str:
+def format_size(size: int) -> str:
     """``2.4 MB``."""
     value, unit = float(size), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -192,7 +191,7 @@ def size_in_words(size: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def cells(found: RunState) -> tuple[str, ...]:
+def state_to_cells(found: RunState) -> tuple[str, ...]:
     """A run as the cells of a table."""
     best = "" if found.best is None else f"{found.best:.4f} at {found.best_step:,}"
     score = "" if found.score is None else f"{found.metric} {found.score:.4f}"
@@ -202,7 +201,7 @@ def cells(found: RunState) -> tuple[str, ...]:
         found.problem or found.progress,
         best,
         score,
-        size_in_words(found.bytes),
+        format_size(found.bytes),
         when,
     )
 

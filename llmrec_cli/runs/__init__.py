@@ -1,0 +1,1 @@
+"""Runs and experiments as values: names, folders, files, locks, provenance, listings."""

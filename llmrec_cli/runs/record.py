@@ -1,0 +1,248 @@
+"""What a run's manifest records, and the refusals that rest on it.
+
+    start_run -> (training) -> finish_run -> count_opening, once per evaluation
+
+A manifest holds the run's settings and facts, by whom and how it was made, its outcome and cost.
+A run's folder is never overwritten; whoever goes on with it or uses it is compared with them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import tomli_w
+
+from llmrec_cli import __version__
+from llmrec_cli.claims import lock_evaluation, lock_run
+from llmrec_cli.engine.variables import recorded_variables
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.files import check_folder, machine_errors, write_atomically, write_json
+from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.redaction import redacted, redacted_in
+from llmrec_cli.runs.run import Run
+
+if TYPE_CHECKING:
+    from llmrec_cli.engine.ranks import Ranks
+
+BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
+Existing = Literal["refuse", "again", "keep"]
+"""What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
+_PACKAGES: Final = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "polars",
+)
+
+
+def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: bool) -> None:
+    """Create the folder of a run, or go on in it.
+
+    Args:
+        facts: what the run depends on besides the recipe (hashes of data, catalogue, parent); on
+            ``resume`` they must be what they were.
+
+    Raises:
+        ArtefactError: it exists and ``resume`` is off; or recipe or facts changed since.
+    """
+    folder = run.folder
+    if run.is_done and not resume:
+        raise ArtefactError(
+            f"{folder}: is finished and is never overwritten; choose another name (name=...)"
+        )
+    if folder.exists() and not resume:
+        raise ArtefactError(
+            f"{folder}: exists already and is never overwritten; add --resume to go on with it, "
+            "or choose another name (name=...)"
+        )
+    described = {"run": run.name, "settings": run.settings(recipe), "facts": dict(facts)}
+    if run.manifest_file.is_file():
+        _continue_run(run, described)
+        return
+    with machine_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.recipe_file, tomli_w.dumps(redacted_in(recipe.resolved())).encode())
+    write_json(run.manifest_file, {**described, **collect_circumstances(), "status": "running"})
+
+
+def _continue_run(run: Run, described: dict[str, Any]) -> None:
+    recorded = _read_record(run)
+    if BASE_FILES not in recorded["facts"]:  # begun by an older version
+        known = {key: fact for key, fact in described["facts"].items() if key != BASE_FILES}
+        described = {**described, "facts": known}
+    _require_equal(run, recorded, described)
+    if recorded.get("variables") not in (None, now := _read_variables()):
+        write_json(run.manifest_file, {**recorded, "variables_resumed": now})
+
+
+def finish_run(run: Run, outcome: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+    """Mark a run as done, and record how it ended and what it took."""
+    ended = {"outcome": dict(outcome), "cost": dict(cost), "status": "done"}
+    write_json(run.manifest_file, {**run.read_manifest(), **ended})
+
+
+def add_to_manifest(run: Run, key: str, value: Mapping[str, Any]) -> None:
+    """Put a table beside the others in a run's manifest."""
+    write_json(run.manifest_file, {**run.read_manifest(), key: dict(value)})
+
+
+def count_opening(run: Run, split: str) -> None:
+    """Count in the run's manifest how often a split was opened for it.
+
+    Raises:
+        ArtefactError: another llmrec works in the folder.
+    """
+    with lock_run(run.folder):  # evaluations on two splits count in one file
+        there = run.manifest_file.is_file()
+        manifest = run.read_manifest() if there else dict[str, Any](status="done")
+        opened = manifest.setdefault("opened", {})
+        opened[split] = opened.get(split, 0) + 1
+        write_json(run.manifest_file, manifest)
+
+
+@contextmanager
+def open_evaluation(run: Run, split: str, ranks: Ranks, existing: Existing) -> Iterator[bool]:
+    """A run that this process evaluates alone; whether there is anything to do.
+
+    Args:
+        existing: what to do with a report that another process has written meanwhile.
+
+    Raises:
+        ArtefactError: another llmrec is evaluating it; or a report is there, to be refused.
+    """
+    with lock_evaluation(run.folder, split) if ranks.is_first else nullcontext():
+        there = ranks.most(int(ranks.is_first and run.is_evaluated(split)))
+        if there and existing == "refuse":
+            raise evaluated_before(run, split)
+        yield not there or existing == "again"
+
+
+def evaluated_before(run: Run, split: str) -> ArtefactError:
+    """What to say of a report that is there."""
+    return ArtefactError(
+        f"{run.folder}: was evaluated on {split} before, and {split} is opened once per run; "
+        "add --again to repeat it (the manifest counts it)"
+    )
+
+
+def require_same_settings(recipe: Recipe, run: Run) -> None:
+    """Refuse a recipe that a run was not made with.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    recorded = {"settings": _read_record(run)["settings"], "facts": {}}
+    _require_equal(run, recorded, {"settings": run.settings(recipe), "facts": {}})
+
+
+def check_finished(recipe: Recipe, run: Run) -> bool:
+    """Whether a run is finished.
+
+    Raises:
+        ArtefactError: it is, but was made with other settings.
+    """
+    if run.is_done and "settings" in run.read_manifest():  # Pop's, which eval fits, may lack them
+        require_same_settings(recipe, run)
+    return run.is_done
+
+
+def require_same_stage(recipe: Recipe, run: Run, facts: Mapping[str, Any]) -> None:
+    """Refuse a finished run of another stage table, or one that stands on other facts.
+
+    What only chose among its checkpoints (``[eval]``) may differ.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    recorded = _read_record(run)
+    before = {"settings": {"stage": recorded["settings"].get("stage")}, "facts": recorded["facts"]}
+    now = {"settings": {"stage": run.settings(recipe)["stage"]}, "facts": dict(facts)}
+    _require_equal(run, before, now)
+
+
+def require_done(recipe: Recipe, run: Run) -> None:
+    """Refuse a run that is not finished, or a language model whose result is damaged.
+
+    Raises:
+        ArtefactError: the message says what to run, or which file is damaged.
+    """
+    if run.is_done:
+        if run.is_language_model:
+            check_folder(run.result_folder(recipe))
+        return
+    there = run.folder.exists()
+    state, hint = ("is not finished", " --resume") if there else ("does not exist", "")
+    command = " ".join(run.command)
+    raise ArtefactError(f"{run.folder}: {state}; run first: llmrec {command} RECIPE{hint}")
+
+
+def _read_record(run: Run) -> dict[str, Any]:
+    return run.read_manifest("settings", "facts")
+
+
+def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for group in ("settings", "facts"):
+        for key, before, after in list_differences(recorded[group], now[group]):
+            raise ArtefactError(
+                f"{run.folder}: started with {key} = {before!r}, now {after!r}; "
+                "use the same recipe or choose another name (name=...)"
+            )
+
+
+def list_differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of tables differ: dotted key, and both values; None: not there."""
+    old, new = _flatten(before), _flatten(now)
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def collect_circumstances() -> dict[str, Any]:
+    """Command, versions, source state and machine, for the manifest."""
+    return {
+        "command": ["llmrec", *map(redacted, sys.argv[1:])],
+        "llmrec": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "git": describe_source(),
+        "variables": _read_variables(),
+    }
+
+
+def _read_variables() -> dict[str, str]:
+    found: dict[str, str] = redacted_in(recorded_variables())
+    return found
+
+
+def describe_source() -> str | None:
+    """``git describe`` of the folder that llmrec runs from its source; None elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)  # nosec B603 # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").strip()

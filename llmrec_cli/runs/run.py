@@ -1,0 +1,392 @@
+"""Experiments and runs as values: kinds, names, folders, files and states.
+
+    recipe --experiment_of--> Experiment --> Run: kind, table, folder, parent, files
+    folder --experiment_at--> Experiment     (what lies there, in the order of its newest recipe)
+
+A run is called like its folder: ``sft``, ``align-NAME`` or ``baseline-NAME``.  That name is cut
+and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here imports
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from llmrec_cli.claims import is_held, lock_path
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.files import (
+    ADAPTER_FOLDER,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    PAIRS_FILE,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    read_json,
+)
+from llmrec_cli.recipe.baseline import UNTRAINED, BaselineSection
+from llmrec_cli.recipe.problems import did_you_mean
+from llmrec_cli.recipe.recipe import PREPARED_FOLDERS, Recipe
+from llmrec_cli.recipe.stages import AlignSection, StageSection
+from llmrec_cli.recipe.toml import parse
+from llmrec_cli.redaction import redacted_in
+
+Settings = dict[str, Any]
+"""What of a recipe a run depends on, as plain values."""
+
+POP: Final = "pop"  # the table of the model that ``eval`` fits on the way
+
+
+class RunKind(StrEnum):
+    """How a run is made: by the command of that name, from the recipe's table of that name."""
+
+    SFT = "sft"
+    ALIGN = "align"
+    BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is true of every run of a kind."""
+
+    option: str | None  # of the command: says which table
+    section: Callable[[Recipe, str], StageSection | AlignSection | BaselineSection]
+    settings: Callable[[Mapping[str, Any], str], Settings]  # of a recipe's every value
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: a folder that one command of the recipe fills.
+
+    Attributes:
+        table: NAME of ``[align.NAME]`` or ``[baseline.NAME]``; empty for ``[sft]``.
+        parent: the run whose result it starts from; None: it starts from the backbone, or trains
+            no language model, or is known by its folder alone.
+    """
+
+    kind: RunKind
+    table: str
+    folder: Path
+    parent: Run | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def heading(self) -> str:
+        """The recipe's table as errors name it: ``[align.msl]``."""
+        return f"[{self.kind}.{self.table}]" if self.table else f"[{self.kind}]"
+
+    @property
+    def command(self) -> list[str]:
+        """The words that make it: ``align --method msl``."""
+        option = _KINDS[self.kind].option
+        return [self.kind.value, *([option, self.table] if option else [])]
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it is no conventional model."""
+        return self.kind is not RunKind.BASELINE
+
+    @property
+    def is_pop(self) -> bool:
+        """Whether it is the popularity baseline, which costs nothing to fit."""
+        return self.kind is RunKind.BASELINE and self.table == POP
+
+    @property
+    def lineage(self) -> list[Run]:
+        """The runs that it starts from, the first one first, and itself."""
+        return [*(self.parent.lineage if self.parent else []), self]
+
+    def within(self, experiment: Path) -> Run:
+        """The same run in another experiment's folder."""
+        parent = self.parent.within(experiment) if self.parent else None
+        return replace(self, folder=experiment / self.name, parent=parent)
+
+    @property
+    def recipe_file(self) -> Path:
+        """The recipe that it was started with."""
+        return self.folder / RECIPE_FILE
+
+    @property
+    def manifest_file(self) -> Path:
+        """What it was made from and with, and how it ended."""
+        return self.folder / MANIFEST_FILE
+
+    @property
+    def metrics_file(self) -> Path:
+        """A line per update."""
+        return self.folder / METRICS_FILE
+
+    def report_file(self, split: str) -> Path:
+        """The figures of an evaluation."""
+        return self.folder / name_for_split(REPORT_FILE, split)
+
+    def predictions_file(self, split: str) -> Path:
+        """The lists of an evaluation."""
+        return self.folder / name_for_split(PREDICTIONS_FILE, split)
+
+    def pairs_file(self, split: str) -> Path:
+        """The scored pairs of an evaluation."""
+        return self.folder / name_for_split(PAIRS_FILE, split)
+
+    def result_folder(self, recipe: Recipe) -> Path:
+        """The trained weights."""
+        whole = recipe.model.tuning == "full" or not self.is_language_model
+        return self.folder / (MODEL_FOLDER if whole else ADAPTER_FOLDER)
+
+    def section(self, recipe: Recipe) -> StageSection | AlignSection | BaselineSection:
+        """Its table of a recipe."""
+        return _KINDS[self.kind].section(recipe, self.table)
+
+    def settings(self, recipe: Recipe) -> Settings:
+        """The part of a recipe that it depends on, without secrets."""
+        return _KINDS[self.kind].settings(redacted_in(recipe.every_value()), self.table)
+
+    def read_manifest(self, *needed: str) -> dict[str, Any]:
+        """Its manifest (``read_run_manifest``)."""
+        return read_run_manifest(self.manifest_file, needed)
+
+    @property
+    def exists(self) -> bool:
+        """Whether its folder is a run's: it has a manifest, and a recipe or a report."""
+        described = self.recipe_file.is_file() or any(self.folder.glob(_ANY_REPORT))
+        return self.manifest_file.is_file() and described
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it came to its end."""
+        return self.manifest_file.is_file() and self.read_manifest().get("status") == "done"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a living process works in its folder."""
+        return is_held(lock_path(self.folder))
+
+    def is_evaluated(self, split: str) -> bool:
+        """Whether it has a report on a split."""
+        return self.report_file(split).is_file()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A folder of prepared data and runs.
+
+    Attributes:
+        runs: in order: conventional models, SFT, alignments; parents before what starts from them.
+    """
+
+    folder: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def prepared_folders(self) -> tuple[Path, ...]:
+        """Where its prepared data lie: those of training, and those of another ``[eval.data]``."""
+        return tuple(self.folder / name for name in PREPARED_FOLDERS)
+
+    @property
+    def names(self) -> list[str]:
+        """The runs' names, in order."""
+        return [run.name for run in self.runs]
+
+    def find(self, name: str) -> Run | None:
+        """The run of a name; None: there is none."""
+        return next((run for run in self.runs if run.name == name), None)
+
+
+def experiment_of(recipe: Recipe) -> Experiment:
+    """The experiment that a recipe describes, whether or not anything of it was made."""
+    baselines = (baseline_run(recipe, table) for table in recipe.baseline)
+    aligns = (align_run(recipe, table) for table in recipe.in_order())
+    return Experiment(recipe.folder, (*baselines, sft_run(recipe), *aligns))
+
+
+def sft_run(recipe: Recipe) -> Run:
+    """The run of ``[sft]``."""
+    return _make_run(recipe, RunKind.SFT)
+
+
+def baseline_run(recipe: Recipe, table: str) -> Run:
+    """The run of ``[baseline.TABLE]``."""
+    return _make_run(recipe, RunKind.BASELINE, table)
+
+
+def align_run(recipe: Recipe, table: str) -> Run:
+    """The run of ``[align.TABLE]``, with its parents.
+
+    Raises:
+        RecipeError: the recipe has no such table.
+    """
+    if table not in recipe.align:
+        known = ", ".join(recipe.align) or "none"
+        raise RecipeError(
+            f"[align.{table}]: not in the recipe (it has {known}); add the table to run it"
+        )
+    start = recipe.align[table].parent
+    parent = _STARTS[start](recipe) if start in _STARTS else align_run(recipe, start)
+    return _make_run(recipe, RunKind.ALIGN, table, parent)
+
+
+def _make_run(recipe: Recipe, kind: RunKind, table: str = "", parent: Run | None = None) -> Run:
+    return Run(kind, table, recipe.folder / name_run(kind, table), parent)
+
+
+def name_run(kind: RunKind, table: str = "") -> str:
+    """The name of a run, which is its folder's."""
+    return f"{kind}-{table}" if table else kind.value
+
+
+def _parse_name(name: str) -> tuple[RunKind, str]:
+    """Kind and table behind a run's name; whatever is called otherwise counts as SFT."""
+    kind, _, table = name.partition("-")
+    return (RunKind(kind), table) if kind in _TABLED else (RunKind.SFT, "")
+
+
+def find_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The alignments and the conventional models that typed run names ask for."""
+    found = [_parse_name(name) for name in names]
+    aligns, baselines = (
+        [table for kind, table in found if kind is wanted]
+        for wanted in (RunKind.ALIGN, RunKind.BASELINE)
+    )
+    return aligns, baselines
+
+
+def find_run_of_key(key: str) -> str | None:
+    """The name of the run that a recipe's dotted key belongs to; None: it belongs to all."""
+    kind, *rest = key.split(".")
+    if kind == RunKind.SFT:
+        return name_run(RunKind.SFT)
+    return name_run(RunKind(kind), rest[0]) if kind in _TABLED and rest else None
+
+
+def run_at(folder: Path) -> Run:
+    """The run of a folder, whatever lies there; its name tells its kind."""
+    kind, table = _parse_name(folder.name)
+    return Run(kind, table, folder) if table else Run(RunKind.SFT, "", folder)
+
+
+def experiment_at(folder: Path) -> Experiment:
+    """The experiment of a folder: the runs that lie there, as their recipe orders them.
+
+    Raises:
+        ArtefactError: the recipe of its newest run cannot be read.
+    """
+    runs = list_runs(folder)
+    order = _order_runs(runs)
+    return Experiment(folder, tuple(sorted(runs, key=lambda run: order.get(run.name, len(order)))))
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs that lie in an experiment's folder, by name."""
+    found = (run_at(path) for path in sorted(folder.iterdir()) if path.is_dir())
+    return [run for run in found if run.exists]
+
+
+def _order_runs(runs: Iterable[Run]) -> dict[str, int]:
+    """Place of each run that a recipe of these runs describes; the newest knows most."""
+    recipes = [run.recipe_file for run in runs if run.recipe_file.is_file()]
+    if not recipes:
+        return {}
+    newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        tables = parse(newest.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
+    names = [name_run(RunKind.BASELINE, table) for table in tables.get("baseline", {})]
+    names.append(name_run(RunKind.SFT))
+    names += [name_run(RunKind.ALIGN, table) for table in tables.get("align", {})]
+    return {name: place for place, name in enumerate(names)}
+
+
+def name_for_split(name: str, split: str) -> str:
+    """``report.json`` for the test split, ``report-valid.json`` for validation."""
+    stem, dot, ending = name.partition(".")
+    return name if split == "test" else f"{stem}-{split}{dot}{ending}"
+
+
+def suggest_folder(folder: Path) -> str:
+    """The folder called most like a missing one, as a sentence to append; empty if none is near."""
+    return did_you_mean(folder.name, [p.name for p in folder.parent.glob("[!.]*") if p.is_dir()])
+
+
+def read_run_manifest(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``manifest.json`` of a run: files of other people may hold anything.
+
+    Less may stand in it, of an older run, but not something else.
+
+    Args:
+        needed: tables that must be there; settings have a stage.
+
+    Raises:
+        ArtefactError: missing, damaged, or not the manifest of a run.
+    """
+    found = read_json(path)
+    if isinstance(found, dict) and found.keys() >= set(needed):
+        stage = _as_table(found.get("settings", {})).get("stage", {})
+        tables = [*(found.get(key, {}) for key in _MANIFEST_TABLES), stage]
+        tables.append(_as_table(stage).get("train", {}))
+        complete = "settings" not in needed or "stage" in found["settings"]
+        if complete and all(isinstance(table, dict) for table in tables):
+            return found
+    raise ArtefactError(f"{path}: not the manifest of a run")
+
+
+def _as_table(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Settings:
+    """Of a language model."""
+    shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
+    chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
+    return {**shared, "stage": stage, "eval": chosen_by}
+
+
+def _settings_of_baseline(plain: Mapping[str, Any], table: str) -> Settings:
+    """A conventional model knows no prompt and no decoder; one without training, nothing but data.
+
+    (What it knows of the language model is the catalogue's entries, a fact of the run.)
+    """
+    stage = dict(plain["baseline"][table])
+    if stage["model"] in UNTRAINED:
+        del stage["train"]
+        return {"data": plain["data"], "stage": stage}
+    cutoffs = {"cutoffs": plain["eval"]["cutoffs"]}
+    return {"seed": plain["seed"], "data": plain["data"], "stage": stage, "eval": cutoffs}
+
+
+_KINDS: Final = {
+    RunKind.SFT: _Kind(
+        option=None,
+        section=lambda recipe, _: recipe.sft,
+        settings=lambda plain, _: _settings_of_stage(plain, plain["sft"]),
+    ),
+    RunKind.ALIGN: _Kind(
+        option="--method",
+        section=lambda recipe, table: recipe.align[table],
+        settings=lambda plain, table: _settings_of_stage(plain, plain["align"][table]),
+    ),
+    RunKind.BASELINE: _Kind(
+        option="--model",
+        section=lambda recipe, table: recipe.baseline[table],
+        settings=_settings_of_baseline,
+    ),
+}
+_TABLED: Final = frozenset(kind.value for kind, facts in _KINDS.items() if facts.option)
+_STARTS: Final[Mapping[str, Callable[[Recipe], Run | None]]] = {  # no names of alignments
+    "sft": sft_run,
+    "base": lambda _: None,
+}
+_ANY_REPORT: Final = f"{Path(REPORT_FILE).stem}*{Path(REPORT_FILE).suffix}"
+_MANIFEST_TABLES: Final = ("settings", "facts", "outcome", "cost")
