@@ -163,11 +163,12 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
 
 def _left_out(bench: Any, split: str) -> Iterator[str]:
     """What the prompts of a split have no room for, of ``COUNTED`` rows at most."""
+    from llmrec_cli.evaluation.ranking import measure_left_out
     from llmrec_cli.stage.workbench import subset
 
     frame = bench.prepared.split(split)
     some = subset(frame, COUNTED)
-    if line := bench.left_out(some).line(bench.encoder.why):
+    if line := measure_left_out(bench.encoder, bench.ranks, some).line(bench.encoder.why):
         drawn = f" (of {COUNTED:,} rows that were looked at)" if len(some) < len(frame) else ""
         yield f"{split}: {line}{drawn}"
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "tensors": (),
     "methods": ("tensors",),
     "data": ("recipe.data", "recipe.toml", "files"),
-    "models": ("data", "methods.contract", "recipe.baseline", "recipe.model", "tensors"),
+    "models": ("data", "methods.contract", "recipe.model", "tensors"),
     "engine": (
         "claims",
         "data",
@@ -32,7 +32,7 @@ ALLOWED = {
         "recipe.train",
         "tensors",
     ),
-    "report": ("data", "files"),
+    "report": ("data", "files", "models.base"),
 }
 # what stories are made of: may import what stories may, but of the stories only these
 MATERIAL = {

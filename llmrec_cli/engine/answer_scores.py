@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.policy import inference
 from llmrec_cli.tensors.losses import vocab_nll
 from llmrec_cli.tensors.masked import legal_logits
@@ -55,11 +56,9 @@ def score_candidates(
         batch: rows of a forward pass.
     """
     collate = Collator(trie, cut_forced=legal)
-    by_length = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt))
     score_RC = np.empty((len(rows), 1 + (len(rows[0].negatives[0]) if rows else 0)))
     with inference(policy):
-        for start in range(0, len(rows), batch):
-            part = by_length[start : start + batch]
+        for part in batches_by_length([len(row.prompt) for row in rows], batch):
             micro = collate([rows[at] for at in part]).to(device)
             log_prob_A = log_probs(policy, micro, legal=legal, temperature=temperature)
             score_RC[part] = log_prob_A.double().cpu().numpy().reshape(len(part), -1)

@@ -21,6 +21,7 @@ from llmrec_cli.engine.all_items import score_leaves
 from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.models.base import batches_by_length, distinct_exclusions
 from llmrec_cli.models.policy import body, head_weights, inference
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.tensors.beam import (
@@ -167,9 +168,7 @@ def _batches(
     at_once = options.batch
     if whole or options.search == "all":
         at_once = max(1, min(at_once, _SCORES_AT_ONCE // trie.n_nodes))
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for at in range(0, len(prompts), at_once):
-        rows = by_length[at : at + at_once]
+    for rows in batches_by_length(list(map(len, prompts)), at_once):
         tree = TreeCache(decoder, [prompts[row] for row in rows], scorer.weight_VD.device)
         yield torch.tensor(rows), tree, scorer, chains
 
@@ -235,13 +234,7 @@ def _trimmed(excluded_BQ: Tensor) -> Tensor:
 
 def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
     """Excluded leaves, each once, as excluded_BQ; _NO_LEAF elsewhere."""
-    if len(exclude) not in (0, n_users):
-        raise DataError(f"exclude has {len(exclude)} rows: expected one for each of {n_users}")
-    distinct = [sorted(set(leaves)) for leaves in exclude] or [[] for _ in range(n_users)]
-    for row, leaves in enumerate(distinct):
-        if leaves and not 0 <= leaves[0] <= leaves[-1] < n_leaves:
-            wrong = leaves[0] if leaves[0] < 0 else leaves[-1]
-            raise DataError(f"exclude row {row}: leaf {wrong}, expected 0 .. {n_leaves - 1}")
+    distinct = distinct_exclusions(exclude, n_users, n_leaves)
     width = max(map(len, distinct), default=0)
     padded = [leaves + [_NO_LEAF] * (width - len(leaves)) for leaves in distinct]
     return torch.tensor(padded, dtype=torch.int64).view(n_users, width)

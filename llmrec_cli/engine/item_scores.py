@@ -33,6 +33,7 @@ from llmrec_cli.files import (
     write_json,
     write_safetensors,
 )
+from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.policy import inference
 
 VECTORS, FACTS = "vectors.safetensors", "facts.json"
@@ -93,10 +94,9 @@ def history_vectors(
         model: a ``models.sequential.Sequential``.
         leaf_of_item_I: leaf of each catalogue item.
     """
-    order = sorted(range(len(rows)), key=lambda r: len(rows[r].history) + len(rows[r].targets))
+    lengths = [len(row.history) + len(row.targets) for row in rows]
     vectors: list[Tensor] = [torch.empty(0)] * len(rows)
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
+    for part in batches_by_length(lengths, batch):
         found = _vectors_of([rows[r] for r in part], model, leaf_of_item_I)
         for r, vector_AD in zip(part, found, strict=True):
             vectors[r] = vector_AD

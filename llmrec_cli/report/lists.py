@@ -5,9 +5,8 @@ Shape suffixes: R rows, K list depth, E entries of all lists one after the other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -55,13 +54,15 @@ def top_lists(predictions: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen)
     )
 
 
-def removable(history: Sequence[int], target: int, leaves: Leaves) -> list[int]:
-    """The items that ``seen = "remove"`` takes out: a history without those on the target's leaf.
+def seen_leaves(rows: pd.DataFrame, leaf_of_item: NDArray[Any]) -> list[list[int]]:
+    """Leaves of each row's history, ascending, without the target's own: ``seen = "remove"``.
 
-    For a decoder that leaves them out while it searches.
+    For a Ranker, which goes on until it has found enough leaves outside them.
     """
-    leaf_of = leaves.leaf_of_item_I
-    return [item for item in history if leaf_of[item] != leaf_of[target]]
+    return [
+        sorted(set(leaf_of_item[history].tolist()) - {int(leaf_of_item[target])})
+        for history, target in zip(rows[HISTORY], rows[TARGET], strict=True)
+    ]
 
 
 def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
@@ -75,12 +76,6 @@ def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
     target_R = _inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
     key_R = np.arange(len(target_R)) * leaves.n_leaves + leaves.leaf_of_item_I[target_R]
     return np.isin(key_R, _keys(predictions, HISTORY, leaves))
-
-
-def needed_depth(history: Sequence[int], target: int, depth: int, leaves: Leaves) -> int:
-    """Length of a list that still holds ``depth`` leaves once the history is removed."""
-    gone = removable(history, target, leaves)
-    return min(depth + len(np.unique(leaves.leaf_of_item_I[gone])), leaves.n_leaves)
 
 
 def _chunk(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLists:

@@ -31,12 +31,18 @@ from llmrec_cli.engine.negatives import NegativeSampler, require_scale, users_of
 from llmrec_cli.engine.reference import Reference, Store, log_probs_of
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
 from llmrec_cli.engine.supply import DrawnNegatives, Serve, Supply
+from llmrec_cli.evaluation.ranking import rank_windows
 from llmrec_cli.files import sha256
 from llmrec_cli.methods.contract import Method, Needs
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.stage.scorer import MODEL, load_sequential, require_sequential
+from llmrec_cli.stage.scorer import (
+    MODEL,
+    load_sequential,
+    make_language_ranker,
+    require_sequential,
+)
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
 
@@ -172,10 +178,12 @@ def _ask(
     owned = [sorted(sampler.owned(window)) for window in windows]
     pool = sampler.wanted.pool
     if reference is None:
-        found = bench.rank_windows(policy.model, windows, owned, pool)
+        ranker = make_language_ranker(bench, policy.model)
+        found = rank_windows(ranker, bench.ranks, windows, owned, pool)
     else:
         with reference.active() as parent:
-            found = bench.rank_windows(parent.model, windows, owned, pool)
+            ranker = make_language_ranker(bench, parent.model)
+            found = rank_windows(ranker, bench.ranks, windows, owned, pool)
     lists = iter(found)
     return [[next(lists) for _ in row.targets] for row in rows]
 

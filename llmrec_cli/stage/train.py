@@ -12,6 +12,7 @@ from llmrec_cli.engine.checkpoint import write_result
 from llmrec_cli.engine.job import Job, Position
 from llmrec_cli.engine.loop import train
 from llmrec_cli.engine.rows import left_out_of
+from llmrec_cli.evaluation.ranking import validation_metrics
 from llmrec_cli.files import sha256
 from llmrec_cli.manifest import read_run_manifest
 from llmrec_cli.models.policy import Policy
@@ -22,6 +23,7 @@ from llmrec_cli.stage import needs, workbench
 from llmrec_cli.stage.check import check_plan, plan_run
 from llmrec_cli.stage.ground import ground, require_same_ground
 from llmrec_cli.stage.pair_task import StageRows, pair_stage
+from llmrec_cli.stage.scorer import make_language_ranker
 from llmrec_cli.stage.trained import load_policy
 
 
@@ -109,9 +111,8 @@ def _catalogue_stage(stage: needs.Stage) -> StageRows:
     valid = workbench.subset(bench.prepared.split("valid"), stage.section.validate_rows)
 
     def rank_valid(policy: Any) -> dict[str, float]:
-        return workbench.validation_metrics(
-            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
-        )
+        ranker, cutoff = make_language_ranker(bench, policy.model), max(recipe.eval.cutoffs)
+        return validation_metrics(ranker, bench.ranks, valid, bench.leaf_of_item, cutoff)
 
     usable = sampler.require(rows) if sampler else rows
     valid_rows = bench.windows(valid)
