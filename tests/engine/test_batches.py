@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from trie_walk import walk
 
 from llmrec_cli.engine.answers import lengths
 from llmrec_cli.engine.batches import Limits, epoch_order, micro_batches, rows_of_step
 from llmrec_cli.engine.collate import Collator
 from llmrec_cli.engine.rows import Row
-from llmrec_cli.tensors.trie import build_trie, walk
+from llmrec_cli.tensors.trie import build_trie
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 6, 6, 2], [5, 6, 7, 2]]
 
