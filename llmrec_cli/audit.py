@@ -60,7 +60,7 @@ def audit(word: str, overrides: Sequence[str], progress: Progress) -> list[Audit
         ArtefactError: nothing prepared, or damaged; a folder that is none of these.
     """
     found = []
-    for folder in _prepared_folders(word, overrides):
+    for folder in _find_prepared(word, overrides):
         progress.say(f"auditing {folder}")
         found.append(audit_folder(folder))
     return found
@@ -97,7 +97,7 @@ def score_pop(prepared: Prepared) -> PopScores:
     leaves = gather_leaves(prepared.items, leaf_of_equal_titles(prepared.items))
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for split in ("test", "valid"):
-        predictions = _by_popularity(_drawn(prepared.split(split)), leaves)
+        predictions = _rank_by_popularity(_draw_rows(prepared.split(split)), leaves)
         scored = {p: score_rows(predictions, leaves, [CUTOFF], p) for p in POLICIES}
         scores[split] = {
             policy: {metric: float(rows[metric].mean()) for metric in (HR, NDCG)}
@@ -106,14 +106,14 @@ def score_pop(prepared: Prepared) -> PopScores:
     return scores
 
 
-def _by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
+def _rank_by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
     """Pop's lists, deep enough for both policies."""
     seen = seen_leaves(rows, leaves.leaf_of_item_I)
     found = PopRanker(leaves).rank(rows[HISTORY].tolist(), CUTOFF, seen)
     return list_predictions(rows, found, leaves)
 
 
-def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
+def _draw_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """``POP_ROWS`` rows, always the same ones; all where there are no more."""
     if len(rows) <= POP_ROWS:
         return rows
@@ -121,7 +121,7 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[np.sort(chosen)]
 
 
-def _prepared_folders(word: str, overrides: Sequence[str]) -> list[Path]:
+def _find_prepared(word: str, overrides: Sequence[str]) -> list[Path]:
     folder = Path(word)
     if not folder.is_dir():
         recipe = load_recipe(word, overrides)

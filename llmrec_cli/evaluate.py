@@ -69,13 +69,13 @@ def evaluate(
         ArtefactError: a run is not finished, was evaluated before, or is being evaluated.
     """
     existing: Existing = "keep" if keep else "again" if again else "refuse"
-    runs = [run for run in runs if _is_wanted(recipe, run, split, existing)]
+    runs = [run for run in runs if _wants_evaluation(recipe, run, split, existing)]
     if recipe.prompt.task == "rank-pair":
         return evaluate_pairs(
             recipe, runs, split=split, existing=existing, progress=progress, pop=POP
         )
     if recipe.eval.data is not None:
-        runs = _without_baselines(runs, progress)
+        runs = _drop_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
     require_grounds(recipe, bench.codec.tokenizer, runs)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
@@ -92,7 +92,7 @@ def evaluate(
     return compare_experiment(recipe, split, leaves)
 
 
-def _is_wanted(recipe: Recipe, run: str, split: str, existing: Existing) -> bool:
+def _wants_evaluation(recipe: Recipe, run: str, split: str, existing: Existing) -> bool:
     """Whether a run is to be evaluated.
 
     Raises:
@@ -109,7 +109,7 @@ def _is_wanted(recipe: Recipe, run: str, split: str, existing: Existing) -> bool
     return True
 
 
-def _without_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
+def _drop_baselines(runs: Sequence[str], progress: Progress) -> list[str]:
     """A conventional model knows the items that it was trained on; popularity is counted anew."""
     skipped = [run for run in runs if run.startswith("baseline-") and run != POP]
     if skipped:
@@ -147,7 +147,7 @@ def _evaluate_run(
         report = build_report(
             {"keep": predictions, "remove": predictions},
             leaves,
-            _protocol(bench, run, split),
+            _describe_protocol(bench, run, split),
             resamples=resamples,
             seed=seed,
             short="miss",
@@ -222,7 +222,7 @@ def _pair_up(frame: pd.DataFrame, others: list[int], score_R2: NDArray[np.float6
     return frame[[ROW, USER_ID, TARGET]].assign(**columns).reset_index(drop=True)
 
 
-def _protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
+def _describe_protocol(bench: workbench.Workbench, run: str, split: str) -> Protocol:
     recipe = bench.recipe
     hashes = {"data": sha256(bench.prepared.folder / "manifest.json")}
     folder = recipe.run_folder(run)

@@ -117,7 +117,7 @@ class Recommender:
             for one in read
         ]
         found = self.ranker.rank([one.used for one in read], k, seen)
-        log_BK = self._log_probabilities(found)
+        log_BK = self._find_log_probabilities(found)
         return [
             self._show(
                 one,
@@ -152,7 +152,7 @@ class Recommender:
         ids: list[str] = self.bench.prepared.items[ITEM_ID].iloc[items].tolist()
         return ids
 
-    def _log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
+    def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
         """Of each place of the lists, nats; None: the model has none."""
         scored_by = self.ranker.scored_by
         if scored_by is ScoredBy.LOG_PROBABILITY:
@@ -177,13 +177,15 @@ class Recommender:
     ) -> Recommendations:
         logs = repeat(None) if log_K is None else log_K
         places = zip(leaf_K, score_K, logs, strict=False)
-        items = tuple(self._entry(rank, *place) for rank, place in enumerate(places, start=1))
+        items = tuple(
+            self._describe_entry(rank, *place) for rank, place in enumerate(places, start=1)
+        )
         notes = history.notes
         if len(items) < wanted:
             notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
         return Recommendations(history.told, items, self.ranker.scored_by, notes)
 
-    def _entry(
+    def _describe_entry(
         self, rank: int, leaf: int, score: float, log_probability: float | None
     ) -> Recommended:
         catalogue, trie = self.bench.prepared.items, self.bench.trie

@@ -113,15 +113,15 @@ def rank_catalogue(
         DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
         NumbersError: the model's output is NaN or infinite.
     """
-    excluded_BQ = _padded_exclusions(exclude, len(prompts), trie.n_leaves)
+    excluded_BQ = _pad_exclusions(exclude, len(prompts), trie.n_leaves)
     width = min(options.k + excluded_BQ.shape[1], trie.n_leaves)
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
     with searchable(model):
-        for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
-            excluded = _trimmed(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
-            found, proven = _search(tree, scorer, chains, options, excluded)
+        for rows_B, tree, scorer, chains in _make_batches(model, trie, prompts, options):
+            excluded = _trim_exclusions(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
+            found, proven = _search_batch(tree, scorer, chains, options, excluded)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
@@ -144,15 +144,15 @@ def score_all(
     """
     score_BL = torch.empty((len(prompts), trie.n_leaves))
     with searchable(model):
-        for rows_B, tree, scorer, _ in _batches(model, trie, prompts, options, whole=True):
-            score_BL[rows_B] = _all_scores(tree, scorer, options.length_penalty).cpu()
+        for rows_B, tree, scorer, _ in _make_batches(model, trie, prompts, options, whole=True):
+            score_BL[rows_B] = _score_all_leaves(tree, scorer, options.length_penalty).cpu()
     return score_BL
 
 
 Batch = tuple[Tensor, TreeCache, Scorer, Chains]
 
 
-def _batches(
+def _make_batches(
     model: nn.Module,
     trie: Trie,
     prompts: Sequence[Sequence[int]],
@@ -163,7 +163,7 @@ def _batches(
     empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)
     if empty is not None:
         raise DataError(f"prompt {empty}: no tokens, expected at least one (BOS)")
-    decoder, scorer = body(model), _scorer(model, trie, options)
+    decoder, scorer = body(model), _make_scorer(model, trie, options)
     chains = forced_chains(scorer.trie)
     at_once = options.batch
     if whole or options.search == "all":
@@ -173,7 +173,7 @@ def _batches(
         yield torch.tensor(rows), tree, scorer, chains
 
 
-def _search(
+def _search_batch(
     tree: TreeCache, scorer: Scorer, chains: Chains, options: DecodeOptions, excluded_BQ: Tensor
 ) -> tuple[Finished, Tensor]:
     """One batch's lists, and which of them are proven."""
@@ -185,13 +185,13 @@ def _search(
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
         return exact_search(tree, scorer, chains, k, excluded_BQ, k + _EXTRA_WIDTH), proven_B
-    score_BL = _all_scores(tree, scorer, options.length_penalty)
+    score_BL = _score_all_leaves(tree, scorer, options.length_penalty)
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
     return Finished(*best(score_BL, leaf_BL, width)), proven_B
 
 
-def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
+def _score_all_leaves(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
     score_BL = score_leaves(tree, scorer, _TREE_TOKENS)
     if length_penalty == 0:
         return score_BL
@@ -199,7 +199,7 @@ def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tenso
     return score_BL / length_L**length_penalty
 
 
-def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
+def _make_scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
     head = head_weights(model)
     largest = int(trie.edge_token_E.max())
     if largest >= len(head.weight_VD):
@@ -227,12 +227,12 @@ def searchable(model: nn.Module) -> Iterator[None]:
             decoder.set_attn_implementation(attention)
 
 
-def _trimmed(excluded_BQ: Tensor) -> Tensor:
+def _trim_exclusions(excluded_BQ: Tensor) -> Tensor:
     """The same exclusions, as wide as these users need."""
     return excluded_BQ[:, : int((excluded_BQ != _NO_LEAF).sum(1).amax())]
 
 
-def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
+def _pad_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
     """Excluded leaves, each once, as excluded_BQ; _NO_LEAF elsewhere."""
     distinct = distinct_exclusions(exclude, n_users, n_leaves)
     width = max(map(len, distinct), default=0)

@@ -164,18 +164,31 @@ def build_sequential(
         return build(options, n_leaves, longest)
 
 
+def states_at(
+    model: Sequential, sequences: Sequence[Sequence[int]], places: Sequence[range]
+) -> Tensor:
+    """The model's state at chosen places of each sequence of leaves: [P, D], on its device.
+
+    Args:
+        places: of each sequence, 0 before its first leaf; one sequence after the other.
+    """
+    width = 1 + max(map(len, sequences))
+    input_ids_BT = torch.zeros((len(sequences), width), dtype=torch.int64)
+    for row, leaves in enumerate(sequences):
+        input_ids_BT[row, : 1 + len(leaves)] = torch.tensor([model.n_leaves, *leaves])
+    take_P = torch.tensor([row * width + at for row, own in enumerate(places) for at in own])
+    device = model.embedding.weight.device
+    with inference(model):
+        state_PD: Tensor = model(input_ids_BT.to(device), take_P.to(device))[0]
+    return state_PD
+
+
 def log_probs_behind(model: Sequential, histories: Sequence[Sequence[int]]) -> Tensor:
     """Log-softmax over all entries behind each history of leaves: [B, F] fp32, on its device."""
-    prompts = [[model.n_leaves, *leaves] for leaves in histories]
-    width = max(map(len, prompts))
-    device = model.embedding.weight.device
-    input_ids_BT = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        input_ids_BT[row, : len(prompt)] = torch.tensor(prompt)
-    last_B = torch.tensor([row * width + len(prompt) - 1 for row, prompt in enumerate(prompts)])
-    with inference(model):
-        hidden_BD = model(input_ids_BT.to(device), last_B.to(device))[0]
-        return torch.log_softmax((hidden_BD @ model.head().weight_VD.T).float(), dim=1)
+    last = [range(len(leaves), len(leaves) + 1) for leaves in histories]
+    state_BD = states_at(model, histories, last)
+    with torch.no_grad():
+        return torch.log_softmax((state_BD @ model.head().weight_VD.T).float(), dim=1)
 
 
 def make_sequential_ranker(model: Sequential, leaves: Leaves, history: int) -> FullScoreRanker:

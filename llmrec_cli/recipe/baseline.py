@@ -12,6 +12,7 @@ from pydantic import Field, SerializeAsAny
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import baseline_names, find_baseline
 from llmrec_cli.recipe.data import Section
+from llmrec_cli.recipe.formats import one_of
 from llmrec_cli.recipe.train import TrainSection
 
 BASELINES: dict[str, type[Options]] = {
@@ -49,13 +50,16 @@ figure, and training stops by the same rule.  ``patience`` counts validations, w
 distances here, so its number is the model's own."""
 
 
+_KNOWN = one_of(list(BASELINES)).replace('"', "")
+
+
 class BaselineSection(Section):
     """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand in the same table.
 
     (In the file there is no table `options`: the loader gathers them there.)
     """
 
-    model: str = Field(description="pop, itemknn, sasrec, gru4rec or caser; default NAME")
+    model: str = Field(description=f"{_KNOWN}; default NAME")
     train: TrainSection = Field(
         default=TrainSection(), description="keys to override; whole once resolved"
     )

@@ -42,7 +42,7 @@ def top_lists(predictions: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen)
         ArtefactError: an item index is outside the catalogue.
     """
     parts = [
-        _chunk(predictions.iloc[start : start + _CHUNK], leaves, depth, seen)
+        _take_top(predictions.iloc[start : start + _CHUNK], leaves, depth, seen)
         for start in range(0, len(predictions), _CHUNK)
     ]
     if not parts:
@@ -73,19 +73,19 @@ def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
     Raises:
         ArtefactError: an item index is outside the catalogue.
     """
-    target_R = _inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
+    target_R = _require_inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
     key_R = np.arange(len(target_R)) * leaves.n_leaves + leaves.leaf_of_item_I[target_R]
-    return np.isin(key_R, _keys(predictions, HISTORY, leaves))
+    return np.isin(key_R, _key_entries(predictions, HISTORY, leaves))
 
 
-def _chunk(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLists:
-    target_R = leaves.leaf_of_item_I[_inside(rows[TARGET].to_numpy(np.int64), rows, leaves)]
-    key_E = _keys(rows, RANKED, leaves)
+def _take_top(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLists:
+    target_R = leaves.leaf_of_item_I[_require_inside(rows[TARGET].to_numpy(np.int64), rows, leaves)]
+    key_E = _key_entries(rows, RANKED, leaves)
     keep_E = np.zeros(len(key_E), dtype=bool)
     keep_E[np.unique(key_E, return_index=True)[1]] = True  # first appearance of a leaf in its row
     candidates_R = np.full(len(rows), leaves.n_leaves)
     if seen == "remove":
-        gone = np.unique(_keys(rows, HISTORY, leaves))
+        gone = np.unique(_key_entries(rows, HISTORY, leaves))
         gone = gone[gone % leaves.n_leaves != target_R[gone // leaves.n_leaves]]
         keep_E &= ~np.isin(key_E, gone)
         candidates_R -= np.bincount(gone // leaves.n_leaves, minlength=len(rows))
@@ -99,15 +99,15 @@ def _chunk(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLis
     return TopLists(leaf_RK, target_R, length_R < np.minimum(depth, candidates_R))
 
 
-def _keys(rows: pd.DataFrame, column: str, leaves: Leaves) -> Ints:
+def _key_entries(rows: pd.DataFrame, column: str, leaves: Leaves) -> Ints:
     """row * n_leaves + leaf of every entry of a list column, rows one after the other."""
     lists = [np.asarray(items, dtype=np.int64) for items in rows[column]]
     row_E = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    item_E = _inside(np.concatenate(lists), rows.iloc[row_E], leaves)
+    item_E = _require_inside(np.concatenate(lists), rows.iloc[row_E], leaves)
     return row_E * leaves.n_leaves + leaves.leaf_of_item_I[item_E]
 
 
-def _inside(item_E: Ints, rows_E: pd.DataFrame, leaves: Leaves) -> Ints:
+def _require_inside(item_E: Ints, rows_E: pd.DataFrame, leaves: Leaves) -> Ints:
     bad = np.flatnonzero((item_E < 0) | (item_E >= leaves.n_items))
     if len(bad):
         row = rows_E[ROW].iloc[bad[0]]

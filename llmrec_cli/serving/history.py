@@ -55,7 +55,7 @@ def read_history(
         )
         for place, match in enumerate(matches)
     )
-    return History(items, used, told, tuple(_notes(bench, items, in_prompt, scored_by)))
+    return History(items, used, told, tuple(_list_notes(bench, items, in_prompt, scored_by)))
 
 
 def names_of(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
@@ -64,7 +64,7 @@ def names_of(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
     return items[ITEM_ID].iloc[item], title if isinstance(title, str) else None
 
 
-def _notes(
+def _list_notes(
     bench: Workbench, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
 ) -> Iterator[str]:
     data = bench.recipe.data
