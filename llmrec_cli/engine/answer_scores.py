@@ -14,9 +14,7 @@ from llmrec_cli.engine.collate import Collator, MicroBatch
 from llmrec_cli.engine.rows import Row
 from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.policy import inference
-from llmrec_cli.tensors.losses import vocab_nll
-from llmrec_cli.tensors.masked import legal_logits
-from llmrec_cli.tensors.preference import answer_log_probs
+from llmrec_cli.tensors.preference import score_answers
 from llmrec_cli.tensors.trie import Trie
 
 
@@ -29,12 +27,17 @@ def log_probs(policy: Any, micro: MicroBatch, *, legal: bool, temperature: float
         temperature: divides the logits; 1 over the vocabulary.
     """
     batch, head = micro.batch, policy.head()
-    hidden_PD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0]
-    if not legal:
-        nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
-        return answer_log_probs(nll_P, batch.answer_P, batch.answers)
-    found = legal_logits(hidden_PD, head, batch.trie, batch.node_P, batch.target_P)
-    return answer_log_probs(found.nll(temperature), batch.answer_P[found.active_A], batch.answers)
+    return score_answers(
+        policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0],
+        head,
+        batch.trie,
+        batch.node_P,
+        batch.target_P,
+        batch.answer_P,
+        batch.answers,
+        legal=legal,
+        temperature=temperature,
+    )
 
 
 def score_candidates(
