@@ -1,6 +1,6 @@
 """``python -m benchmarks.gpu``: the peers' ways beside ours on a CUDA device, in bfloat16.
 
-The loss head (also with fixed columns, and that compiled), a training step, packed preference rows,
+The loss head, a training step, packed preference rows,
 ILRec's layers and the decoders, on a random Llama of about one billion parameters; for each way the
 time by CUDA events, and by how much the device's memory rose.  Answers are compared in float32
 before anything is timed.  The exit code is 1 when answers differ or a suite fails, 3 without a
@@ -30,8 +30,8 @@ from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.methods.contract import Forward, Head
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.tensors.masked import catalogue_columns, legal_logits
-from llmrec_cli.tensors.trie import Trie, build_trie, walk
+from llmrec_cli.tensors.masked import legal_logits
+from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.collator import Collator, MicroBatch
 from llmrec_cli.training.reference import with_reference
 
@@ -125,21 +125,16 @@ def head_ways(bench: Bench, p: loss_head.Problem) -> tuple[dict[str, Loss], list
     node_P, target_P = p.node_BT[inside_BT], p.target_BT[inside_BT]
     trained = p.weight_VD.requires_grad
 
-    def legal(trie: Trie, node_P: Tensor, target_P: Tensor, **options: Any) -> Tensor:
+    def legal(trie: Trie, node_P: Tensor, target_P: Tensor) -> Tensor:
         hidden_PD = p.hidden_BTD.flatten(0, 1).index_select(0, take_P)
-        found = legal_logits(hidden_PD, Head(p.weight_VD), trie, node_P, target_P, **options)
+        found = legal_logits(hidden_PD, Head(p.weight_VD), trie, node_P, target_P)
         return found.nll().sum() / len(node_P)
 
-    columns_U = catalogue_columns(p.trie)
-    fixed = partial(legal, p.trie, node_P, target_P, columns=columns_U, dense_head=trained)
-    backend = "inductor" if bench.device.type == "cuda" else "eager"
     ways: dict[str, Loss] = {
         "released MSL": partial(loss_head.released, p),
         "response positions only": partial(loss_head.response_only, p),
         "ours": partial(legal, p.trie, node_P, target_P),
         "ours, trie on the CPU": partial(legal, p.trie.to("cpu"), node_P.cpu(), target_P.cpu()),
-        "ours, fixed columns": fixed,
-        "ours, fixed columns, compiled": torch.compile(lambda: fixed(), backend=backend),
     }
     return ways, [p.hidden_BTD, *([p.weight_VD] if trained else [])]
 
@@ -260,7 +255,8 @@ def decoders(bench: Bench, scale: Scale, report: Report) -> None:
         TreeCache(model.get_decoder(), users, bench.device)
 
     few = prompts[: scale.users[1]]
-    theirs = [[int(trie.leaf_of_node_N[walk(trie, x)]) for x in row] for row in generate(few)]
+    leaf_of = dict(zip(map(tuple, catalogue), trie.leaf_of_item_I.tolist(), strict=True))
+    theirs = [[leaf_of[tuple(answer)] for answer in row] for row in generate(few)]
     best_BK = score_all(model, trie, few, exact).topk(decoding.BEAMS).indices
     same = {
         "ours, beam": rank_catalogue(model, trie, few, beam).leaf_BK.tolist() == theirs,

@@ -23,7 +23,7 @@ from llmrec_cli.data.audit import (
     measure,
     with_audit,
 )
-from llmrec_cli.data.columns import HISTORY, ITEMS_FILE, TARGET
+from llmrec_cli.data.columns import HISTORY, ITEMS_FILE
 from llmrec_cli.data.leaves import Leaves, gather_leaves, leaf_of_equal_titles
 from llmrec_cli.data.store import (
     Manifest,
@@ -34,13 +34,13 @@ from llmrec_cli.data.store import (
     require_same_data,
 )
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.models.popularity import rank_by_popularity
+from llmrec_cli.models.baselines.pop import PopRanker
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.data import format_of
 from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.lists import Seen, needed_depth
+from llmrec_cli.report.lists import Seen, seen_leaves
 from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.predictions import build_predictions
+from llmrec_cli.report.predictions import list_predictions
 from llmrec_cli.runs.run import Experiment, run_at
 
 POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
@@ -116,9 +116,9 @@ def score_pop(prepared: Prepared) -> PopScores:
 
 def _rank_by_popularity(rows: pd.DataFrame, leaves: Leaves) -> pd.DataFrame:
     """Pop's lists, deep enough for both policies."""
-    pairs = zip(rows[HISTORY], rows[TARGET], strict=True)
-    depths = [needed_depth(history, target, CUTOFF, leaves) for history, target in pairs]
-    return build_predictions(rows, *rank_by_popularity(leaves, depths))
+    seen = seen_leaves(rows, leaves.leaf_of_item_I)
+    found = PopRanker(leaves).rank(rows[HISTORY].tolist(), CUTOFF, seen)
+    return list_predictions(rows, found, leaves)
 
 
 def _draw_rows(rows: pd.DataFrame) -> pd.DataFrame:

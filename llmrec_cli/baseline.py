@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from llmrec_cli.claims import lock_path
-from llmrec_cli.data.columns import HISTORY, TARGET
+from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.engine.checkpoint import write_tensors
 from llmrec_cli.engine.rows import left_out_of
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.evaluation.ranking import validation_metrics
 from llmrec_cli.files import MODEL_FOLDER
 from llmrec_cli.methods import find
-from llmrec_cli.models.itemknn import fit_itemknn
-from llmrec_cli.models.sequential import Sequential
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.models.baselines import find_baseline
+from llmrec_cli.models.baselines.contract import Baseline
+from llmrec_cli.models.sequential import make_sequential_ranker
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.baseline import UNTRAINED, ItemknnOptions, PopOptions
+from llmrec_cli.recipe.baseline import UNTRAINED
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.stage import scorer, workbench
 from llmrec_cli.stage.run_session import RunSession, open_session
-from llmrec_cli.tensors.ranking import means_at
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.dataset import Dataset
 from llmrec_cli.training.sampler import Sampler
@@ -73,25 +74,24 @@ def _fit(
     bench: workbench.Workbench, session: RunSession, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     run = session.run
-    folder, options = run.folder, bench.recipe.baseline[run.table].options
-    if isinstance(options, PopOptions):
-        return {}  # training counts stand in the prepared folder
-    if isinstance(options, ItemknnOptions):
-        bench.ranks.first(
-            partial(_fit_itemknn, bench, options, folder), lock_path(folder / MODEL_FOLDER)
-        )
-        return {}
-    return _train(bench, session, resume=resume, progress=progress)
+    section = bench.recipe.baseline[run.table]
+    found, lock = find_baseline(section.model), lock_path(run.folder / MODEL_FOLDER)
+    if found.is_trained:
+        return _train(bench, session, resume=resume, progress=progress)
+    if found.count is not None:
+        counted = partial(_write_counted, bench, found, section.options, run.folder)
+        bench.ranks.first(counted, lock)
+    return {}  # of Pop, training counts stand in the prepared folder
 
 
-def _fit_itemknn(bench: workbench.Workbench, options: ItemknnOptions, folder: Path) -> None:
+def _write_counted(
+    bench: workbench.Workbench, found: Baseline, options: Options, folder: Path
+) -> None:
+    """Count over the training rows, and store what was counted."""
+    assert found.count is not None  # noqa: S101 # as the caller has seen
     owned = owned_entries([bench.prepared.split("train")], bench.leaf_of_item.astype(np.int64))
-    arrays = fit_itemknn(
-        [sorted(leaves) for leaves in owned.values()],
-        bench.trie.n_leaves,
-        neighbours=options.neighbours,
-        shrink=options.shrink,
-    )
+    users = [sorted(leaves) for leaves in owned.values()]
+    arrays = found.count(options, users, bench.trie.n_leaves)
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     write_tensors(folder / MODEL_FOLDER, tensors)
 
@@ -108,6 +108,9 @@ def _train(
     left_out = left_out_of(bench.prepared.split("train"), rows)
     if line := left_out.line(workbench.describe_passes(bench)):
         progress.say(f"{run}: train: {line}")
+    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
+    ranker = make_sequential_ranker(model, leaves, bench.recipe.data.history)
+    cutoff = max(bench.recipe.eval.cutoffs)
     method = find("lml")  # over a vocabulary of entries: full softmax cross entropy
     trainer = Trainer(
         policy=model,
@@ -117,7 +120,9 @@ def _train(
         train_set=Dataset(rows),
         valid_set=Dataset(workbench.build_window_rows(bench, valid)),
         sampler=Sampler(len(rows), section.batch, bench.recipe.seed),
-        rank_valid=lambda: _validation_metrics(bench, model, valid),
+        rank_valid=lambda: validation_metrics(
+            ranker, bench.ranks, valid, bench.leaf_of_item, cutoff
+        ),
         section=section,
         seed=bench.recipe.seed,
         folder=run.folder,
@@ -137,21 +142,3 @@ def _train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "histories": {"train": left_out.facts()},
     }
-
-
-def _validation_metrics(
-    bench: workbench.Workbench, model: Sequential, frame: pd.DataFrame
-) -> dict[str, float]:
-    """HR and NDCG at the largest cut-off, the history kept, as for the language models.
-
-    Ties count against the target: a model that scores all entries alike has found none of them.
-    """
-    cutoff = max(bench.recipe.eval.cutoffs)
-    leaf_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
-    ranks = []
-    histories = frame[HISTORY].tolist()
-    for start in range(0, len(histories), 512):
-        score_BF = scorer.log_probs(model, bench.encoder, histories[start : start + 512]).cpu()
-        target_B1 = score_BF.gather(1, leaf_B[start : start + 512, None])
-        ranks.append((score_BF >= target_B1).sum(1))
-    return means_at(torch.cat(ranks), cutoff)

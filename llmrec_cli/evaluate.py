@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
-import torch
+from numpy.typing import NDArray
 
 from llmrec_cli.baseline import baseline
 from llmrec_cli.compare import Compared, compare_experiment
+from llmrec_cli.data.columns import HISTORY, ROW, TARGET, USER_ID
 from llmrec_cli.data.leaves import Leaves, gather_leaves
-from llmrec_cli.engine.ranks import Column
+from llmrec_cli.data.negatives import fixed_negatives, owned_entries
+from llmrec_cli.decoding.ranker import LanguageModelRanker
 from llmrec_cli.engine.rows import LeftOut
 from llmrec_cli.engine.usage import measured
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.evaluation.ranking import measure_left_out, rank_rows, score_items
 from llmrec_cli.files import MANIFEST_FILE, sha256, write_json
-from llmrec_cli.models.popularity import rank_by_popularity
+from llmrec_cli.models.base import Ranker
 from llmrec_cli.progress import Progress, Silent
 from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.report.pairs import auc_figures, auc_line, write_pairs
-from llmrec_cli.report.predictions import build_predictions, write_predictions
+from llmrec_cli.report.lists import seen_leaves
+from llmrec_cli.report.pairs import (
+    CHOSEN_SCORE,
+    OTHER,
+    REJECTED_SCORE,
+    SHOWN_FIRST,
+    auc_figures,
+    auc_line,
+    write_pairs,
+)
+from llmrec_cli.report.predictions import list_predictions, write_predictions
 from llmrec_cli.report.report_json import Protocol, build_report
 from llmrec_cli.runs.provenance import require_all_inputs
 from llmrec_cli.runs.record import (
@@ -37,19 +47,10 @@ from llmrec_cli.runs.record import (
 from llmrec_cli.runs.run import Experiment, Run, experiment_of
 from llmrec_cli.stage import workbench
 from llmrec_cli.stage.check import plan_run
-from llmrec_cli.stage.evaluate_candidates import (
-    ScoreTwo,
-    by_count,
-    by_policy,
-    by_scorer,
-    candidates_of,
-    scored_pairs,
-)
-from llmrec_cli.stage.scorer import Score, load_scorer
-from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.stage.scorer import load_ranker
 from llmrec_cli.tasks.operations import load_operations
 
-BASELINE_ROWS = 256  # scored together
+_BOTH: Final[tuple[Literal["exact", "beam"], ...]] = ("exact", "beam")
 
 
 def evaluate(
@@ -92,19 +93,19 @@ def evaluate_catalogue(
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
     if recipe.eval.data is not None:
-        runs = _without_baselines(runs, progress)
+        runs = _drop_baselines(runs, progress)
     bench = workbench.open_workbench(recipe, progress, evaluation=True)
     require_all_inputs(recipe, bench.codec.tokenizer, runs)
     leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
-    others = candidates_of(bench, frame, split) if recipe.eval.auc else None
-    histories = bench.left_out(frame)
-    if line := histories.line(bench.encoder.why):
+    others = _draw_candidates(bench, frame, split) if recipe.eval.auc else None
+    left_out = measure_left_out(bench.encoder, bench.ranks, frame)
+    if line := left_out.line(bench.encoder.why):
         progress.say(f"{split}: {line}")
     for run in runs:
         with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
             if is_wanted:
-                _evaluate_run(bench, leaves, frame, others, histories, run, split, progress)
+                _evaluate_run(bench, leaves, frame, others, left_out, run, split, progress)
     return compare_experiment(recipe, split, leaves)
 
 
@@ -130,7 +131,7 @@ def _find_wanted(
     return run
 
 
-def _without_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
+def _drop_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
     """A conventional model knows the items that it was trained on; popularity is counted anew."""
     skipped = [run for run in runs if not run.is_language_model and not run.is_pop]
     if skipped:
@@ -140,32 +141,28 @@ def _without_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
     return [run for run in runs if run not in skipped]
 
 
-@dataclass(frozen=True)
-class _Ranker:
-    """A run, ready to rank the catalogue and to score two candidates."""
-
-    rank: Callable[[pd.DataFrame], pd.DataFrame]  # rows to predictions
-    score_two: ScoreTwo
-
-
 def _evaluate_run(
     bench: workbench.Workbench,
     leaves: Leaves,
     frame: pd.DataFrame,
     others: list[int] | None,  # of each row, to score beside its target
-    histories: LeftOut,  # of the prompts of these rows
+    left_out: LeftOut,  # of the prompts of these rows
     run: Run,
     split: str,
     progress: Progress,
 ) -> None:
-    recipe, device = bench.recipe, bench.ranks.device
-    with measured(device) as whole:
-        ranker = _ranker(bench, leaves, run, progress)
+    recipe, ranks = bench.recipe, bench.ranks
+    with measured(ranks.device) as whole:
+        ranker = _open_ranker(bench, leaves, run, progress)
         begun = time.perf_counter()
-        predictions = ranker.rank(frame)
+        shown = Silent() if run.is_pop else progress
+        predictions = _rank_frame(bench, leaves, ranker, frame, f"eval {run}", shown)
         ranking = time.perf_counter() - begun
-    cost = whole.recorded(bench.ranks)
-    pairs = scored_pairs(frame, others, ranker.score_two) if others is not None else None
+    cost = whole.recorded(ranks)
+    pairs = None
+    if others is not None:
+        items = np.column_stack([frame[TARGET], others])
+        pairs = _pair_up(frame, others, score_items(ranker, ranks, frame[HISTORY].tolist(), items))
 
     def write() -> None:
         seed, resamples = recipe.seed, recipe.eval.resamples
@@ -173,13 +170,13 @@ def _evaluate_run(
         report = build_report(
             {"keep": predictions, "remove": predictions},
             leaves,
-            _protocol(bench, run, split),
+            _describe_protocol(bench, run, split),
             resamples=resamples,
             seed=seed,
             short="miss",
         )
         if run.is_language_model:
-            report["histories"] = histories.facts()
+            report["histories"] = left_out.facts()
         report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
         if pairs is not None:
             write_pairs(run.pairs_file(split), pairs)
@@ -188,108 +185,67 @@ def _evaluate_run(
         write_json(run.report_file(split), report)
         count_opening(run, split)
 
-    bench.ranks.first(write)
+    ranks.first(write)
 
 
-def _ranker(bench: workbench.Workbench, leaves: Leaves, run: Run, progress: Progress) -> _Ranker:
+def _open_ranker(
+    bench: workbench.Workbench, leaves: Leaves, run: Run, progress: Progress
+) -> Ranker:
     recipe = bench.recipe
     if run.is_pop:
         baseline(recipe, run.table, resume=True, progress=Silent())
-        return _Ranker(partial(_rank_by_popularity, bench, leaves), by_count(leaves))
-    if not run.is_language_model:
-        score = load_scorer(bench, run.table)
-        rank = partial(_rank_by_baseline, bench, leaves, score, f"eval {run}", progress)
-        return _Ranker(rank, by_scorer(score, leaves, BASELINE_ROWS))
-    _warn_about_mask(recipe, run, progress)
-    packs = recipe.eval.auc
-    model = load_policy(bench, run, train=False, packs=packs)
-    rank = partial(_rank_by_model, bench, leaves, model, f"eval {run}", progress)
-    return _Ranker(rank, by_policy(bench, model))
+    elif run.is_language_model:
+        _warn_about_mask(recipe, run, progress)
+    return load_ranker(bench, leaves, run, scores_answers=recipe.eval.auc)
 
 
-def _rank_by_model(
+def _rank_frame(
     bench: workbench.Workbench,
     leaves: Leaves,
-    model: Any,
+    ranker: Ranker,
+    frame: pd.DataFrame,
     label: str,
     progress: Progress,
-    frame: pd.DataFrame,
 ) -> pd.DataFrame:
-    section = bench.recipe.eval
-    depth = max(section.cutoffs)
+    """Predictions for every row, deep enough with its history and without."""
+    ranks, depth = bench.ranks, max(bench.recipe.eval.cutoffs)
+    histories, seen = frame[HISTORY].tolist(), seen_leaves(frame, leaves.leaf_of_item_I)
     with progress.track(label, len(frame), unit="rows") as advance:
-        found = bench.rank(
-            model, frame, section.decode, depth, exclude=True, batch=section.batch, advance=advance
+        found = rank_rows(ranker, ranks, histories, depth, seen, advance)
+    differs = None
+    if bench.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
+        exact, beam = (
+            rank_rows(ranker.searching(search), ranks, histories, depth).leaf_BK[:, :depth]
+            for search in _BOTH
         )
-    leaf_BK, score_BK = found.leaf_BK.numpy(), found.score_BK.numpy()
-    ranked = [leaves.item_of_leaf_L[leaf_K[leaf_K >= 0]] for leaf_K in leaf_BK]
-    scores = [score_K[leaf_K >= 0] for leaf_K, score_K in zip(leaf_BK, score_BK, strict=True)]
-    differs = _beam_differs(bench, model, frame, depth) if section.decode.beam_error else None
-    return build_predictions(frame, ranked, scores, differs)
+        differs = (exact != beam).any(axis=1)  # the beam's first entries, in order
+    return list_predictions(frame, found, leaves, differs)
 
 
-def _beam_differs(
-    bench: workbench.Workbench, model: Any, frame: pd.DataFrame, depth: int
-) -> list[bool]:
-    """Per row, whether the beam's first ``depth`` entries are not the exact ones, in order."""
-    section = bench.recipe.eval
-    lists = {
-        search: bench.rank(
-            model,
-            frame,
-            section.decode.model_copy(update={"search": search}),
-            depth,
-            exclude=False,
-            batch=section.batch,
-        ).leaf_BK[:, :depth]
-        for search in ("exact", "beam")
+def _draw_candidates(bench: workbench.Workbench, frame: pd.DataFrame, split: str) -> list[int]:
+    """The other item of every row, always the same: a disliked one where there is one, else any.
+
+    Raises:
+        DataError: a user owns the whole catalogue.
+    """
+    prepared, entry_I = bench.prepared, bench.leaf_of_item.astype(np.int64)
+    owned = owned_entries([prepared.split(name) for name in prepared.splits], entry_I)
+    seed, stream = bench.recipe.seed, f"{split}-candidates"
+    return fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
+
+
+def _pair_up(frame: pd.DataFrame, others: list[int], score_R2: NDArray[np.float64]) -> pd.DataFrame:
+    """The rows of ``frame`` as scored pairs, ``report.pairs.SCHEMA``."""
+    columns: dict[str, Any] = {
+        OTHER: others,
+        SHOWN_FIRST: False,
+        CHOSEN_SCORE: score_R2[:, 0],
+        REJECTED_SCORE: score_R2[:, 1],
     }
-    different: list[bool] = (lists["exact"] != lists["beam"]).any(1).tolist()
-    return different
+    return frame[[ROW, USER_ID, TARGET]].assign(**columns).reset_index(drop=True)
 
 
-def _rank_by_popularity(
-    bench: workbench.Workbench, leaves: Leaves, frame: pd.DataFrame
-) -> pd.DataFrame:
-    depth = max(bench.recipe.eval.cutoffs)
-    depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
-    ranked, scores = rank_by_popularity(leaves, depths)
-    return build_predictions(frame, ranked, scores)
-
-
-def _rank_by_baseline(
-    bench: workbench.Workbench,
-    leaves: Leaves,
-    score: Score,
-    label: str,
-    progress: Progress,
-    frame: pd.DataFrame,
-) -> pd.DataFrame:
-    """Every entry's score for every row, sorted; ties go to the more popular entry."""
-    depth, order_L = max(bench.recipe.eval.cutoffs), leaves.by_popularity_L
-    depths = [depth + len(seen) for seen in bench.seen_leaves(frame)]
-    width, histories = min(max(depths), len(order_L)), frame["history"].tolist()
-
-    def work(numbers: Sequence[int]) -> list[Column]:
-        place_RK = np.empty((len(numbers), width), np.int64)
-        score_RK = np.empty((len(numbers), width), np.float32)
-        for start in range(0, len(numbers), BASELINE_ROWS):
-            part = slice(start, start + BASELINE_ROWS)
-            score_BL = score([histories[i] for i in numbers[part]])[:, order_L]
-            place_RK[part] = np.argsort(-score_BL, axis=1, kind="stable")[:, :width]
-            score_RK[part] = np.take_along_axis(score_BL, place_RK[part], axis=1)
-            advance(len(score_BL) * len(frame) // len(numbers))
-        return [(torch.from_numpy(place_RK), 0), (torch.from_numpy(score_RK), 0)]
-
-    with progress.track(label, len(frame), unit="rows") as advance:
-        place_RK, score_RK = bench.ranks.shared_out(len(frame), work)
-    entries = [place_K[:n].numpy() for place_K, n in zip(place_RK, depths, strict=True)]
-    ranked = [leaves.item_of_leaf_L[order_L[place_K]] for place_K in entries]
-    scores = [score_K[:n].numpy() for score_K, n in zip(score_RK, depths, strict=True)]
-    return build_predictions(frame, ranked, scores)
-
-
-def _protocol(bench: workbench.Workbench, run: Run, split: str) -> Protocol:
+def _describe_protocol(bench: workbench.Workbench, run: Run, split: str) -> Protocol:
     recipe = bench.recipe
     hashes = {"data": sha256(bench.prepared.folder / MANIFEST_FILE)}
     if run.manifest_file.is_file():

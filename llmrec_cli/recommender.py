@@ -11,18 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from llmrec_cli.data.columns import ITEM_ID
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.data.matching import Finder
 from llmrec_cli.data.user_items import items_of_user
 from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.models.base import RankedLists, Ranker, ScoredBy
 from llmrec_cli.report.recommended import Recommendations, Recommended
 from llmrec_cli.serving.finished import Device, Finished, lay_out, open_finished
 from llmrec_cli.serving.history import History, names_of, read_history
-from llmrec_cli.serving.ranker import Place, Ranker, load_ranker
+from llmrec_cli.stage.scorer import load_ranker
 from llmrec_cli.stage.workbench import Workbench
+from llmrec_cli.tensors.trie import paths
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,17 @@ class Recommender:
             sorted({int(leaf_of_item[item]) for item in one.items}) if exclude_history else []
             for one in read
         ]
-        lists = self.ranker.rank([one.used for one in read], seen, k)
+        found = self.ranker.rank([one.used for one in read], k, seen)
+        log_BK = self._find_log_probabilities(found)
         return [
-            self._shown(one, places, min(k, self.leaves.n_leaves - len(gone)))
-            for one, places, gone in zip(read, lists, seen, strict=True)
+            self._show(
+                one,
+                found.leaf_BK[row, kept].tolist(),
+                found.score_BK[row, kept].tolist(),
+                None if log_BK is None else log_BK[row, kept].tolist(),
+                min(k, self.leaves.n_leaves - len(seen[row])),
+            )
+            for row, (one, kept) in enumerate(zip(read, found.places_outside(seen, k), strict=True))
         ]
 
     def recommend_to(
@@ -138,23 +152,50 @@ class Recommender:
         ids: list[str] = self.bench.prepared.items[ITEM_ID].iloc[items].tolist()
         return ids
 
-    def _shown(self, history: History, places: Sequence[Place], wanted: int) -> Recommendations:
-        items = tuple(self._entry(rank, place) for rank, place in enumerate(places, start=1))
+    def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
+        """Of each place of the lists, nats; None: the model has none."""
+        scored_by = self.ranker.scored_by
+        if scored_by is ScoredBy.LOG_PROBABILITY:
+            return found.score_BK
+        if scored_by is not ScoredBy.PENALISED:
+            return None
+        leaf_P = torch.from_numpy(found.leaf_BK).clamp_min(0).flatten().to(self.bench.trie.device)
+        length_BK = paths(self.bench.trie, leaf_P)[2].view(found.leaf_BK.shape).cpu()
+        penalty = self.bench.recipe.eval.decode.length_penalty
+        log_BK: NDArray[np.float32] = (
+            torch.from_numpy(found.score_BK) * length_BK**penalty
+        ).numpy()
+        return log_BK
+
+    def _show(
+        self,
+        history: History,
+        leaf_K: Sequence[int],
+        score_K: Sequence[float],
+        log_K: Sequence[float] | None,
+        wanted: int,
+    ) -> Recommendations:
+        logs = repeat(None) if log_K is None else log_K
+        places = zip(leaf_K, score_K, logs, strict=False)
+        items = tuple(
+            self._describe_entry(rank, *place) for rank, place in enumerate(places, start=1)
+        )
         notes = history.notes
         if len(items) < wanted:
             notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
         return Recommendations(history.told, items, self.ranker.scored_by, notes)
 
-    def _entry(self, rank: int, place: Place) -> Recommended:
+    def _describe_entry(
+        self, rank: int, leaf: int, score: float, log_probability: float | None
+    ) -> Recommended:
         catalogue, trie = self.bench.prepared.items, self.bench.trie
-        item = int(self.leaves.item_of_leaf_L[place.leaf])
-        first, last = trie.item_start_L1[place.leaf : place.leaf + 2].tolist()
+        item = int(self.leaves.item_of_leaf_L[leaf])
+        first, last = trie.item_start_L1[leaf : leaf + 2].tolist()
         others = [other for other in trie.item_order_I[first:last].tolist() if other != item]
-        log_probability = place.log_probability
         return Recommended(
             rank,
             *names_of(catalogue, item),
-            score=place.score,
+            score=score,
             probability=None if log_probability is None else math.exp(log_probability),
             log_probability=log_probability,
             same_entry=tuple(catalogue[ITEM_ID].iloc[others]),

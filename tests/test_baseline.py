@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,18 @@ import pytest
 import torch
 
 from llmrec_cli.align import align
-from llmrec_cli.baseline import _validation_metrics, baseline
+from llmrec_cli.baseline import baseline
+from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.evaluate import evaluate
+from llmrec_cli.evaluation.ranking import validation_metrics
 from llmrec_cli.files import read_json, sha256
 from llmrec_cli.methods import find
+from llmrec_cli.models.base import FullScoreRanker, Ranker
+from llmrec_cli.models.baselines.pop import PopRanker
+from llmrec_cli.models.sequential import make_sequential_ranker
 from llmrec_cli.prepare import prepare
 from llmrec_cli.progress import Advance, Silent
 from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
@@ -32,7 +36,7 @@ from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.report.predictions import SCHEMA
 from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.stage import needs, workbench
-from llmrec_cli.stage.scorer import leaf_encoder, load_scorer, load_sequential
+from llmrec_cli.stage.scorer import load_baseline, load_sequential
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.item_scores import fingerprint_of_rows
 
@@ -77,6 +81,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def ranker_of(bench: workbench.Workbench, name: str) -> Ranker:
+    return load_baseline(bench, gather_leaves(bench.prepared.items, bench.leaf_of_item), name)
+
+
+def scores_of(bench: workbench.Workbench, name: str, histories: Any) -> np.ndarray[Any, Any]:
+    """The score of every entry: [rows, leaves]."""
+    ranker = ranker_of(bench, name)
+    assert isinstance(ranker, FullScoreRanker)
+    return ranker.score_all(histories)
+
+
 def report(home: Path, name: str) -> dict[str, Any]:
     path = (recipe_in(home).folder / f"baseline-{name}") / "report.json"
     found: dict[str, Any] = json.loads(path.read_text())
@@ -115,7 +130,7 @@ def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
     recipe = recipe_in(home)
     bench = workbench.open_workbench(recipe, Silent())
     predictions = pd.read_parquet((recipe.folder / "baseline-gru4rec") / "predictions.parquet")
-    score_RL = load_scorer(bench, "gru4rec")(predictions["history"].tolist())
+    score_RL = scores_of(bench, "gru4rec", predictions["history"].tolist())
     np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
     for row, (items, scores) in enumerate(
         zip(predictions["ranked"], predictions["scores"], strict=True)
@@ -132,10 +147,9 @@ def test_equal_scores_go_to_the_more_popular_entry(
     recipe = recipe_in(home, "name=ties")
     prepare(recipe, Path)
     baseline(recipe, "itemknn", resume=False, progress=Silent())
-    n_leaves = workbench.open_workbench(recipe, Silent()).trie.n_leaves
     monkeypatch.setattr(
-        "llmrec_cli.evaluate.load_scorer",
-        lambda bench, name: lambda histories: np.zeros((len(histories), n_leaves), np.float32),
+        "llmrec_cli.models.baselines.itemknn.score_itemknn",
+        lambda similar_LL, histories, decay: np.zeros((len(histories), len(similar_LL.indptr) - 1)),
     )
     runs = ["baseline-pop", "baseline-itemknn"]
     evaluate(recipe, runs, split="valid", again=False, progress=Silent())
@@ -180,7 +194,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
     with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
-        load_scorer(workbench.open_workbench(recipe, Silent()), "sasrec")
+        ranker_of(workbench.open_workbench(recipe, Silent()), "sasrec")
     with pytest.raises(ArtefactError, match="add --resume"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
     folders = [
@@ -203,7 +217,7 @@ def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> 
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
         baseline(other, "sasrec", resume=True, progress=Silent())
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
-        load_scorer(workbench.open_workbench(other, Silent()), "sasrec")
+        ranker_of(workbench.open_workbench(other, Silent()), "sasrec")
 
 
 def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
@@ -211,17 +225,22 @@ def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
     bench = workbench.open_workbench(recipe_in(home), Silent())
     bench.trie.leaf_of_item_I.copy_(bench.trie.leaf_of_item_I.flip(0))
     with pytest.raises(ArtefactError, match="catalogue"):
-        load_scorer(bench, "itemknn")
+        ranker_of(bench, "itemknn")
 
 
-def test_ties_on_validation_count_against_the_target(home: Path) -> None:
-    """Else a model that scores all entries alike would look perfect, and be chosen."""
+def test_ties_on_validation_go_to_the_more_popular_entry_as_in_eval(home: Path) -> None:
+    """A model that scores all entries alike is as good as Pop, and is not chosen for more."""
     bench = workbench.open_workbench(recipe_in(home), Silent())
-    bench = replace(bench, encoder=leaf_encoder(bench))
+    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
     model, frame = load_sequential(bench, "caser"), bench.prepared.split("valid").head(50)
-    assert _validation_metrics(bench, model, frame)["hr@10"] > 0.1
+
+    def validated(ranker: Ranker) -> dict[str, float]:
+        return validation_metrics(ranker, bench.ranks, frame, bench.leaf_of_item, 10)
+
+    ours, pop = make_sequential_ranker(model, leaves, 10), validated(PopRanker(leaves))
+    assert validated(ours)["hr@10"] > max(0.1, pop["hr@10"])
     torch.nn.init.zeros_(model.embedding.weight)
-    assert _validation_metrics(bench, model, frame) == {"ndcg@10": 0.0, "hr@10": 0.0}
+    assert validated(ours) == pop
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", "training"), ("valid", "validation")])
@@ -253,7 +272,7 @@ def test_a_damaged_model_is_named(home: Path) -> None:
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
-        load_scorer(workbench.open_workbench(recipe, Silent()), "itemknn")
+        ranker_of(workbench.open_workbench(recipe, Silent()), "itemknn")
 
 
 def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> None:
@@ -266,7 +285,7 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
     assert found.shape == (len(rows[0].targets), bench.trie.n_leaves)
     for at in range(len(rows[0].targets)):
         history = [*rows[0].history, *rows[0].targets[:at]]
-        alone = torch.from_numpy(load_scorer(bench, "sasrec")([history])).exp()[0]
+        alone = torch.from_numpy(scores_of(bench, "sasrec", [history])).exp()[0]
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
     (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
@@ -319,14 +338,14 @@ def test_ilrec_is_rewarded_by_the_scores_of_each_targets_own_history(
     valid_rows = window_rows(bench.prepared.split("valid").head(4), bench.encoder)
     data = needs.build_datasets(stage, None, rows, valid_rows, home, {}, Silent())
     collate = Collator(bench.trie, cut_forced=True)
-    score, leaf_of_item = load_scorer(bench, "sasrec"), bench.leaf_of_item
+    leaf_of_item = bench.leaf_of_item
     for dataset, of in ((data.train, rows[1:3]), (data.valid, valid_rows[2:])):
         windows = [w for row in of for w in as_windows(row, bench.catalogue)]
         mass = dataset.complete_batch(collate(of), of).batch.mass
         assert mass is not None
         nodes = bench.trie.node_of_leaf_L.long()
         for answer, window in enumerate(windows):
-            expected_L = np.exp(score([window.history])[0].astype(np.float64))
+            expected_L = np.exp(scores_of(bench, "sasrec", [window.history])[0].astype(np.float64))
             if history == "zero":
                 own = leaf_of_item[window.targets[0]]
                 gone = set(leaf_of_item[list(window.history)]) - {own}

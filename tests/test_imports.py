@@ -20,7 +20,7 @@ ALLOWED = {
     "tensors": (),
     "methods": ("tensors",),
     "data": ("recipe.data", "recipe.toml", "files"),
-    "models": ("data", "methods.contract", "recipe.baseline", "recipe.model", "tensors"),
+    "models": ("data", "methods.contract", "recipe.model", "tensors"),
     "engine": (
         "claims",
         "data",
@@ -46,7 +46,7 @@ ALLOWED = {
         "recipe.train",
         "tensors",
     ),
-    "report": ("data", "files", "tasks"),
+    "report": ("data", "files", "models.base", "tasks"),
     "runs": (
         "__version__",
         "claims",

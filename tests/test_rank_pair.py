@@ -15,7 +15,7 @@ from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.rank_wording import Question
 from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.evaluate import _without_baselines, evaluate
+from llmrec_cli.evaluate import _drop_baselines, evaluate
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
@@ -316,7 +316,7 @@ def test_conventional_models_are_skipped_in_another_domain() -> None:
     progress = Silent()
     progress.say = said.append  # type: ignore[method-assign]  # what would be shown
     runs = ["baseline-pop", "baseline-sasrec", "sft"]
-    assert _without_baselines(runs, progress) == ["baseline-pop", "sft"]
+    assert _drop_baselines(runs, progress) == ["baseline-pop", "sft"]
     assert said == ["baseline-sasrec: skipped: [eval.data] has other items than they know"]
 
 

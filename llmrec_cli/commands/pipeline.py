@@ -22,6 +22,7 @@ from llmrec_cli.commands.screen import Screen
 from llmrec_cli.engine.group import restarted
 from llmrec_cli.engine.launch import launched
 from llmrec_cli.methods import names
+from llmrec_cli.models.baselines import baseline_names
 
 
 def prepare_command(
@@ -138,7 +139,7 @@ def baseline_command(
         typer.Option(
             "--model",
             "-m",
-            help="caser, gru4rec, itemknn, pop, sasrec, or a [baseline.NAME] of the recipe.",
+            help=f"{', '.join(sorted(baseline_names()))}, or a [baseline.NAME] of the recipe.",
             autocompletion=completion.models,
         ),
     ] = "sasrec",

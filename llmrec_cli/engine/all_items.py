@@ -33,7 +33,7 @@ def score_leaves(tree: TreeCache, scorer: Scorer, tokens_at_once: int) -> Tensor
     if bool(asked_N[ROOT]):
         root_1 = torch.zeros(1, dtype=torch.int64, device=asked_N.device)
         _score_edges(edge_BE, scorer, tree.hidden_BD[:, None], root_1)
-    for node_T, parent_T in _pieces(trie, asked_N, tokens_at_once):
+    for node_T, parent_T in _split_into_trees(trie, asked_N, tokens_at_once):
         shape = (len(tree.hidden_BD), -1)
         token_T = trie.edge_token_E[node_T - 1].long()
         hidden_BTD = tree.extend(token_T.expand(shape), parent_T.expand(shape))
@@ -56,12 +56,14 @@ def _score_edges(edge_BE: Tensor, scorer: Scorer, hidden_BTD: Tensor, node_T: Te
     edge_BE[:, child_TF[child_TF != NONE] - 1] = log_prob_BTF[:, child_TF != NONE]
 
 
-def _pieces(trie: Trie, asked_N: Tensor, tokens_at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_into_trees(
+    trie: Trie, asked_N: Tensor, tokens_at_once: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The nodes to read, in pieces that are trees of their own: (node_T, parent place_T).
 
     A piece repeats the ancestors of its first node, so that it needs nothing but the prompt.
     """
-    node_M = _depth_first(trie, asked_N)
+    node_M = _order_depth_first(trie, asked_N)
     place_N = torch.full((trie.n_nodes,), NONE, device=asked_N.device)
     for piece in torch.split(node_M, tokens_at_once) if len(node_M) > 0 else ():
         above, at = [], int(trie.parent_N[piece[0]])
@@ -74,7 +76,7 @@ def _pieces(trie: Trie, asked_N: Tensor, tokens_at_once: int) -> Iterator[tuple[
         yield node_T, place_N[trie.parent_N[node_T].long()]
 
 
-def _depth_first(trie: Trie, asked_N: Tensor) -> Tensor:
+def _order_depth_first(trie: Trie, asked_N: Tensor) -> Tensor:
     """Nodes at or above an asked one, the root left out, parents before children, depth first."""
     leaf_L = torch.arange(trie.n_leaves, device=asked_N.device)
     node_LT, _, _ = paths(trie, leaf_L)

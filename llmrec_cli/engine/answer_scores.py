@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrec_cli.engine.rows import Row
+from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.policy import inference
-from llmrec_cli.tensors.losses import vocab_nll
-from llmrec_cli.tensors.masked import legal_logits
-from llmrec_cli.tensors.preference import answer_log_probs
+from llmrec_cli.tensors.preference import score_answers
 from llmrec_cli.tensors.trie import Trie
 from llmrec_cli.training.collator import Collator, MicroBatch
 
@@ -28,12 +27,17 @@ def log_probs(policy: Any, micro: MicroBatch, *, legal: bool, temperature: float
         temperature: divides the logits; 1 over the vocabulary.
     """
     batch, head = micro.batch, policy.head()
-    hidden_PD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0]
-    if not legal:
-        nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
-        return answer_log_probs(nll_P, batch.answer_P, batch.answers)
-    found = legal_logits(hidden_PD, head, batch.trie, batch.node_P, batch.target_P)
-    return answer_log_probs(found.nll(temperature), batch.answer_P[found.active_A], batch.answers)
+    return score_answers(
+        policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0],
+        head,
+        batch.trie,
+        batch.node_P,
+        batch.target_P,
+        batch.answer_P,
+        batch.answers,
+        legal=legal,
+        temperature=temperature,
+    )
 
 
 def score_candidates(
@@ -55,11 +59,9 @@ def score_candidates(
         batch: rows of a forward pass.
     """
     collate = Collator(trie, cut_forced=legal)
-    by_length = sorted(range(len(rows)), key=lambda at: len(rows[at].prompt))
     score_RC = np.empty((len(rows), 1 + (len(rows[0].negatives[0]) if rows else 0)))
     with inference(policy):
-        for start in range(0, len(rows), batch):
-            part = by_length[start : start + batch]
+        for part in batches_by_length([len(row.prompt) for row in rows], batch):
             micro = collate([rows[at] for at in part]).to(device)
             log_prob_A = log_probs(policy, micro, legal=legal, temperature=temperature)
             score_RC[part] = log_prob_A.double().cpu().numpy().reshape(len(part), -1)

@@ -21,6 +21,7 @@ from llmrec_cli.engine.all_items import score_leaves
 from llmrec_cli.engine.search import beam_search, exact_search
 from llmrec_cli.engine.tree_cache import TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.models.base import batches_by_length, distinct_exclusions
 from llmrec_cli.models.policy import body, head_weights, inference
 from llmrec_cli.recipe.model import TREE_ATTENTION
 from llmrec_cli.tensors.beam import (
@@ -112,15 +113,15 @@ def rank_catalogue(
         DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
         NumbersError: the model's output is NaN or infinite.
     """
-    excluded_BQ = _padded_exclusions(exclude, len(prompts), trie.n_leaves)
+    excluded_BQ = _pad_exclusions(exclude, len(prompts), trie.n_leaves)
     width = min(options.k + excluded_BQ.shape[1], trie.n_leaves)
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
     with searchable(model):
-        for rows_B, tree, scorer, chains in _batches(model, trie, prompts, options):
-            excluded = _trimmed(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
-            found, proven = _search(tree, scorer, chains, options, excluded)
+        for rows_B, tree, scorer, chains in _make_batches(model, trie, prompts, options):
+            excluded = _trim_exclusions(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
+            found, proven = _search_batch(tree, scorer, chains, options, excluded)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
@@ -143,15 +144,15 @@ def score_all(
     """
     score_BL = torch.empty((len(prompts), trie.n_leaves))
     with searchable(model):
-        for rows_B, tree, scorer, _ in _batches(model, trie, prompts, options, whole=True):
-            score_BL[rows_B] = _all_scores(tree, scorer, options.length_penalty).cpu()
+        for rows_B, tree, scorer, _ in _make_batches(model, trie, prompts, options, whole=True):
+            score_BL[rows_B] = _score_all_leaves(tree, scorer, options.length_penalty).cpu()
     return score_BL
 
 
 Batch = tuple[Tensor, TreeCache, Scorer, Chains]
 
 
-def _batches(
+def _make_batches(
     model: nn.Module,
     trie: Trie,
     prompts: Sequence[Sequence[int]],
@@ -162,19 +163,17 @@ def _batches(
     empty = next((row for row, prompt in enumerate(prompts) if len(prompt) == 0), None)
     if empty is not None:
         raise DataError(f"prompt {empty}: no tokens, expected at least one (BOS)")
-    decoder, scorer = body(model), _scorer(model, trie, options)
+    decoder, scorer = body(model), _make_scorer(model, trie, options)
     chains = forced_chains(scorer.trie)
     at_once = options.batch
     if whole or options.search == "all":
         at_once = max(1, min(at_once, _SCORES_AT_ONCE // trie.n_nodes))
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for at in range(0, len(prompts), at_once):
-        rows = by_length[at : at + at_once]
+    for rows in batches_by_length(list(map(len, prompts)), at_once):
         tree = TreeCache(decoder, [prompts[row] for row in rows], scorer.weight_VD.device)
         yield torch.tensor(rows), tree, scorer, chains
 
 
-def _search(
+def _search_batch(
     tree: TreeCache, scorer: Scorer, chains: Chains, options: DecodeOptions, excluded_BQ: Tensor
 ) -> tuple[Finished, Tensor]:
     """One batch's lists, and which of them are proven."""
@@ -186,13 +185,13 @@ def _search(
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
         return exact_search(tree, scorer, chains, k, excluded_BQ, k + _EXTRA_WIDTH), proven_B
-    score_BL = _all_scores(tree, scorer, options.length_penalty)
+    score_BL = _score_all_leaves(tree, scorer, options.length_penalty)
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
     return Finished(*best(score_BL, leaf_BL, width)), proven_B
 
 
-def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
+def _score_all_leaves(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
     score_BL = score_leaves(tree, scorer, _TREE_TOKENS)
     if length_penalty == 0:
         return score_BL
@@ -200,7 +199,7 @@ def _all_scores(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tenso
     return score_BL / length_L**length_penalty
 
 
-def _scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
+def _make_scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:
     head = head_weights(model)
     largest = int(trie.edge_token_E.max())
     if largest >= len(head.weight_VD):
@@ -228,20 +227,14 @@ def searchable(model: nn.Module) -> Iterator[None]:
             decoder.set_attn_implementation(attention)
 
 
-def _trimmed(excluded_BQ: Tensor) -> Tensor:
+def _trim_exclusions(excluded_BQ: Tensor) -> Tensor:
     """The same exclusions, as wide as these users need."""
     return excluded_BQ[:, : int((excluded_BQ != _NO_LEAF).sum(1).amax())]
 
 
-def _padded_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
+def _pad_exclusions(exclude: Sequence[Sequence[int]], n_users: int, n_leaves: int) -> Tensor:
     """Excluded leaves, each once, as excluded_BQ; _NO_LEAF elsewhere."""
-    if len(exclude) not in (0, n_users):
-        raise DataError(f"exclude has {len(exclude)} rows: expected one for each of {n_users}")
-    distinct = [sorted(set(leaves)) for leaves in exclude] or [[] for _ in range(n_users)]
-    for row, leaves in enumerate(distinct):
-        if leaves and not 0 <= leaves[0] <= leaves[-1] < n_leaves:
-            wrong = leaves[0] if leaves[0] < 0 else leaves[-1]
-            raise DataError(f"exclude row {row}: leaf {wrong}, expected 0 .. {n_leaves - 1}")
+    distinct = distinct_exclusions(exclude, n_users, n_leaves)
     width = max(map(len, distinct), default=0)
     padded = [leaves + [_NO_LEAF] * (width - len(leaves)) for leaves in distinct]
     return torch.tensor(padded, dtype=torch.int64).view(n_users, width)

@@ -54,9 +54,9 @@ def exact_search(
     answer = no_finished(n_users, min(k + excluded_BQ.shape[1], scorer.trie.n_leaves), device)
     row_B = torch.arange(n_users, device=device)
     finished, open_ = answer, no_open(n_users, device)
-    reached = _root(tree)
+    reached = _start_at_root(tree)
     while True:
-        finished, new = _settle(finished, _children(scorer, reached), scorer, chains)
+        finished, new = _finish_items(finished, _expand_children(scorer, reached), scorer, chains)
         bound_B = kth_score(finished, excluded_BQ, k)
         open_ = add_open(open_, new, bound_B)
         busy_B = open_.score_BM.isfinite().any(1)
@@ -69,7 +69,7 @@ def exact_search(
             row_B, excluded_BQ = row_B[busy_B], excluded_BQ[busy_B]
             finished, open_ = finished.rows(busy_B), open_.rows(busy_B)
         picked, open_ = open_.split(width)
-        reached, finished = _read(tree, scorer, chains, picked, finished)
+        reached, finished = _read_prefixes(tree, scorer, chains, picked, finished)
 
 
 def beam_search(
@@ -89,11 +89,11 @@ def beam_search(
     lost_of_all_B = torch.full((n_users,), -torch.inf, device=device)
     row_B = torch.arange(n_users, device=device)
     finished, lost_B, length = answer, lost_of_all_B, 0
-    reached = _root(tree)
+    reached = _start_at_root(tree)
     while True:
         length += 1
-        new = _children(scorer, reached)
-        step = beam_step(finished, new, _leaf(scorer, new.node_BM), length, length_penalty)
+        new = _expand_children(scorer, reached)
+        step = beam_step(finished, new, _find_leaves(scorer, new.node_BM), length, length_penalty)
         finished, lost_B = step.finished, torch.maximum(lost_B, step.lost_B)
         n_busy = int((~step.done_B).sum())
         if n_busy < len(row_B):
@@ -110,20 +110,20 @@ def beam_search(
         reached = _read_choices(tree, scorer, chains, running)
 
 
-def _root(tree: TreeCache) -> Reached:
+def _start_at_root(tree: TreeCache) -> Reached:
     """Where every search starts: the trie's root, read with the prompt."""
     node_BX = torch.full((len(tree.hidden_BD), 1), ROOT, device=tree.hidden_BD.device)
     score_BX = torch.zeros(node_BX.shape, device=node_BX.device)
     return Reached(tree.hidden_BD[:, None], node_BX, torch.full_like(node_BX, NONE), score_BX)
 
 
-def _leaf(scorer: Scorer, node: Tensor) -> Tensor:
+def _find_leaves(scorer: Scorer, node: Tensor) -> Tensor:
     """Leaf index at a trie node, NONE at inner nodes and at NONE; any shape."""
     leaf = scorer.trie.leaf_of_node_N[node.clamp_min(0)].long()
     return torch.where(node == NONE, NONE, leaf)
 
 
-def _children(scorer: Scorer, reached: Reached) -> Open:
+def _expand_children(scorer: Scorer, reached: Reached) -> Open:
     """All children of the prefixes that were reached, as candidates in C = X x F columns.
 
     Raises:
@@ -145,7 +145,9 @@ def _children(scorer: Scorer, reached: Reached) -> Open:
     return Open(score_BXF.flatten(1), node_BXF.flatten(1), slot_BXF.flatten(1))
 
 
-def _settle(finished: Finished, new: Open, scorer: Scorer, chains: Chains) -> tuple[Finished, Open]:
+def _finish_items(
+    finished: Finished, new: Open, scorer: Scorer, chains: Chains
+) -> tuple[Finished, Open]:
     """Move the candidates that are finished items to the finished list; the others stay open.
 
     With mask "before" a forced chain has probability 1: an item at its end is finished unread.
@@ -153,13 +155,13 @@ def _settle(finished: Finished, new: Open, scorer: Scorer, chains: Chains) -> tu
     landing_BC = new.node_BM
     if not scorer.over_vocab:
         landing_BC = chains.end(new.node_BM)
-    leaf_BC = _leaf(scorer, landing_BC)
+    leaf_BC = _find_leaves(scorer, landing_BC)
     ends_BC = leaf_BC != NONE
     finished = add_finished(finished, new.score_BM.masked_fill(~ends_BC, -torch.inf), leaf_BC)
     return finished, Open(new.score_BM.masked_fill(ends_BC, -torch.inf), new.node_BM, new.slot_BM)
 
 
-def _read(
+def _read_prefixes(
     tree: TreeCache, scorer: Scorer, chains: Chains, picked: Open, finished: Finished
 ) -> tuple[Reached, Finished]:
     """Feed open prefixes down to their next choice.
@@ -168,13 +170,13 @@ def _read(
     """
     first_BX = picked.node_BM
     end_BX = chains.end(first_BX)
-    leaf_BX = _leaf(scorer, end_BX)
+    leaf_BX = _find_leaves(scorer, end_BX)
     before_end_BX = scorer.trie.parent_N[end_BX.clamp_min(0)].long()
     last_BX = torch.where(leaf_BX != NONE, before_end_BX, end_BX)
-    fed = _feed(tree, scorer, first_BX, last_BX, picked.slot_BM)
+    fed = _feed_chains(tree, scorer, first_BX, last_BX, picked.slot_BM)
     score_BX = picked.score_BM
     if scorer.over_vocab:
-        score_BX = score_BX + _forced_score(scorer, fed)
+        score_BX = score_BX + _score_forced(scorer, fed)
         ended_BX = score_BX.masked_fill(leaf_BX == NONE, -torch.inf)
         finished = add_finished(finished, ended_BX, leaf_BX)
     node_BX = end_BX.where(leaf_BX == NONE, NONE)
@@ -191,7 +193,7 @@ def _read_choices(tree: TreeCache, scorer: Scorer, chains: Chains, running: Open
         hidden_BXD = tree.hidden_BD[:, None].expand(-1, node_BX.shape[1], -1)
         return Reached(hidden_BXD, node_BX, running.slot_BM, running.score_BM)
     first_BX = node_BX if scorer.over_vocab else chains.head(node_BX)
-    fed = _feed(
+    fed = _feed_chains(
         tree, scorer, first_BX.where(faces_BX, NONE), node_BX.where(faces_BX, NONE), running.slot_BM
     )
     slot_BX = torch.where(faces_BX, fed.slot_BX, running.slot_BM)
@@ -214,7 +216,7 @@ class Fed:
         return self.hidden_BTD[row_B1, place_BX]
 
 
-def _feed(
+def _feed_chains(
     tree: TreeCache, scorer: Scorer, first_BX: Tensor, last_BX: Tensor, slot_BX: Tensor
 ) -> Fed:
     """Feed the forced chain ``first`` .. ``last`` behind cache slot ``slot``, for all at once."""
@@ -235,7 +237,7 @@ def _feed(
     return Fed(tree.extend(token_BT, parent_BT), node_BXJ, place_BXJ, last_slot_BX)
 
 
-def _forced_score(scorer: Scorer, fed: Fed) -> Tensor:
+def _score_forced(scorer: Scorer, fed: Fed) -> Tensor:
     """Mask "after": log-probability of the forced tokens that follow each prefix's tokens."""
     forced_BXJ = (fed.node_BXJ != NONE) & (scorer.trie.fan_out(fed.node_BXJ.clamp_min(0)) == 1)
     score_BXJ = torch.zeros(forced_BXJ.shape, device=forced_BXJ.device)

@@ -126,18 +126,19 @@ def legal_only(options: PreferenceOptions) -> bool:
 
 def answer_log_probs(forward: Forward, batch: Batch, options: PreferenceOptions) -> Tensor:
     """``log pi(y | x)`` of each answer, [A], nats, normalised over ``options.support``."""
-    from llmrec_cli.tensors.losses import vocab_nll
-    from llmrec_cli.tensors.masked import legal_logits
-    from llmrec_cli.tensors.preference import answer_log_probs as summed
+    from llmrec_cli.tensors.preference import score_answers
 
-    head, hidden_PD = forward.head, forward.hidden_PD
-    if options.support == "vocab":
-        nll_P = vocab_nll(hidden_PD, head.weight_VD, batch.target_P, head.bias_V)
-        return summed(nll_P, batch.answer_P, batch.answers)
-    legal = legal_logits(
-        hidden_PD, head, batch.trie, batch.node_P, batch.target_P, dense_head=batch.dense_head
+    return score_answers(
+        forward.hidden_PD,
+        forward.head,
+        batch.trie,
+        batch.node_P,
+        batch.target_P,
+        batch.answer_P,
+        batch.answers,
+        legal=options.support == "legal",
+        dense_head=batch.dense_head,
     )
-    return summed(legal.nll(), batch.answer_P[legal.active_A], batch.answers)
 
 
 def preference_loss(

@@ -10,15 +10,23 @@ positions that are asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.errors import DataError
-from llmrec_cli.methods.contract import Head
-from llmrec_cli.recipe.baseline import CaserOptions, Gru4recOptions, SasrecOptions
-
-SequentialOptions = SasrecOptions | Gru4recOptions | CaserOptions
+from llmrec_cli.methods.contract import Head, Options
+from llmrec_cli.models.base import FullScoreRanker, Histories, ScoredBy
+from llmrec_cli.models.baselines import find_baseline
+from llmrec_cli.models.baselines.caser import CaserOptions
+from llmrec_cli.models.baselines.gru4rec import Gru4recOptions
+from llmrec_cli.models.baselines.sasrec import SasrecOptions
+from llmrec_cli.models.policy import inference
 
 
 class Sequential(nn.Module):
@@ -135,21 +143,65 @@ class Convolutional(nn.Module):
 
 
 def build_sequential(
-    options: SequentialOptions, n_leaves: int, longest: int, seed: int
+    model: str, options: Options, n_leaves: int, longest: int, seed: int
 ) -> Sequential:
     """A model with random weights; the same arguments give the same weights on every machine.
 
     Args:
-        options: their class decides which model.
+        model: name of a trained conventional model (``models.baselines``), whose options these are.
         n_leaves: catalogue entries.
         longest: places of the longest sequence that it will see, its beginning included.
+
+    Raises:
+        KeyError: there is no such model.
+        ValueError: a model that is counted, not trained.
     """
+    build = find_baseline(model).build
+    if build is None:
+        raise ValueError(f"{model}: is counted, and has no weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Sequential(_encoder(options, longest), n_leaves, options.hidden, options.dropout)
+        return build(options, n_leaves, longest)
 
 
-def _encoder(options: SequentialOptions, longest: int) -> nn.Module:
-    if isinstance(options, SasrecOptions):
-        return SelfAttention(options, longest)
-    return Recurrent(options) if isinstance(options, Gru4recOptions) else Convolutional(options)
+def states_at(
+    model: Sequential, sequences: Sequence[Sequence[int]], places: Sequence[range]
+) -> Tensor:
+    """The model's state at chosen places of each sequence of leaves: [P, D], on its device.
+
+    Args:
+        places: of each sequence, 0 before its first leaf; one sequence after the other.
+    """
+    width = 1 + max(map(len, sequences))
+    input_ids_BT = torch.zeros((len(sequences), width), dtype=torch.int64)
+    for row, leaves in enumerate(sequences):
+        input_ids_BT[row, : 1 + len(leaves)] = torch.tensor([model.n_leaves, *leaves])
+    take_P = torch.tensor([row * width + at for row, own in enumerate(places) for at in own])
+    device = model.embedding.weight.device
+    with inference(model):
+        state_PD: Tensor = model(input_ids_BT.to(device), take_P.to(device))[0]
+    return state_PD
+
+
+def log_probs_behind(model: Sequential, histories: Sequence[Sequence[int]]) -> Tensor:
+    """Log-softmax over all entries behind each history of leaves: [B, F] fp32, on its device."""
+    last = [range(len(leaves), len(leaves) + 1) for leaves in histories]
+    state_BD = states_at(model, histories, last)
+    with torch.no_grad():
+        return torch.log_softmax((state_BD @ model.head().weight_VD.T).float(), dim=1)
+
+
+def make_sequential_ranker(model: Sequential, leaves: Leaves, history: int) -> FullScoreRanker:
+    """A model as a Ranker, by its log-probabilities over the catalogue; it may go on training.
+
+    Args:
+        history: at most so many of a history's last items are read.
+    """
+
+    def score_all(histories: Histories) -> NDArray[np.float32]:
+        taken = [np.asarray(items, dtype=np.int64)[-history:] for items in histories]
+        read = [leaves.leaf_of_item_I[items].tolist() for items in taken]
+        found: NDArray[np.float32] = log_probs_behind(model, read).cpu().numpy()
+        return found
+
+    return FullScoreRanker(score_all, leaves, ScoredBy.LOG_PROBABILITY)

@@ -7,77 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from llmrec_cli.methods.contract import Options
+from llmrec_cli.models.baselines import baseline_names, find_baseline
 from llmrec_cli.recipe.data import Section
+from llmrec_cli.recipe.formats import one_of
 from llmrec_cli.recipe.stages import NamedTables, take_options
 from llmrec_cli.recipe.train import TrainSection
 
-
-class PopOptions(Options):
-    """Pop has no options."""
-
-
-class ItemknnOptions(Options):
-    """ItemKNN: cosine similarity of entries by the users they share."""
-
-    neighbours: int = Field(default=400, ge=1, description="most similar entries kept of each")
-    shrink: float = Field(
-        default=100.0,
-        ge=0,
-        description="added to the denominator; larger trusts rare entries less, in users (a "
-        "catalogue of a few hundred entries wants about 5)",
-    )
-    decay: float = Field(
-        default=0.7,
-        gt=0,
-        le=1,
-        description="weight of an item of the history per place that it lies further back, (0, 1]",
-    )
-
-
-class SasrecOptions(Options):
-    """SASRec: causal self-attention, full softmax cross entropy."""
-
-    hidden: int = Field(default=128, ge=2, description="width, a multiple of heads")
-    layers: int = Field(default=2, ge=1, description="attention blocks")
-    heads: int = Field(default=2, ge=1, description="attention heads")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and blocks, [0, 1)")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> SasrecOptions:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
-        return self
-
-
-class Gru4recOptions(Options):
-    """GRU4Rec: a gated recurrent network, full softmax cross entropy."""
-
-    hidden: int = Field(default=128, ge=2, description="width")
-    layers: int = Field(default=1, ge=1, description="recurrent layers")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and output, [0, 1)")
-
-
-class CaserOptions(Options):
-    """Caser: convolutions over the last items, full softmax cross entropy."""
-
-    hidden: int = Field(default=64, ge=2, description="width")
-    window: int = Field(default=5, ge=1, description="items that the filters look at")
-    filters: int = Field(default=8, ge=1, description="filters of each height, and vertical ones")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="of embeddings and output, [0, 1)")
-
-
 BASELINES: dict[str, type[Options]] = {
-    "pop": PopOptions,
-    "itemknn": ItemknnOptions,
-    "sasrec": SasrecOptions,
-    "gru4rec": Gru4recOptions,
-    "caser": CaserOptions,
+    name: find_baseline(name).options for name in baseline_names()
 }
 
-UNTRAINED = ("pop", "itemknn")  # counted, not trained
+UNTRAINED = tuple(name for name in BASELINES if not find_baseline(name).is_trained)
 
 OWN_TRAIN: dict[str, Any] = {
     "rows": "sequence",
@@ -98,8 +41,7 @@ OWN_TRAIN: dict[str, Any] = {
 `[train]`: a language model's rate or ``max_steps`` would make a weak rival."""
 
 TRAIN_OF: dict[str, dict[str, Any]] = {
-    "gru4rec": {"epochs": 8, "learning_rate": 2e-3},
-    "caser": {"learning_rate": 2e-3},
+    name: dict(own) for name in BASELINES if (own := find_baseline(name).train)
 }
 """Where the search found other values for a model than ``OWN_TRAIN``'s."""
 
@@ -109,10 +51,13 @@ figure, and training stops by the same rule.  ``patience`` counts validations, w
 distances here, so its number is the model's own."""
 
 
+_KNOWN = one_of(list(BASELINES)).replace('"', "")
+
+
 class BaselineSection(Section):
     """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand there, too."""
 
-    model: str = Field(description="pop, itemknn, sasrec, gru4rec or caser; default NAME")
+    model: str = Field(description=f"{_KNOWN}; default NAME")
     train: TrainSection = Field(
         default=TrainSection(), description="keys to override; whole once resolved"
     )

@@ -5,9 +5,8 @@ Shape suffixes: R rows, K list depth, E entries of all lists one after the other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -43,7 +42,7 @@ def top_lists(predictions: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen)
         ArtefactError: an item index is outside the catalogue.
     """
     parts = [
-        _chunk(predictions.iloc[start : start + _CHUNK], leaves, depth, seen)
+        _take_top(predictions.iloc[start : start + _CHUNK], leaves, depth, seen)
         for start in range(0, len(predictions), _CHUNK)
     ]
     if not parts:
@@ -55,13 +54,15 @@ def top_lists(predictions: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen)
     )
 
 
-def removable(history: Sequence[int], target: int, leaves: Leaves) -> list[int]:
-    """The items that ``seen = "remove"`` takes out: a history without those on the target's leaf.
+def seen_leaves(rows: pd.DataFrame, leaf_of_item: NDArray[Any]) -> list[list[int]]:
+    """Leaves of each row's history, ascending, without the target's own: ``seen = "remove"``.
 
-    For a decoder that leaves them out while it searches.
+    For a Ranker, which goes on until it has found enough leaves outside them.
     """
-    leaf_of = leaves.leaf_of_item_I
-    return [item for item in history if leaf_of[item] != leaf_of[target]]
+    return [
+        sorted(set(leaf_of_item[history].tolist()) - {int(leaf_of_item[target])})
+        for history, target in zip(rows[HISTORY], rows[TARGET], strict=True)
+    ]
 
 
 def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
@@ -72,25 +73,19 @@ def repeats(predictions: pd.DataFrame, leaves: Leaves) -> NDArray[np.bool_]:
     Raises:
         ArtefactError: an item index is outside the catalogue.
     """
-    target_R = _inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
+    target_R = _require_inside(predictions[TARGET].to_numpy(np.int64), predictions, leaves)
     key_R = np.arange(len(target_R)) * leaves.n_leaves + leaves.leaf_of_item_I[target_R]
-    return np.isin(key_R, _keys(predictions, HISTORY, leaves))
+    return np.isin(key_R, _key_entries(predictions, HISTORY, leaves))
 
 
-def needed_depth(history: Sequence[int], target: int, depth: int, leaves: Leaves) -> int:
-    """Length of a list that still holds ``depth`` leaves once the history is removed."""
-    gone = removable(history, target, leaves)
-    return min(depth + len(np.unique(leaves.leaf_of_item_I[gone])), leaves.n_leaves)
-
-
-def _chunk(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLists:
-    target_R = leaves.leaf_of_item_I[_inside(rows[TARGET].to_numpy(np.int64), rows, leaves)]
-    key_E = _keys(rows, RANKED, leaves)
+def _take_top(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLists:
+    target_R = leaves.leaf_of_item_I[_require_inside(rows[TARGET].to_numpy(np.int64), rows, leaves)]
+    key_E = _key_entries(rows, RANKED, leaves)
     keep_E = np.zeros(len(key_E), dtype=bool)
     keep_E[np.unique(key_E, return_index=True)[1]] = True  # first appearance of a leaf in its row
     candidates_R = np.full(len(rows), leaves.n_leaves)
     if seen == "remove":
-        gone = np.unique(_keys(rows, HISTORY, leaves))
+        gone = np.unique(_key_entries(rows, HISTORY, leaves))
         gone = gone[gone % leaves.n_leaves != target_R[gone // leaves.n_leaves]]
         keep_E &= ~np.isin(key_E, gone)
         candidates_R -= np.bincount(gone // leaves.n_leaves, minlength=len(rows))
@@ -104,15 +99,15 @@ def _chunk(rows: pd.DataFrame, leaves: Leaves, depth: int, seen: Seen) -> TopLis
     return TopLists(leaf_RK, target_R, length_R < np.minimum(depth, candidates_R))
 
 
-def _keys(rows: pd.DataFrame, column: str, leaves: Leaves) -> Ints:
+def _key_entries(rows: pd.DataFrame, column: str, leaves: Leaves) -> Ints:
     """row * n_leaves + leaf of every entry of a list column, rows one after the other."""
     lists = [np.asarray(items, dtype=np.int64) for items in rows[column]]
     row_E = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
-    item_E = _inside(np.concatenate(lists), rows.iloc[row_E], leaves)
+    item_E = _require_inside(np.concatenate(lists), rows.iloc[row_E], leaves)
     return row_E * leaves.n_leaves + leaves.leaf_of_item_I[item_E]
 
 
-def _inside(item_E: Ints, rows_E: pd.DataFrame, leaves: Leaves) -> Ints:
+def _require_inside(item_E: Ints, rows_E: pd.DataFrame, leaves: Leaves) -> Ints:
     bad = np.flatnonzero((item_E < 0) | (item_E >= leaves.n_items))
     if len(bad):
         row = rows_E[ROW].iloc[bad[0]]

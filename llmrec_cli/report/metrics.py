@@ -65,11 +65,17 @@ def score_rows(
     hit_RK = top.leaf_RK == top.target_R[:, None]
     rank_R = np.where(hit_RK.any(axis=1), hit_RK.argmax(axis=1) + 1, 0)
     scored = by_row[[ROW, USER_ID, TARGET]].assign(**{RANK: rank_R})
-    values = {name: _metric(name, rank_R) for name in metric_names(cutoffs)}
+    values = {name: metric_of_ranks(name, rank_R) for name in metric_names(cutoffs)}
     return scored.assign(**values)
 
 
-def _metric(name: str, rank_R: NDArray[np.int64]) -> NDArray[np.float64]:
+def metric_of_ranks(name: str, rank_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One metric of every row, in [0, 1].
+
+    Args:
+        name: ``hr@K``, ``ndcg@K`` or ``mrr@K``.
+        rank_R: of the target, from 1; 0: not in the list.
+    """
     kind, k = name.split("@")
     found_R = (rank_R > 0) & (rank_R <= int(k))
     safe_R = np.maximum(rank_R, 1)

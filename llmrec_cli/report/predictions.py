@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from llmrec_cli.data.columns import BEAM_DIFFERS, HISTORY, RANKED, ROW, SCORES, TARGET, USER_ID
+from llmrec_cli.data.leaves import Leaves
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.files import create_atomically
+from llmrec_cli.models.base import NO_LEAF, RankedLists
 
 SCHEMA = pa.schema(
     [
@@ -56,6 +58,16 @@ def build_predictions(
     if beam_differs is not None:
         frame[BEAM_DIFFERS] = np.asarray(beam_differs, dtype=bool)
     return frame
+
+
+def list_predictions(
+    rows: pd.DataFrame, found: RankedLists, leaves: Leaves, beam_differs: ArrayLike | None = None
+) -> pd.DataFrame:
+    """``build_predictions`` from what a Ranker found for the rows, one item for each entry."""
+    held_BK = found.leaf_BK != NO_LEAF
+    ranked = [leaves.item_of_leaf_L[k[h]] for k, h in zip(found.leaf_BK, held_BK, strict=True)]
+    scores = [k[h] for k, h in zip(found.score_BK, held_BK, strict=True)]
+    return build_predictions(rows, ranked, scores, beam_differs)
 
 
 def check_predictions(predictions: pd.DataFrame, expected_rows: ArrayLike | None = None) -> None:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from llmrec_cli.models.base import ScoredBy
 from llmrec_cli.report.report_json import jsonable
 from llmrec_cli.report.text import plain
-
-
-class ScoredBy(StrEnum):
-    """What a score is."""
-
-    LOG_PROBABILITY = "log-probability"
-    PENALISED = "log-probability / length^penalty"
-    SIMILARITY = "similarity"  # ItemKNN: no probability
-    COUNT = "training count"  # Pop: no probability
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ def build_report(
 
     Args:
         predictions: the frame to score under each policy.  One frame may serve both if its lists
-            are deep enough (``needed_depth``); a beam that searched without the history gives its
-            own frame for ``remove``.
+            are deep enough (``models.base.Ranker.rank``); a beam that searched without the history
+            gives its own frame for ``remove``.
         leaves: the catalogue's distinct entries.
         protocol: stored as it is; its cut-offs are scored.
         resamples, seed: of the bootstrap.

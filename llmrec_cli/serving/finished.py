@@ -63,7 +63,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
     run = run_at(home)
     file = run.recipe_file
     if not file.is_file() or not run.manifest_file.is_file():
-        raise ArtefactError(f"{folder}: {_what_it_is(home)}")
+        raise ArtefactError(f"{folder}: {_describe_folder(home)}")
     manifest = run.read_manifest("settings", "facts")
     name = manifest.get("run")
     if name != run.name:
@@ -72,13 +72,13 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             "in its experiment's folder"
         )
     recipe = load_recipe(str(file), overrides, whole=True)
-    root = _working_folder(home.parent.parent, Path(recipe.out))
+    root = _find_working_folder(home.parent.parent, Path(recipe.out))
     recorded = parse(file.read_text(encoding="utf-8"))
     found = recipe.model_copy(
         update={
             "out": str(home.parent.parent),
             "name": home.parent.name,
-            "prompt": _located(recipe.prompt, recorded.get("prompt", {}), root),
+            "prompt": _relocate_prompt(recipe.prompt, recorded.get("prompt", {}), root),
             "model": recipe.model.model_copy(update={"gradient_checkpointing": False}),
         }
     )
@@ -97,7 +97,7 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
     prepared = load_prepared(recipe.prepared)
-    ranks = alone(_device(device))
+    ranks = alone(_choose_device(device))
     bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
     whole_model = recipe.model.tuning == "full"
     now = describe_inputs(recipe, bench.codec.tokenizer, weights=not whole_model)
@@ -105,7 +105,7 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     return bench
 
 
-def _what_it_is(home: Path) -> str:
+def _describe_folder(home: Path) -> str:
     if not home.is_dir():
         hint = suggest_folder(home)
         return f"no such folder; expected a run's folder, such as runs/quickstart/sft.{hint}"
@@ -115,14 +115,14 @@ def _what_it_is(home: Path) -> str:
     return "is no run's folder (no recipe.toml and manifest.json), such as runs/quickstart/sft"
 
 
-def _working_folder(above: Path, out: Path) -> Path:
+def _find_working_folder(above: Path, out: Path) -> Path:
     """The folder that paths of a recipe are relative to: ``above`` without what ``out`` adds."""
     parts = out.parts
     inside = not out.is_absolute() and above.parts[-len(parts) :] == parts
     return above.parents[len(parts) - 1] if inside and parts else above
 
 
-def _located(prompt: PromptSection, recorded: dict[str, Any], root: Path) -> PromptSection:
+def _relocate_prompt(prompt: PromptSection, recorded: dict[str, Any], root: Path) -> PromptSection:
     """The same prompts, a template of the user's own looked up where the run was made."""
     template = str(recorded.get("template", prompt.template))
     if template.endswith(".toml") and (root / template).is_file():
@@ -130,7 +130,7 @@ def _located(prompt: PromptSection, recorded: dict[str, Any], root: Path) -> Pro
     return prompt
 
 
-def _device(device: Device) -> torch.device:
+def _choose_device(device: Device) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise MachineError('device "cuda": no CUDA device is visible; expected "auto" or "cpu"')
     on_gpu = device != "cpu" and torch.cuda.is_available()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from llmrec_cli.data.columns import ITEM_ID, TITLE
 from llmrec_cli.data.matching import Finder
-from llmrec_cli.engine.rows import PromptEncoder
-from llmrec_cli.report.recommended import ScoredBy, Told
+from llmrec_cli.models.base import ScoredBy
+from llmrec_cli.report.recommended import Told
 from llmrec_cli.stage.workbench import Workbench
 
 
@@ -45,7 +44,7 @@ def read_history(
     used = items[-bench.recipe.data.history :]
     in_prompt = len(used)
     if scored_by in (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED):
-        in_prompt = fitting(bench.encoder, used)
+        in_prompt -= int(bench.encoder.encode_counted([used]).left_out_N[0])
     first_used = len(items) - in_prompt
     told = tuple(
         Told(
@@ -56,7 +55,7 @@ def read_history(
         )
         for place, match in enumerate(matches)
     )
-    return History(items, used, told, tuple(_notes(bench, items, in_prompt, scored_by)))
+    return History(items, used, told, tuple(_list_notes(bench, items, in_prompt, scored_by)))
 
 
 def names_of(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
@@ -65,15 +64,7 @@ def names_of(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
     return items[ITEM_ID].iloc[item], title if isinstance(title, str) else None
 
 
-def fitting(encoder: PromptEncoder, history: Sequence[int]) -> int:
-    """How many of a history's last items its prompt tells of (``prompt.max_tokens``)."""
-    whole, shorter = encoder.encode([history, history[1:]])
-    if not history or not np.array_equal(whole, shorter):
-        return len(history)
-    return fitting(encoder, history[1:])
-
-
-def _notes(
+def _list_notes(
     bench: Workbench, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
 ) -> Iterator[str]:
     data = bench.recipe.data

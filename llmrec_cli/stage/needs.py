@@ -18,6 +18,7 @@ from typing import Any
 from llmrec_cli.data.leaves import gather_leaves
 from llmrec_cli.engine.checkpoint import WEIGHTS
 from llmrec_cli.engine.rows import AnyRow, Row, as_windows
+from llmrec_cli.evaluation.ranking import rank_windows
 from llmrec_cli.files import (
     MANIFEST_FILE,
     MODEL_FOLDER,
@@ -31,7 +32,7 @@ from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.runs.run import baseline_run
-from llmrec_cli.stage.scorer import load_sequential, require_sequential
+from llmrec_cli.stage.scorer import load_sequential, make_language_ranker, require_sequential
 from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tensors.mass import leaf_ranges
 from llmrec_cli.training.collator import Collator, Limits
@@ -200,7 +201,8 @@ class RankWrongEntries:
         owned = [sorted(self.sampler.owned(window)) for window in windows]
         asked = self.reference.active() if self.reference else nullcontext(self.policy)
         with asked as model:
-            found = self.bench.rank_windows(model.model, windows, owned, self.sampler.wanted.pool)
+            ranker = make_language_ranker(self.bench, model.model)
+            found = rank_windows(ranker, self.bench.ranks, windows, owned, self.sampler.wanted.pool)
         lists = iter(found)
         return [[next(lists) for _ in row.targets] for row in rows]
 

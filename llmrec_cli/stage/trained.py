@@ -58,11 +58,13 @@ def load_policy(
     section = bench.recipe.model
     torch.manual_seed(bench.recipe.seed)  # adapters and rows of new tokens are drawn
     if section.tuning == "full":
-        model = _load(bench, parent.folder / MODEL_FOLDER if parent else base_source(bench.recipe))
+        model = _load_backbone(
+            bench, parent.folder / MODEL_FOLDER if parent else base_source(bench.recipe)
+        )
         if parent is None:
             backbone.fit_vocabulary(model, bench.codec.tokenizer)
     else:
-        model = _with_adapter(bench, parent, train=train)
+        model = _load_with_adapter(bench, parent, train=train)
     if train and not dropout:
         backbone.remove_dropout(model)
     elif train and section.backbone == "scratch":
@@ -75,7 +77,7 @@ def load_policy(
     return model
 
 
-def _load(bench: Workbench, source: str | Path) -> Any:
+def _load_backbone(bench: Workbench, source: str | Path) -> Any:
     """The model of a folder; of one that lacks the recipe's attention, what works is found out."""
     section = bench.recipe.model
     try:
@@ -99,8 +101,8 @@ def _require_agreement(
     section, config = bench.recipe.model, inner_config(model)
     about = (section.attention, section.tuning, section.quantize, section.dtype)
     key = probe_key(config, reach(bench), *about, str(bench.ranks.device.type))
-    kept = _known(run, key)
-    verdict = kept or _known(parent, key)
+    kept = _read_verdict_of(run, key)
+    verdict = kept or _read_verdict_of(parent, key)
     if verdict is None:
         masked = section.attention in TREE_ATTENTION
         precision = None if masked or section.dtype == "float32" else DTYPES[section.dtype]
@@ -136,7 +138,7 @@ def look_without_weights(bench: Workbench) -> str:
     return f"model type {config.model_type!r} computes here what it computes alone"
 
 
-def _known(run: Run | None, key: str) -> Verdict | None:
+def _read_verdict_of(run: Run | None, key: str) -> Verdict | None:
     """What a run's manifest says of the same architecture."""
     if run is None or not run.manifest_file.is_file():
         return None
@@ -153,11 +155,11 @@ def reach(bench: Workbench) -> int:
     return longest if room.context is None else min(longest, room.context)
 
 
-def _with_adapter(bench: Workbench, parent: Run | None, *, train: bool) -> Any:
+def _load_with_adapter(bench: Workbench, parent: Run | None, *, train: bool) -> Any:
     from peft import PeftModel
 
     section = bench.recipe.model
-    model = _load(bench, base_source(bench.recipe))
+    model = _load_backbone(bench, base_source(bench.recipe))
     vocabulary = bench.codec.tokenizer.get_vocab()
     semantic = {vocabulary[token] for token in semantic_tokens(bench.prepared.items)}
     drawn = backbone.fit_vocabulary(model, bench.codec.tokenizer)  # anew whenever one is loaded

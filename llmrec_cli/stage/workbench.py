@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,19 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.data.leaves import has_tokens
 from llmrec_cli.data.store import Prepared, load_prepared, require_same_data
-from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue
 from llmrec_cli.engine.ragged import Ragged
-from llmrec_cli.engine.ranks import Column, Ranks
+from llmrec_cli.engine.ranks import Ranks
 from llmrec_cli.engine.rows import (
-    IntArray,
-    LeftOut,
     PromptEncoder,
     Prompts,
     Row,
-    count_left_out,
     encode_catalogue,
     require_histories,
     sequence_rows,
@@ -34,7 +28,6 @@ from llmrec_cli.engine.rows import (
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.eval import DecodeSection
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.stage.accelerator import make_accelerator
 from llmrec_cli.stage.base import (
@@ -46,8 +39,6 @@ from llmrec_cli.stage.base import (
     semantic_tokens,
 )
 from llmrec_cli.stage.fit import Room, check_vocabulary, room, shared_entries
-from llmrec_cli.tensors.beam import NONE
-from llmrec_cli.tensors.ranking import means_at, rank_of
 from llmrec_cli.tensors.trie import Trie, build_trie
 
 
@@ -64,120 +55,11 @@ class Workbench:
     room: Room
     ranks: Ranks
 
-    def rank(
-        self,
-        model: Any,
-        frame: pd.DataFrame,
-        decode: DecodeSection,
-        k: int,
-        *,
-        exclude: bool,
-        batch: int | None = None,
-        advance: Callable[[int], object] = lambda n: None,
-    ) -> Ranked:
-        """Rank the catalogue for every row of ``frame``; each process ranks its share.
-
-        With ``exclude``, lists go on until ``k`` leaves outside the row's history are found; the
-        target's own leaf always counts.
-
-        Args:
-            batch: rows decoded together; None: the decoder's own.
-            advance: called after each batch with its number of rows.
-        """
-        options = decode_options(decode, k)
-        options = replace(options, batch=batch or options.batch)
-        seen = self.seen_leaves(frame) if exclude else ()
-        histories = frame[HISTORY].tolist()
-
-        def prompts_of(numbers: Sequence[int]) -> Sequence[IntArray]:
-            return self.encoder.encode([histories[i] for i in numbers])
-
-        return self._ranked(model, len(frame), prompts_of, seen, options, advance)
-
-    def left_out(self, frame: pd.DataFrame) -> LeftOut:
-        """How much of the histories of ``frame`` has no room in their prompts; by all processes."""
-        histories = frame[HISTORY].tolist()
-
-        def work(numbers: Sequence[int]) -> list[Column]:
-            prompts = self.encoder.encode_counted([histories[i] for i in numbers])
-            return [(torch.from_numpy(prompts.left_out_N), 0)]
-
-        [left_out_N] = self.ranks.shared_out(len(frame), work)
-        return count_left_out(map(len, histories), left_out_N.tolist())
-
-    def _ranked(
-        self,
-        model: Any,
-        n_rows: int,
-        prompts_of: Callable[[Sequence[int]], Sequence[IntArray]],
-        exclude: Sequence[Sequence[int]],
-        options: DecodeOptions,
-        advance: Callable[[int], object] = lambda n: None,
-    ) -> Ranked:
-        """The lists of all rows, by all processes together."""
-
-        def work(numbers: Sequence[int]) -> list[Column]:
-            found = rank_catalogue(
-                model,
-                self.trie,
-                [prompt.tolist() for prompt in prompts_of(numbers)],
-                options,
-                [exclude[i] for i in numbers] if exclude else (),
-                lambda n: advance(n * n_rows // max(len(numbers), 1)),
-            )
-            return [(found.leaf_BK, NONE), (found.score_BK, -math.inf), (found.proven_B.int(), 0)]
-
-        leaf_BK, score_BK, proven_B = self.ranks.shared_out(n_rows, work)
-        return Ranked(leaf_BK, score_BK, proven_B.bool())
-
-    def rank_windows(
-        self, model: Any, rows: Sequence[Row], exclude: Sequence[Sequence[int]], k: int
-    ) -> list[list[int]]:
-        """For each window row the first ``k`` leaves outside its ``exclude``, best first.
-
-        The search is that of ``[eval.decode]``.
-        """
-        decode = self.recipe.eval.decode
-        options = decode_options(decode, k)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-        ordered = [rows[i] for i in order]
-
-        def prompts_of(numbers: Sequence[int]) -> list[IntArray]:
-            return [ordered[i].prompt for i in numbers]
-
-        excluded = [exclude[i] for i in order]
-        ranked = self._ranked(model, len(rows), prompts_of, excluded, options)
-        lists: list[list[int]] = [[]] * len(rows)
-        for i, leaf_K in zip(order, ranked.leaf_BK.tolist(), strict=True):
-            banned = set(exclude[i])
-            lists[i] = [leaf for leaf in leaf_K if leaf >= 0 and leaf not in banned][:k]
-        return lists
-
-    def seen_leaves(self, frame: pd.DataFrame) -> list[list[int]]:
-        """Leaves of each row's history, the target's own leaf left out."""
-        leaf_of_item = self.leaf_of_item
-        return [
-            sorted(set(leaf_of_item[history].tolist()) - {int(leaf_of_item[target])})
-            for history, target in zip(frame[HISTORY], frame[TARGET], strict=True)
-        ]
-
     @property
     def leaf_of_item(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Leaf index of every catalogue item."""
         leaves: np.ndarray[Any, np.dtype[np.int32]] = self.trie.leaf_of_item_I.cpu().numpy()
         return leaves
-
-
-def decode_options(decode: DecodeSection, k: int) -> DecodeOptions:
-    """``[eval.decode]`` as the decoder takes it, for lists of ``k``."""
-    return DecodeOptions(
-        k=k,
-        search=decode.search,
-        mask=decode.mask,
-        temperature=decode.temperature,
-        length_penalty=decode.length_penalty,
-        beams=max(decode.beams, k),
-    )
 
 
 def open_workbench(recipe: Recipe, progress: Progress, *, evaluation: bool = False) -> Workbench:
@@ -302,15 +184,6 @@ def build_training_rows(bench: Workbench, kind: str) -> list[Row]:
 def describe_passes(bench: Workbench) -> str:
     """Why a target of a sequence may not see its whole history, as a setting and its value."""
     return f'rows = "sequence": passes of at most {bench.recipe.data.history + 1} items'
-
-
-def validation_metrics(
-    bench: Workbench, model: Any, frame: pd.DataFrame, decode: DecodeSection, cutoff: int
-) -> dict[str, float]:
-    """HR and NDCG at ``cutoff`` on validation rows, with the history kept among the candidates."""
-    ranked = bench.rank(model, frame, decode, cutoff, exclude=False)
-    target_B = torch.from_numpy(bench.leaf_of_item[frame[TARGET].to_numpy()].astype(np.int64))
-    return means_at(rank_of(target_B, ranked.leaf_BK.cpu()), cutoff)
 
 
 def require_rows(prepared: Prepared) -> None:

@@ -13,17 +13,18 @@ import torch
 from llmrec_cli.data.columns import HISTORY, TARGET
 from llmrec_cli.engine.rows import IntArray, Prompts, Row, left_out_of, window_rows
 from llmrec_cli.errors import RecipeError
+from llmrec_cli.evaluation.ranking import measure_left_out, validation_metrics
 from llmrec_cli.progress import Progress
 from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
 from llmrec_cli.stage.needs import Stage
+from llmrec_cli.stage.scorer import make_language_ranker
 from llmrec_cli.stage.workbench import (
     Workbench,
     build_training_rows,
     build_window_rows,
     subset,
-    validation_metrics,
 )
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
@@ -41,9 +42,8 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
     valid = subset(bench.prepared.split("valid"), stage.section.validate_rows)
 
     def rank_valid(policy: Any) -> dict[str, float]:
-        return validation_metrics(
-            bench, policy.model, valid, recipe.eval.decode, max(recipe.eval.cutoffs)
-        )
+        ranker, cutoff = make_language_ranker(bench, policy.model), max(recipe.eval.cutoffs)
+        return validation_metrics(ranker, bench.ranks, valid, bench.leaf_of_item, cutoff)
 
     usable = sampler.require(rows) if sampler else rows
     valid_rows = build_window_rows(bench, valid)
@@ -76,7 +76,7 @@ def show_rows(stage: Stage, aligns: bool) -> ShownRows:
 
 def describe_left_out(bench: Workbench, frame: pd.DataFrame) -> str | None:
     """What the prompts of these rows have no room for."""
-    return bench.left_out(frame).line(bench.encoder.why)
+    return measure_left_out(bench.encoder, bench.ranks, frame).line(bench.encoder.why)
 
 
 def evaluate(

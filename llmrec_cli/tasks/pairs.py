@@ -22,6 +22,7 @@ from llmrec_cli.engine.answer_scores import log_probs
 from llmrec_cli.engine.ranks import Column, Ranks
 from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
 from llmrec_cli.errors import DataError
+from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.policy import inference
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.tensors.trie import Trie
@@ -279,10 +280,9 @@ def score_pairs(
     pairs = [pair for row in rows for pair in _one_by_one(row)]
 
     def work(numbers: Sequence[int]) -> list[Column]:
-        by_length = sorted(range(len(numbers)), key=lambda at: len(pairs[numbers[at]].prompts[0]))
+        lengths = [len(pairs[number].prompts[0]) for number in numbers]
         score_Q2 = torch.empty((len(numbers), 2), dtype=torch.float64)
-        for start in range(0, len(numbers), batch):
-            part = by_length[start : start + batch]
+        for part in batches_by_length(lengths, batch):
             micro = collate([pairs[numbers[at]] for at in part]).to(ranks.device)
             score_Q2[part] = log_probs(policy, micro, legal=False).double().cpu().view(-1, 2)
             advance(len(part) * len(pairs) // len(numbers))

@@ -74,7 +74,6 @@ def legal_logits(
     node_P: Tensor,
     target_P: Tensor,
     *,
-    columns: Tensor | None = None,
     dense_head: bool = False,
 ) -> LegalLogits:
     """Apply the head to the active positions and their legal columns only.
@@ -86,32 +85,18 @@ def legal_logits(
             trie is, so a trie on the CPU spares a GPU every synchronisation.
         node_P: int64, trie node of each position.
         target_P: int64, the token chosen there, a legal one.
-        columns: fixed columns, see ``catalogue_columns``.  Every shape is then a function of P and
-            ``len(columns)``, as CUDA graphs and ``torch.compile`` want it: all positions are
-            active, forced ones have a loss of exactly 0, and nothing synchronises.
         dense_head: let autograd build the whole V x D gradient of a trained head (differentiable
             twice, traceable) where the default touches the rows W[U] only.
 
     Raises:
-        ValueError: an active position's target is not legal at its node (not with ``columns``,
-            where its loss is infinite, or the lookup fails).
+        ValueError: an active position's target is not legal at its node.
     """
-    if columns is None:
-        support = _batch_support(trie, node_P.to(trie.device), target_P.to(trie.device))
-        hidden_AD = hidden_PD.index_select(-2, support.active_A.to(hidden_PD.device))
-    else:
-        support = _fixed_support(trie, node_P.to(trie.device), target_P.to(trie.device), columns)
-        hidden_AD = hidden_PD
+    support = _batch_support(trie, node_P.to(trie.device), target_P.to(trie.device))
     support = support.to(hidden_PD.device)
+    hidden_AD = hidden_PD.index_select(-2, support.active_A)
     return LegalLogits(
         logits_AU=_apply_rows(hidden_AD, head, support.columns_U, dense_head), **support._asdict()
     )
-
-
-def catalogue_columns(trie: Trie) -> Tensor:
-    """All tokens that any item uses: int64, ascending; the ``columns`` of ``legal_logits``."""
-    tokens_U: Tensor = torch.unique(trie.edge_token_E)
-    return tokens_U.long()
 
 
 class _Support(NamedTuple):
@@ -145,20 +130,6 @@ def _batch_support(trie: Trie, node_P: Tensor, target_P: Tensor) -> _Support:
             f"position {at}: token {int(target_P[at])} is not legal at trie node {int(node_P[at])}"
         )
     return _Support(active_A, node_A, legal_NU, node_row_A, target_A, columns_U)
-
-
-def _fixed_support(trie: Trie, node_P: Tensor, target_P: Tensor, columns_U: Tensor) -> _Support:
-    node_P, columns_U = node_P.long(), columns_U.to(node_P.device)
-    every_P = torch.arange(len(node_P), device=node_P.device)
-    # Edges are ordered by node, then token: one sorted key per edge answers every membership.
-    key_of_node = trie.edge_token_E.max().long() + 1
-    key_E = trie.parent_N[1:].long() * key_of_node + trie.edge_token_E
-    key_PU = node_P[:, None] * key_of_node + columns_U
-    at_PU = torch.searchsorted(key_E, key_PU).clamp_max(len(key_E) - 1)
-    legal_PU = key_E[at_PU] == key_PU
-    return _Support(
-        every_P, node_P, legal_PU, every_P, _columns_of(target_P.long(), columns_U), columns_U
-    )
 
 
 def _columns_of(token_A: Tensor, columns_U: Tensor) -> Tensor:

@@ -11,8 +11,42 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmrec_cli.tensors.losses import vocab_nll
+from llmrec_cli.tensors.masked import HeadWeights, legal_logits
+from llmrec_cli.tensors.trie import Trie
 
-def answer_log_probs(nll_P: Tensor, answer_P: Tensor, answers: int) -> Tensor:
+
+def score_answers(
+    hidden_PD: Tensor,
+    head: HeadWeights,
+    trie: Trie,
+    node_P: Tensor,
+    target_P: Tensor,
+    answer_P: Tensor,
+    answers: int,
+    *,
+    legal: bool,
+    temperature: float = 1.0,
+    dense_head: bool = False,
+) -> Tensor:
+    """``log pi(y|x)`` of each answer of a batch, [A], nats.
+
+    Args:
+        hidden_PD: after the final norm, at the position before each target.
+        node_P, target_P: trie node of each position, and the token chosen there.
+        answer_P: int64, 0..answers-1: the answer a position belongs to.
+        legal: normalised over legal tokens, else over the vocabulary.
+        temperature: divides the logits, > 0; 1 over the vocabulary.
+        dense_head: as ``legal_logits``.
+    """
+    if not legal:
+        nll_P = vocab_nll(hidden_PD, head.weight_VD, target_P, head.bias_V)
+        return sum_over_answers(nll_P, answer_P, answers)
+    found = legal_logits(hidden_PD, head, trie, node_P, target_P, dense_head=dense_head)
+    return sum_over_answers(found.nll(temperature), answer_P[found.active_A], answers)
+
+
+def sum_over_answers(nll_P: Tensor, answer_P: Tensor, answers: int) -> Tensor:
     """``log pi(y|x) = sum_t log pi(y_t | x, y_<t)`` of each answer.
 
     Args:

@@ -172,23 +172,6 @@ def edges_of(trie: Trie, node_N: Tensor) -> tuple[Tensor, Tensor]:
     return edge_C, owner_C
 
 
-def walk(trie: Trie, tokens: Sequence[int]) -> int:
-    """Node reached from the root by ``tokens``.
-
-    Raises:
-        KeyError: a token is not legal; the message names the step and the token.
-    """
-    node = ROOT
-    for step, token in enumerate(tokens):
-        start, end = (int(x) for x in trie.edge_start_N1[node : node + 2])
-        legal = trie.edge_token_E[start:end]
-        at = int(torch.searchsorted(legal, torch.tensor(token, dtype=legal.dtype)))
-        if at == len(legal) or int(legal[at]) != token:
-            raise KeyError(f"token {token} at step {step} is not legal")
-        node = start + at + 1
-    return node
-
-
 def widest_node(trie: Trie) -> int:
     """The node with the most legal tokens; of several, the shallowest, then the lowest number.
 
@@ -199,7 +182,7 @@ def widest_node(trie: Trie) -> int:
 
 
 def tokens_to(trie: Trie, node: int) -> list[int]:
-    """The tokens that lead from the root to a node; ``walk`` goes the other way."""
+    """The tokens that lead from the root to a node."""
     tokens = []
     while node != ROOT:
         tokens.append(int(trie.edge_token_E[node - 1]))

@@ -36,7 +36,8 @@ from llmrec_cli.files import (
     write_json,
     write_safetensors,
 )
-from llmrec_cli.models.policy import inference
+from llmrec_cli.models.base import batches_by_length
+from llmrec_cli.models.sequential import Sequential, states_at
 from llmrec_cli.tensors.mass import leaf_mass
 from llmrec_cli.training.collator import MicroBatch
 
@@ -113,7 +114,7 @@ def target_starts(rows: Sequence[Row]) -> Tensor:
 
 
 def history_vectors(
-    model: Any, rows: Sequence[Row], leaf_of_item_I: NDArray[Any], *, batch: int = 256
+    model: Sequential, rows: Sequence[Row], leaf_of_item_I: NDArray[Any], *, batch: int = 256
 ) -> Tensor:
     """The state of a sequential model before each target: vector_QD fp32, on the CPU.
 
@@ -121,13 +122,11 @@ def history_vectors(
     the place before it: no target, and nothing after it, is in its own score's input.
 
     Args:
-        model: a ``models.sequential.Sequential``.
         leaf_of_item_I: leaf of each catalogue item.
     """
-    order = sorted(range(len(rows)), key=lambda r: len(rows[r].history) + len(rows[r].targets))
+    lengths = [len(row.history) + len(row.targets) for row in rows]
     vectors: list[Tensor] = [torch.empty(0)] * len(rows)
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
+    for part in batches_by_length(lengths, batch):
         found = _compute_vectors([rows[r] for r in part], model, leaf_of_item_I)
         for r, vector_AD in zip(part, found, strict=True):
             vectors[r] = vector_AD
@@ -135,21 +134,13 @@ def history_vectors(
 
 
 def _compute_vectors(
-    rows: Sequence[Row], model: Any, leaf_of_item_I: NDArray[Any]
+    rows: Sequence[Row], model: Sequential, leaf_of_item_I: NDArray[Any]
 ) -> tuple[Tensor, ...]:
-    device = model.embedding.weight.device
     fed = [[*row.history, *row.targets[:-1]] for row in rows]  # nothing follows the last target
-    width = 1 + max(map(len, fed))
-    input_ids_BT = torch.zeros((len(rows), width), dtype=torch.int64)
-    take: list[int] = []
-    for b, (row, items) in enumerate(zip(rows, fed, strict=True)):
-        leaves = leaf_of_item_I[np.asarray(items, dtype=np.int64)].tolist()
-        input_ids_BT[b, : 1 + len(items)] = torch.tensor([model.n_leaves, *leaves])
-        first = b * width + len(row.history)
-        take += range(first, first + len(row.targets))
-    with inference(model):
-        hidden_AD = model(input_ids_BT.to(device), torch.tensor(take, device=device))[0]
-    return torch.split(hidden_AD.float().cpu(), [len(row.targets) for row in rows])
+    leaves = [leaf_of_item_I[np.asarray(items, dtype=np.int64)].tolist() for items in fed]
+    places = [range(len(r.history), len(r.history) + len(r.targets)) for r in rows]
+    state_AD = states_at(model, leaves, places).float().cpu()
+    return torch.split(state_AD, [len(row.targets) for row in rows])
 
 
 def fingerprint_of_rows(rows: Sequence[Row]) -> str:

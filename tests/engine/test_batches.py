@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trie_walk import walk
 
 from llmrec_cli.engine.rows import Row
-from llmrec_cli.tensors.trie import build_trie, walk
+from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, Limits, count_tokens, split_rows
 from llmrec_cli.training.sampler import Sampler, draw_order
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tiny import CATALOGUE, job
@@ -17,16 +16,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from llmrec_cli.engine.answer_scores import log_probs, score_candidates
 from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.rows import PairRow, PromptEncoder, Row
+from llmrec_cli.engine.rows import PairRow, Row
 from llmrec_cli.methods import find
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.backbone import add_dropout, add_lora
 from llmrec_cli.models.policy import Policy
-from llmrec_cli.models.sequential import build_sequential
-from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.models.sequential import build_sequential, log_probs_behind
 from llmrec_cli.recipe.baseline import BASELINES
 from llmrec_cli.recipe.model import Lora, ModelSection
-from llmrec_cli.stage import scorer
 from llmrec_cli.tasks.pairs import score_pairs
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
@@ -155,12 +152,9 @@ def test_a_pass_that_is_not_trainings_has_no_dropout(
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser"])
 def test_item_scores_have_no_dropout(name: str) -> None:
     options: Any = BASELINES[name].model_validate({"hidden": 16, "dropout": 0.5})
-    model = build_sequential(options, len(CATALOGUE), longest=12, seed=0)
+    model = build_sequential(name, options, len(CATALOGUE), longest=12, seed=0)
     check(model, lambda: history_vectors(model, ROWS, np.arange(len(CATALOGUE))))
-    leaves = [[leaf] for leaf in range(len(CATALOGUE))]
-    codec = Codec(None, eos=-1, start=len(CATALOGUE))
-    encoder = PromptEncoder(None, codec, pd.DataFrame(), leaves, 12)
-    check(model, lambda: scorer.log_probs(model, encoder, [[0, 3], [2]]))  # validation, eval
+    check(model, lambda: log_probs_behind(model, [[0, 3], [2]]))  # validation, eval
 
 
 def test_a_whole_run_trains_with_dropout_and_asks_without(

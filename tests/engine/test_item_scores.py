@@ -32,7 +32,7 @@ NO_PROMPT = np.empty(0, np.int32)
 
 def model(name: str) -> Sequential:
     options = BASELINES[name].model_validate({"hidden": 16})
-    return build_sequential(options, N_LEAVES, longest=12, seed=0).eval()  # type: ignore[arg-type] # of a neural model
+    return build_sequential(name, options, N_LEAVES, longest=12, seed=0).eval()
 
 
 def rows() -> list[Row]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from llmrec_cli.models.itemknn import fit_itemknn, score_itemknn, similarities
+from llmrec_cli.models.baselines.itemknn import fit_itemknn, score_itemknn, similarities
 
 # Entry 0: users 0, 1, 2; entry 1: users 0, 1; entry 2: users 2, 3; entry 3: nobody.
 USERS = [[0, 1], [1, 0, 0], [0, 2], [2]]

@@ -10,19 +10,16 @@ from torch import Tensor
 from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods import find
-from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.sequential import (
-    Convolutional,
-    Sequential,
-    SequentialOptions,
-    build_sequential,
-)
-from llmrec_cli.recipe.baseline import CaserOptions, Gru4recOptions, SasrecOptions
+from llmrec_cli.methods.contract import Forward, Options
+from llmrec_cli.models.baselines.caser import CaserOptions
+from llmrec_cli.models.baselines.gru4rec import Gru4recOptions
+from llmrec_cli.models.baselines.sasrec import SasrecOptions
+from llmrec_cli.models.sequential import Convolutional, Sequential, build_sequential
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
 
 N_LEAVES, LONGEST = 30, 9
-OPTIONS: dict[str, SequentialOptions] = {
+OPTIONS: dict[str, Options] = {
     "sasrec": SasrecOptions(hidden=16, layers=2, heads=2, dropout=0.3),
     "gru4rec": Gru4recOptions(hidden=16, layers=2, dropout=0.3),
     "caser": CaserOptions(hidden=16, window=4, filters=3, dropout=0.3),
@@ -31,7 +28,7 @@ EVERY_MODEL = pytest.mark.parametrize("name", sorted(OPTIONS))
 
 
 def model(name: str) -> Sequential:
-    return build_sequential(OPTIONS[name], N_LEAVES, LONGEST, seed=1).eval()
+    return build_sequential(name, OPTIONS[name], N_LEAVES, LONGEST, seed=1).eval()
 
 
 def sequences(n: int = 4, length: int = LONGEST, seed: int = 0) -> Tensor:
@@ -132,11 +129,11 @@ def test_the_loss_trains_every_parameter(name: str) -> None:
 @EVERY_MODEL
 def test_weights_are_drawn_from_the_seed_alone(name: str) -> None:
     torch.manual_seed(5)
-    first, draw = build_sequential(OPTIONS[name], N_LEAVES, LONGEST, seed=2), torch.rand(1)
+    first, draw = build_sequential(name, OPTIONS[name], N_LEAVES, LONGEST, seed=2), torch.rand(1)
     torch.manual_seed(5)
-    other = build_sequential(OPTIONS[name], N_LEAVES, LONGEST, seed=3)
+    other = build_sequential(name, OPTIONS[name], N_LEAVES, LONGEST, seed=3)
     torch.manual_seed(6)
-    again = build_sequential(OPTIONS[name], N_LEAVES, LONGEST, seed=2)
+    again = build_sequential(name, OPTIONS[name], N_LEAVES, LONGEST, seed=2)
     torch.manual_seed(5)
     assert draw == torch.rand(1), "the caller's generator was used"
     weights, same = first.state_dict(), again.state_dict()

@@ -10,8 +10,14 @@ import pytest
 
 from llmrec_cli.data.leaves import Leaves, gather_leaves
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.lists import Seen, needed_depth, removable, repeats, top_lists
-from llmrec_cli.report.metrics import beyond_accuracy, gini, metric_names, score_rows
+from llmrec_cli.report.lists import Seen, repeats, seen_leaves, top_lists
+from llmrec_cli.report.metrics import (
+    beyond_accuracy,
+    gini,
+    metric_names,
+    metric_of_ranks,
+    score_rows,
+)
 
 # Ten items, eight leaves: items 1 and 6 share leaf 1 (counts 5 + 7), items 2 and 9 leaf 2.
 LEAF_OF_ITEM = [0, 1, 2, 3, 4, 5, 1, 6, 7, 2]
@@ -86,7 +92,7 @@ def test_remove_never_drops_the_target(leaves: Leaves) -> None:
     shares_leaf_with_history = frame(("a", [0, 6], 1, [0, 6]))
     assert ranks(in_own_history, leaves, 1, "remove") == [1]
     assert ranks(shares_leaf_with_history, leaves, 1, "remove") == [1]
-    assert removable([0, 6], 1, leaves) == [0]
+    assert seen_leaves(shares_leaf_with_history, leaves.leaf_of_item_I) == [[0]]
 
 
 def test_repeats_are_rows_whose_targets_leaf_is_in_their_history(leaves: Leaves) -> None:
@@ -116,13 +122,13 @@ def test_a_complete_list_is_never_too_short(leaves: Leaves) -> None:
     everything = frame(("a", [0, 2, 9], 8, list(range(10))))
     scored = score_rows(everything, leaves, [100], "remove")
     assert scored["rank"].tolist() == [6]  # leaves 1 3 4 5 6 7: the target's is the last
-    assert needed_depth([0, 2, 9], 8, 100, leaves) == leaves.n_leaves
-    assert needed_depth([0, 2, 9], 8, 3, leaves) == 5  # items 2 and 9 share a leaf
+    assert seen_leaves(everything, leaves.leaf_of_item_I) == [[0, 2]]  # items 2 and 9 share a leaf
 
 
-def test_needed_depth_is_enough_and_not_more(leaves: Leaves) -> None:
+def test_a_list_longer_by_the_seen_leaves_is_deep_enough_and_not_more(leaves: Leaves) -> None:
     history, target = [0, 2, 9], 8
-    depth = needed_depth(history, target, 3, leaves)
+    [seen] = seen_leaves(frame(("a", history, target, [])), leaves.leaf_of_item_I)
+    depth = 3 + len(seen)
     worst = [0, 2, 3, 4, 5, 1, 7, 8]  # the history's leaves first
     score_rows(frame(("a", history, target, worst[:depth])), leaves, [3], "remove")
     with pytest.raises(ArtefactError):
@@ -227,3 +233,21 @@ def test_leaves_of_another_catalogue_are_refused(
 ) -> None:
     with pytest.raises(ArtefactError, match=message):
         gather_leaves(pd.DataFrame({"count": count}), leaf_of_item)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hr@1", [0, 1, 0, 0, 0, 0, 0]),
+        ("hr@5", [0, 1, 1, 1, 1, 0, 0]),
+        ("ndcg@1", [0, 1, 0, 0, 0, 0, 0]),
+        ("ndcg@5", [0, 1, 0.6309298, 0.5, 0.3868528, 0, 0]),
+        ("ndcg@10", [0, 1, 0.6309298, 0.5, 0.3868528, 0.2890648, 0]),
+        ("mrr@10", [0, 1, 1 / 2, 1 / 3, 1 / 5, 1 / 10, 0]),
+    ],
+)
+def test_a_metric_of_ranks(name: str, expected: list[float]) -> None:
+    """Rank 0 is a target that is not in the list."""
+    values = metric_of_ranks(name, np.array([0, 1, 2, 3, 5, 10, 11]))
+    assert values.dtype == np.float64
+    assert values.tolist() == pytest.approx(expected, abs=1e-7)

@@ -1,4 +1,4 @@
-"""AUC of pairs: by hand, against the tensors' definition, and side by side."""
+"""AUC of pairs: by hand, against all comparisons written out, and side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from entries_made import ground, predictions_of, question
 
 from llmrec_cli.comparing.evaluated import UNKNOWN
@@ -33,7 +32,6 @@ from llmrec_cli.report.pairs import (
     write_pairs,
 )
 from llmrec_cli.report.tables.screen import to_lines
-from llmrec_cli.tensors import ranking
 
 PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"}, "rank-pair")
 
@@ -78,21 +76,27 @@ def many(n: int = 400, gap: float = 0.5, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def test_the_pooled_auc_is_the_tensors() -> None:
+def slow_auc(liked_N: Any, disliked_M: Any) -> float:
+    """Every liked score against every disliked one, ties 1/2."""
+    liked_N1, disliked_M = np.asarray(liked_N)[:, None], np.asarray(disliked_M)
+    return float(((liked_N1 > disliked_M) + 0.5 * (liked_N1 == disliked_M)).mean())
+
+
+def test_the_pooled_auc_is_that_of_all_comparisons() -> None:
     frame = many()
     liked = _coins(len(frame), seed=3)
     scores = np.where(liked, frame["chosen_score"], frame["rejected_score"])
-    expected = ranking.auc_pooled(torch.tensor(scores), torch.tensor(liked))
+    expected = slow_auc(scores[liked], scores[~liked])
     assert auc_pooled([frame], 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
     assert 0.4 < liked.mean() < 0.6
     assert not np.array_equal(liked, _coins(len(frame), seed=4))
 
 
-def test_the_paired_auc_is_the_tensors() -> None:
+def test_the_paired_auc_compares_within_users() -> None:
     frame = many().assign(user_id=[f"u{i}" for i in range(400)])
-    scores = (torch.tensor(frame[name].to_numpy()) for name in ("chosen_score", "rejected_score"))
-    expected = ranking.auc_paired(*scores).mean()
-    assert per_user(frame)["auc_paired"].mean() == pytest.approx(float(expected))
+    scores = zip(frame["chosen_score"], frame["rejected_score"], strict=True)
+    expected = [slow_auc([c], [r]) for c, r in scores]
+    assert per_user(frame)["auc_paired"].mean() == pytest.approx(np.mean(expected))
 
 
 def test_the_pooled_interval_draws_users() -> None:
@@ -106,7 +110,7 @@ def test_the_pooled_interval_draws_users() -> None:
     slow = []
     for _ in range(600):
         at = np.concatenate([places[u] for u in rng.choice(users, len(users))])
-        slow.append(ranking.auc_pooled(torch.tensor(score[at]), torch.tensor(liked[at])))
+        slow.append(slow_auc(score[at][liked[at]], score[at][~liked[at]]))
     assert interval.low == pytest.approx(np.quantile(slow, 0.025), abs=0.03)
     assert interval.high == pytest.approx(np.quantile(slow, 0.975), abs=0.03)
     assert interval.low < interval.mean < interval.high

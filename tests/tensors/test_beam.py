@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from trie_walk import walk
 
 from llmrec_cli.tensors.beam import (
     NONE,
@@ -21,7 +22,7 @@ from llmrec_cli.tensors.beam import (
     no_finished,
     no_open,
 )
-from llmrec_cli.tensors.trie import Trie, build_trie, walk
+from llmrec_cli.tensors.trie import Trie, build_trie
 
 CPU = torch.device("cpu")
 INF = torch.inf

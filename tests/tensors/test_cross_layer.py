@@ -13,6 +13,7 @@ import pytest
 import torch
 from cross_layer_slow import INF, dense, rewards
 from torch import Tensor
+from trie_walk import walk
 
 from llmrec_cli.tensors.cross_layer import (
     Choices,
@@ -24,7 +25,7 @@ from llmrec_cli.tensors.cross_layer import (
     token_rewards,
 )
 from llmrec_cli.tensors.mass import leaf_mass, leaf_ranges
-from llmrec_cli.tensors.trie import build_trie, edges_of, paths, walk
+from llmrec_cli.tensors.trie import build_trie, edges_of, paths
 
 Penalty = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmrec_cli.tensors.masked import LegalLogits, catalogue_columns, legal_logits
+from llmrec_cli.tensors.masked import LegalLogits, legal_logits
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, paths
 
 V, D, EOS = 40, 8, 2
@@ -367,48 +367,6 @@ def test_an_illegal_target_is_named() -> None:
         bad[1] = wrong
         with pytest.raises(ValueError, match=f"position 1: token {wrong} is not legal at trie nod"):
             legal_logits(hidden, head, trie, node_P, bad)
-
-
-# Fixed shapes
-
-
-def test_fixed_columns_give_the_same_loss_and_gradients() -> None:
-    trie, node_P, target_P, hidden, weight, bias = draw_problem(14, bias=True)
-    columns = catalogue_columns(trie)
-    assert columns.tolist() == sorted({t for item in random_catalogue(14) for t in item})
-    expected = dense_nll(trie, node_P, target_P, hidden, weight, bias, 1.4)
-    wanted = torch.autograd.grad(expected.sum(), [hidden, weight])
-    fixed = legal_logits(hidden, Weights(weight, bias), trie, node_P, target_P, columns=columns)
-    assert fixed.logits_AU.shape == (len(node_P), len(columns))
-    torch.testing.assert_close(fixed.nll(1.4), expected)
-    assert fixed.nll(1.4)[trie.fan_out(node_P) == 1].abs().max() == 0
-    fixed.nll(1.4).sum().backward()
-    assert relative(hidden.grad, wanted[0]) < 1e-12
-    assert relative(weight.grad, wanted[1]) < 1e-12
-
-
-def test_fixed_columns_trace_into_one_graph() -> None:
-    trie, node_P, target_P, hidden, weight, _ = draw_problem(15)
-    columns = catalogue_columns(trie)
-
-    def total(h: Tensor, nodes: Tensor, targets: Tensor) -> Tensor:
-        head = Weights(weight)
-        legal = legal_logits(h, head, trie, nodes, targets, columns=columns, dense_head=True)
-        return legal.nll().sum()
-
-    compiled = torch.compile(total, backend="aot_eager", fullgraph=True, dynamic=False)
-    torch.testing.assert_close(compiled(hidden, node_P, target_P), total(hidden, node_P, target_P))
-
-
-def test_fixed_columns_do_not_hide_an_illegal_target() -> None:
-    trie = build_trie([[5, 7, EOS], [6, 8, EOS], [6, 9, EOS]])
-    node_P, target_P = positions(trie, torch.tensor([1]))
-    hidden, head, columns = torch.randn(3, D), Weights(torch.randn(V, D)), catalogue_columns(trie)
-    target_P[1] = 7  # a column, but not legal here
-    assert legal_logits(hidden, head, trie, node_P, target_P, columns=columns).nll()[1] == math.inf
-    target_P[1] = 39  # no column at all
-    with pytest.raises((RuntimeError, IndexError)):
-        legal_logits(hidden, head, trie, node_P, target_P, columns=columns).nll()
 
 
 # The catalogue's distribution

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmrec_cli.tensors.preference import answer_log_probs, dmpo, dpo, sdpo
+from llmrec_cli.tensors.preference import dmpo, dpo, sdpo, sum_over_answers
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: list[Loss] = [dpo, sdpo, dmpo]
@@ -134,7 +134,7 @@ def test_as_many_chosen_as_rejected_or_one(loss: Loss) -> None:
 
 def test_log_probabilities_of_answers_are_sums_over_their_tokens() -> None:
     nll_P = torch.tensor([1.0, 2.0, 4.0, 0.5], requires_grad=True)
-    log_prob_A = answer_log_probs(nll_P, torch.tensor([0, 0, 2, 2]), 4)
+    log_prob_A = sum_over_answers(nll_P, torch.tensor([0, 0, 2, 2]), 4)
     assert log_prob_A.tolist() == [-3.0, 0.0, -4.5, 0.0]
     log_prob_A[2].backward()
     assert nll_P.grad is not None
@@ -179,7 +179,7 @@ def test_log_probs_of_answers_add_up_over_any_split(owners: list[int], seed: int
     answer_P = torch.tensor(owners)
     expected = [-sum(n for n, a in zip(nll_P.tolist(), owners, strict=True) if a == b)
                 for b in range(4)]  # fmt: skip
-    assert answer_log_probs(nll_P, answer_P, 4).tolist() == pytest.approx(expected, abs=1e-12)
+    assert sum_over_answers(nll_P, answer_P, 4).tolist() == pytest.approx(expected, abs=1e-12)
     cut = len(owners) // 2
-    parts = [answer_log_probs(nll_P[at], answer_P[at], 4) for at in (slice(cut), slice(cut, None))]
-    torch.testing.assert_close(parts[0] + parts[1], answer_log_probs(nll_P, answer_P, 4))
+    parts = [sum_over_answers(nll_P[at], answer_P[at], 4) for at in (slice(cut), slice(cut, None))]
+    torch.testing.assert_close(parts[0] + parts[1], sum_over_answers(nll_P, answer_P, 4))

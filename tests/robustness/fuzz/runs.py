@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmrec_cli import runs
 from llmrec_cli.audit import audit_folder
 from llmrec_cli.audit import to_json as audit_json
 from llmrec_cli.compare import Asked, compare
@@ -34,6 +33,7 @@ from llmrec_cli.progress import Silent
 from llmrec_cli.recipe.file import load_recipe
 from llmrec_cli.recipe.model import ModelSection
 from llmrec_cli.recommender import Recommender
+from llmrec_cli.runs import listing
 from llmrec_cli.serving.card import Wanted
 from llmrec_cli.sft import sft
 from llmrec_cli.training.item_scores import stored_vectors
@@ -92,10 +92,10 @@ def _some(*starts: str, leave: Sequence[str] = ()) -> Callable[[], list[Files]]:
 
 
 def _told(folder: Path, rng: Random) -> None:
-    for found in runs.listed(folder / "runs"):
-        runs.cells(found)
-        json.dumps(runs.to_json(found), allow_nan=False)
-    json.dumps(runs.shown(folder / rng.choice((RUN, ITEMKNN))), allow_nan=False)
+    for found in listing.find_states(folder / "runs"):
+        listing.state_to_cells(found)
+        json.dumps(listing.state_to_json(found), allow_nan=False)
+    json.dumps(listing.describe_run(folder / rng.choice((RUN, ITEMKNN))), allow_nan=False)
 
 
 def _compared(folder: Path, rng: Random) -> None:

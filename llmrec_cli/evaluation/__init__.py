@@ -1,0 +1,1 @@
+"""Ranking rows and scoring the lists."""
