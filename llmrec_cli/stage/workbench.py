@@ -109,7 +109,7 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
         require_tokens(prepared, codec)
     template, config = prompt_template(prompt.template), base_config(recipe)
     check_vocabulary(recipe, config, codec.tokenizer, semantic_tokens(trained_on.items))
-    catalogue, trie = _laid_out(prepared, codec, ranks)
+    catalogue, trie = _build_catalogue(prepared, codec, ranks)
     space = room(recipe, config, catalogue, prepared.items, prompt.max_tokens)
     encoder = PromptEncoder(template, codec, prepared.items, catalogue, space.prompt, space.why)
     if not recipe.task.shows_candidates:
@@ -126,7 +126,7 @@ def lay_out(recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: b
     )
 
 
-def _laid_out(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ragged, Trie]:
+def _build_catalogue(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ragged, Trie]:
     """Catalogue and trie, made once on every machine."""
 
     def make() -> dict[str, np.ndarray[Any, Any]]:
