@@ -3,8 +3,8 @@
     python -m benchmarks.architectures              every causal language model of transformers
     python -m benchmarks.architectures llama mpt    these alone, on the screen
 
-Each is built small and random (``models.twin``) and looked at as a run looks at its backbone
-(``engine.probe``), with both attention implementations that take a mask.
+Each is built small and random (``decoding.probe``) and looked at as a run looks at its backbone
+(``decoding.probe``), with both attention implementations that take a mask.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.engine.probe import CALL, probe, windows_within
-from llmrec_cli.models.guard import first_line
-from llmrec_cli.models.twin import build_twin
-from llmrec_cli.recipe.model import TREE_ATTENTION
+from llmrec_cli.config.model import TREE_ATTENTION
+from llmrec_cli.decoding.probe import CALL, build_twin, probe, windows_within
+from llmrec_cli.models.loading import first_line
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs/architectures.md"
 BEGIN: Final = "<!-- written by python -m benchmarks.architectures -->"

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.loss_head import Shape, backward, catalogue
 from benchmarks.table import Row, alternate
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Batch, Forward, Head
 from llmrec_cli.tensors.trie import build_trie, edges_of, paths
 
 Size = Literal["ci", "full"]
-ILREC = find("ilrec")
+ILREC = find_method("ilrec")
 A, LAMBDA = 0.1, 0.1
 OPTIONS = ILREC.options.model_validate({"support": "legal", "crr": False, "a": A, "lambda": LAMBDA})
 BAR = 60.0  # at the full size, against per-layer logits

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from benchmarks.table import Row, alternate
-from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue, score_all
-from llmrec_cli.engine.tree_cache import TreeCache
+from llmrec_cli.decoding.search import DecodedLists, DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.decoding.tree_cache import TreeCache
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
 
 Size = Literal["ci", "full"]
@@ -151,7 +151,7 @@ def generate(
     return [lists[at : at + beams] for at in range(0, len(lists), beams)]
 
 
-def _token_lists(trie: Trie, ranked: Ranked) -> list[list[list[int]]]:
+def _token_lists(trie: Trie, ranked: DecodedLists) -> list[list[list[int]]]:
     _, token_LT, length_L = paths(trie, torch.arange(trie.n_leaves))
     return [
         [token_LT[leaf, : length_L[leaf]].tolist() for leaf in row if leaf >= 0]
@@ -165,7 +165,7 @@ def _beam_row(
     model, prompts, trie = model_of(shape), prompts_of(shape), build_trie(catalogue)
     options = DecodeOptions(k=beams, search="beam", beams=beams, mask=mask)
     theirs: list[list[list[list[int]]]] = []  # of every repeat: a generation takes long
-    ours: list[Ranked] = []
+    ours: list[DecodedLists] = []
     seconds = alternate(
         lambda: theirs.append(generate(model, catalogue, prompts, mask, beams)),
         lambda: ours.append(rank_catalogue(model, trie, prompts, options)),
@@ -179,7 +179,7 @@ def _exact_row(name: str, shape: Shape, catalogue: list[list[int]]) -> Row:
     model, prompts, trie = model_of(shape), prompts_of(shape), build_trie(catalogue)
     options = DecodeOptions(k=BEAMS)
     theirs: list[list[list[list[int]]]] = []
-    ours: list[Ranked] = []
+    ours: list[DecodedLists] = []
     seconds = alternate(
         lambda: theirs.append(generate(model, catalogue, prompts, "before")),
         lambda: ours.append(rank_catalogue(model, trie, prompts, options)),

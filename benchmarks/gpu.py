@@ -26,11 +26,11 @@ from benchmarks import cross_layer, decoding, loss_head, preferences, training_s
 from benchmarks.device import Bench, Loss, Report, agreement, backward_of, device_facts, write
 from benchmarks.machine import machine
 from benchmarks.training_step import dense_log_probs
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.tree_cache import TreeCache
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.decoding.tree_cache import TreeCache
 from llmrec_cli.methods.contract import Forward, Head
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.tensors.masked import legal_logits
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.tensors.legal_softmax import legal_logits
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.collator import Collator, MicroBatch
 from llmrec_cli.training.reference import with_reference

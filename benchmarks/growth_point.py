@@ -19,8 +19,8 @@ from benchmarks.decoding import EOS, FIRST, Shape, model_of, prompts_of, semanti
 from benchmarks.growth import Measured, Point
 from benchmarks.machine import memory_of
 from benchmarks.table import alternate
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.tree_cache import TreeCache
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.decoding.tree_cache import TreeCache
 from llmrec_cli.tensors.trie import Trie, build_trie
 
 WIDTH, LAYERS = 128, 2  # of the model

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.table import Row, alternate
 from llmrec_cli.methods.contract import Head
-from llmrec_cli.tensors.masked import legal_logits
+from llmrec_cli.tensors.legal_softmax import legal_logits
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, paths
 
 Size = Literal["ci", "full"]

@@ -20,9 +20,9 @@ from benchmarks import loss_head
 from benchmarks.loss_head import catalogue
 from benchmarks.machine import memory_of
 from benchmarks.table import Row as Measured
-from llmrec_cli.engine.rows import Row
 from llmrec_cli.tensors.trie import build_trie, paths
 from llmrec_cli.training.collator import Collator, Limits
+from llmrec_cli.training.rows import Row
 
 Size = Literal["ci", "full"]
 MB = 2**20

@@ -21,15 +21,15 @@ from benchmarks.loss_head import backward
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
 from benchmarks.training_step import Problem, Shape, dense_log_probs, draw_problem
-from llmrec_cli.engine.rows import Row, as_windows
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.reference import with_reference
+from llmrec_cli.training.rows import Row, as_windows
 
 Size = Literal["ci", "full"]
 Support = Literal["vocab", "legal"]
-DMPO = find("dmpo")
+DMPO = find_method("dmpo")
 SHAPES: dict[Size, dict[str, Shape]] = {
     "ci": {"": Shape(8_192, 128, 2, 4, 8, 3)},
     "full": {

@@ -21,8 +21,8 @@ import pandas as pd
 import polars as pl
 
 from benchmarks.table import Row, alternate
-from llmrec_cli.data.readers import read
-from llmrec_cli.recipe.data import DataFormat, DataSection
+from llmrec_cli.config.data import DataFormat, DataSection
+from llmrec_cli.data.formats import read
 
 LINES = {"ci": 30_000, "full": 1_000_000}
 REPEATS = {"ci": 3, "full": 2}

@@ -17,24 +17,24 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.table import median_seconds
-from llmrec_cli.engine.rows import Row, sequence_rows, user_rows, window_rows
-from llmrec_cli.methods import find
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.progress import Lines
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.stage.trained import load_policy
-from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.pipeline.context import CatalogueContext, open_context
+from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.training.collator import Collator, Limits
+from llmrec_cli.training.rows import Row, sequence_rows, user_rows, window_rows
+from llmrec_cli.utils.progress import Lines
 
 USERS, REPEATS = 500, 3
-MSL = find("msl")
+MSL = find_method("msl")
 
 
 class Pass:
     """Forward and backward over all rows of one kind."""
 
-    def __init__(self, bench: Workbench, policy: Policy, rows: Sequence[Row]) -> None:
+    def __init__(self, bench: CatalogueContext, policy: Policy, rows: Sequence[Row]) -> None:
         collate = Collator(bench.trie, cut_forced=True)
         limits = Limits.of_section(bench.recipe.sft.train)
         self.policy = policy
@@ -60,7 +60,7 @@ class Pass:
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; returns 1 where windows and user rows disagree."""
     recipe = load_recipe(arguments[0], arguments[1:])
-    bench = open_workbench(recipe, Lines())
+    bench = open_context(recipe, Lines())
     frame = bench.prepared.split("train")
     users = frame["user"].drop_duplicates()
     chosen = users.sample(min(USERS, len(users)), random_state=0)

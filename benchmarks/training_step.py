@@ -22,12 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.loss_head import catalogue
 from benchmarks.table import Row as Timed
 from benchmarks.table import alternate
-from llmrec_cli.engine.rows import Row, as_windows
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.policy import Policy
+from llmrec_cli.models.language_model import Policy
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of
 from llmrec_cli.training.collator import Collator, MicroBatch
+from llmrec_cli.training.rows import Row, as_windows
 
 Size = Literal["ci", "full"]
 
@@ -47,7 +47,7 @@ SHAPES: dict[Size, Shape] = {
     "full": Shape(128_256, 512, 8, 8, 10, 3),
 }
 BAR_RELEASED, BAR_RESPONSE_ONLY = 3.5, 1.25  # at the full size
-MSL = find("msl")
+MSL = find_method("msl")
 OPTIONS = MSL.options()
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from typer import Typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from llmrec_cli.cli import app
+from llmrec_cli.cli.app import app
 
 NOTE = "<!-- Written by `make docs` from the code; edit that instead. -->"
 SEE = {  # what else a reader of a command's page wants

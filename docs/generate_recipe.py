@@ -11,11 +11,10 @@ from generate_commands import NOTE
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from llmrec_cli.data.prompts import Wording, template_names
-from llmrec_cli.data.rank_wording import RankWording
-from llmrec_cli.recipe.baseline import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
-from llmrec_cli.recipe.problems import STAGE_TABLES
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.config.loader import STAGE_TABLES
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
+from llmrec_cli.data.prompts import RankWording, Wording, template_names
 
 NAMED = [tables.key for tables in STAGE_TABLES.values()]  # by default the name of their table
 _TEXTS = "text, or a list of texts"

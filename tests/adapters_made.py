@@ -18,12 +18,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.sft import sft
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import sft
+from llmrec_cli.utils.progress import Silent
 
 PEFT_SAYS = (  # for pytest's filterwarnings
     "ignore:`is_gradient_checkpointing`:FutureWarning",

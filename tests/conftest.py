@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from llmrec_cli.engine.stop import SIGNALS
+from llmrec_cli.training.launch import SIGNALS
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*|llmrec|accelerate|torchrun|mkdocs|pytest")
 _RUNNING: list[pytest.Item] = []  # the test whose set-up, call or teardown is going on

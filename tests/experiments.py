@@ -16,10 +16,10 @@ import pytest
 from filelock import FileLock
 
 from benchmarks.small import RECIPE
-from llmrec_cli import cli, exits
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.run import run
+from llmrec_cli.cli import app, exit_codes
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.utils.progress import Silent
 
 SHARED = "TESTS_SHARED"
 """The variable that names the folder of what the workers of this session share."""
@@ -74,6 +74,6 @@ def typed(capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
     """A command line as ``exits`` and ``cli`` carry it out, without a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["llmrec", *words])
-        code = exits.guarded(cli.app)
+        code = exit_codes.guarded(app.app)
     shown = capsys.readouterr()
     return Ended(code, shown.out, shown.err)

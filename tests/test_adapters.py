@@ -15,15 +15,15 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
-from llmrec_cli.engine.checkpoint import write_result
+from llmrec_cli.config.model import Lora, ModelSection
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.models.backbone import add_lora, fit_vocabulary
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.model import Lora, ModelSection
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import add_lora, fit_vocabulary
+from llmrec_cli.pipeline.context import CatalogueContext, open_context
+from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.runs.run import run_at
-from llmrec_cli.stage.trained import load_policy
-from llmrec_cli.stage.workbench import Workbench, open_workbench
+from llmrec_cli.training.checkpoint import write_result
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(words) for words in PEFT_SAYS)]
 WIDTH, RANK, NEW = 16, 2, 7  # of the tiny bases, of LoRA, and tokens of the semantic IDs
@@ -38,13 +38,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest, home: Home) -> Workbench:
+def bench(request: pytest.FixtureRequest, home: Home) -> CatalogueContext:
     """Of a base and targets, for semantic IDs."""
     base, targets = request.param
-    return open_workbench(home.recipe(base, "ids", targets), Silent())
+    return open_context(home.recipe(base, "ids", targets), Silent())
 
 
-def with_seed(bench: Workbench, seed: int) -> Workbench:
+def with_seed(bench: CatalogueContext, seed: int) -> CatalogueContext:
     """The same, with other random rows wherever some are drawn."""
     return replace(bench, recipe=bench.recipe.model_copy(update={"seed": seed}))
 
@@ -100,7 +100,7 @@ def test_an_adapter_holds_lora_and_the_new_rows_alone(base: str, targets: str, h
 
 @pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
 def test_scores_are_the_same_to_the_bit_after_saving_and_loading(
-    bench: Workbench, home: Home, tmp_path: Path
+    bench: CatalogueContext, home: Home, tmp_path: Path
 ) -> None:
     """Rows that the base draws for new tokens, anew each time, play no part."""
     model = shaken(load_policy(bench, None, train=True))
@@ -121,7 +121,7 @@ def test_scores_are_the_same_to_the_bit_after_saving_and_loading(
 
 @pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
 def test_adapters_of_earlier_versions_with_whole_matrices_are_read(
-    bench: Workbench, tmp_path: Path
+    bench: CatalogueContext, tmp_path: Path
 ) -> None:
     model = shaken(load_policy(bench, None, train=True))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
@@ -134,7 +134,7 @@ def test_adapters_of_earlier_versions_with_whole_matrices_are_read(
 
 
 @pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
-def test_new_rows_are_trained_and_old_rows_stay(bench: Workbench) -> None:
+def test_new_rows_are_trained_and_old_rows_stay(bench: CatalogueContext) -> None:
     model = load_policy(bench, None, train=True)
     base = model.get_base_model()
     new = sorted(bench.codec.tokenizer.get_added_vocab().values())[-NEW:]
@@ -155,7 +155,7 @@ def test_new_rows_are_trained_and_old_rows_stay(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
-def test_the_policy_is_the_plain_model_in_scores_and_gradients(bench: Workbench) -> None:
+def test_the_policy_is_the_plain_model_in_scores_and_gradients(bench: CatalogueContext) -> None:
     compare_with_plain(shaken(load_policy(bench, None, train=True)))
 
 
@@ -163,7 +163,7 @@ def test_the_policy_is_the_plain_model_in_scores_and_gradients(bench: Workbench)
 def test_lora_on_embedding_and_head_acts_as_in_the_plain_model(
     base: str, targets: str, home: Home
 ) -> None:
-    bench = open_workbench(home.recipe(base, "titles", targets), Silent())
+    bench = open_context(home.recipe(base, "titles", targets), Silent())
     model = shaken(load_policy(bench, None, train=True))
     without = AutoModelForCausalLM.from_pretrained(home.folder / base)
     assert (logits_of(without) - logits_of(model)).abs().max() > 0.1

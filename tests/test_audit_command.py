@@ -12,15 +12,21 @@ from commands import llmrec, ok
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llmrec_cli import audit as story
-from llmrec_cli.audit import POP_ROWS, audit, audit_folder, score_pop
-from llmrec_cli.cli import app
+from llmrec_cli.cli.app import app
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.data.audit import RECORDED, Verdict, with_audit
-from llmrec_cli.data.store import Prepared, load_prepared
+from llmrec_cli.data.prepared import Prepared, load_prepared
 from llmrec_cli.errors import UserError
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.audit_text import verdict_lines, verdict_table
+from llmrec_cli.pipeline import audit as story
+from llmrec_cli.pipeline.audit import (
+    POP_ROWS,
+    audit,
+    audit_folder,
+    score_pop,
+    verdict_lines,
+    verdict_table,
+)
+from llmrec_cli.utils.progress import Silent
 
 BOOKS = """
 [data]

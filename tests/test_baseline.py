@@ -15,30 +15,30 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmrec_cli.align import align
-from llmrec_cli.baseline import baseline
-from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.data.store import Prepared
-from llmrec_cli.engine.rows import as_windows, sequence_rows, window_rows
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import OWN_TRAIN, TRAIN_OF
+from llmrec_cli.data.catalog import gather_entries
+from llmrec_cli.data.prepared import Prepared
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.evaluate import evaluate
+from llmrec_cli.evaluation.predictions import PREDICTIONS_SCHEMA
 from llmrec_cli.evaluation.ranking import validation_metrics
-from llmrec_cli.files import read_json, sha256
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.models.base import FullScoreRanker, Ranker
 from llmrec_cli.models.baselines.pop import PopRanker
 from llmrec_cli.models.sequential import make_sequential_ranker
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Advance, Silent
-from llmrec_cli.recipe.baseline import OWN_TRAIN, TRAIN_OF
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.report.predictions import SCHEMA
+from llmrec_cli.pipeline import context, requirements
+from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.loading import load_baseline, load_sequential
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import align
 from llmrec_cli.runs.run import experiment_of
-from llmrec_cli.stage import needs, workbench
-from llmrec_cli.stage.scorer import load_baseline, load_sequential
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.item_scores import fingerprint_of_rows
+from llmrec_cli.training.rows import as_windows, sequence_rows, window_rows
+from llmrec_cli.utils.files import hash_file, read_json
+from llmrec_cli.utils.progress import Advance, Silent
 
 pytestmark = pytest.mark.slow
 
@@ -81,11 +81,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ranker_of(bench: workbench.Workbench, name: str) -> Ranker:
-    return load_baseline(bench, gather_leaves(bench.prepared.items, bench.leaf_of_item), name)
+def ranker_of(bench: context.CatalogueContext, name: str) -> Ranker:
+    return load_baseline(bench, gather_entries(bench.prepared.items, bench.leaf_of_item), name)
 
 
-def scores_of(bench: workbench.Workbench, name: str, histories: Any) -> np.ndarray[Any, Any]:
+def scores_of(bench: context.CatalogueContext, name: str, histories: Any) -> np.ndarray[Any, Any]:
     """The score of every entry: [rows, leaves]."""
     ranker = ranker_of(bench, name)
     assert isinstance(ranker, FullScoreRanker)
@@ -110,7 +110,7 @@ def test_every_model_learns_what_popularity_cannot_know(home: Path, name: str) -
 def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, name: str) -> None:
     recipe = recipe_in(home)
     table = pq.read_table((recipe.folder / f"baseline-{name}") / "predictions.parquet")
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(PREDICTIONS_SCHEMA)
     frame = table.to_pandas()
     assert len(frame) == 300
     for history, ranked, scores in zip(
@@ -128,7 +128,7 @@ def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, 
 def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
     """Against every entry's log-probability; they sum to 1 over the catalogue."""
     recipe = recipe_in(home)
-    bench = workbench.open_workbench(recipe, Silent())
+    bench = context.open_context(recipe, Silent())
     predictions = pd.read_parquet((recipe.folder / "baseline-gru4rec") / "predictions.parquet")
     score_RL = scores_of(bench, "gru4rec", predictions["history"].tolist())
     np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
@@ -194,7 +194,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
     with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
-        ranker_of(workbench.open_workbench(recipe, Silent()), "sasrec")
+        ranker_of(context.open_context(recipe, Silent()), "sasrec")
     with pytest.raises(ArtefactError, match="add --resume"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
     folders = [
@@ -217,12 +217,12 @@ def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> 
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
         baseline(other, "sasrec", resume=True, progress=Silent())
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
-        ranker_of(workbench.open_workbench(other, Silent()), "sasrec")
+        ranker_of(context.open_context(other, Silent()), "sasrec")
 
 
 def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
     """The same weights under other leaf numbers would recommend the wrong items."""
-    bench = workbench.open_workbench(recipe_in(home), Silent())
+    bench = context.open_context(recipe_in(home), Silent())
     bench.trie.leaf_of_item_I.copy_(bench.trie.leaf_of_item_I.flip(0))
     with pytest.raises(ArtefactError, match="catalogue"):
         ranker_of(bench, "itemknn")
@@ -230,8 +230,8 @@ def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
 
 def test_ties_on_validation_go_to_the_more_popular_entry_as_in_eval(home: Path) -> None:
     """A model that scores all entries alike is as good as Pop, and is not chosen for more."""
-    bench = workbench.open_workbench(recipe_in(home), Silent())
-    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
+    bench = context.open_context(recipe_in(home), Silent())
+    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
     model, frame = load_sequential(bench, "caser"), bench.prepared.split("valid").head(50)
 
     def validated(ranker: Ranker) -> dict[str, float]:
@@ -272,15 +272,15 @@ def test_a_damaged_model_is_named(home: Path) -> None:
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
-        ranker_of(workbench.open_workbench(recipe, Silent()), "itemknn")
+        ranker_of(context.open_context(recipe, Silent()), "itemknn")
 
 
 def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> None:
     recipe = recipe_in(home)
-    bench = workbench.open_workbench(recipe, Silent())
+    bench = context.open_context(recipe, Silent())
     frame = bench.prepared.split("train").head(30)
     rows = sequence_rows(frame, bench.encoder, recipe.data.history)
-    table = needs.load_item_scores(bench, "sasrec", "train", rows)
+    table = requirements.load_item_scores(bench, "sasrec", "train", rows)
     found = table.probabilities([0])
     assert found.shape == (len(rows[0].targets), bench.trie.n_leaves)
     for at in range(len(rows[0].targets)):
@@ -289,29 +289,31 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
     (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
-    needs.load_item_scores(bench, "sasrec", "train", rows)
+    requirements.load_item_scores(bench, "sasrec", "train", rows)
     assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
     for name in ("pop", "itemknn"):
         with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
-            needs.load_item_scores(bench, name, "train", rows)
+            requirements.load_item_scores(bench, name, "train", rows)
 
 
 def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_of_rows(
     home: Path,
 ) -> None:
     recipe = recipe_in(home)
-    bench = workbench.open_workbench(recipe, Silent())
+    bench = context.open_context(recipe, Silent())
     rows = window_rows(bench.prepared.split("valid").head(7), bench.encoder)
-    tables = [needs.load_item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")]
-    needs.load_item_scores(bench, "gru4rec", "valid", rows[:3])
+    tables = [
+        requirements.load_item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")
+    ]
+    requirements.load_item_scores(bench, "gru4rec", "valid", rows[:3])
     assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
     (stored,) = (recipe.folder / "scores").glob("caser-valid-*")
     weights = (recipe.folder / "baseline-caser") / "model" / "weights.safetensors"
     assert read_json(stored / "facts.json") == {
-        "model": sha256(weights),
-        "prepared": sha256(recipe.prepared / "manifest.json"),
+        "model": hash_file(weights),
+        "prepared": hash_file(recipe.prepared / "manifest.json"),
         "rows": fingerprint_of_rows(rows),
     }
 
@@ -332,11 +334,11 @@ def test_ilrec_is_rewarded_by_the_scores_of_each_targets_own_history(
 ) -> None:
     """The masses of its batches, against the model asked about each history alone."""
     recipe = ilrec_in(home, f"align.ilrec.reward_history={history}")
-    bench, section = workbench.open_workbench(recipe, Silent()), recipe.align["ilrec"]
-    stage = needs.Stage(bench, find("ilrec"), section.options, section.train)
+    bench, section = context.open_context(recipe, Silent()), recipe.align["ilrec"]
+    stage = requirements.TrainingStage(bench, find_method("ilrec"), section.options, section.train)
     rows = sequence_rows(bench.prepared.split("train").head(40), bench.encoder, 5)
     valid_rows = window_rows(bench.prepared.split("valid").head(4), bench.encoder)
-    data = needs.build_datasets(stage, None, rows, valid_rows, home, {}, Silent())
+    data = requirements.build_datasets(stage, None, rows, valid_rows, home, {}, Silent())
     collate = Collator(bench.trie, cut_forced=True)
     leaf_of_item = bench.leaf_of_item
     for dataset, of in ((data.train, rows[1:3]), (data.valid, valid_rows[2:])):
@@ -364,7 +366,7 @@ def test_ilrec_trains_to_its_end_after_its_scorer(home: Path) -> None:
     manifest = read_json(folder / "manifest.json")
     weights = (recipe.folder / "baseline-sasrec") / "model" / "weights.safetensors"
     assert manifest["status"] == "done"
-    assert manifest["facts"]["scores"] == {"sasrec": sha256(weights)}
+    assert manifest["facts"]["scores"] == {"sasrec": hash_file(weights)}
 
 
 @pytest.mark.parametrize(
@@ -391,11 +393,11 @@ def test_ilrec_without_scores_stops_before_it_writes_anything(
 def test_missing_item_scores_say_what_to_run(home: Path) -> None:
     recipe = recipe_in(home, "name=unfinished")
     prepare(recipe, Path)
-    bench = workbench.open_workbench(recipe, Silent())
+    bench = context.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match="run first: llmrec baseline --model sasrec RECIPE"):
-        needs.load_item_scores(bench, "sasrec", "train", [])
+        requirements.load_item_scores(bench, "sasrec", "train", [])
     with pytest.raises(RecipeError, match=r"add the table.*llmrec baseline --model other RECIPE"):
-        needs.load_item_scores(bench, "other", "train", [])
+        requirements.load_item_scores(bench, "other", "train", [])
 
 
 def test_a_language_models_training_settings_do_not_leak() -> None:

@@ -17,7 +17,7 @@ from benchmarks import __main__ as suites
 from benchmarks import device, gpu, growth, growth_point, loss_head, startup
 from benchmarks.decoding import EOS
 from benchmarks.table import MOST, Row, alternate
-from llmrec_cli.engine import decode
+from llmrec_cli.decoding import search
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def test_a_point_of_growth(kind: growth.Catalogue) -> None:
 
 
 def test_a_wrong_list_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = decode.score_all
+    true = search.score_all
     monkeypatch.setattr(growth_point, "score_all", lambda *a: -true(*a))
     assert growth_point.measure(POINT).right is False
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from commands import SMALL, llmrec, ok
 
-from llmrec_cli.engine.answer_scores import score_candidates
-from llmrec_cli.engine.decode import DecodeOptions, score_all
-from llmrec_cli.engine.rows import Row
-from llmrec_cli.models.backbone import build_scratch
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.config.model import ScratchModel
+from llmrec_cli.decoding.ranker import score_candidates
+from llmrec_cli.decoding.search import DecodeOptions, score_all
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import build_scratch
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.rows import Row
 
 pytestmark = pytest.mark.slow
 

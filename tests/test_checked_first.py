@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.small import RECIPE
-from llmrec_cli.evaluate import _warn_about_mask
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.evaluate import _warn_about_mask
 from llmrec_cli.runs.run import align_run
+from llmrec_cli.utils.progress import Silent
 from tests.experiments import typed
 
 MORE = """

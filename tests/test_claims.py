@@ -21,23 +21,23 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.small import RECIPE
-from llmrec_cli import claims, files
-from llmrec_cli import prepare as story
-from llmrec_cli.claims import lock_run, lock_to_make, wait_for_lock
-from llmrec_cli.data.store import load_prepared
-from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.files import check_folder, create_atomically, write_folder
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline import backbone
+from llmrec_cli.pipeline import prepare as story
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.session import open_session
 from llmrec_cli.runs import record
 from llmrec_cli.runs.run import run_at, sft_run
-from llmrec_cli.stage import base
-from llmrec_cli.stage.run_session import open_session
 from llmrec_cli.sweep.trial import _link_folders
-from llmrec_cli.training.item_scores import stored_vectors
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.item_scores import load_vectors
+from llmrec_cli.utils import files, locks
+from llmrec_cli.utils.files import check_folder, create_atomically, write_folder
+from llmrec_cli.utils.locks import lock_run, lock_to_make, wait_for_lock
+from llmrec_cli.utils.progress import Silent
 from tests.robustness import races
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,8 +95,8 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
         made.arrived()
         return "process 1 on elsewhere"
 
-    monkeypatch.setattr(claims, "_MOMENT", 0.0)
-    monkeypatch.setattr(claims, "_read_holder", holder)
+    monkeypatch.setattr(locks, "_MOMENT", 0.0)
+    monkeypatch.setattr(locks, "_read_holder", holder)
     return made
 
 
@@ -134,7 +134,7 @@ def test_without_a_claim_a_manifest_still_vouches_for_its_own_rows(
 ) -> None:
     """As on a file system whose locks hold nobody back: no two processes share a temporary name."""
     own = tmp_path / "lock"
-    monkeypatch.setattr(claims, "_acquire_lock", lambda *_: claims.FileLock(own))  # holds nothing
+    monkeypatch.setattr(locks, "_acquire_lock", lambda *_: locks.FileLock(own))  # holds nothing
     monkeypatch.setattr(story, "write_manifest", meeting.before(story.write_manifest))
     found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
     assert found[0].result().manifest == found[1].result().manifest
@@ -203,10 +203,12 @@ def test_two_commands_build_one_base(
 ) -> None:
     """Of sft, baseline and align on a fresh folder, two died here."""
     prepared = prepare(recipe, Path)
-    monkeypatch.setattr(base.backbone, "build_scratch", meeting.before(base.backbone.build_scratch))
+    monkeypatch.setattr(
+        backbone.backbone, "build_scratch", meeting.before(backbone.backbone.build_scratch)
+    )
 
     def build() -> None:
-        base.ensure_scratch(recipe, prepared, Silent())
+        backbone.ensure_scratch(recipe, prepared, Silent())
 
     for one in meeting.hold(build, build):
         one.result()
@@ -218,7 +220,7 @@ def test_two_commands_store_scores_once(tmp_path: Path, meeting: Meeting) -> Non
     folder = tmp_path / "scores/sasrec-train-0"
 
     def store() -> torch.Tensor:
-        return stored_vectors(folder, {"model": "x"}, meeting.before(lambda: torch.ones(2, 3)))
+        return load_vectors(folder, {"model": "x"}, meeting.before(lambda: torch.ones(2, 3)))
 
     one, two = meeting.hold(store, store)
     assert torch.equal(one.result(), two.result())
@@ -231,22 +233,22 @@ def test_what_is_finished_is_read_without_a_claim(
 ) -> None:
     """Where nothing can be written, no lock can be made either."""
     prepared = prepare(recipe, Path)
-    base.ensure_scratch(recipe, prepared, Silent())
-    vectors = stored_vectors(tmp_path / "scores/x", {}, lambda: torch.ones(1))
+    backbone.ensure_scratch(recipe, prepared, Silent())
+    vectors = load_vectors(tmp_path / "scores/x", {}, lambda: torch.ones(1))
 
     def refuse(*_: object) -> None:
         raise AssertionError("claimed")
 
-    monkeypatch.setattr(claims, "_acquire_lock", refuse)
+    monkeypatch.setattr(locks, "_acquire_lock", refuse)
     assert prepare(recipe, Path).reused
-    base.ensure_scratch(recipe, prepared, Silent())
-    assert torch.equal(stored_vectors(tmp_path / "scores/x", {}, lambda: torch.zeros(1)), vectors)
+    backbone.ensure_scratch(recipe, prepared, Silent())
+    assert torch.equal(load_vectors(tmp_path / "scores/x", {}, lambda: torch.zeros(1)), vectors)
 
 
 def test_a_run_folder_at_work_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_PATIENCE", 0.0)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
     with (
         lock_run(tmp_path / "sft"),
         pytest.raises(ArtefactError, match=rf"sft: another .* in it \(process {os.getpid()} on "),
@@ -266,7 +268,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_reused(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch, ranks: Ranks
 ) -> None:
     """The second of two `run`s looked before the first one was done, and went on in its folder."""
-    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
+    monkeypatch.setattr(locks, "_acquire_lock", arriving(meeting))
     worked: list[int] = []
 
     def work(resume: bool) -> bool:
@@ -285,7 +287,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_reused(
 
 def arriving(meeting: Meeting) -> Callable[..., Any]:
     """``claims._acquire_lock``, which has arrived when it has to wait."""
-    original = claims._acquire_lock
+    original = locks._acquire_lock
 
     def acquired(path: Path, patience: float, busy: Any, check: Any) -> Any:
         return original(path, patience, busy, meeting.arrived)
@@ -305,7 +307,7 @@ def test_one_evaluation_of_a_run_at_a_time(
     end: str,
 ) -> None:
     """The lists of one and the report of the other would lie side by side."""
-    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
+    monkeypatch.setattr(locks, "_acquire_lock", arriving(meeting))
     folder, evaluated = tmp_path / "sft", list[int]()
     folder.mkdir()
 
@@ -330,7 +332,7 @@ def test_one_evaluation_of_a_run_at_a_time(
 def test_an_evaluation_at_work_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: Ranks
 ) -> None:
-    monkeypatch.setattr(claims, "_PATIENCE", 0.0)
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
     said = rf"sft: another llmrec is evaluating it on test \(process {os.getpid()} on "
     with record.open_evaluation(run_at(tmp_path / "sft"), "test", ranks, "again"):
         with (
@@ -345,7 +347,7 @@ def test_an_evaluation_at_work_is_refused_by_name(
 def test_evaluations_on_two_splits_are_both_counted(
     tmp_path: Path, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_acquire_lock", arriving(meeting))
+    monkeypatch.setattr(locks, "_acquire_lock", arriving(meeting))
     monkeypatch.setattr(record, "write_json", meeting.before(record.write_json))
     folder = tmp_path / "sft"
     folder.mkdir()
@@ -456,7 +458,7 @@ def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
-    words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.claims import lock_run\n"
+    words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.utils.locks import lock_run\n"
     words += "with lock_run(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
     words += "    sys.stdin.read()\n"
     child = subprocess.Popen(
@@ -468,11 +470,11 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     with child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"claimed\n"
-        assert claims.is_held(tmp_path / ".sft.lock")
+        assert locks.is_held(tmp_path / ".sft.lock")
         child.kill()
         child.wait()
     with lock_run(tmp_path / "sft"):
-        assert claims._read_holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
+        assert locks._read_holder(tmp_path / ".sft.lock").startswith(f"process {os.getpid()} on ")
 
 
 @pytest.mark.slow

@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from experiments import make_experiment, typed
 
-from llmrec_cli.compare import Asked, Compared, compare, compare_experiment
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import ArtefactError, UserError
-from llmrec_cli.files import write_json
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.predictions import read_predictions
-from llmrec_cli.report.tables.figures import to_json
-from llmrec_cli.run import run
+from llmrec_cli.evaluation.predictions import read_predictions
+from llmrec_cli.pipeline.compare import Asked, Compared, compare, compare_experiment
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.report.tables import comparison_to_json
+from llmrec_cli.utils.files import write_json
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = pytest.mark.slow
 
@@ -101,8 +101,8 @@ def test_the_figures_are_those_of_the_reports(home: Path) -> None:
 
 
 def test_a_recipe_names_its_experiment_and_run_has_written_the_same(home: Path) -> None:
-    by_folder = to_json(compare(["runs/s1"], Asked()).comparison)
-    assert to_json(compare(["tiny.toml", "name=s1"], Asked()).comparison) == by_folder
+    by_folder = comparison_to_json(compare(["runs/s1"], Asked()).comparison)
+    assert comparison_to_json(compare(["tiny.toml", "name=s1"], Asked()).comparison) == by_folder
     assert json.loads(Path("runs/s1/comparison.json").read_text()) == by_folder
     assert "/work" not in Path("runs/s1/comparison.json").read_text()
     assert str(home) not in Path("runs/s1/comparison.json").read_text()

@@ -16,13 +16,18 @@ from filelock import FileLock
 from hosting import Host, Served, hosting
 from typer.testing import CliRunner
 
-from llmrec_cli.cli import app
-from llmrec_cli.download import locations, official, transfer
-from llmrec_cli.download.locations import find_category, load_generations, mirror_hosts
-from llmrec_cli.download.official import download_category, format_recipe
+from llmrec_cli.cli.app import app
+from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, load_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, UserError
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
+from llmrec_cli.sources import download
+from llmrec_cli.sources.download import (
+    download_category,
+    find_category,
+    format_recipe,
+    load_generations,
+    mirror_hosts,
+)
+from llmrec_cli.utils.progress import Silent
 
 REVIEWS, META = gzip.compress(b"reviews"), gzip.compress(b"meta")
 NAME = "amazon2018/Gift_Cards"
@@ -31,7 +36,7 @@ NAME = "amazon2018/Gift_Cards"
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Host]:
     """A copy laid out as the first official host; the working folder is empty."""
-    monkeypatch.setattr(transfer, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.chdir(tmp_path)
     with hosting() as host:
@@ -99,7 +104,7 @@ class Counting:
 
 
 def test_bars_count_megabytes_and_end_full(mirror: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(official, "MB", 10)
+    monkeypatch.setattr(download, "MB", 10)
     served = mirror.files["/categoryFilesSmall/Gift_Cards_5.json.gz"]
     served.cuts, tens = [25], -(-len(REVIEWS) // 10)
     progress = Counting()
@@ -109,7 +114,7 @@ def test_bars_count_megabytes_and_end_full(mirror: Host, monkeypatch: pytest.Mon
 
 def test_an_interrupted_download_goes_on(mirror: Host) -> None:
     served = mirror.files["/categoryFilesSmall/Gift_Cards_5.json.gz"]
-    served.cuts = [10] + [0] * transfer.ATTEMPTS
+    served.cuts = [10] + [0] * download.ATTEMPTS
     with pytest.raises(MachineError, match="the same command goes on from there"):
         download_category(NAME, Path("raw"), ["reviews"], mirror.address, Silent())
     mirror.asked.clear()
@@ -132,12 +137,12 @@ def test_the_next_host_is_asked_where_one_is_gone(
     mirror: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation, category = find_category("amazon2023/All_Beauty")
-    dead, alive = (locations.Host(mirror.address + p, h.files) for p, h in
+    dead, alive = (download.Host(mirror.address + p, h.files) for p, h in
                    zip(("/dead", "/hub"), generation.hosts, strict=True))  # fmt: skip
     for split in ("train", "valid", "test"):
         path = f"/hub/benchmark/5core/last_out_w_his/{category}.{split}.csv"
         mirror.files[path] = Served(split.encode())
-    monkeypatch.setattr(official, "mirror_hosts", lambda generation, base: (dead, alive))
+    monkeypatch.setattr(download, "mirror_hosts", lambda generation, base: (dead, alive))
     done = download_category("amazon2023/all-beauty", Path("raw"), ["splits"], "x", Silent())
     assert [one.path.name for one in done.files["splits"]] == [
         f"All_Beauty.{split}.csv" for split in ("train", "valid", "test")
@@ -250,7 +255,7 @@ def test_a_folder_outside_is_named_in_full_in_the_recipe(mirror: Host, tmp_path:
     Path("here").mkdir()
     done = download_category(NAME, Path("here/../raw"), ["reviews"], mirror.address, Silent())
     [file] = done.files["reviews"]
-    moved = official.Fetched(Path("../raw/x.gz"), file.url, 1, file.sha256)
+    moved = download.Fetched(Path("../raw/x.gz"), file.url, 1, file.sha256)
     told = tomllib.loads(format_recipe(done.generation, {"reviews": [moved]}))["data"]["reviews"]
     assert told == [str(tmp_path.parent / "raw" / "x.gz")]
 
@@ -277,10 +282,10 @@ def test_every_shipped_recipe_of_a_raw_category_names_files_that_download_brings
         for category in generation.categories
     }
     checked = 0
-    for name in shipped_names():
+    for name in list_shipped_names():
         if not name.startswith("amazon20"):
             continue
-        data = tomllib.loads((shipped_folder() / f"{name}.toml").read_text()).get("data", {})
+        data = tomllib.loads((find_shipped_folder() / f"{name}.toml").read_text()).get("data", {})
         files = [*data.get("reviews", ()), *data.get("metadata", ())]
         if not any("Instruments.inter" in file for file in files):
             assert {Path(file).name for file in files} <= brought, name

@@ -18,7 +18,7 @@ from experiments import make_experiment
 
 import llmrec_cli
 from benchmarks.small import SAMPLE
-from llmrec_cli import cli, exits
+from llmrec_cli.cli import app, exit_codes
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 ODD = "“curly” café 中文 🎸"
@@ -102,7 +102,7 @@ def typed(patch: pytest.MonkeyPatch, screen: Screen, *words: str) -> tuple[int, 
     patch.setattr(sys, "stdout", screen)
     patch.setattr(sys, "stderr", screen)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     return int(ended.value.code or 0), screen.shown
 
 
@@ -115,7 +115,7 @@ def words_of(command: str) -> list[str]:
 
 
 def test_no_command_is_forgotten() -> None:
-    assert set(COMMANDS) == set(cli.COMMANDS)
+    assert set(COMMANDS) == set(app.COMMANDS)
 
 
 @pytest.mark.parametrize("encoding", LETTERS)
@@ -215,7 +215,7 @@ def test_names_that_are_not_utf_8(
         (["validate", "quickstart", f"name={name}"], 2),
     ):
         monkeypatch.setattr(sys, "argv", ["llmrec", *words])
-        assert exits.guarded(cli.app) == code, words
+        assert exit_codes.guarded(app.app) == code, words
         shown = capsys.readouterr()
         assert "caf" in shown.out + shown.err
 

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from experiments import make_experiment, typed
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.exchange import export_data, export_lists, force_falling
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.predictions import read_predictions
+from llmrec_cli.evaluation.external_lists import export_data, export_lists, force_falling
+from llmrec_cli.evaluation.predictions import read_predictions
+from llmrec_cli.pipeline.prepare import prepare
 
 
 @pytest.fixture(scope="module")

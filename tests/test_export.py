@@ -24,20 +24,20 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli import Recommender
-from llmrec_cli import export as export_module
-from llmrec_cli.baseline import baseline
-from llmrec_cli.commands.serving import export_command
+from llmrec_cli.cli.serving import export_command
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError, UserError
-from llmrec_cli.evaluate import evaluate
-from llmrec_cli.export import Exported, export
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.text import markdown
-from llmrec_cli.serving import hub
+from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import sft
+from llmrec_cli.serving import export as export_module
+from llmrec_cli.serving import export as hub
 from llmrec_cli.serving.card import Wanted, fence_code
-from llmrec_cli.sft import sft
+from llmrec_cli.serving.export import Exported, export
+from llmrec_cli.utils.progress import Silent
+from llmrec_cli.utils.text import escape_markdown
 
 pytestmark = [  # slow, and what peft has to say
     pytest.mark.slow,
@@ -389,7 +389,7 @@ def test_the_card_of_an_adapter_names_its_base(home: Path, tmp_path: Path) -> No
 
 
 def test_hostile_text_in_a_card_stays_text() -> None:
-    assert markdown("a|b\n# <img src=x> [x](y) `z`\x1b[2J") == (
+    assert escape_markdown("a|b\n# <img src=x> [x](y) `z`\x1b[2J") == (
         r"a\|b \# \<img src=x\> \[x\](y) \`z\`"
     )
     assert fence_code("```\nend") == "````text\n```\nend\n````"

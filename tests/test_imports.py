@@ -10,77 +10,109 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
-from llmrec_cli import cli
+from llmrec_cli.cli import app
 from llmrec_cli.tasks import TASKS
 
 PACKAGE = Path(llmrec_cli.__file__).parent
-ROOMS = ("data", "tensors", "methods", "models", "engine", "training", "report", "runs")
-# room -> what it may import of the package, besides itself and errors
+LAYERS = (  # bottom to top; a module imports what lies below it, or beside it
+    ("errors",),
+    ("utils",),
+    ("tensors",),
+    ("methods",),
+    ("models.baselines",),  # options and registry; what they build is imported when it is built
+    ("config.formats",),
+    ("tasks",),  # declarations; what they do is imported by name
+    ("config",),
+    ("data",),
+    ("models",),
+    ("runs",),
+    ("training",),
+    ("decoding",),
+    ("evaluation",),
+    ("pipeline",),
+    ("tasks.pairs", "tasks.generate_operations", "tasks.rank_pair_operations"),
+    ("tasks.rank_pair_evaluation",),
+    ("report",),
+    ("serving", "sweep", "sources"),
+    ("cli",),
+    ("__main__",),
+)
+# room -> what it may import of the package at any depth, besides itself and errors
 ALLOWED = {
+    "utils": (),
     "tensors": (),
     "methods": ("tensors",),
-    "data": ("recipe.data", "recipe.toml", "files"),
-    "models": ("data", "methods.contract", "recipe.model", "tensors"),
-    "engine": (
-        "claims",
-        "data",
-        "files",
-        "methods.contract",
-        "models",
-        "progress",
-        "recipe.model",
-        "recipe.stages",
-        "recipe.track",
-        "recipe.train",
-        "tensors",
-        "training",
-    ),
+    "config": ("methods", "models.baselines", "tasks", "utils"),
+    "data": ("config", "utils"),
+    "models": ("config.model", "data", "methods.contract", "tensors"),
     "training": (
-        "claims",
-        "engine",
-        "files",
+        "config.training",
+        "data",
         "methods.contract",
         "models",
-        "data",
-        "progress",
-        "recipe.train",
+        "runs.tracking",
         "tensors",
+        "utils",
     ),
-    "report": ("data", "files", "models.base", "tasks"),
-    "runs": (
-        "__version__",
-        "claims",
-        "data.columns",
-        "engine.log",
-        "engine.ranks",  # a type
-        "engine.variables",
-        "files",
-        "models.backbone",
-        "recipe",
-        "redaction",
-        "stage.base",
-    ),
+    "decoding": ("config.model", "methods.contract", "models", "tensors", "training", "data"),
 }
-# what stories are made of: may import what stories may, but of the stories only these
-MATERIAL = {
-    "stage": set[str](),
-    "tasks": {"compare", "evaluate"},
-    "comparing": {"audit", "compare"},
-    "serving": set[str](),
-}
-# what surrounds the pipeline: only the command line imports it
-PERIPHERY = {"download", "sweep", "synthetic"}
-STORIES = {path.stem for path in PACKAGE.glob("*.py")} - {
-    "__init__",
-    "__main__",
-    "claims",
-    "errors",
-    "exits",
-    "files",
-    "progress",
-}
+PERIPHERY = {"report", "serving", "sweep", "sources"}  # only the command line imports it
 FILES = sorted(PACKAGE.rglob("*.py"))
 TASK_FILES = {name.replace("-", "_"): name for name in TASKS}  # where a task is declared
+
+
+def name_of(path: Path) -> str:
+    """A module's dotted name below the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path) for path in FILES}
+
+
+def layer_of(name: str) -> int:
+    """The layer whose prefix of the name is the longest."""
+    found = [
+        (len(prefix), number)
+        for number, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if name == prefix or name.startswith(f"{prefix}.")
+    ]
+    assert found, name
+    return max(found)[1]
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Modules of the package that importing a module imports; not what functions import later."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llmrec_cli"):
+            module = (node.module or "").removeprefix("llmrec_cli").lstrip(".")
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".lstrip(".")
+                found.add(inner if inner in MODULES else module)
+    return found - {""}
+
+
+def climbs(path: Path) -> list[str]:
+    """Modules of higher layers that a module imports."""
+    own = layer_of(name_of(path))
+    return sorted(name for name in imported_at_once(path) if layer_of(name) > own)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name_of(p)], ids=name_of)
+def test_imports_run_downwards(path: Path) -> None:
+    assert climbs(path) == []
+
+
+def test_an_import_that_runs_up_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "data").mkdir()
+    stray = tmp_path / "data" / "x.py"
+    stray.write_text("from llmrec_cli.training import trainer\n")
+    assert climbs(stray) == ["training.trainer"]
 
 
 def imports(path: Path) -> list[str]:
@@ -105,34 +137,22 @@ def strays(path: Path) -> list[str]:
     return [n for n in inside if not any(n == a or n.startswith(f"{a}.") for a in allowed)]
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if room_of(p) in ROOMS], ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_rooms_import_only_their_neighbours(path: Path) -> None:
-    assert strays(path) == []
-
-
-@pytest.mark.parametrize("room", MATERIAL)
-def test_what_stories_are_made_of_does_not_tell_them(room: str) -> None:
-    told = {
-        name.split(".")[1]
-        for path in (PACKAGE / room).glob("*.py")
-        for name in imports(path)
-        if name.startswith("llmrec_cli.")
-    }
-    assert told & (STORIES | {"commands"}) == MATERIAL[room]
+@pytest.mark.parametrize("path", [p for p in FILES if room_of(p) in ALLOWED], ids=name_of)
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    if not name_of(path).startswith("models.baselines."):  # each builds what its registry names
+        assert strays(path) == []
 
 
 def test_only_the_command_line_imports_what_surrounds_the_pipeline() -> None:
     found = {
         (room_of(path), name.split(".")[1])
         for path in FILES
+        if name_of(path)  # the package's own face names what it offers
         for name in imports(path)
         if name.startswith("llmrec_cli.")
     }
-    assert {(room, name) for room, name in found if name in PERIPHERY and room != name} == {
-        ("commands", name) for name in PERIPHERY
-    }
+    importers = {room for room, name in found if name in PERIPHERY and room not in PERIPHERY}
+    assert importers == {"cli"}
 
 
 def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +166,13 @@ def test_a_stray_import_would_be_found(tmp_path: Path, monkeypatch: pytest.Monke
 def test_data_and_recipes_never_import_torch() -> None:
     for path in FILES:
         declares_task = room_of(path) == "tasks" and path.stem in (*TASK_FILES, "__init__", "base")
-        if declares_task or room_of(path).startswith(
-            ("data", "recipe", "runs", "cli", "commands", "errors", "prepare", "synthetic")
+        if declares_task or room_of(path) in (
+            "data",
+            "config",
+            "cli",
+            "errors",
+            "sources",
+            "utils",
         ):
             assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "transformers")], (
                 path
@@ -160,13 +185,13 @@ def test_tensors_import_torch_and_the_standard_library_only() -> None:
         assert tops <= {"torch", "llmrec_cli", *sys.stdlib_module_names}, path
 
 
-def test_only_the_engine_speaks_to_other_ranks() -> None:
+def test_only_training_speaks_to_other_ranks() -> None:
     words = {"gather", "gather_for_metrics", "reduce", "is_main_process", "wait_for_everyone"}
     for path in FILES:
         calls = {
             n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)
         }
-        if room_of(path) not in ("engine", "tensors"):  # tensors: itertools-like names are local
+        if room_of(path) not in ("training", "tensors"):  # tensors: itertools-like names are local
             assert not calls & (words - {"gather"}), path
 
 
@@ -177,7 +202,7 @@ def test_only_the_command_line_and_progress_print() -> None:
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         ]
-        if room_of(path) not in ("commands", "progress"):
+        if room_of(path) != "cli" and name_of(path) != "utils.progress":
             assert not {"print", "input", "exit", "eval", "exec"} & set(calls), path
 
 
@@ -210,7 +235,7 @@ TABLES = {"pandas", "polars", "numpy"}
 @pytest.mark.starts_python("it shows that no torch is imported")
 def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy: set[str]) -> None:
     code = (
-        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         f"sys.argv = ['llmrec', *{words!r}]\n"
         "assert exits.guarded(cli.app) == 0\n"
         f"heavy = {heavy!r} & set(sys.modules)\n"
@@ -219,24 +244,25 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.starts_python("it shows that nothing heavy is imported")
 def test_no_help_builds_the_models_of_a_recipe() -> None:
     """One child asks the whole for help, and then each command.
 
     A command's own help may import pydantic: typer from 0.29 on reads options with it.
     """
     code = (
-        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         "for words in ('', *cli.GROUPS, *cli.COMMANDS):\n"
         "    sys.argv = ['llmrec', *words.split(), '--help']\n"
         "    assert exits.guarded(cli.app) == 0, words\n"
         "    assert words or 'pydantic' not in sys.modules\n"
         f"heavy = {MODELS | TABLES!r} & set(sys.modules)\n"
-        "heavy |= {name for name in sys.modules if name.startswith('llmrec_cli.recipe')}\n"
+        "heavy |= {name for name in sys.modules if name.startswith('llmrec_cli.config')}\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage: ") == 1 + len(cli.GROUPS) + len(cli.COMMANDS)
+    assert done.stdout.count("Usage: ") == 1 + len(app.GROUPS) + len(app.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +271,7 @@ def test_no_help_builds_the_models_of_a_recipe() -> None:
 @pytest.mark.starts_python("it shows that no torch is imported")
 def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         f"sys.argv = ['llmrec', {command!r}, 'quickstart', 'train.batch=-1']\n"
         "assert exits.guarded(cli.app) == 2\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
@@ -278,7 +304,7 @@ def asks_for_a_task(path: Path) -> list[str]:
 
 def test_a_task_is_asked_for_its_name_nowhere_but_in_its_own_file() -> None:
     found = [line for path in FILES for line in asks_for_a_task(path)]
-    assert [line.partition(":")[0] for line in found] == [str(PACKAGE / "recipe" / "data.py")]
+    assert [line.partition(":")[0] for line in found] == [str(PACKAGE / "config" / "data.py")]
 
 
 @pytest.mark.parametrize(

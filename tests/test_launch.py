@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 from commands import TINY, llmrec, ok
 
-from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.engine.group import restarted
-from llmrec_cli.engine.launch import processes
+from llmrec_cli.config.training import LaunchSection
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.stages import LaunchSection
+from llmrec_cli.training.checkpoint import Checkpoints
+from llmrec_cli.training.launch import count_processes, is_restarted
 
 pytestmark = pytest.mark.slow
 
@@ -485,20 +484,20 @@ def test_only_one_llmrec_works_in_a_run(home: Path, no_orphans: str) -> None:
 def test_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     count = "torch.cuda.device_count"
     monkeypatch.setattr(count, lambda: 0)
-    assert processes(LaunchSection()) == 1
-    assert processes(LaunchSection(processes=3)) == 3
+    assert count_processes(LaunchSection()) == 1
+    assert count_processes(LaunchSection(processes=3)) == 3
     monkeypatch.setattr(count, lambda: 4)
-    assert processes(LaunchSection()) == 4
-    assert processes(LaunchSection(device="cpu")) == 1
+    assert count_processes(LaunchSection()) == 4
+    assert count_processes(LaunchSection(device="cpu")) == 1
     with pytest.raises(RecipeError, match="processes = 5: 4 GPUs are visible"):
-        processes(LaunchSection(processes=5))
+        count_processes(LaunchSection(processes=5))
 
 
 def test_a_restart_by_the_cluster_means_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
-        assert not restarted()
+        assert not is_restarted()
         monkeypatch.setenv(name, "0")
-        assert not restarted()
+        assert not is_restarted()
         monkeypatch.setenv(name, "1")
-        assert restarted()
+        assert is_restarted()
         monkeypatch.delenv(name)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from experiments import copied, make_experiment, typed
 
-from llmrec_cli.files import HASHES, sha256
+from llmrec_cli.utils.files import HASHES_FILE, hash_file
 
 Change = Callable[[Path], None]  # of the experiment's folder
 
@@ -38,18 +38,18 @@ def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fit(file: Path) -> None:
     """Make the hashes that tell of a changed file fit again."""
-    if (file.parent / HASHES).is_file():
-        recorded = json.loads((file.parent / HASHES).read_text())
-        rewrite(file.parent / HASHES, recorded | {file.name: sha256(file)})
+    if (file.parent / HASHES_FILE).is_file():
+        recorded = json.loads((file.parent / HASHES_FILE).read_text())
+        rewrite(file.parent / HASHES_FILE, recorded | {file.name: hash_file(file)})
     if file.parent.name == "prepared":
         manifest = json.loads((file.parent / "manifest.json").read_text())
         if file.name in manifest["files"]:
-            manifest["files"][file.name]["sha256"] = sha256(file)
+            manifest["files"][file.name]["sha256"] = hash_file(file)
             (file.parent / "manifest.json").write_text(json.dumps(manifest))
         for run in file.parent.parent.glob("*/manifest.json"):
             told = json.loads(run.read_text())
             if "prepared" in told.get("facts", {}):
-                told["facts"]["prepared"] = sha256(file.parent / "manifest.json")
+                told["facts"]["prepared"] = hash_file(file.parent / "manifest.json")
                 run.write_text(json.dumps(told))
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from experiments import run_experiment
 
-from llmrec_cli.export import export
-from llmrec_cli.files import write_folder, write_safetensors
-from llmrec_cli.progress import Silent
 from llmrec_cli.serving.card import Wanted
+from llmrec_cli.serving.export import export
+from llmrec_cli.utils.files import write_folder, write_safetensors
+from llmrec_cli.utils.progress import Silent
 
 
 @pytest.fixture(params=[0o022, 0o002], ids=["022", "002"])

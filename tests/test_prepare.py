@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all
-from llmrec_cli.data.columns import (
+from llmrec_cli.data.prepared import Prepared
+from llmrec_cli.data.schema import (
     CUT_ITEMS,
     CUT_ROWS,
     DISLIKED,
@@ -25,11 +28,8 @@ from llmrec_cli.data.columns import (
     UNSAMPLED,
     USER_ID,
 )
-from llmrec_cli.data.store import Prepared
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 GIFT_CARDS = {
     "format": "amazon2018",
@@ -228,7 +228,8 @@ def test_bytes_depend_on_neither_run_nor_threads(
 def prepare_in_a_process(cases: list[dict[str, object]], threads: int) -> None:
     code = (
         "import json, sys; from pathlib import Path; import polars;"
-        "from llmrec_cli.recipe.recipe import Recipe; from llmrec_cli.prepare import prepare;"
+        "from llmrec_cli.config.recipe import Recipe;"
+        "from llmrec_cli.pipeline.prepare import prepare;"
         "[prepare(Recipe.model_validate(case), Path) for case in json.loads(sys.argv[1])];"
         "sys.exit(polars.thread_pool_size() != int(sys.argv[2]))"
     )

@@ -13,20 +13,20 @@ from commands import SMALL, llmrec, ok
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli import Recommender
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Template
-from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.rows import PromptEncoder, Prompts
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.evaluate import evaluate
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Lines, Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.run import run
-from llmrec_cli.sft import sft
-from llmrec_cli.stage import base, workbench
-from llmrec_cli.stage.trained import load_policy
+from llmrec_cli.pipeline import backbone, context
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.pipeline.train import sft
+from llmrec_cli.training import checkpoint
+from llmrec_cli.training.rows import PromptEncoder, Prompts
+from llmrec_cli.utils.progress import Lines, Silent
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
         assert all(file.get_slice(name).get_shape()[0] == 11 for name in names)
 
     monkeypatch.chdir(tmp_path)
-    bench = workbench.open_workbench(load_recipe("ids.toml"), Silent())
+    bench = context.open_context(load_recipe("ids.toml"), Silent())
     drawn = []
     for _ in range(2):
         torch.rand(1)  # whatever was drawn before must not matter
@@ -232,7 +232,7 @@ def test_a_base_of_our_own_spells_the_words_around_semantic_ids(
     words = ["model.scratch.hidden=16", 'data.metadata=["./meta.json"]' if titled else "seed=0"]
     recipe = load_recipe("ids.toml", words)
     assert prepare(recipe, Path).items["title"].notna().any() == titled
-    bench = workbench.open_workbench(recipe, Silent())
+    bench = context.open_context(recipe, Silent())
     vocabulary = bench.codec.tokenizer.get_vocab()
     assert {"\u0120musical", "\u0120Response"} <= set(vocabulary), "words, and not letters"
     assert not any("iddle" in token for token in vocabulary), "no prompt has a title"
@@ -250,10 +250,10 @@ def test_a_base_for_empty_histories_is_not_built_upon(
     recipe = load_recipe("ids.toml", ["model.scratch.hidden=16"])
     prepare(recipe, Path)
     with monkeypatch.context() as older:
-        older.setattr(base, "history_fact", lambda recipe: {})
-        workbench.open_workbench(recipe, Silent())
+        older.setattr(backbone, "history_fact", lambda recipe: {})
+        context.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match=r"built with history = None, .* now has semantic IDs"):
-        workbench.open_workbench(recipe, Silent())
+        context.open_context(recipe, Silent())
 
 
 def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
@@ -271,7 +271,7 @@ def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
         words = [f"model.backbone={hub_folder}", f"prompt.template={name}.toml", f"name={name}"]
         recipe = load_recipe("ids.toml", words)
         prepare(recipe, Path)
-        workbench.open_workbench(recipe, heard)
+        context.open_context(recipe, heard)
         assert isinstance(heard.stream, io.StringIO)
         said[name] = heard.stream.getvalue().splitlines()
     assert said["plain"] == []
@@ -316,7 +316,7 @@ def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
     by_ids = load_recipe("ids.toml", words)
     for recipe in (titled, by_ids):
         prepare(recipe, Path)
-        workbench.open_workbench(recipe, Silent())
+        context.open_context(recipe, Silent())
 
     def forget(template: Template, titles: list[str]) -> str:
         return template.head + template.tail
@@ -338,4 +338,4 @@ def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
 
 
 def opened(recipe: Recipe) -> None:
-    workbench.open_workbench(recipe, Silent())
+    context.open_context(recipe, Silent())

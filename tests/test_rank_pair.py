@@ -10,18 +10,17 @@ import pandas as pd
 import pytest
 from commands import TINY, llmrec, ok
 
-from llmrec_cli import run as run_story
-from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.data.rank_wording import Question
-from llmrec_cli.data.store import Prepared
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.data.prepared import Prepared
+from llmrec_cli.data.prompts import Question, load_rank_template
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.evaluate import _drop_baselines, evaluate
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.stage.base import require_tokens
-from llmrec_cli.synthetic.raw_files import write_sample
-from llmrec_cli.validate import validate
+from llmrec_cli.pipeline import run as run_story
+from llmrec_cli.pipeline.backbone import require_tokens
+from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate
+from llmrec_cli.pipeline.validate import validate
+from llmrec_cli.sources.synthetic import write_sample
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = pytest.mark.slow
 

@@ -20,16 +20,16 @@ from rich.console import Console
 
 import llmrec_cli
 from llmrec_cli import Recommender
-from llmrec_cli.commands.screen import Screen
-from llmrec_cli.commands.serving import recommend_command
+from llmrec_cli.cli.exit_codes import guarded
+from llmrec_cli.cli.output import Screen
+from llmrec_cli.cli.serving import recommend_command
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeError, UserError
-from llmrec_cli.exits import guarded
-from llmrec_cli.report.recommended import (
+from llmrec_cli.serving.recommendations import (
     Recommendations,
     ScoredBy,
-    to_json,
-    to_lines,
-    to_tables,
+    recommendations_to_json,
+    recommendations_to_lines,
+    recommendations_to_tables,
 )
 
 pytestmark = pytest.mark.slow
@@ -392,14 +392,18 @@ def test_hostile_titles_stay_text(
     items = sft.bench.prepared.items
     monkeypatch.setitem(items, "title", "[/] \x1b[31m<b>red\u202e " + items["title"])
     found = sft.recommend([items["item_id"][0]], 2)
-    Screen().show(to_json(found), to_lines(found), to_tables(found))
+    Screen().show(
+        recommendations_to_json(found),
+        recommendations_to_lines(found),
+        recommendations_to_tables(found),
+    )
     shown = capsys.readouterr().out
     assert "[/] <b>red " in shown
     assert "\x1b" not in shown
     assert "\u202e" not in shown
     console = Console(width=120, force_terminal=True, color_system=None)
     with console.capture() as captured:
-        for renderable in to_tables(found):
+        for renderable in recommendations_to_tables(found):
             console.print(renderable)
     assert "[/] <b>red " in captured.get()
     assert "\x1b" not in captured.get()

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
-from llmrec_cli import files
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import PREPARED_FOLDERS
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import PREPARED_FOLDERS
 from llmrec_cli.runs.run import (
     Run,
     RunKind,
@@ -23,13 +22,16 @@ from llmrec_cli.runs.run import (
     find_tables,
     run_at,
 )
+from llmrec_cli.utils import files
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 CUTS_NAMES = "runs/run.py"
-FILES = {value for name, value in vars(files).items() if name.endswith("_FILE")} | {files.HASHES}
+FILES = {value for name, value in vars(files).items() if name.endswith("_FILE")} | {
+    files.HASHES_FILE
+}
 FOLDERS = {value for name, value in vars(files).items() if name.endswith("_FOLDER")}
 FOLDERS |= set(PREPARED_FOLDERS)
-OWNERS = {"files.py": FILES | FOLDERS, "recipe/recipe.py": set(PREPARED_FOLDERS)}
+OWNERS = {"files.py": FILES | FOLDERS, "config/recipe.py": set(PREPARED_FOLDERS)}
 STANDALONE = "exported/rank.py"  # travels with an export, imports nothing of ours
 RUN_NAME = re.compile(r"(align|baseline)-[a-z0-9_]*")
 
@@ -61,7 +63,7 @@ def violations(path: Path, name: str) -> Iterator[str]:
 
 
 MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).as_posix()
-           not in (CUTS_NAMES, STANDALONE, "data/engines/engine.py")]  # fmt: skip
+           not in (CUTS_NAMES, STANDALONE, "data/backends/base.py")]  # fmt: skip
 
 
 def test_nobody_else_cuts_a_run_name_or_writes_an_artefact_name() -> None:

@@ -23,15 +23,14 @@ from filelock import FileLock
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from llmrec_cli import environment as env
-from llmrec_cli.cli import app
-from llmrec_cli.commands import completion
-from llmrec_cli.compare import Asked, compare
+from llmrec_cli.cli.app import app
+from llmrec_cli.cli.shipped import copy_recipe
+from llmrec_cli.config.loader import list_shipped_names, load_recipe
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe, shipped_names
-from llmrec_cli.recommender import Recommender
-from llmrec_cli.runs import listing as story
+from llmrec_cli.pipeline import environment, options
+from llmrec_cli.pipeline.compare import Asked, compare
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.runs import listing
 from llmrec_cli.runs.listing import (
     describe_run,
     find_headline,
@@ -40,7 +39,7 @@ from llmrec_cli.runs.listing import (
     read_state,
 )
 from llmrec_cli.runs.run import read_run_manifest, run_at
-from llmrec_cli.shipped_recipes import copy_recipe
+from llmrec_cli.serving.recommender import Recommender
 
 
 def told(*words: str) -> str:
@@ -54,7 +53,7 @@ def told(*words: str) -> str:
 
 def test_recipes_are_listed_with_what_they_show() -> None:
     lines = told("recipes", "ls").splitlines()
-    assert [line.split()[0] for line in lines] == shipped_names()
+    assert [line.split()[0] for line in lines] == list_shipped_names()
     assert any("on a CPU" in line for line in lines)
     [quick] = [r for r in json.loads(told("recipes", "ls", "--json"))["recipes"]
                if r["name"] == "quickstart"]  # fmt: skip
@@ -68,7 +67,7 @@ def test_a_recipe_is_shown_as_it_stands_and_resolved() -> None:
     assert resolved["data"]["k_core"] == 5  # a default
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", list_shipped_names())
 def test_a_copy_loads_and_is_the_same_experiment_of_its_own(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +145,8 @@ def test_env_tells_versions_and_nothing_about_the_user(
 
 
 def test_a_package_that_is_missing_is_a_dash() -> None:
-    assert env.find_version("surely-not-installed") is None
-    assert list(env.format_facts({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
+    assert environment.find_version("surely-not-installed") is None
+    assert list(environment.format_facts({"a": {"b": None, "c": ["x", "y"]}, "d": [{"e": 1}]})) == [
         "a:", "  b: -", "  c: x y", "d 0:", "  e: 1"
     ]  # fmt: skip
 
@@ -158,12 +157,12 @@ def test_gpus_are_told_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
     monkeypatch.setenv("PATH", "")  # no nvidia-smi
-    found = env.collect_environment()["torch"]
+    found = environment.collect_environment()["torch"]
     assert found["driver"] is None
     assert found["GPU"][1] == {
         "name": "NVIDIA H100", "memory, GB": 80.0, "compute capability": "9.0"
     }  # fmt: skip
-    assert "GPU 1:" in list(env.format_facts(found))
+    assert "GPU 1:" in list(environment.format_facts(found))
 
 
 # --- runs --------------------------------------------------------------------------------------
@@ -294,7 +293,7 @@ def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
     a_run(tmp_path / "[bold]e" / "sft", running(), [])
     assert "[bold]e/sft" in told("runs", "ls", str(tmp_path))
     assert "[bold]e/sft" in in_terminal("runs", "ls", str(tmp_path), cwd=tmp_path)
-    assert story.HEADINGS[0] == "run"
+    assert listing.HEADINGS[0] == "run"
 
 
 @pytest.mark.parametrize(
@@ -371,13 +370,13 @@ def test_names_are_offered_for_every_kind_of_word(
     a_run(Path("runs/e/sft"), running(), [])
     Path("sub").mkdir()
     Path("sub/own.toml").write_text("")
-    assert completion.folders("runs/") == ["runs/e", "runs/e/", "runs/e/sft"]
-    assert completion.recipes("su") == ["sub/"]
-    assert completion.recipes("sub/") == ["sub/own.toml"]
-    assert "runs/e" in completion.recipes_and_folders("runs/")
-    assert completion.methods("d") == ["dmpo", "dpo"]
-    assert completion.models("s") == ["sasrec"]
-    assert completion.categories("amazon2018/Gi") == ["amazon2018/Gift_Cards"]
+    assert options.folders("runs/") == ["runs/e", "runs/e/", "runs/e/sft"]
+    assert options.recipes("su") == ["sub/"]
+    assert options.recipes("sub/") == ["sub/own.toml"]
+    assert "runs/e" in options.recipes_and_folders("runs/")
+    assert options.methods("d") == ["dmpo", "dpo"]
+    assert options.models("s") == ["sasrec"]
+    assert options.categories("amazon2018/Gi") == ["amazon2018/Gift_Cards"]
 
 
 WHERE_RUNS_STAND = [
@@ -406,7 +405,7 @@ def test_a_broken_recipe_offers_no_runs(tmp_path: Path) -> None:
 
     def offered(recipe: str, incomplete: str) -> list[str]:
         typed: Any = SimpleNamespace(params={"recipe": recipe})  # all that is read of a context
-        return completion.run_names(typed, incomplete)
+        return options.run_names(typed, incomplete)
 
     assert offered(str(tmp_path / "bad.toml"), "") == []
     assert offered("quickstart", "align-d") == ["align-dmpo", "align-dpo"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import experiments
 import pytest
 
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.config.loader import load_recipe
 
 pytestmark = pytest.mark.slow
 

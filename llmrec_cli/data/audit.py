@@ -17,8 +17,10 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import polars as pl
 
-from llmrec_cli.data.catalog import EXAMPLES, mark_shared_identity
-from llmrec_cli.data.columns import (
+from llmrec_cli.config.data import find_format
+from llmrec_cli.data.catalog import EXAMPLES, has_tokens, mark_shared_identity
+from llmrec_cli.data.prepared import Manifest, Prepared
+from llmrec_cli.data.schema import (
     AS_READ,
     COUNT,
     CUT_ITEMS,
@@ -40,9 +42,6 @@ from llmrec_cli.data.columns import (
     USER_ID,
     split_file,
 )
-from llmrec_cli.data.leaves import has_tokens
-from llmrec_cli.data.store import Manifest, Prepared
-from llmrec_cli.recipe.data import format_of
 
 Finding: TypeAlias = dict[str, Any]
 """Cases (``count``) of how many (``of``), with a few ``examples``; further figures by name."""
@@ -221,10 +220,10 @@ def select_raised(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 def has_times(data: Mapping[str, Any]) -> bool:
     """Whether the source of a ``[data]`` section has times that compare across users."""
     columns = data.get("columns", {})
-    return format_of(data["format"]).compares_times(columns.get("timestamp"))
+    return find_format(data["format"]).compares_times(columns.get("timestamp"))
 
 
-def measure(prepared: Prepared) -> Measured:
+def measure_prepared(prepared: Prepared) -> Measured:
     """Measure a prepared folder of any version."""
     rows = _open_rows(prepared)
     train, valid, test = (rows.splits[name] for name in SPLITS)
@@ -279,7 +278,7 @@ def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
 def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
     found: Finding = evidence.counted[SHARED]
     test: Finding = evidence.counted[SHARED_TARGETS]
-    by_tokens = format_of(evidence.data["format"]).items_are_tokens
+    by_tokens = find_format(evidence.data["format"]).items_are_tokens
     name = "token sequence" if by_tokens else "title"
     check = Check(f"items that share a {name}", check.judge)
     count, of = found["count"], found["of"]
@@ -346,7 +345,7 @@ def _judge_unseen(check: Check, evidence: Evidence) -> Verdict:
     if count:
         # About: an item that is never seen may share its entry with one that is.
         ends = f", and its HR ends at about {tell_percent(1 - _share_of(test))}"
-        ends = "" if format_of(evidence.data["format"]).pairs else ends
+        ends = "" if find_format(evidence.data["format"]).pairs else ends
         sentences = [
             f"{tell_part(test)} test targets occur in no training row: a model that knows items by "
             f"number has nothing to go by{ends}; a language model has their titles."
@@ -379,7 +378,7 @@ def _judge_users(check: Check, evidence: Evidence) -> Verdict:
     The other protocols part a user's sequence, or time.
     """
     split, found = evidence.data["split"], evidence.counted[check.name]
-    by_user = split == "few-shot" or format_of(evidence.data["format"]).pairs
+    by_user = split == "few-shot" or find_format(evidence.data["format"]).pairs
     sides = {pair: n for pair, n in found.items() if pair != "train and preference"}
     counts = ", ".join(f"{n:,} in {pair}" for pair, n in sides.items() if n)
     most = {"count": max(sides.values()), "of": None}

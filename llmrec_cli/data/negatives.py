@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import DISLIKED, HISTORY, ROW, TARGET, USER, USER_ID
+from llmrec_cli.data.schema import DISLIKED, HISTORY, ROW, TARGET, USER, USER_ID
 from llmrec_cli.errors import DataError
 
 Owned = Mapping[int, frozenset[int]]

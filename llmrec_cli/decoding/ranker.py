@@ -1,8 +1,4 @@
-"""A language model as a Ranker: constrained decoding over the catalogue's trie.
-
-histories -> prompts -> the search of [eval.decode] -> lists
-histories, items -> prompts with answers -> log-probabilities
-"""
+"""A language model as a Ranker: lists by search, scores as log-probabilities of answers."""
 
 from __future__ import annotations
 
@@ -11,14 +7,79 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from llmrec_cli.engine.answer_scores import score_candidates
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
-from llmrec_cli.engine.rows import IntArray, Row
-from llmrec_cli.models.base import Advance, Histories, RankedLists, ScoredBy
-from llmrec_cli.models.policy import Policy, head_weights
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
+from llmrec_cli.models.base import Advance, Histories, RankedLists, ScoredBy, batches_by_length
+from llmrec_cli.models.language_model import Policy, head_weights, inference_mode
+from llmrec_cli.tensors.losses import score_answers
 from llmrec_cli.tensors.trie import Trie
+from llmrec_cli.training.collator import Collator, MicroBatch
+from llmrec_cli.training.rows import IntArray, Row
+
+# How likely a policy finds given answers: ``log pi(y | x)``, without gradients.
+
+
+def score_micro_batch(
+    policy: Any, micro: MicroBatch, *, legal: bool, temperature: float = 1.0
+) -> Tensor:
+    """``log pi(y | x)`` of each answer of a micro-batch, [A], nats, summed over its tokens.
+
+    Args:
+        policy: called like ``models.language_model.Policy``, with its ``head()``.
+        legal: normalised over legal tokens, else over the vocabulary.
+        temperature: divides the logits; 1 over the vocabulary.
+    """
+    batch, head = micro.batch, policy.head()
+    return score_answers(
+        policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0],
+        head,
+        batch.trie,
+        batch.node_P,
+        batch.target_P,
+        batch.answer_P,
+        batch.answers,
+        legal=legal,
+        temperature=temperature,
+    )
+
+
+def score_candidates(
+    policy: Any,
+    rows: Sequence[Row],
+    trie: Trie,
+    *,
+    legal: bool,
+    temperature: float,
+    batch: int,
+    device: torch.device,
+    advance: Callable[[int], object] = lambda n: None,
+) -> NDArray[np.float64]:
+    """``log pi`` of each row's target and of its negatives, [rows, 1 + negatives], nats.
+
+    Args:
+        policy: called like ``models.language_model.Policy``, with its ``head()``.
+        rows: windows with one target and equally many negatives.
+        batch: rows of a forward pass.
+    """
+    collate = Collator(trie, cut_forced=legal)
+    score_RC = np.empty((len(rows), 1 + (len(rows[0].negatives[0]) if rows else 0)))
+    with inference_mode(policy):
+        for part in batches_by_length([len(row.prompt) for row in rows], batch):
+            micro = collate([rows[at] for at in part]).to(device)
+            log_prob_A = score_micro_batch(policy, micro, legal=legal, temperature=temperature)
+            score_RC[part] = log_prob_A.double().cpu().numpy().reshape(len(part), -1)
+            advance(len(part))
+    return score_RC
+
+
+# A language model as a Ranker: constrained decoding over the catalogue's trie.
+#
+# histories -> prompts -> the search of [eval.decode] -> lists
+# histories, items -> prompts with answers -> log-probabilities
+
 
 EncodeHistories = Callable[[Histories], Sequence[IntArray]]
 """Histories to prompt ids."""

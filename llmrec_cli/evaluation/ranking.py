@@ -16,10 +16,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import HISTORY, TARGET
+from llmrec_cli.data.schema import HISTORY, TARGET
 from llmrec_cli.decoding.ranker import LanguageModelRanker
-from llmrec_cli.engine.ranks import Column, Ranks
-from llmrec_cli.engine.rows import LeftOut, PromptEncoder, Row, count_left_out
+from llmrec_cli.evaluation.metrics import metric_of_ranks
 from llmrec_cli.models.base import (
     NO_LEAF,
     Advance,
@@ -28,7 +27,8 @@ from llmrec_cli.models.base import (
     Ranker,
     batches_by_length,
 )
-from llmrec_cli.report.metrics import metric_of_ranks
+from llmrec_cli.training.distributed import Column, Ranks
+from llmrec_cli.training.rows import LeftOut, PromptEncoder, Row, count_left_out
 
 LeafOfItem = NDArray[np.integer[Any]]
 
@@ -53,7 +53,7 @@ def rank_rows(
         )
         return _columns_of(found)
 
-    return _lists_of(ranks.shared_out(n_rows, work))
+    return _lists_of(ranks.share_work(n_rows, work))
 
 
 def rank_windows(
@@ -71,7 +71,7 @@ def rank_windows(
         prompts = [rows[i].prompt for i in asked]
         return _columns_of(ranker.rank_prompts(prompts, k, [exclude[i] for i in asked]))
 
-    found = _lists_of(ranks.shared_out(len(rows), work))
+    found = _lists_of(ranks.share_work(len(rows), work))
     places = found.places_outside([exclude[i] for i in order], k)
     lists: list[list[int]] = [[]] * len(rows)
     for i, leaf_K, kept in zip(order, found.leaf_BK, places, strict=True):
@@ -88,7 +88,7 @@ def score_items(
         found = ranker.score([histories[i] for i in numbers], items[list(numbers)])
         return [(torch.from_numpy(found), 0)]
 
-    scored: NDArray[np.float64] = ranks.shared_out(len(histories), work)[0].numpy()
+    scored: NDArray[np.float64] = ranks.share_work(len(histories), work)[0].numpy()
     return scored
 
 
@@ -114,7 +114,7 @@ def measure_left_out(encoder: PromptEncoder, ranks: Ranks, frame: pd.DataFrame) 
         prompts = encoder.encode_counted([histories[i] for i in numbers])
         return [(torch.from_numpy(prompts.left_out_N), 0)]
 
-    [left_out_N] = ranks.shared_out(len(frame), work)
+    [left_out_N] = ranks.share_work(len(frame), work)
     return count_left_out(map(len, histories), left_out_N.tolist())
 
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from llmrec_cli.methods.contract import Method
 
 
-def names() -> list[str]:
+def list_methods() -> list[str]:
     """Names of all methods, sorted."""
     modules = (m.name for m in pkgutil.iter_modules(__path__))
     return sorted(name for name in modules if name != "contract" and not name.startswith("_"))
 
 
-def find(name: str) -> Method:
+def find_method(name: str) -> Method:
     """The method called ``name``.
 
     Raises:
@@ -27,7 +27,7 @@ def find(name: str) -> Method:
     """
     from llmrec_cli.methods.contract import Method  # pydantic: nobody needs it for the names
 
-    if name not in names():
+    if name not in list_methods():
         raise KeyError(name)
     method = importlib.import_module(f"{__name__}.{name}").METHOD
     if not isinstance(method, Method):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmrec_cli.tensors.trie import Trie
 
 GroupLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
-"""(chosen_GC, rejected_GK, beta) -> loss_G, as in ``tensors.preference``."""
+"""(chosen_GC, rejected_GK, beta) -> loss_G, as in ``tensors.losses``."""
 
 FORGETS = -2.0
 """Mean D(chosen), in nats, under which training forgets what it should prefer."""
@@ -126,7 +126,7 @@ def legal_only(options: PreferenceOptions) -> bool:
 
 def answer_log_probs(forward: Forward, batch: Batch, options: PreferenceOptions) -> Tensor:
     """``log pi(y | x)`` of each answer, [A], nats, normalised over ``options.support``."""
-    from llmrec_cli.tensors.preference import score_answers
+    from llmrec_cli.tensors.losses import score_answers
 
     return score_answers(
         forward.hidden_PD,

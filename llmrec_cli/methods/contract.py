@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmrec_cli.tensors.mass import LeafMass
-    from llmrec_cli.tensors.trie import Trie
+    from llmrec_cli.tensors.trie import LeafMass, Trie
 
 State = Mapping[str, float]
 """What a method remembers between steps (e.g. a temperature): plain numbers, so that a checkpoint

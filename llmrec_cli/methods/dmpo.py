@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from llmrec_cli.methods import _preference as shared
+from llmrec_cli.methods import _preference
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, Needs, State
 
 
-class DmpoOptions(shared.SeveralNegatives):
+class DmpoOptions(_preference.SeveralNegatives):
     """Options of DMPO."""
 
     variant: Literal["paper", "released"] = Field(
@@ -29,13 +29,13 @@ class DmpoOptions(shared.SeveralNegatives):
 
 def needs(options: DmpoOptions) -> Needs:
     """Negatives; the released variant needs no reference."""
-    return shared.needs(options, options.k, reference=options.variant == "paper")
+    return _preference.needs(options, options.k, reference=options.variant == "paper")
 
 
 def idle(options: DmpoOptions) -> dict[str, str]:
     """As of the family; and the released variant's reference cancels."""
     cancels = {"reference": 'variant = "released" has no reference model'}
-    return shared.idle(options) | (cancels if options.variant == "released" else {})
+    return _preference.idle(options) | (cancels if options.variant == "released" else {})
 
 
 def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> LossSums:
@@ -44,14 +44,14 @@ def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> 
     ``variant = "released"``: the released trainer passes the chosen reference log-probability
     twice, so that it cancels, and takes the mean over k pairs outside of the sigmoid.
     """
-    from llmrec_cli.tensors.preference import dmpo, dpo
+    from llmrec_cli.tensors.losses import dmpo, dpo
 
     if options.variant == "released":
-        return shared.preference_loss(forward, batch, options, dpo, reference=False)
-    return shared.preference_loss(forward, batch, options, dmpo)
+        return _preference.preference_loss(forward, batch, options, dpo, reference=False)
+    return _preference.preference_loss(forward, batch, options, dmpo)
 
 
-METHOD = shared.preference_method(
+METHOD = _preference.preference_method(
     summary="prefer the target to the mean of several negatives (arXiv:2405.16127)",
     options=DmpoOptions,
     loss=loss,

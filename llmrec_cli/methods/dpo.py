@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from llmrec_cli.methods import _preference as shared
+from llmrec_cli.methods import _preference
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, State
 
 
-class DpoOptions(shared.PreferenceOptions):
+class DpoOptions(_preference.PreferenceOptions):
     """Options of DPO; there is always one negative."""
 
 
 def loss(forward: Forward, batch: Batch, options: DpoOptions, state: State) -> LossSums:
     """``-log sigmoid(beta D_w - beta D_l)`` summed over groups; DPO eq. 7, arXiv:2305.18290."""
-    from llmrec_cli.tensors.preference import dpo
+    from llmrec_cli.tensors.losses import dpo
 
-    return shared.preference_loss(forward, batch, options, dpo)
+    return _preference.preference_loss(forward, batch, options, dpo)
 
 
-METHOD = shared.preference_method(
+METHOD = _preference.preference_method(
     summary="prefer the target to one negative, relative to the parent (arXiv:2305.18290)",
     options=DpoOptions,
     loss=loss,
-    needs=lambda options: shared.needs(options, k=1),
+    needs=lambda options: _preference.needs(options, k=1),
 )

@@ -191,7 +191,7 @@ def _legal_terms(forward: Forward, batch: Batch, options: IlrecOptions) -> Terms
     import torch
 
     from llmrec_cli.tensors.cross_layer import cross_layer_terms, token_rewards
-    from llmrec_cli.tensors.masked import legal_logits
+    from llmrec_cli.tensors.legal_softmax import legal_logits
 
     legal = legal_logits(
         _hidden(forward, options),

@@ -73,8 +73,8 @@ def loss(forward: Forward, batch: Batch, options: MslOptions, state: State) -> L
 
     A fixed tau divides by all response positions; ATS by the branching ones, and multiplies by tau.
     """
+    from llmrec_cli.tensors.legal_softmax import legal_logits
     from llmrec_cli.tensors.losses import choice_stats
-    from llmrec_cli.tensors.masked import legal_logits
     from llmrec_cli.tensors.trie import widest_node
 
     legal = legal_logits(

@@ -1,0 +1,1 @@
+"""Backbones, tokenizers, and conventional models: whatever ranks."""

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.errors import DataError, NumbersError
 
 Histories = Sequence[Sequence[int]]
@@ -182,7 +182,7 @@ class FullScoreRanker:
     """A Ranker that scores every entry; its lists are as long as ``rank`` allows."""
 
     score_all: ScoreAll
-    leaves: Leaves
+    leaves: CatalogueEntries
     scored_by: ScoredBy
 
     def rank(

@@ -11,6 +11,7 @@ positions that are asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,21 +19,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Head, Options
 from llmrec_cli.models.base import FullScoreRanker, Histories, ScoredBy
 from llmrec_cli.models.baselines import find_baseline
-from llmrec_cli.models.baselines.caser import CaserOptions
-from llmrec_cli.models.baselines.gru4rec import Gru4recOptions
-from llmrec_cli.models.baselines.sasrec import SasrecOptions
-from llmrec_cli.models.policy import inference
+from llmrec_cli.models.language_model import inference_mode
+
+if TYPE_CHECKING:
+    from llmrec_cli.models.baselines.caser import CaserOptions
+    from llmrec_cli.models.baselines.gru4rec import Gru4recOptions
+    from llmrec_cli.models.baselines.sasrec import SasrecOptions
 
 
 class Sequential(nn.Module):
     """Item embeddings, a causal encoder, and the same embeddings as output head.
 
-    ``forward(input_ids_BT, take_P)`` gives hidden_XPD [1, P, D] as ``models.policy.Policy`` does;
+    ``forward(input_ids_BT, take_P)`` gives hidden_XPD [1, P, D] as
+    ``models.language_model.Policy`` does;
     input ids are leaf numbers, and ``n_leaves`` begins a sequence.  Rows are padded on the right,
     which no earlier place sees.
     """
@@ -178,7 +182,7 @@ def states_at(
         input_ids_BT[row, : 1 + len(leaves)] = torch.tensor([model.n_leaves, *leaves])
     take_P = torch.tensor([row * width + at for row, own in enumerate(places) for at in own])
     device = model.embedding.weight.device
-    with inference(model):
+    with inference_mode(model):
         state_PD: Tensor = model(input_ids_BT.to(device), take_P.to(device))[0]
     return state_PD
 
@@ -191,7 +195,9 @@ def log_probs_behind(model: Sequential, histories: Sequence[Sequence[int]]) -> T
         return torch.log_softmax((state_BD @ model.head().weight_VD.T).float(), dim=1)
 
 
-def make_sequential_ranker(model: Sequential, leaves: Leaves, history: int) -> FullScoreRanker:
+def make_sequential_ranker(
+    model: Sequential, leaves: CatalogueEntries, history: int
+) -> FullScoreRanker:
     """A model as a Ranker, by its log-probabilities over the catalogue; it may go on training.
 
     Args:

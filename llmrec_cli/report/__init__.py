@@ -1,0 +1,1 @@
+"""Comparisons as tables and as one HTML page."""

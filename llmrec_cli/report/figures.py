@@ -21,8 +21,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from llmrec_cli.report.statistics import Interval
-from llmrec_cli.report.text import plain
+from llmrec_cli.evaluation.statistics import Interval
+from llmrec_cli.utils.text import clean_line
 
 INK, QUIET, FAINT, PAPER = "#1c1b19", "#605d56", "#dedbd1", "#fdfcf9"
 """The page's colours by day; by night the style sheet turns whole pictures."""
@@ -118,7 +118,7 @@ SCORE: Final = Look(SERIES[0], DASHES[0], "o")
 
 def shorten_label(name: str, longest: int = LONGEST) -> str:
     """A name as pictures have room for, of characters that an SVG document may hold."""
-    line = _NOT_XML.sub("\ufffd", plain(name))
+    line = _NOT_XML.sub("\ufffd", clean_line(name))
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 

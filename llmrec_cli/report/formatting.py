@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.cells import cell_len, set_cell_size
 
-from llmrec_cli.report.text import plain
+from llmrec_cli.utils.text import clean_line
 
 NONE: Final = "-"
 POLICY_NAMES: Final = {
@@ -22,7 +22,7 @@ _NOTHING = 1e-12  # smaller differences come from rounding
 
 def cut_text(text: str, cells: int = TITLE) -> str:
     """Text of others as one harmless line of at most so many cells (a wide letter takes two)."""
-    line = plain(text[: 20 * cells])
+    line = clean_line(text[: 20 * cells])
     return line if cell_len(line) <= cells else set_cell_size(line, cells - 1).rstrip() + "…"
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llmrec_cli.data.columns import ITEMS_FILE
-from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.data.schema import ITEMS_FILE
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import read_json
 from llmrec_cli.runs.run import Experiment, Run, experiment_at, list_runs, run_at, suggest_folder
+from llmrec_cli.runs.tracking import MetricsLog
+from llmrec_cli.utils.files import read_json
 
 State = Literal["evaluated", "done", "running", "stopped", "damaged"]
 

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import tomli_w
 
 from llmrec_cli import __version__
-from llmrec_cli.claims import lock_evaluation, lock_run
-from llmrec_cli.engine.variables import recorded_variables
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import check_folder, machine_errors, write_atomically, write_json
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.redaction import redacted, redacted_in
 from llmrec_cli.runs.run import Run
+from llmrec_cli.utils.files import check_folder, translate_os_errors, write_atomically, write_json
+from llmrec_cli.utils.locks import lock_evaluation, lock_run
+from llmrec_cli.utils.text import redact, redact_values
+from llmrec_cli.utils.variables import read_variables
 
 if TYPE_CHECKING:
-    from llmrec_cli.engine.ranks import Ranks
+    from llmrec_cli.training.distributed import Ranks
 
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
 Existing = Literal["refuse", "again", "keep"]
@@ -70,9 +70,9 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
     if run.manifest_file.is_file():
         _continue_run(run, described)
         return
-    with machine_errors(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.recipe_file, tomli_w.dumps(redacted_in(recipe.resolved())).encode())
+    write_atomically(run.recipe_file, tomli_w.dumps(redact_values(recipe.resolved())).encode())
     write_json(run.manifest_file, {**described, **collect_circumstances(), "status": "running"})
 
 
@@ -220,7 +220,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def collect_circumstances() -> dict[str, Any]:
     """Command, versions, source state and machine, for the manifest."""
     return {
-        "command": ["llmrec", *map(redacted, sys.argv[1:])],
+        "command": ["llmrec", *map(redact, sys.argv[1:])],
         "llmrec": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -231,7 +231,7 @@ def collect_circumstances() -> dict[str, Any]:
 
 
 def _read_variables() -> dict[str, str]:
-    found: dict[str, str] = redacted_in(recorded_variables())
+    found: dict[str, str] = redact_values(read_variables())
     return found
 
 

@@ -16,9 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from llmrec_cli.claims import is_held, lock_path
+from llmrec_cli.config.loader import did_you_mean
+from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
+from llmrec_cli.config.training import UNTRAINED, AlignSection, BaselineSection, StageSection
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.files import (
+from llmrec_cli.utils.files import (
     ADAPTER_FOLDER,
     MANIFEST_FILE,
     METRICS_FILE,
@@ -29,12 +31,9 @@ from llmrec_cli.files import (
     REPORT_FILE,
     read_json,
 )
-from llmrec_cli.recipe.baseline import UNTRAINED, BaselineSection
-from llmrec_cli.recipe.problems import did_you_mean
-from llmrec_cli.recipe.recipe import PREPARED_FOLDERS, Recipe
-from llmrec_cli.recipe.stages import AlignSection, StageSection
-from llmrec_cli.recipe.toml import parse
-from llmrec_cli.redaction import redacted_in
+from llmrec_cli.utils.locks import is_held, lock_path
+from llmrec_cli.utils.text import redact_values
+from llmrec_cli.utils.toml import parse
 
 Settings = dict[str, Any]
 """What of a recipe a run depends on, as plain values."""
@@ -151,7 +150,7 @@ class Run:
 
     def settings(self, recipe: Recipe) -> Settings:
         """The part of a recipe that it depends on, without secrets."""
-        return _KINDS[self.kind].settings(redacted_in(recipe.every_value()), self.table)
+        return _KINDS[self.kind].settings(redact_values(recipe.every_value()), self.table)
 
     def read_manifest(self, *needed: str) -> dict[str, Any]:
         """Its manifest (``read_run_manifest``)."""

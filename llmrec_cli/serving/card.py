@@ -16,17 +16,17 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from llmrec_cli import __version__
-from llmrec_cli.data.leaves import has_tokens
-from llmrec_cli.data.store import read_manifest
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.catalog import has_tokens
+from llmrec_cli.data.prepared import read_manifest
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import REPORT_FILE, read_json
-from llmrec_cli.methods import find
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.methods import find_method
+from llmrec_cli.pipeline.context import CatalogueContext
 from llmrec_cli.report.formatting import POLICY_NAMES
-from llmrec_cli.report.text import build_markdown_table, markdown, plain
 from llmrec_cli.serving.finished import Finished
-from llmrec_cli.stage.workbench import Workbench
 from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.utils.files import REPORT_FILE, read_json
+from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markdown
 
 Rows = Sequence[Sequence[str]]
 _BACKTICKS = re.compile("`+")
@@ -125,7 +125,7 @@ def is_local(recipe: Recipe) -> bool:
     return Path(recipe.model.backbone).is_absolute()
 
 
-def gather_card(finished: Finished, bench: Workbench, wanted: Wanted) -> Card:
+def gather_card(finished: Finished, bench: CatalogueContext, wanted: Wanted) -> Card:
     """The card of a language model's run."""
     recipe = finished.recipe
     grounds = _grounds(finished, bench)
@@ -188,7 +188,7 @@ def _method(finished: Finished) -> str:
     return getattr(stage, "method", "sft")
 
 
-def _summary(bench: Workbench, finished: Finished, base: str | None) -> str:
+def _summary(bench: CatalogueContext, finished: Finished, base: str | None) -> str:
     start = f"{base}, fine-tuned" if base else "A small Llama, trained from scratch"
     n_items, n_entries = len(bench.prepared.items), bench.trie.n_leaves
     entries = "" if n_items == n_entries else f" ({n_entries:,} that it can tell apart)"
@@ -225,7 +225,7 @@ def _decoding(recipe: Recipe) -> str:
     return f"{rule}. Probabilities are over the whole catalogue, the history included."
 
 
-def _grounds(finished: Finished, bench: Workbench) -> dict[str, Mapping[str, Any]]:
+def _grounds(finished: Finished, bench: CatalogueContext) -> dict[str, Mapping[str, Any]]:
     """Manifests of the data, by what tells them apart: another domain may be evaluated on."""
     trained_on = read_manifest(finished.recipe.prepared)
     if finished.recipe.eval.data is None:
@@ -258,7 +258,7 @@ def _training(finished: Finished, base: str | None) -> Iterator[str]:
     )
     yield f"tuning: {lora if model.tuning == 'lora' else 'all weights'}; {model.dtype}"
     method = _method(finished)
-    yield f"method: {method}: {find('lml' if method == 'sft' else method).summary}"
+    yield f"method: {method}: {find_method('lml' if method == 'sft' else method).summary}"
     options = {k: v for k, v in stage.items() if k not in ("train", "method", "parent")}
     if options:
         yield f"its options: {json.dumps(options)}"
@@ -357,8 +357,10 @@ def _describe_protocol(report: Mapping[str, Any], opened: int) -> str:
 def render_card(card: Card) -> str:
     """The card as Markdown, behind its metadata in YAML."""
     made = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # nosec B701 # noqa: S701 - Markdown: every text goes through the filter md
-    made.filters |= {"md": markdown, "fenced": fence_code, "table": build_table}
-    template = files("llmrec_cli.exported").joinpath("README.md.j2").read_text(encoding="utf-8")
+    made.filters |= {"md": escape_markdown, "fenced": fence_code, "table": build_table}
+    template = (
+        files("llmrec_cli.serving.exported").joinpath("README.md.j2").read_text(encoding="utf-8")
+    )
     return made.from_string(template).render(card=card, yaml=build_metadata_yaml(card))
 
 
@@ -371,14 +373,14 @@ def build_metadata_yaml(card: Card) -> str:
             task_type="text-generation",
             task_name="sequential recommendation",
             dataset_type=(card.metadata.get("datasets") or ["own"])[0],
-            dataset_name=plain(card.evaluated_on),
+            dataset_name=clean_line(card.evaluated_on),
             dataset_split="test",
             metric_type=name,
             metric_value=value,
         )
         for name, value in card.results
     ]
-    evaluated = {"model_name": plain(card.name), "eval_results": results} if results else {}
+    evaluated = {"model_name": clean_line(card.name), "eval_results": results} if results else {}
     metadata: dict[str, Any] = {**card.metadata, **evaluated}
     return ModelCardData(**metadata).to_yaml().rstrip()
 
@@ -392,5 +394,5 @@ def fence_code(text: str, language: str = "text") -> str:
 
 def build_table(rows: Rows, headings: Sequence[str]) -> str:
     """Rows under headings; all but the first column to the right."""
-    first, *others = [list(map(markdown, row)) for row in (headings, *rows)]
+    first, *others = [list(map(escape_markdown, row)) for row in (headings, *rows)]
     return build_markdown_table(first, others)

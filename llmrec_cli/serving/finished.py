@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 import torch
 
-from llmrec_cli.data.store import load_prepared
-from llmrec_cli.engine.ranks import alone
+from llmrec_cli.config.data import PromptSection
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import RECIPE_FILE, check_folder
-from llmrec_cli.recipe.data import PromptSection
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.toml import parse
-from llmrec_cli.runs.provenance import describe_inputs, require_same_inputs
+from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline.backbone import base_source
+from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
 from llmrec_cli.runs.record import require_done
 from llmrec_cli.runs.run import Run, run_at, suggest_folder
-from llmrec_cli.stage import workbench
-from llmrec_cli.stage.base import base_source
+from llmrec_cli.training.distributed import make_single_rank
+from llmrec_cli.utils.files import RECIPE_FILE, check_folder
+from llmrec_cli.utils.toml import parse
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -86,7 +86,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
     return Finished(run, recipe.name, found, manifest)
 
 
-def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
+def open_finished_context(finished: Finished, device: Device = "auto") -> context.CatalogueContext:
     """The run's data and catalogue, as ``llmrec eval`` ranks it, for this process alone.
 
     Raises:
@@ -97,8 +97,8 @@ def lay_out(finished: Finished, device: Device = "auto") -> workbench.Workbench:
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
     prepared = load_prepared(recipe.prepared)
-    ranks = alone(_choose_device(device))
-    bench = workbench.lay_out(recipe, prepared, ranks, evaluation=not finished.conventional)
+    ranks = make_single_rank(_choose_device(device))
+    bench = context.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
     whole_model = recipe.model.tuning == "full"
     now = describe_inputs(recipe, bench.codec.tokenizer, weights=not whole_model)
     require_same_inputs(finished.run, now, whole_model=whole_model)

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmrec_cli import methods
+from llmrec_cli.config.loader import did_you_mean, load_recipe, parse_value
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import UNTRAINED, Range, SweepSection
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.baseline import UNTRAINED
-from llmrec_cli.recipe.file import load_recipe, toml_value
-from llmrec_cli.recipe.problems import did_you_mean
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.sweep import Range, SweepSection
-from llmrec_cli.recipe.toml import parse
 from llmrec_cli.runs.run import (
     Run,
     RunKind,
@@ -29,6 +26,7 @@ from llmrec_cli.runs.run import (
     find_run_of_key,
     find_tables,
 )
+from llmrec_cli.utils.toml import parse
 
 Point: TypeAlias = dict[str, str]
 """Keys of the recipe to values as TOML text."""
@@ -178,7 +176,7 @@ def list_needed_runs(recipe: Recipe, run: Run) -> list[Run]:
     for link in run.lineage:
         if link.kind is RunKind.ALIGN:
             section = recipe.align[link.table]
-            scores = methods.find(section.method).needs(section.options).item_scores
+            scores = methods.find_method(section.method).needs(section.options).item_scores
             found += [baseline_run(recipe, scores.model)] if scores else []
     return list(dict.fromkeys([*found, *run.lineage[:-1]]))
 
@@ -220,7 +218,7 @@ def _parse_grid_word(word: str) -> tuple[str, list[Any]]:
     try:
         return key.strip(), parse(f"values = [{text}]")["values"]
     except ValueError:
-        return key.strip(), [toml_value(part.strip()) for part in text.split(",")]
+        return key.strip(), [parse_value(part.strip()) for part in text.split(",")]
 
 
 def _list_choices(key: str, values: list[Any] | Range) -> Sequence[str] | Range:

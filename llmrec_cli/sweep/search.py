@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 import tomli_w
 
+from llmrec_cli.config.loader import change_paths, find_recipe, merge_tables
 from llmrec_cli.errors import LlmrecError, MachineError, UserError
-from llmrec_cli.files import write_atomically
-from llmrec_cli.progress import Advance, Progress
-from llmrec_cli.recipe.file import find_recipe, map_paths, merged_table
-from llmrec_cli.report.trials import Board, Tried
+from llmrec_cli.sweep.board import Board, Tried
 from llmrec_cli.sweep.plan import Plan, format_overrides
 from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
+from llmrec_cli.utils.files import write_atomically
+from llmrec_cli.utils.progress import Advance, Progress
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -165,7 +165,7 @@ def _write_best(plan: Plan, best: Tried) -> Path:
         MachineError: the disk refuses.
     """
     words = [*plan.overrides, *format_overrides(best.point)]
-    table = merged_table(find_recipe(plan.word), words)
+    table = merge_tables(find_recipe(plan.word), words)
     table.pop("sweep", None)
     table["name"] = f"{plan.recipe.name}-best"
     target = plan.folder / BEST
@@ -173,7 +173,7 @@ def _write_best(plan: Plan, best: Tried) -> Path:
     def from_there(path: str) -> str:
         return os.path.relpath(path, plan.folder) if path.startswith("../") else path
 
-    map_paths(table, from_there)
+    change_paths(table, from_there)
     figures = ", ".join(f"{figure:.4f}" for figure in best.figures)
     head = (
         f"# The best point of a sweep: {plan.metric} on validation {figures} (seeds "

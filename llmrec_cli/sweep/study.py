@@ -30,13 +30,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from llmrec_cli.claims import is_held, wait_for_lock
+from llmrec_cli.config.training import Range
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
-from llmrec_cli.files import machine_errors
-from llmrec_cli.recipe.sweep import Range
-from llmrec_cli.report.trials import State, Tried
 from llmrec_cli.runs.record import list_differences
+from llmrec_cli.sweep.board import State, Tried
 from llmrec_cli.sweep.plan import Plan, Point, format_toml
+from llmrec_cli.utils.files import translate_os_errors
+from llmrec_cli.utils.locks import is_held, wait_for_lock
 
 DATABASE = "study.db"
 OWNER, SEEN = "owner", "seen"  # what trials carry beside their point
@@ -149,7 +149,7 @@ def open_study(
         MachineError: the storage cannot be reached or written.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with machine_errors(plan.folder):
+    with translate_os_errors(plan.folder):
         plan.folder.mkdir(parents=True, exist_ok=True)
     with _name_storage_errors(storage):
         with _lock_study(plan, say):

@@ -21,14 +21,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmrec_cli.claims import wait_for_lock
-from llmrec_cli.engine.group import LAUNCHER
+from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
-from llmrec_cli.files import BASE_FOLDER, METRICS_FILE, SCORES_FOLDER, machine_errors, read_json
-from llmrec_cli.recipe.recipe import PREPARED_FOLDERS, Recipe
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import Run
 from llmrec_cli.sweep.plan import Plan, Point, list_needed_runs
+from llmrec_cli.training.launch import LAUNCHER
+from llmrec_cli.utils.files import (
+    BASE_FOLDER,
+    METRICS_FILE,
+    SCORES_FOLDER,
+    read_json,
+    translate_os_errors,
+)
+from llmrec_cli.utils.locks import wait_for_lock
 
 _POLL = 0.2  # seconds
 _ENDS: Mapping[int, type[LlmrecError]] = {2: UserError, 3: MachineError, 4: NumbersError}
@@ -71,7 +77,7 @@ class _Experiment:
 
     def run_command(self, *words: str, run: Run | None = None, watch: Watch | None = None) -> None:
         """Carry out a command on the recipe, its messages in the experiment's ``sweep.log``."""
-        with machine_errors(self.recipe.folder):
+        with translate_os_errors(self.recipe.folder):
             self.recipe.folder.mkdir(parents=True, exist_ok=True)
         follow_command(
             [*words, *self.words, *self.place.overrides, "--quiet"],
@@ -123,7 +129,7 @@ class Trials:
     def _make_shared(self, shared: _Experiment, tried: _Experiment, runs: Sequence[Run]) -> None:
         """Train what a point shares with others, unless that is done, and link it."""
         folder = shared.recipe.folder
-        with machine_errors(folder):
+        with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
         def check() -> None:
@@ -158,7 +164,7 @@ def _list_shared_runs(shared: Recipe, recipe: Recipe, runs: Sequence[Run]) -> li
 
 def _link_folders(shared: Recipe, recipe: Recipe, names: Sequence[str]) -> None:
     """Give a point's experiment finished folders that it shares, without copying their bytes."""
-    with machine_errors(recipe.folder):
+    with translate_os_errors(recipe.folder):
         recipe.folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             source, target = shared.folder / name, recipe.folder / name
@@ -197,7 +203,7 @@ def follow_command(
         Pruned, Interrupted: ``watch`` said so, and the command has ended.
         UserError, MachineError, NumbersError, LlmrecError: it failed; with its own line.
     """
-    with machine_errors(log), log.open("ab") as said:
+    with translate_os_errors(log), log.open("ab") as said:
         begun = said.tell()
         child = subprocess.Popen(  # nosec B603 # noqa: S603 - our own command, no shell
             [sys.executable, "-m", "llmrec_cli", *words],

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmrec_cli.recipe.stages import AlignSection
-    from llmrec_cli.report.comparison import Policy
+    from llmrec_cli.config.training import AlignSection
+    from llmrec_cli.evaluation.comparison import Policy
 
 CheckMethod = Callable[["AlignSection", bool], Iterator[str]]
 """(an alignment, whether the source brings rejected answers) -> problems, without their table."""

@@ -10,36 +10,36 @@ import numpy as np
 import pandas as pd
 import torch
 
-from llmrec_cli.data.columns import HISTORY, TARGET
-from llmrec_cli.engine.rows import IntArray, Prompts, Row, left_out_of, window_rows
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.schema import HISTORY, TARGET
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.ranking import measure_left_out, validation_metrics
-from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.runs.record import Existing
-from llmrec_cli.runs.run import Run
-from llmrec_cli.stage.needs import Stage
-from llmrec_cli.stage.scorer import make_language_ranker
-from llmrec_cli.stage.workbench import (
-    Workbench,
+from llmrec_cli.pipeline.context import (
+    CatalogueContext,
     build_training_rows,
     build_window_rows,
-    subset,
+    choose_rows,
 )
+from llmrec_cli.pipeline.loading import make_language_ranker
+from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.runs.record import Existing
+from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
 from llmrec_cli.training.collator import count_tokens
+from llmrec_cli.training.rows import IntArray, Prompts, Row, count_rows_left_out, window_rows
+from llmrec_cli.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from llmrec_cli.compare import Compared
+    from llmrec_cli.pipeline.compare import Compared
 
 
-def make_rows(stage: Stage, aligns: bool) -> StageRows:
+def make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     """Rows of a stage that learns to generate the next item."""
     bench, recipe = stage.bench, stage.bench.recipe
     rows = build_training_rows(bench, stage.section.rows)
     sampler = stage.sampler()
-    valid = subset(bench.prepared.split("valid"), stage.section.validate_rows)
+    valid = choose_rows(bench.prepared.split("valid"), stage.section.validate_rows)
 
     def rank_valid(policy: Any) -> dict[str, float]:
         ranker, cutoff = make_language_ranker(bench, policy.model), max(recipe.eval.cutoffs)
@@ -48,25 +48,25 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
     usable = sampler.require(rows) if sampler else rows
     valid_rows = build_window_rows(bench, valid)
     left_out = {
-        "train": left_out_of(bench.prepared.split("train"), rows),
-        "valid": left_out_of(valid, valid_rows),
+        "train": count_rows_left_out(bench.prepared.split("train"), rows),
+        "valid": count_rows_left_out(valid, valid_rows),
     }
     notes = sampler.dropped(rows, usable) if sampler else ()
     return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
 
 
-def check_rows(stage: Stage, aligns: bool) -> None:
+def check_rows(stage: TrainingStage, aligns: bool) -> None:
     """Refuse prompts without room for any item, and rows with too few possible negatives."""
     require_prompt_room(stage.bench)
     _check_negatives(stage)
 
 
-def require_prompt_room(bench: Workbench) -> None:
+def require_prompt_room(bench: CatalogueContext) -> None:
     """Refuse a wording that leaves no room for any item."""
     bench.encoder.encode([()])
 
 
-def show_rows(stage: Stage, aligns: bool) -> ShownRows:
+def show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
     """The first row with, beside each token of an answer, how many tokens are legal there."""
     bench = stage.bench
     rows = build_training_rows(bench, stage.section.rows)
@@ -74,7 +74,7 @@ def show_rows(stage: Stage, aligns: bool) -> ShownRows:
     return ShownRows(len(rows), tuple(_show_row(bench, rows[0])), longest)
 
 
-def describe_left_out(bench: Workbench, frame: pd.DataFrame) -> str | None:
+def describe_left_out(bench: CatalogueContext, frame: pd.DataFrame) -> str | None:
     """What the prompts of these rows have no room for."""
     return measure_left_out(bench.encoder, bench.ranks, frame).line(bench.encoder.why)
 
@@ -83,13 +83,13 @@ def evaluate(
     recipe: Recipe, runs: Sequence[Run], split: str, existing: Existing, progress: Progress
 ) -> Compared:
     """Rank the whole catalogue for every row of the split."""
-    from llmrec_cli.evaluate import evaluate_catalogue  # training does not need it
+    from llmrec_cli.pipeline.evaluate import evaluate_catalogue  # training does not need it
 
     return evaluate_catalogue(recipe, runs, split=split, existing=existing, progress=progress)
 
 
 def encode_answers(
-    bench: Workbench, frame: pd.DataFrame, split: str
+    bench: CatalogueContext, frame: pd.DataFrame, split: str
 ) -> list[tuple[IntArray, IntArray]]:
     """Every row's prompt, and its target."""
     prompts = bench.encoder.encode(frame[HISTORY].tolist())
@@ -106,7 +106,7 @@ class _NoPrompts:
         return Prompts([none] * len(histories), np.zeros(len(histories), np.int32))
 
 
-def _check_negatives(stage: Stage) -> None:
+def _check_negatives(stage: TrainingStage) -> None:
     sampler, prepared = stage.sampler(), stage.bench.prepared
     if sampler is None:
         return
@@ -123,7 +123,7 @@ def _check_negatives(stage: Stage) -> None:
         )
 
 
-def _show_row(bench: Workbench, row: Row) -> Iterator[str]:
+def _show_row(bench: CatalogueContext, row: Row) -> Iterator[str]:
     words = bench.codec.tokenizer.convert_ids_to_tokens
     yield "prompt: " + " ".join(words(row.prompt.tolist()))
     leaf_B = bench.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]

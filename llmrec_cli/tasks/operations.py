@@ -12,15 +12,15 @@ from llmrec_cli.tasks.base import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-    from llmrec_cli.compare import Compared
-    from llmrec_cli.engine.rows import AnyRow, IntArray, LeftOut
-    from llmrec_cli.progress import Progress
-    from llmrec_cli.recipe.recipe import Recipe
+    from llmrec_cli.config.recipe import Recipe
+    from llmrec_cli.pipeline.compare import Compared
+    from llmrec_cli.pipeline.context import CatalogueContext
+    from llmrec_cli.pipeline.requirements import TrainingStage
     from llmrec_cli.runs.record import Existing
     from llmrec_cli.runs.run import Run
-    from llmrec_cli.stage.needs import Stage
-    from llmrec_cli.stage.workbench import Workbench
     from llmrec_cli.training.dataset import RowTransform
+    from llmrec_cli.training.rows import AnyRow, IntArray, LeftOut
+    from llmrec_cli.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Operations:
         make_example: a prompt and its answers for a model card; None: nothing to show.
     """
 
-    make_rows: Callable[[Stage, bool], StageRows]
-    check_rows: Callable[[Stage, bool], object]
-    show_rows: Callable[[Stage, bool], ShownRows]
-    describe_left_out: Callable[[Workbench, pd.DataFrame], str | None]
-    check_evaluation: Callable[[Workbench], object]
+    make_rows: Callable[[TrainingStage, bool], StageRows]
+    check_rows: Callable[[TrainingStage, bool], object]
+    show_rows: Callable[[TrainingStage, bool], ShownRows]
+    describe_left_out: Callable[[CatalogueContext, pd.DataFrame], str | None]
+    check_evaluation: Callable[[CatalogueContext], object]
     evaluate: Callable[[Recipe, Sequence[Run], str, Existing, Progress], Compared]
-    encode_answers: Callable[[Workbench, pd.DataFrame, str], list[tuple[IntArray, IntArray]]]
-    make_example: Callable[[Workbench], str | None]
+    encode_answers: Callable[[CatalogueContext, pd.DataFrame, str], list[tuple[IntArray, IntArray]]]
+    make_example: Callable[[CatalogueContext], str | None]
 
 
 def load_operations(task: Task) -> Operations:

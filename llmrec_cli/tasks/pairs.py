@@ -16,20 +16,20 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
-from llmrec_cli.data.rank_wording import Question, RankTemplate
-from llmrec_cli.engine.answer_scores import log_probs
-from llmrec_cli.engine.ranks import Column, Ranks
-from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row
+from llmrec_cli.data.prompts import Question, RankTemplate
+from llmrec_cli.data.schema import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
+from llmrec_cli.decoding.ranker import score_micro_batch
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.base import batches_by_length
-from llmrec_cli.models.policy import inference
+from llmrec_cli.models.language_model import inference_mode
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.tensors.trie import Trie
 from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.distributed import Column, Ranks
+from llmrec_cli.training.rows import AnyRow, IntArray, PairRow, Row
 
 _ORDER = crc32(b"pair-order")
-Sampler = Callable[[Row, int], tuple[tuple[int, ...], ...]]
+DrawsNegatives = Callable[[Row, int], tuple[tuple[int, ...], ...]]
 """(row, epoch) -> negatives of each of its targets, catalogue indices."""
 
 
@@ -206,14 +206,14 @@ def toss_order(seed: int, row: int, epoch: int, k: int) -> tuple[bool, ...]:
 
 
 @dataclass(frozen=True)
-class DrawnPairs:
+class DrawPairs:
     """Training rows of an update as pair rows: a pure function of rows and epoch.
 
     A row transform (``training.dataset``).
     """
 
     encoder: PairEncoder
-    sampler: Sampler
+    sampler: DrawsNegatives
     seed: int
     steps_per_epoch: int
     runs_ahead: bool = True
@@ -268,7 +268,7 @@ def score_pairs(
     """``log pi`` of the chosen and the rejected answer of each pair, over the vocabulary.
 
     Args:
-        policy: called like ``models.policy.Policy``, with its ``head()``.
+        policy: called like ``models.language_model.Policy``, with its ``head()``.
         trie: any; answers are texts.
         batch: pairs of a forward pass.
         ranks: the processes that share the pairs.
@@ -284,12 +284,14 @@ def score_pairs(
         score_Q2 = torch.empty((len(numbers), 2), dtype=torch.float64)
         for part in batches_by_length(lengths, batch):
             micro = collate([pairs[numbers[at]] for at in part]).to(ranks.device)
-            score_Q2[part] = log_probs(policy, micro, legal=False).double().cpu().view(-1, 2)
+            score_Q2[part] = (
+                score_micro_batch(policy, micro, legal=False).double().cpu().view(-1, 2)
+            )
             advance(len(part) * len(pairs) // len(numbers))
         return [(score_Q2, 0)]
 
-    with inference(policy):
-        found: NDArray[np.float64] = ranks.shared_out(len(pairs), work)[0].numpy()
+    with inference_mode(policy):
+        found: NDArray[np.float64] = ranks.share_work(len(pairs), work)[0].numpy()
     ends = np.cumsum([len(row.prompts) for row in rows])
     return np.split(found, ends[:-1])
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from llmrec_cli.methods import find
-from llmrec_cli.recipe.formats import one_of
+from llmrec_cli.config.formats import join_words
+from llmrec_cli.methods import find_method
 from llmrec_cli.tasks.base import Task
 
 if TYPE_CHECKING:
-    from llmrec_cli.recipe.stages import AlignSection
+    from llmrec_cli.config.training import AlignSection
 
 DRAWS: Final = ("uniform", "popularity", "disliked")
 """What the other candidate of a pair can be drawn by."""
@@ -26,9 +26,9 @@ def check_method(section: AlignSection, has_rejected: bool) -> Iterator[str]:
     Args:
         has_rejected: the source's files bring the rejected answers.
     """
-    method = find(section.method)
+    method = find_method(section.method)
     negatives = method.needs(section.options).negatives
-    draws = f" (with negatives = {one_of(DRAWS)}, but for lml)"
+    draws = f" (with negatives = {join_words(DRAWS)}, but for lml)"
     known = f"expected method dmpo, dpo, sdpo or lml{'' if has_rejected else draws}"
     legal, compares = method.legal_only(section.options), negatives is not None
     if legal and (compares or "support" not in type(section.options).model_fields):

@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.compare import Compared, compare_experiment
-from llmrec_cli.data.columns import COUNT, PREFERENCE, ROW, TARGET, USER_ID
-from llmrec_cli.engine.rows import LeftOut, PairRow
-from llmrec_cli.engine.usage import measured
-from llmrec_cli.files import MANIFEST_FILE, sha256, write_json
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.report.pairs import (
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.schema import COUNT, PREFERENCE, ROW, TARGET, USER_ID
+from llmrec_cli.evaluation.auc import (
     CHOSEN_SCORE,
     OTHER,
     REJECTED_SCORE,
@@ -27,11 +21,13 @@ from llmrec_cli.report.pairs import (
     build_pair_report,
     write_pairs,
 )
-from llmrec_cli.runs.provenance import require_all_inputs
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline.compare import Compared, compare_experiment
+from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
-from llmrec_cli.stage import workbench
-from llmrec_cli.stage.trained import load_policy
 from llmrec_cli.tasks.pairs import UserPairs, score_pairs
 from llmrec_cli.tasks.rank_pair_operations import (
     choose_pairs,
@@ -39,6 +35,10 @@ from llmrec_cli.tasks.rank_pair_operations import (
     describe_candidates,
     make_pair_encoder,
 )
+from llmrec_cli.training.distributed import measured
+from llmrec_cli.training.rows import LeftOut, PairRow
+from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
+from llmrec_cli.utils.progress import Progress
 
 
 def evaluate_pairs(
@@ -59,9 +59,9 @@ def evaluate_pairs(
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
-    bench = workbench.open_workbench(recipe, progress, evaluation=True)
+    bench = context.open_context(recipe, progress, evaluation=True)
     require_all_inputs(recipe, bench.codec.tokenizer, runs)
-    frame = workbench.subset(bench.prepared.split(split), recipe.eval.rows)
+    frame = context.choose_rows(bench.prepared.split(split), recipe.eval.rows)
     asked = choose_pairs(bench, frame, split)
     source = describe_candidates(frame, asked)
     encoder = make_pair_encoder(bench, recipe.prompt_for_eval)
@@ -88,7 +88,7 @@ def evaluate_pairs(
 
 
 def _write(
-    bench: workbench.Workbench,
+    bench: context.CatalogueContext,
     pairs: pd.DataFrame,
     protocol: PairProtocol,
     cost: Mapping[str, Any],
@@ -112,7 +112,7 @@ def _write(
 
 
 def _by_model(
-    bench: workbench.Workbench, rows: Sequence[PairRow], run: Run, progress: Progress
+    bench: context.CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = bench.recipe
     policy = Policy(load_policy(bench, run, train=False)).eval()
@@ -129,7 +129,9 @@ def _by_model(
     return np.concatenate(scores)
 
 
-def _by_popularity(bench: workbench.Workbench, asked: Sequence[UserPairs]) -> np.ndarray[Any, Any]:
+def _by_popularity(
+    bench: context.CatalogueContext, asked: Sequence[UserPairs]
+) -> np.ndarray[Any, Any]:
     count_I = bench.prepared.items[COUNT].to_numpy(np.float64)
     return np.array([[count_I[u.liked], count_I[other]] for u in asked for other in u.others])
 
@@ -137,7 +139,7 @@ def _by_popularity(bench: workbench.Workbench, asked: Sequence[UserPairs]) -> np
 def _table(
     frame: pd.DataFrame, asked: Sequence[UserPairs], scores: np.ndarray[Any, Any]
 ) -> pd.DataFrame:
-    """One row per pair, as ``report.pairs.SCHEMA`` has it."""
+    """One row per pair, as ``evaluation.auc.SCHEMA`` has it."""
     times = [len(user.others) for user in asked]
     table = frame[[ROW, USER_ID, TARGET]].iloc[np.repeat(np.arange(len(frame)), times)]
     columns: dict[str, Any] = {
@@ -149,7 +151,7 @@ def _table(
     return table.assign(**columns).reset_index(drop=True)
 
 
-def _trained_users(bench: workbench.Workbench) -> frozenset[str]:
+def _trained_users(bench: context.CatalogueContext) -> frozenset[str]:
     """Users with rows that the runs were trained on; none of another domain's."""
     if bench.recipe.eval.data is not None:
         return frozenset()
@@ -157,10 +159,10 @@ def _trained_users(bench: workbench.Workbench) -> frozenset[str]:
     return frozenset(user for name in splits for user in bench.prepared.split(name)[USER_ID])
 
 
-def _protocol(bench: workbench.Workbench, source: str, run: Run, split: str) -> PairProtocol:
-    hashes = {"data": sha256(bench.prepared.folder / MANIFEST_FILE)}
+def _protocol(bench: context.CatalogueContext, source: str, run: Run, split: str) -> PairProtocol:
+    hashes = {"data": hash_file(bench.prepared.folder / MANIFEST_FILE)}
     if run.manifest_file.is_file():
-        hashes["run"] = sha256(run.manifest_file)
+        hashes["run"] = hash_file(run.manifest_file)
     return PairProtocol(
         task=bench.recipe.task.name,
         split=split,

@@ -14,24 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import COUNT, DISLIKED, NEGATIVES, PREFERENCE, TITLE, USER_ID
-from llmrec_cli.data.leaves import gather_leaves
+from llmrec_cli.config.data import PromptSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
-from llmrec_cli.data.prompts import load_rank_template, require_titles
-from llmrec_cli.data.rank_wording import Question
-from llmrec_cli.engine.rows import IntArray, LeftOut, PairRow, count_left_out
+from llmrec_cli.data.prompts import Question, load_rank_template, require_titles
+from llmrec_cli.data.schema import COUNT, DISLIKED, NEGATIVES, PREFERENCE, TITLE, USER_ID
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Negatives
-from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.data import PromptSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.context import CatalogueContext, choose_rows
+from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
-from llmrec_cli.stage.needs import Stage
-from llmrec_cli.stage.workbench import Workbench, subset
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
 from llmrec_cli.tasks.pairs import (
-    DrawnPairs,
+    DrawPairs,
     PairEncoder,
     UserPairs,
     fix_pairs,
@@ -42,15 +39,17 @@ from llmrec_cli.tasks.pairs import (
     score_pairs,
 )
 from llmrec_cli.training.dataset import Dataset
-from llmrec_cli.training.negatives import NegativeSampler, users_of
+from llmrec_cli.training.negatives import NegativeSampler, gather_users
+from llmrec_cli.training.rows import IntArray, LeftOut, PairRow, count_left_out
+from llmrec_cli.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from llmrec_cli.compare import Compared
+    from llmrec_cli.pipeline.compare import Compared
 
 ONE_UNIFORM = Negatives(k=1, draw="uniform")
 
 
-def make_rows(stage: Stage, aligns: bool) -> StageRows:
+def make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     """Pairs to train on and to validate with.
 
     Where the method asks for no negatives, the other candidate of every row is drawn uniformly.
@@ -64,7 +63,7 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
     bench, section, wanted = stage.bench, stage.section, stage.needs.negatives
     prepared, encoder = bench.prepared, make_pair_encoder(bench, bench.recipe.prompt)
     frame = prepared.split(PREFERENCE if aligns and PREFERENCE in prepared.splits else "train")
-    valid = subset(prepared.split("valid"), section.validate_rows)
+    valid = choose_rows(prepared.split("valid"), section.validate_rows)
     asked = choose_pairs(bench, valid, "valid")
     encoded = encoder.encode(asked)
     valid_rows, notes = _trim_to_fewest(encoded)
@@ -86,19 +85,19 @@ def make_rows(stage: Stage, aligns: bool) -> StageRows:
     own = sampler.require(asked_rows)
     notes += sampler.dropped(asked_rows, own)
     steps_per_epoch = -(-len(own) // section.batch)
-    draw = DrawnPairs(encoder, sampler, bench.recipe.seed, steps_per_epoch)
+    draw = DrawPairs(encoder, sampler, bench.recipe.seed, steps_per_epoch)
     first = [row for row in draw(own, 0) if isinstance(row, PairRow)]  # pairs of the first epoch
     whole = (len(row.history) for row in own for _ in range((wanted or ONE_UNIFORM).k))
     left_out["train"] = count_left_out(whole, (n for row in first for n in row.left_out))
     return StageRows(own, valid_rows, rank_valid, (draw,), left_out, notes)
 
 
-def check_rows(stage: Stage, aligns: bool) -> None:
+def check_rows(stage: TrainingStage, aligns: bool) -> None:
     """What ``make_rows`` refuses."""
     make_rows(stage, aligns)
 
 
-def show_rows(stage: Stage, aligns: bool) -> ShownRows:
+def show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
     """The first pair: its prompt, and both answers."""
     found = make_rows(stage, aligns)
     completed = Dataset(found.rows, found.transforms or ()).complete_rows(found.rows, 0)
@@ -115,7 +114,7 @@ def show_rows(stage: Stage, aligns: bool) -> ShownRows:
     return ShownRows(len(rows), lines, longest)
 
 
-def check_evaluation(bench: Workbench) -> None:
+def check_evaluation(bench: CatalogueContext) -> None:
     """Refuse a test split without rows, or whose prompts cannot be made."""
     frame = bench.prepared.split("test")
     if len(frame) == 0:
@@ -135,7 +134,7 @@ def evaluate(
 
 
 def encode_answers(
-    bench: Workbench, frame: pd.DataFrame, split: str
+    bench: CatalogueContext, frame: pd.DataFrame, split: str
 ) -> list[tuple[IntArray, IntArray]]:
     """The prompt of every row's first pair, and its chosen answer."""
     encoder = make_pair_encoder(bench, bench.recipe.prompt_for_eval)
@@ -143,7 +142,7 @@ def encode_answers(
     return [(row.prompts[0], row.answers[0][0]) for row in rows]
 
 
-def make_example(bench: Workbench) -> str:
+def make_example(bench: CatalogueContext) -> str:
     """A prompt about the most popular items, and both answers."""
     popular = bench.prepared.items.sort_values(COUNT, ascending=False, kind="stable")
     one, two, liked, other = (popular[TITLE].dropna().tolist() * 4)[:4]
@@ -153,7 +152,7 @@ def make_example(bench: Workbench) -> str:
     return "\n\n".join([prompt, *answers])
 
 
-def make_pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
+def make_pair_encoder(bench: CatalogueContext, prompt: PromptSection) -> PairEncoder:
     """Encodes pairs of the workbench's catalogue.
 
     Raises:
@@ -167,7 +166,7 @@ def make_pair_encoder(bench: Workbench, prompt: PromptSection) -> PairEncoder:
     return encoder
 
 
-def choose_pairs(bench: Workbench, frame: pd.DataFrame, split: str) -> list[UserPairs]:
+def choose_pairs(bench: CatalogueContext, frame: pd.DataFrame, split: str) -> list[UserPairs]:
     """The pairs of a validation or test split: the source's, or one fixed one per row."""
     if NEGATIVES in frame.columns:
         return parse_pairs(frame)
@@ -195,9 +194,11 @@ def auc_paired(users: Sequence[str], scores: Sequence[np.ndarray[Any, Any]]) -> 
     return float(pd.Series(np.concatenate(above)).groupby(names).mean().mean())
 
 
-def _make_sampler(bench: Workbench, frame: pd.DataFrame, wanted: Negatives) -> NegativeSampler:
-    leaves = gather_leaves(bench.prepared.items, bench.leaf_of_item)
-    users = users_of(frame, leaves, wanted.below)
+def _make_sampler(
+    bench: CatalogueContext, frame: pd.DataFrame, wanted: Negatives
+) -> NegativeSampler:
+    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
+    users = gather_users(frame, leaves, wanted.below)
     return NegativeSampler(wanted, leaves, users, bench.recipe.seed)
 
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llmrec_cli.tensors.losses import CHUNK
-from llmrec_cli.tensors.mass import LeafMass
-from llmrec_cli.tensors.trie import Trie, edges_of
+from llmrec_cli.tensors.trie import LeafMass, Trie, edges_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,4 @@
-"""The catalogue as a flat trie of token sequences.
-
-Every item is a token sequence that ends in EOS; together they form a trie.  Its children at a node
-are the *legal* tokens there (``V_t`` in docs/methods).  Nodes are numbered breadth first and
-children are sorted by token, so that the child behind edge ``e`` is simply node ``e + 1`` and no
-child pointers are stored.
-
-Shape suffixes: N nodes, E = N - 1 edges, L leaves (distinct token sequences), I items, B rows,
-T positions of a response.
-"""
+"""The catalogue as a flat trie: its nodes, their children, probabilities summed over them."""
 
 from __future__ import annotations
 
@@ -18,6 +9,18 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+# The catalogue as a flat trie of token sequences.
+#
+# Every item is a token sequence that ends in EOS; together they form a trie.  Its children at a
+# node
+# are the *legal* tokens there (``V_t`` in docs/methods).  Nodes are numbered breadth first and
+# children are sorted by token, so that the child behind edge ``e`` is simply node ``e + 1`` and no
+# child pointers are stored.
+#
+# Shape suffixes: N nodes, E = N - 1 edges, L leaves (distinct token sequences), I items, B rows,
+# T positions of a response.
+
 
 ROOT = 0
 
@@ -211,3 +214,179 @@ def _pad(items: Sequence[Sequence[int]]) -> Tensor:
 
 def _starts(counts: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
+
+
+# Log-probabilities of a trie node's children, from the hidden state that reached it.
+#
+# Only legal columns of the output head are multiplied.  The vocabulary-wide sum that mask =
+# "after"
+# needs is taken a block of columns at a time and never stored.
+#
+# Shape suffixes: P positions, D model width, V vocabulary, U columns, F children of a node
+# (padded),
+# C edges.  Scores are fp32 whatever the model's type; -inf is padding.
+
+
+NONE = -1
+_LOGITS_AT_ONCE = 1 << 24  # elements of one logit block: 64 MB in fp32
+_GATHER_COST = 64  # one gathered multiply-add costs about as much as this many inside a gemm
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """What turns a hidden state at a trie node into log-probabilities of the node's children."""
+
+    trie: Trie
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    temperature: float  # > 0
+    over_vocab: bool  # normalise over the vocabulary (mask "after"), not over legal tokens
+
+
+def child_log_probs(scorer: Scorer, hidden_PD: Tensor, node_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the legal tokens at each node (docs/evaluation.md).
+
+    Returns:
+        log_prob_PF: fp32, at most 0, -inf past a node's last child.
+        child_PF: int64 trie node behind each token, in ascending token order, NONE past the end.
+    """
+    trie = scorer.trie
+    count_P = trie.fan_out(node_P).long()
+    widest = int(count_P.max()) if len(count_P) > 0 else 0
+    place_F = torch.arange(widest, device=node_P.device)
+    legal_PF = place_F < count_P[:, None]
+    edge_PF = trie.edge_start_N1[node_P].long()[:, None] + place_F
+    child_PF = torch.where(legal_PF, edge_PF + 1, NONE)
+    log_prob_PF = torch.full(legal_PF.shape, -torch.inf, device=node_P.device)
+    log_prob_PF[:, :1] = 0.0  # a forced token has probability 1 among the legal ones
+    asked_P = (count_P > 1) | scorer.over_vocab
+    if bool(asked_P.any()):
+        asked = (hidden_PD[asked_P], node_P[asked_P], edge_PF[asked_P], legal_PF[asked_P])
+        logits_PF = _child_logits(scorer, *asked)
+        total_P = vocab_logsumexp(scorer, asked[0]) if scorer.over_vocab else logits_PF.logsumexp(1)
+        # Rounding may leave 1e-7 above 0; "scores only fall" must hold to the last bit.
+        log_prob_PF[asked_P] = (logits_PF - total_P[:, None]).clamp_max(0)
+    return log_prob_PF, child_PF
+
+
+def forced_log_probs(scorer: Scorer, hidden_PD: Tensor, node_P: Tensor) -> Tensor:
+    """Log-probability (mask "after") of the only legal token at each node; fp32, at most 0."""
+    token_P = scorer.trie.edge_token_E[scorer.trie.edge_start_N1[node_P].long()].long()
+    logits_P = _dot(scorer, hidden_PD, token_P)
+    return (logits_P - vocab_logsumexp(scorer, hidden_PD)).clamp_max(0)
+
+
+def vocab_logsumexp(scorer: Scorer, hidden_PD: Tensor) -> Tensor:
+    """log sum_v exp(z_v / temperature) over the whole vocabulary, a block of columns at a time."""
+    step = max(1, _LOGITS_AT_ONCE // len(hidden_PD))
+    hidden_PD = hidden_PD.float() / scorer.temperature
+    blocks = []
+    for at in range(0, len(scorer.weight_VD), step):
+        logits_PU = hidden_PD @ scorer.weight_VD[at : at + step].float().T
+        if scorer.bias_V is not None:
+            logits_PU += scorer.bias_V[at : at + step].float() / scorer.temperature
+        blocks.append(logits_PU.logsumexp(1))
+    return torch.stack(blocks).logsumexp(0)
+
+
+def _child_logits(
+    scorer: Scorer, hidden_PD: Tensor, node_P: Tensor, edge_PF: Tensor, legal_PF: Tensor
+) -> Tensor:
+    """Logits / temperature of the children, -inf elsewhere; never a vocabulary-wide block."""
+    trie = scorer.trie
+    distinct_N: Tensor = torch.unique(node_P)
+    edges, _ = edges_of(trie, distinct_N)
+    column_U: Tensor = torch.unique(trie.edge_token_E[edges].long())
+    logits_PF = torch.full(edge_PF.shape, -torch.inf, device=hidden_PD.device)
+    if int(legal_PF.sum()) * _GATHER_COST < len(node_P) * len(column_U):
+        # Few children each: a dot product per edge beats a gemm over the union of columns.
+        token_C = trie.edge_token_E[edge_PF[legal_PF]].long()
+        logits_PF[legal_PF] = _dot(scorer, hidden_PD[legal_PF.nonzero()[:, 0]], token_C)
+        return logits_PF
+    token_PF = trie.edge_token_E[torch.where(legal_PF, edge_PF, 0)].long()
+    place_PF = torch.searchsorted(column_U, token_PF).clamp_max(len(column_U) - 1)
+    weight_UD = scorer.weight_VD[column_U].float() / scorer.temperature
+    bias_U = None
+    if scorer.bias_V is not None:
+        bias_U = scorer.bias_V[column_U].float() / scorer.temperature
+    step = max(1, _LOGITS_AT_ONCE // len(column_U))
+    for at in range(0, len(node_P), step):
+        rows = slice(at, at + step)
+        logits_RU = torch.nn.functional.linear(hidden_PD[rows].float(), weight_UD, bias_U)
+        logits_PF[rows] = logits_RU.gather(1, place_PF[rows])
+    return logits_PF.masked_fill_(~legal_PF, -torch.inf)
+
+
+def _dot(scorer: Scorer, hidden_CD: Tensor, token_C: Tensor) -> Tensor:
+    """Logit / temperature of one token per row, in blocks of bounded size."""
+    step = max(1, _LOGITS_AT_ONCE // hidden_CD.shape[1])
+    blocks = [
+        torch.linalg.vecdot(hidden_CD[at : at + step].float(), scorer.weight_VD[rows].float())
+        for at in range(0, len(token_C), step)
+        for rows in [token_C[at : at + step]]
+    ]
+    logits_C = torch.cat(blocks)
+    if scorer.bias_V is not None:
+        logits_C += scorer.bias_V[token_C].float()
+    return logits_C / scorer.temperature
+
+
+# Item probabilities laid over the trie: the mass of a node is the sum over the items below it.
+#
+# Leaves are numbered in trie order, so the leaves below a node are a range, and one cumulative sum
+# over the leaves gives the mass of every node as a difference (ILRec step 6, docs/methods).
+#
+# Shape suffixes: A answers (one probability row each), F leaves, N trie nodes.
+
+
+@dataclass(frozen=True, slots=True)
+class LeafMass:
+    """Cumulative leaf probabilities of each answer, and the leaf range of each node."""
+
+    cumulative_AF1: Tensor  # float64: probability of the first f leaves, 0 at f = 0
+    first_N: Tensor  # int64: the leaves below node n are first_N[n] .. end_N[n] - 1
+    end_N: Tensor
+
+    def of_nodes(self, answer: Tensor, node: Tensor) -> Tensor:
+        """Mass of ``node`` in the row of ``answer``: float64, in the tensors' common shape."""
+        row = self.cumulative_AF1
+        width = row.shape[1]
+        flat = row.reshape(-1)
+        start = answer * width
+        mass: Tensor = flat[start + self.end_N[node]] - flat[start + self.first_N[node]]
+        return mass.clamp_min(0)  # a parallel sum may fall by a rounding error
+
+    def to(self, device: torch.device) -> LeafMass:
+        """The same, with its arrays on ``device``."""
+        arrays = (self.cumulative_AF1, self.first_N, self.end_N)
+        return LeafMass(*(x.to(device, non_blocking=True) for x in arrays))
+
+
+def leaf_ranges(trie: Trie) -> tuple[Tensor, Tensor]:
+    """``first_N, end_N``: the leaves below node n are ``first_N[n] .. end_N[n] - 1``.
+
+    Nodes are numbered breadth first and leaves in trie order, so every leaf hands its number up:
+    one minimum and one count per level of the trie.
+    """
+    first_N = torch.full((trie.n_nodes,), trie.n_leaves, device=trie.device)
+    count_N = torch.zeros_like(first_N)
+    leaf_L = torch.arange(trie.n_leaves, device=trie.device)
+    node_L = trie.node_of_leaf_L.long()
+    while True:
+        first_N.scatter_reduce_(0, node_L, leaf_L, "amin")
+        count_N.scatter_add_(0, node_L, torch.ones_like(node_L))
+        below_L = node_L != ROOT
+        if not bool(below_L.any()):
+            return first_N, first_N + count_N
+        node_L, leaf_L = trie.parent_N[node_L[below_L]].long(), leaf_L[below_L]
+
+
+def leaf_mass(probability_AF: Tensor, ranges: tuple[Tensor, Tensor]) -> LeafMass:
+    """Lay leaf probabilities over the trie.
+
+    Args:
+        probability_AF: non-negative, in leaf order; rows need not sum to 1.
+        ranges: from ``leaf_ranges`` of the same trie, on the same device.
+    """
+    cumulative_AF = probability_AF.double().cumsum(1)
+    return LeafMass(torch.nn.functional.pad(cumulative_AF, (1, 0)), *ranges)

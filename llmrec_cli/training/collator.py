@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.rows import AnyRow, IntArray, PairRow, Row, contexts, shared_tokens
+from llmrec_cli.config.training import TrainSection
 from llmrec_cli.methods.contract import Batch, Preferences
-from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.tensors.packing import Tree, pack
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
+from llmrec_cli.training.rows import AnyRow, IntArray, PairRow, Row, build_contexts, shared_tokens
 
 
 class Limits(NamedTuple):
@@ -259,7 +259,7 @@ def _prompts_before(row: Row, trie: Trie) -> list[IntArray]:
     _, token_AT, length_A = paths(trie, trie.leaf_of_item_I[torch.tensor(row.targets)])
     tokens = zip(token_AT.tolist(), length_A.tolist(), strict=True)
     of_item = {item: ids[:n] for item, (ids, n) in zip(row.targets, tokens, strict=True)}
-    return contexts(row, of_item.__getitem__)
+    return build_contexts(row, of_item.__getitem__)
 
 
 def lay_out_pairs(rows: Sequence[PairRow], *, rejected: bool) -> Answers:

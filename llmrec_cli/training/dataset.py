@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.training.collator import MicroBatch
+from llmrec_cli.training.rows import AnyRow
 
 
 class RowTransform(Protocol):

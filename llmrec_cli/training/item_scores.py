@@ -24,22 +24,22 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmrec_cli.claims import lock_to_make
-from llmrec_cli.engine.rows import AnyRow, Row
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import (
+from llmrec_cli.models.base import batches_by_length
+from llmrec_cli.models.sequential import Sequential, states_at
+from llmrec_cli.tensors.trie import leaf_mass
+from llmrec_cli.training.collator import MicroBatch
+from llmrec_cli.training.rows import AnyRow, Row
+from llmrec_cli.utils.files import (
     FACTS_FILE,
     check_folder,
     read_json,
-    tensors_of,
+    translate_tensor_errors,
     write_folder,
     write_json,
     write_safetensors,
 )
-from llmrec_cli.models.base import batches_by_length
-from llmrec_cli.models.sequential import Sequential, states_at
-from llmrec_cli.tensors.mass import leaf_mass
-from llmrec_cli.training.collator import MicroBatch
+from llmrec_cli.utils.locks import lock_to_make
 
 VECTORS = "vectors.safetensors"
 
@@ -65,7 +65,7 @@ class AddItemScores:
     """A batch transform: item probabilities of each target's history, as prefix sums.
 
     Args:
-        ranges: of ``tensors.mass.leaf_ranges``, on the device of the losses.
+        ranges: of ``tensors.trie.leaf_ranges``, on the device of the losses.
         leaf_of_item_I: leaf of each catalogue item.
         keeps_history: whether entries of a target's history keep their probability.
     """
@@ -81,12 +81,12 @@ class AddItemScores:
             return micro  # texts have no item probabilities
         probability_AF = self.table.probabilities([row.number for row in own])
         if not self.keeps_history:
-            probability_AF = without_history(probability_AF, own, self.leaf_of_item_I)
+            probability_AF = mask_history(probability_AF, own, self.leaf_of_item_I)
         mass = leaf_mass(probability_AF.to(micro.input_ids_BT.device), self.ranges)
         return replace(micro, batch=replace(micro.batch, mass=mass))
 
 
-def without_history(
+def mask_history(
     probability_AF: Tensor, rows: Sequence[Row], leaf_of_item_I: NDArray[Any]
 ) -> Tensor:
     """0 for the entries that stand before each target, the target's own entry apart."""
@@ -113,7 +113,7 @@ def target_starts(rows: Sequence[Row]) -> Tensor:
     return counts.cumsum(0)
 
 
-def history_vectors(
+def compute_vectors(
     model: Sequential, rows: Sequence[Row], leaf_of_item_I: NDArray[Any], *, batch: int = 256
 ) -> Tensor:
     """The state of a sequential model before each target: vector_QD fp32, on the CPU.
@@ -152,7 +152,7 @@ def fingerprint_of_rows(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def stored_vectors(
+def load_vectors(
     folder: Path,
     facts: Mapping[str, str],
     compute: Callable[[], Tensor],
@@ -193,5 +193,5 @@ def _read_vectors(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
     check_folder(folder)
     if read_json(folder / FACTS_FILE) != dict(facts):
         return None
-    with tensors_of(folder / VECTORS):
+    with translate_tensor_errors(folder / VECTORS):
         return load_file(folder / VECTORS)["vectors"]

@@ -23,14 +23,14 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.data.columns import DISLIKED, RATING, TARGET, USER, USER_ID
-from llmrec_cli.data.leaves import Leaves
+from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.data.negatives import owned_entries
-from llmrec_cli.engine.rows import AnyRow, Row
+from llmrec_cli.data.schema import DISLIKED, RATING, TARGET, USER, USER_ID
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
-from llmrec_cli.files import check_folder, read_json, write_folder, write_json
 from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.training.rows import AnyRow, Row
 from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.utils.files import check_folder, read_json, write_folder, write_json
 
 Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first
 LISTS = "lists.json"
@@ -48,8 +48,8 @@ class Users:
     disliked: Mapping[int, tuple[int, ...]]  # ascending
 
 
-def users_of(
-    train: pd.DataFrame, leaves: Leaves, below: float, valid: pd.DataFrame | None = None
+def gather_users(
+    train: pd.DataFrame, leaves: CatalogueEntries, below: float, valid: pd.DataFrame | None = None
 ) -> Users:
     """Gather the users of the training split; ratings may be absent (null).
 
@@ -94,7 +94,9 @@ def require_scale(train: pd.DataFrame, below: float) -> None:
         )
 
 
-def _gather_recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int, set[int]]:
+def _gather_recorded(
+    frames: Sequence[pd.DataFrame], leaves: CatalogueEntries
+) -> dict[int, set[int]]:
     """What DISLIKED says of each user, in the first of the frames that has the user."""
     columns = pd.concat([frame[[USER, DISLIKED]] for frame in frames]).drop_duplicates(USER)
     return {
@@ -103,7 +105,9 @@ def _gather_recorded(frames: Sequence[pd.DataFrame], leaves: Leaves) -> dict[int
     }
 
 
-def _gather_badly_rated(frame: pd.DataFrame, leaves: Leaves, below: float) -> dict[int, set[int]]:
+def _gather_badly_rated(
+    frame: pd.DataFrame, leaves: CatalogueEntries, below: float
+) -> dict[int, set[int]]:
     disliked: dict[int, set[int]] = {}
     for user, target, rating in zip(frame[USER], frame[TARGET], frame[RATING], strict=True):
         if rating is not None and rating < below:
@@ -114,7 +118,9 @@ def _gather_badly_rated(frame: pd.DataFrame, leaves: Leaves, below: float) -> di
 class NegativeSampler:
     """Draws negatives for rows; see ``contract.Negatives`` for where they come from."""
 
-    def __init__(self, wanted: Negatives, leaves: Leaves, users: Users, seed: int) -> None:
+    def __init__(
+        self, wanted: Negatives, leaves: CatalogueEntries, users: Users, seed: int
+    ) -> None:
         self.wanted = wanted
         self.leaves = leaves
         self.users = users

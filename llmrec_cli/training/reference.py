@@ -21,24 +21,24 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.rows import AnyRow, FloatArray, PairRow, Row
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import (
+from llmrec_cli.methods.contract import Batch, Forward, Head
+from llmrec_cli.models.language_model import inference_mode
+from llmrec_cli.training.collator import Collator, Limits, MicroBatch
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import AnyRow, FloatArray, PairRow, Row
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.utils.files import (
     FACTS_FILE,
     check_folder,
     read_json,
-    tensors_of,
+    translate_tensor_errors,
     write_folder,
     write_json,
     write_safetensors,
 )
-from llmrec_cli.methods.contract import Batch, Forward, Head
-from llmrec_cli.models.policy import inference
-from llmrec_cli.progress import Progress
-from llmrec_cli.training.collator import Collator, Limits, MicroBatch
-from llmrec_cli.training.dataset import Dataset
-from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.utils.progress import Progress
 
 LogProbs = Callable[[Forward, Batch], Tensor]
 STORED = "reference.safetensors"
@@ -61,7 +61,7 @@ class Reference:
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
         """The policy with the reference's weights, in evaluation mode and without gradients."""
-        with inference(self.policy):
+        with inference_mode(self.policy):
             self._exchange()
             try:
                 yield self.policy
@@ -133,7 +133,7 @@ class ReferenceStore:
         found = read_json(self.folder / FACTS_FILE)
         if found != self.facts:
             raise ArtefactError(f"{self.folder}: made from {found}, now {self.facts}; delete it")
-        with tensors_of(self.folder / STORED):
+        with translate_tensor_errors(self.folder / STORED):
             self._arrays = load_file(self.folder / STORED)
         return True
 
@@ -195,7 +195,7 @@ def store_reference(
     with progress.track("reference", steps, unit="updates") as advance:
         computed = []
         for step in range(steps):
-            rows = [data.rows[number] for number in ranks.fed(sampler.numbers_of(step))]
+            rows = [data.rows[number] for number in ranks.pick_share(sampler.numbers_of(step))]
             computed.append(compute_rows(data.complete_rows(rows, step)))
             advance(1)
     store.save(computed)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
 from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import AnyRow
 
 _EPOCHS_KEPT = 2  # an update and what looks ahead of it may lie on both sides of an epoch's end
 

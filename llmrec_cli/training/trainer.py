@@ -22,20 +22,19 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from llmrec_cli.engine.checkpoint import Checkpoints, restore, restore_weights
-from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.ranks import Ranks, whole
-from llmrec_cli.engine.stop import deferred_signals
-from llmrec_cli.engine.trackers import Trackers
+from llmrec_cli.config.training import TrainSection
 from llmrec_cli.errors import ArtefactError, NumbersError
 from llmrec_cli.methods.contract import Forward, Method, State
-from llmrec_cli.models.policy import inference
-from llmrec_cli.progress import Progress
-from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.models.language_model import inference_mode
+from llmrec_cli.runs.tracking import MetricsLog, Trackers
 from llmrec_cli.tensors.trie import Trie
+from llmrec_cli.training.checkpoint import Checkpoints, restore, restore_weights
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
 from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks, gather_pieces
+from llmrec_cli.training.launch import defer_signals
 from llmrec_cli.training.sampler import DataLoader, Pass, Sampler, Update
+from llmrec_cli.utils.progress import Progress
 
 Sums = dict[str, Tensor]
 """``total``, ``count`` and the method's statistics: float64 scalars, detached."""
@@ -85,7 +84,7 @@ class PolicyLoss(nn.Module):
     the output head, which the loss applies to chosen rows and columns, must be among them.
 
     Args:
-        policy: called like ``models.policy.Policy``, with a ``head()`` of its own.
+        policy: called like ``models.language_model.Policy``, with a ``head()`` of its own.
 
     Returns:
         total (a scalar with gradient), and its ``count`` and statistics by name.
@@ -117,7 +116,7 @@ def make_optimizer(policy: nn.Module, section: TrainSection) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas)
 
 
-def learning_rate(section: TrainSection, step: int, steps: int) -> float:
+def compute_learning_rate(section: TrainSection, step: int, steps: int) -> float:
     """Rate of update ``step`` (0-based) of ``steps``: warm-up, then the schedule down to 0."""
     warmup = section.warmup * steps if section.warmup < 1 else section.warmup
     if step < warmup:
@@ -224,7 +223,7 @@ class Trainer:
         if self.ranks.count > 1 and self.state.step < self.steps:
             self._lay_out_buckets(module, optimizer)
         with (
-            deferred_signals() as stop,
+            defer_signals() as stop,
             self.loader,
             self.progress.track(self.label, self.steps, self.state.step, unit="updates") as advance,
         ):
@@ -254,14 +253,14 @@ class Trainer:
         found = self._compute_gradients(module, update)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(gradients))
+        norm = gather_pieces(nn.utils.get_total_norm(gradients))
         bad = (~torch.isfinite(norm)).double()
         totals = self.ranks.add({**found.sums, "not_finite": bad})
         count = max(totals.pop("count"), 1.0)
         scale = self.ranks.count / count  # data parallelism averages over ranks
         loss, size = totals.pop("total") / count, float(norm) * scale
         bad_ranks, tokens = totals.pop("not_finite"), int(totals.pop("tokens"))
-        rate = learning_rate(self.section, state.step, self.steps)
+        rate = compute_learning_rate(self.section, state.step, self.steps)
         row: dict[str, Any] = {"learning_rate": rate, "tokens": tokens}
         if bad_ranks or not math.isfinite(loss):
             self._note_not_finite(update, found, loss, size)
@@ -285,7 +284,7 @@ class Trainer:
     def validate(self, module: Any) -> dict[str, float]:
         """Validation loss and ranking; remembers the best and counts towards patience."""
         begun, state = time.perf_counter(), self.state
-        with inference(self.policy):
+        with inference_mode(self.policy):
             loss = self._validation_loss(module)
             ranking = dict(self.rank_valid())
         if not math.isfinite(loss):
@@ -375,7 +374,10 @@ class Trainer:
             NumbersError: ``on_nonfinite = "stop"``, or more than ``skip_limit`` were left out.
         """
         seen = [rows for rows, own in found.losses if not bool(torch.isfinite(own))]
-        rows = self.ranks.gathered([number for rows in seen for number in rows]) or update.numbers
+        rows = (
+            self.ranks.gather_numbers([number for rows in seen for number in rows])
+            or update.numbers
+        )
         what = f"step {self.state.step + 1}: loss = {loss}, gradient norm = {norm}"
         note = {"step": self.state.step + 1, "loss": str(loss), "gradient_norm": str(norm)}
         bad_updates = self._bad_updates()

@@ -11,20 +11,15 @@ import pandas as pd
 import pytest
 from experiments import make_experiment, typed
 
-from llmrec_cli.comparing.external import load_external_entry
-from llmrec_cli.data.leaves import gather_leaves
+from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.errors import ArtefactError, DataError, UserError
-from llmrec_cli.report.entries import Entry, Ground
-from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.predictions import (
-    build_predictions,
-    read_predictions,
-    write_predictions,
-)
-from llmrec_cli.report.question import Question
+from llmrec_cli.evaluation.comparison import ComparisonConfig, Entry, EvaluatedData
+from llmrec_cli.evaluation.external_lists import load_external_entry
+from llmrec_cli.evaluation.metrics import score_rows
+from llmrec_cli.evaluation.predictions import build_predictions, read_predictions, write_predictions
 
 ITEMS = [f"B00{at}" for at in range(6)]
-LEAVES = gather_leaves(pd.DataFrame({"count": range(6)}), [0, 1, 2, 3, 4, 0])  # 0 and 5 are one
+LEAVES = gather_entries(pd.DataFrame({"count": range(6)}), [0, 1, 2, 3, 4, 0])  # 0 and 5 are one
 ROWS = pd.DataFrame(
     {
         "row": range(3),
@@ -36,14 +31,14 @@ ROWS = pd.DataFrame(
 WANTED = {0: [0, 1, 2], 1: [3, 1], 2: [4, 5, 2]}  # places of the targets: 1, 2, 3
 
 
-def ground(rows: pd.DataFrame = ROWS) -> Ground:
+def ground(rows: pd.DataFrame = ROWS) -> EvaluatedData:
     names = ("items", "train", "valid", "test")
     files = {f"{name}.parquet": {"sha256": name, "rows": len(rows)} for name in names}
     items = pd.DataFrame({"item_id": ITEMS})
-    return Ground(Path("prepared"), {"files": files}, "test", items, rows, LEAVES)
+    return EvaluatedData(Path("prepared"), {"files": files}, "test", items, rows, LEAVES)
 
 
-def asked(**changes: Any) -> Question:
+def asked(**changes: Any) -> ComparisonConfig:
     values: dict[str, Any] = {
         "split": "test",
         "policies": ("keep", "remove"),
@@ -54,7 +49,7 @@ def asked(**changes: Any) -> Question:
         "resamples": 100,
         "seed": 0,
     }
-    return Question(**{**values, **changes})
+    return ComparisonConfig(**{**values, **changes})
 
 
 def opened(

@@ -12,10 +12,10 @@ import pytest
 from browsing import Opened, chromium
 from experiments import make_experiment
 
-from llmrec_cli.compare import Asked, Compared, compare
-from llmrec_cli.comparing.gather_page import POINTS, gather_page
-from llmrec_cli.comparing.outputs import write_output
+from llmrec_cli.pipeline.compare import Asked, Compared, compare
+from llmrec_cli.report.outputs import write_output
 from llmrec_cli.report.page import Page, render_page, write_page
+from llmrec_cli.report.page.gather import POINTS, gather_page
 
 pytestmark = pytest.mark.slow
 

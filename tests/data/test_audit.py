@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llmrec_cli.data.audit import Rows, count_findings, measure_concentration
-from llmrec_cli.data.columns import (
+from llmrec_cli.data.schema import (
     BRAND,
     COUNT,
     HISTORY,

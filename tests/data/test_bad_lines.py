@@ -11,13 +11,12 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from llmrec_cli.data.readers import Source, delimited, json_lines, read, sink
-from llmrec_cli.data.readers.block import Block
-from llmrec_cli.data.readers.lines import BLOCK
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.data.formats import Source, base, parsing, read, tables
+from llmrec_cli.data.formats.parsing import BLOCK, Block
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 GOOD: dict[str, dict[str, Any]] = {
     "amazon2014": {"reviewerID": "A", "asin": "B", "overall": 5.0, "unixReviewTime": 1400000000},
@@ -221,7 +220,7 @@ def test_a_bad_json_line_is_looked_at_once_and_no_good_one_with_it(
     rows = [line(form, f"B{n}") if n % 3 else b'{"half": ' for n in range(60)]
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join(rows))
-    slow = count_calls(json_lines, "_decode_line", monkeypatch)
+    slow = count_calls(parsing, "_decode_line", monkeypatch)
     assert len(items_of(source(form, path, tmp_path))) == 40
     assert slow.call_count == 20
 
@@ -233,7 +232,7 @@ def test_bad_literals_cost_no_good_one_a_second_reading(
     rows = [row for pair in zip(good, ["{'half': "] * 40, strict=True) for row in pair]
     path = tmp_path / "reviews.json"
     path.write_text("\n".join(rows))
-    slow = count_calls(json_lines, "parse_literal", monkeypatch)
+    slow = count_calls(parsing, "parse_literal", monkeypatch)
     assert len(items_of(source("amazon2014", path, tmp_path))) == 40
     assert slow.call_count == 80
 
@@ -245,7 +244,7 @@ def test_bad_csv_lines_cost_one_more_reading_of_their_block(
     rows = [f"A,B{n},5.0,1547589356557" if n % 3 else bad for n in range(60)]
     path = tmp_path / "ratings.csv"
     path.write_text("\n".join(["user_id,parent_asin,rating,timestamp", *rows]))
-    parsed = count_calls(delimited.pacsv, "read_csv", monkeypatch)
+    parsed = count_calls(tables.pacsv, "read_csv", monkeypatch)
     assert len(items_of(source("ratings2023", path, tmp_path))) == 40
     assert parsed.call_count <= 3  # the last line has no newline, and is a block
 
@@ -257,7 +256,7 @@ def test_a_batch_with_wrong_values_is_checked_once(
     rows = [line("amazon2018", f"B{n}", **wrong[n % 3]) for n in range(60)]
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join([*rows, line("amazon2018", "good"), b""]))
-    checked = count_calls(sink, "check", monkeypatch)
+    checked = count_calls(base, "check", monkeypatch)
     assert items_of(source("amazon2018", path, tmp_path)) == ["good"]
     assert checked.call_count == 1
 

@@ -12,10 +12,10 @@ import pytest
 import tomli_w
 from experiments import typed
 
-from llmrec_cli.data.readers import check_beginnings, lines, read
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.formats import FORMATS
+from llmrec_cli.data.formats import check_beginnings, parsing, read
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.formats import FORMATS
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}
 PAIR: dict[str, Any] = {"prompt": {"task": "rank-pair", "template": "games"}}
@@ -91,7 +91,7 @@ def test_no_more_than_the_beginning_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault behind the first block is left to `prepare`; one inside of it is not."""
-    monkeypatch.setattr(lines, "BLOCK", 4096)
+    monkeypatch.setattr(parsing, "BLOCK", 4096)
     good = (json.dumps(R18) + "\n").encode()
     late, early = good * 200 + b"late\n", good * 5 + b"early\n" + good * 200
     keys = {"format": "amazon2018", "reviews": "r"}
@@ -111,8 +111,8 @@ def test_no_more_than_the_beginning_is_read(
 def test_a_large_document_is_judged_by_its_complete_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "BLOCK", 512)
-    monkeypatch.setattr(lines, "DOCUMENT", 2048)
+    monkeypatch.setattr(parsing, "BLOCK", 512)
+    monkeypatch.setattr(parsing, "DOCUMENT", 2048)
     histories = {f"user {n}": [f"item {m}" for m in range(n % 7 + 1)] for n in range(400)}
     index = {f"item {m}": ["<a_1>", f"<b_{m}>"] for m in range(7)}
     (tmp_path / "r").write_text(json.dumps(histories, indent=1))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.catalog import build_catalogue, disambiguate, mark_shared_identity, name_items
-from llmrec_cli.data.columns import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
-from llmrec_cli.data.readers.source import ITEM_SCHEMA
+from llmrec_cli.data.formats.base import ITEM_SCHEMA
+from llmrec_cli.data.schema import BRAND, ITEM, ITEM_ID, TITLE, TOKENS
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 
 def section(**keys: object) -> DataSection:

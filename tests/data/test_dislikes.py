@@ -11,7 +11,11 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from llmrec_cli.data.columns import (
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.backends import POLARS
+from llmrec_cli.data.cleaning import CleaningSteps
+from llmrec_cli.data.schema import (
     BRAND,
     DISLIKED,
     ITEM,
@@ -25,11 +29,7 @@ from llmrec_cli.data.columns import (
     USER,
     USER_ID,
 )
-from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.filters import CleaningSteps
-from llmrec_cli.prepare import make_rows, prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import make_rows, prepare
 
 Rating = tuple[str, str, float | None, int]  # user, item, rating, time; its place breaks ties
 Moment = tuple[int, int]

@@ -18,9 +18,9 @@ from urllib.request import Request
 import pytest
 from hosting import Host, Served, hosting
 
-from llmrec_cli.download import transfer
-from llmrec_cli.download.transfer import ATTEMPTS, Gone, _classify_failure, _Redirects, fetch_file
 from llmrec_cli.errors import MachineError
+from llmrec_cli.sources import download
+from llmrec_cli.sources.download import ATTEMPTS, Gone, _classify_failure, _Redirects, fetch_file
 
 BODY = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -28,7 +28,7 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(transfer, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with hosting() as running:
         running.files["/x"] = Served(BODY)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_cli.data import filters
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data import cleaning
+from llmrec_cli.data.backends import POLARS
 from llmrec_cli.data.catalog import NamedItems
-from llmrec_cli.data.columns import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
-from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.filters import CleaningSteps, filter_interactions, filter_to_core
+from llmrec_cli.data.cleaning import CleaningSteps, filter_interactions, filter_to_core
+from llmrec_cli.data.schema import ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 Row = tuple[str, str, float | None, int]
 
@@ -48,7 +48,7 @@ def cleaned(
     """Positions of the interactions that are left, in their final order."""
     trail = CleaningSteps(POLARS, folder)
     log = filter_interactions(POLARS.scan(write(folder, rows)), asked, trail)
-    occurring = filters.collect_item_ids(log, POLARS, folder / "ids.parquet").to_list()
+    occurring = cleaning.collect_item_ids(log, POLARS, folder / "ids.parquet").to_list()
     kept = occurring if named is None else named
     items = pl.DataFrame({ITEM_ID: kept}, schema={ITEM_ID: pl.String})
     dropped = sorted(set(occurring) - set(kept))
@@ -157,7 +157,7 @@ def test_the_k_core_is_the_largest_one(
     with TemporaryDirectory() as folder:
         log = POLARS.scan(write(Path(folder), rows))
         got = (
-            filters.find_core(log, k, repeated, POLARS, Path(folder)).collect("polars").to_native()
+            cleaning.find_core(log, k, repeated, POLARS, Path(folder)).collect("polars").to_native()
         )
     kept = slow_core({(user, item) for user, item, _, _ in rows}, k)
     assert sorted(got[POSITION].to_list()) == [

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from llmrec_cli.data.audit import Rows, find_trained_pairs
-from llmrec_cli.data.columns import HISTORY, NEGATIVES, PREFERENCE, ROW, TARGET, USER, USER_ID
-from llmrec_cli.data.given import hold_out_users
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
+from llmrec_cli.data.rows import hold_out_users
+from llmrec_cli.data.schema import HISTORY, NEGATIVES, PREFERENCE, ROW, TARGET, USER, USER_ID
 from llmrec_cli.errors import DataError
 
 ENTRY = np.array([0, 1, 2, 3, 3, 4, 5, 6])  # items 3 and 4 share a title

@@ -5,12 +5,11 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from llmrec_cli.data.columns import HISTORY, ITEM, ITEM_ID, TARGET, USER, USER_ID
-from llmrec_cli.data.given import collect_items, count_pairs, encode_given_rows
-from llmrec_cli.data.readers.source import ROW_SCHEMA
-from llmrec_cli.data.rows import SplitCounts
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats.base import ROW_SCHEMA
+from llmrec_cli.data.rows import SplitCounts, collect_items, count_pairs, encode_given_rows
+from llmrec_cli.data.schema import HISTORY, ITEM, ITEM_ID, TARGET, USER, USER_ID
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 ITEMS = pl.DataFrame({ITEM_ID: ["a", "b", "c", "d"], ITEM: pl.Series(range(4), dtype=pl.Int32)})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.leaves import leaf_of_equal_titles
+from llmrec_cli.data.catalog import leaf_of_equal_titles
 from llmrec_cli.errors import ArtefactError
 
 

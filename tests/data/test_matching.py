@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.columns import COUNT, ITEM_ID, TITLE
-from llmrec_cli.data.matching import Finder
+from llmrec_cli.data.catalog import Finder
+from llmrec_cli.data.schema import COUNT, ITEM_ID, TITLE
 from llmrec_cli.errors import DataError
 
 TITLES = {

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec_cli.data import order
-from llmrec_cli.data.columns import ITEM, ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
-from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.engines.engine import parts
+from llmrec_cli.data import splitting
+from llmrec_cli.data.backends import POLARS
+from llmrec_cli.data.backends.base import list_parts
+from llmrec_cli.data.schema import ITEM, ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 
 LOG = pl.DataFrame(
     {
@@ -25,15 +25,17 @@ LOG = pl.DataFrame(
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> order.Log:
+def log(tmp_path: Path) -> splitting.Log:
     LOG.write_parquet(tmp_path / "log.parquet")
     return POLARS.scan(tmp_path / "log.parquet")
 
 
-def test_the_log_is_ordered_and_has_the_catalogues_indices(log: order.Log, tmp_path: Path) -> None:
+def test_the_log_is_ordered_and_has_the_catalogues_indices(
+    log: splitting.Log, tmp_path: Path
+) -> None:
     items = pl.DataFrame({ITEM_ID: ["x", "y"], ITEM: pl.Series([0, 1], dtype=pl.Int32)})
-    path = order.sort_by_user(log, items, POLARS, tmp_path / "by-user")
-    rows = pl.concat(order.read_batches(path)).rows()
+    path = splitting.sort_by_user(log, items, POLARS, tmp_path / "by-user")
+    rows = pl.concat(splitting.read_batches(path)).rows()
     assert rows == [
         ("a", 0, None, 7, 3),
         ("b", 1, 4.0, 3, 0),
@@ -42,28 +44,28 @@ def test_the_log_is_ordered_and_has_the_catalogues_indices(log: order.Log, tmp_p
     ]
 
 
-def test_sizes_and_moments(log: order.Log, tmp_path: Path) -> None:
-    sizes = order.count_sizes(log)
+def test_sizes_and_moments(log: splitting.Log, tmp_path: Path) -> None:
+    sizes = splitting.count_sizes(log)
     assert (sizes.size_S.tolist(), sizes.users_S.tolist()) == ([2, 3], [1, 1])
     assert sizes.total(sizes.size_S) == 5
-    every = order.sort_moments(log, 0, POLARS, tmp_path / "every")
+    every = splitting.sort_moments(log, 0, POLARS, tmp_path / "every")
     assert pl.read_parquet(every).rows() == [(1, 1), (3, 0), (5, 2), (5, 4), (7, 3)]
-    later = order.sort_moments(log, 2, POLARS, tmp_path / "later")
+    later = splitting.sort_moments(log, 2, POLARS, tmp_path / "later")
     assert pl.read_parquet(later).rows() == [(5, 4)]
 
 
 def test_rows_at_ranks_are_found_across_batches_and_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(order, "BATCH", 3)
+    monkeypatch.setattr(splitting, "BATCH", 3)
     folder = tmp_path / "relation"
     folder.mkdir()
     for number, values in {99_999: [7], 0: range(5), 100_000: [8, 9], 1: [5, 6], 3: []}.items():
         frame = pl.DataFrame({POSITION: pl.Series(values, dtype=pl.Int64)})
         frame.write_parquet(folder / f"part-{number:05d}-x.c000.snappy.parquet")
     (folder / "_SUCCESS").touch()
-    assert [len(batch) for batch in order.read_batches(folder)] == [3, 2, 2, 1, 2]
+    assert [len(batch) for batch in splitting.read_batches(folder)] == [3, 2, 2, 1, 2]
     for ranks in ([], [0], [2, 3, 5, 9], list(range(10))):
-        found = order.read_rows_at(folder, np.array(ranks, np.int64))
+        found = splitting.read_rows_at(folder, np.array(ranks, np.int64))
         assert found[POSITION].to_list() == ranks
-    assert len(parts(folder)) == 5
+    assert len(list_parts(folder)) == 5

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_cli.data.prompts import load_rank_template, parse_template, template_names
-from llmrec_cli.data.rank_wording import Question, RankTemplate
+from llmrec_cli.data.prompts import (
+    Question,
+    RankTemplate,
+    load_rank_template,
+    parse_template,
+    template_names,
+)
 from llmrec_cli.errors import RecipeError
 
 MINIMAL = 'instruction = "Go on."\nhistory = "Seen: {history}."\nempty = "Nothing."\n'

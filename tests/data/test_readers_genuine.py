@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from llmrec_cli.data.readers import Source, read
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import Source, read
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 BEAUTY = "amazon2023-all-beauty"
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.data.readers import lines
-from llmrec_cli.data.readers.block import split_lines
-from llmrec_cli.data.readers.lines import blocks
+from llmrec_cli.data.formats import parsing
+from llmrec_cli.data.formats.parsing import read_blocks, split_lines
 from llmrec_cli.errors import DataError
 
 ODD = "a\u2028b\u2029c\x0cd\re\x0bf\x85g\x1ch"  # str.splitlines would make nine lines of it
@@ -34,11 +33,11 @@ def test_other_separators_do_not_split() -> None:
 def test_blocks_join_to_the_file_and_number_every_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, block: int
 ) -> None:
-    monkeypatch.setattr(lines, "BLOCK", block)
+    monkeypatch.setattr(parsing, "BLOCK", block)
     data = "".join(f"{ODD} {n}\n" + "\n" * (n % 3) for n in range(1, 40)).encode() + b"no newline"
     path = tmp_path / "f"
     path.write_bytes(gzip.compress(data) if zipped else data)
-    found = list(blocks(path))
+    found = list(read_blocks(path))
     assert b"".join(b.data for b in found) == data
     numbered = {number: line for b in found for number, line in b.lines()}
     expected = {n: line for n, line in enumerate(data.split(b"\n"), 1) if line}
@@ -49,13 +48,13 @@ def test_blocks_join_to_the_file_and_number_every_line(
 def test_gzip_members_and_padding_are_one_stream(tmp_path: Path) -> None:
     path = tmp_path / "f.gz"
     path.write_bytes(gzip.compress(b"a\nb") + gzip.compress(b"c\n") + b"\0" * 512)
-    assert b"".join(b.data for b in blocks(path)) == b"a\nbc\n"
+    assert b"".join(b.data for b in read_blocks(path)) == b"a\nbc\n"
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"\xef\xbb\xbfa\n")
-    assert next(blocks(path)).data == b"a\n"
+    assert next(read_blocks(path)).data == b"a\n"
 
 
 def _zipped(data: bytes, cut: int = 0) -> bytes:
@@ -91,7 +90,7 @@ def test_damage_is_one_line_with_file_and_line(
     path = tmp_path / "f"
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
-        list(blocks(path))
+        list(read_blocks(path))
     message = str(caught.value)
     assert message.startswith(f"{path}{where}")
     assert what in message
@@ -100,14 +99,14 @@ def test_damage_is_one_line_with_file_and_line(
 
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        list(blocks(tmp_path / "absent"))
+        list(read_blocks(tmp_path / "absent"))
     with pytest.raises(DataError, match="this is a folder"):
-        list(blocks(tmp_path))
+        list(read_blocks(tmp_path))
 
 
 def test_an_abandoned_stream_ends_its_thread(tmp_path: Path) -> None:
     path = tmp_path / "f.gz"
     path.write_bytes(gzip.compress(_LINES * 100_000))
-    stream = blocks(path)
+    stream = read_blocks(path)
     next(stream)
     stream.close()

@@ -16,9 +16,9 @@ import pytest
 import tomli_w
 from experiments import typed
 
-from llmrec_cli.data.readers import read
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import read
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}
 R23 = {"user_id": "A1", "parent_asin": "B1", "rating": 4.0, "timestamp": 1547589356557}

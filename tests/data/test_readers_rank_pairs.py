@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, ITEM_ID, NEGATIVES, TARGET, TITLE
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.rank_pairs import read_file, render, user_of
 from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.data.readers import read
-from llmrec_cli.data.readers.rank_pairs import read_file, render, user_of
+from llmrec_cli.data.schema import CHOSEN_FIRST, HISTORY, ITEM_ID, NEGATIVES, TARGET, TITLE
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 GAMES = load_rank_template("games", Path)
 FILES = {"sft_ranking": 100, "dpo_ranking_1": 200, "dpo_ranking_3": 300, "eval_ranking": 1000}
@@ -24,7 +24,7 @@ FILES = {"sft_ranking": 100, "dpo_ranking_1": 200, "dpo_ranking_3": 300, "eval_r
 def row(
     history: tuple[str, ...] = ("Halo",), liked: str = "Doom", other: str = "Myst", **changes: Any
 ) -> dict[str, Any]:
-    from llmrec_cli.data.rank_wording import Question
+    from llmrec_cli.data.prompts import Question
 
     answers = [GAMES.render_answer(liked, other), GAMES.render_answer(other, liked)]
     prompt = GAMES.render(Question(history, other, liked))

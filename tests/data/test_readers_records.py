@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmrec_cli.data.readers import Source, lines, read
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import Source, parsing, read
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 Row = tuple[str, ...]
 REVIEWS = "user_id,item_id,timestamp\nu,i,1547589356557\n"
@@ -61,7 +61,7 @@ def test_a_cell_in_quotes_may_hold_line_breaks(tmp_path: Path) -> None:
 def test_a_record_may_go_on_in_the_next_block(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "BLOCK", block)
+    monkeypatch.setattr(parsing, "BLOCK", block)
     rows = [(f"i{n}", f"one\ntwo,{n}\n\nthree" if n % 3 else f"plain {n}") for n in range(40)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("item_id", "title"), *rows])

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.data.readers import read
-from llmrec_cli.data.readers.msl_windows import cut_tail
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.msl_windows import cut_tail
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.recipe.data import DataSection
 
 HEAD23 = "user_id,parent_asin,rating,timestamp"
 CSV23 = "A1,B1,5.0,1547589356557"

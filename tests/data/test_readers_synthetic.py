@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.data.readers import Source, json_lines, lines, read, sink
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.formats import Source, base, parsing, read
 from llmrec_cli.errors import DataError, MachineError, RecipeError
-from llmrec_cli.recipe.data import DataSection
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}
 R23 = {"user_id": "A1", "parent_asin": "B1", "rating": 4, "timestamp": 1547589356557}
@@ -67,11 +67,11 @@ def test_what_is_odd_but_right_is_read(tmp_path: Path, form: str) -> None:
 def test_the_fast_path_and_the_slow_one_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "BLOCK", 1000)
+    monkeypatch.setattr(parsing, "BLOCK", 1000)
     rows = [{**R18, "asin": f"B{n}", "overall": n % 5 + 1, "x": "é" * n} for n in range(300)]
     data = _json(*rows).replace(b"}\n", b"}\n\n", 7)
     fast = _reviews(tmp_path, data)
-    monkeypatch.setattr(json_lines, "_decode_block", lambda block, decoder: None)
+    monkeypatch.setattr(parsing, "_decode_block", lambda block, decoder: None)
     assert _reviews(tmp_path, data).equals(fast)
     assert fast["position"].to_list() == list(range(300))
 
@@ -195,7 +195,7 @@ def test_the_unit_is_found_per_file_and_positions_continue(tmp_path: Path) -> No
 
 
 def test_the_unit_holds_for_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK", 8)
+    monkeypatch.setattr(parsing, "BLOCK", 8)
     mixed = _json(*[R18] * 50, {**R18, "unixReviewTime": 1529193600000})
     with pytest.raises(DataError, match=r"r:51: .* but the lines before are in seconds"):
         _reviews(tmp_path, mixed)
@@ -312,7 +312,7 @@ def test_a_full_disk_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sink.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(base.pq.ParquetWriter, "write_table", full)
     with pytest.raises(MachineError, match="cannot be written: No space left on device"):
         _reviews(tmp_path, _json(R18))
     assert not list((tmp_path / "scratch").iterdir())

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from experiments import typed
 
-from llmrec_cli.data.readers import Source, read
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.formats import Source, read
 from llmrec_cli.errors import DataError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 MS = 1_547_589_356_557
 IDS = {"user_id": ["u"], "item_id": ["i"]}

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.data.readers import Source, lines, read
-from llmrec_cli.data.readers.times import to_milliseconds
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.formats import Source, parsing, read
+from llmrec_cli.data.formats.tables import to_milliseconds
 from llmrec_cli.errors import DataError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 SECOND = 1_529_193_600  # 2018-06-17
 HEAD = "user_id,item_id,timestamp\n"
@@ -202,7 +202,7 @@ def test_a_type_states_its_unit_whatever_the_numbers_look_like(tmp_path: Path) -
 
 
 def test_dates_hold_for_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "BLOCK", 12)
+    monkeypatch.setattr(parsing, "BLOCK", 12)
     with pytest.raises(DataError, match="expected a number, as the lines before have"):
         read_file(tmp_path, csv_of(*[SECOND] * 9, *["2018-06-17"] * 9))
 
@@ -219,7 +219,7 @@ def test_the_first_notation_of_a_file_holds_across_its_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, dates: bool
 ) -> None:
     """A time of the other notation at the beginning of a block is the bad line, and no other is."""
-    monkeypatch.setattr(lines, "BLOCK", 1 << 10)
+    monkeypatch.setattr(parsing, "BLOCK", 1 << 10)
     good, odd = ("2018-06-30", 1_530_000_000) if dates else (1_530_000_000, "2018-06-30")
     for bad_line in range(20, 60):
         times = [odd if n == bad_line else good for n in range(80)]

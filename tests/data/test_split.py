@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec_cli.data.columns import (
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data.backends import POLARS
+from llmrec_cli.data.rows import SplitStatistics, write_rows
+from llmrec_cli.data.schema import (
     HISTORY,
     ITEM,
     ITEM_ID,
@@ -24,12 +27,15 @@ from llmrec_cli.data.columns import (
     USER,
     USER_ID,
 )
-from llmrec_cli.data.engines.embedded import POLARS
-from llmrec_cli.data.order import sort_by_user
-from llmrec_cli.data.rows import SplitStatistics, write_rows
-from llmrec_cli.data.split import draw_first, draw_order, draw_sample, plan_split, require_clock
+from llmrec_cli.data.splitting import (
+    draw_first,
+    draw_order,
+    draw_sample,
+    plan_split,
+    require_clock,
+    sort_by_user,
+)
 from llmrec_cli.errors import DataError
-from llmrec_cli.recipe.data import DataSection
 
 Interaction = tuple[str, int, int]  # user, item, time; position is the order in the list
 HandRow = tuple[str, list[int], int]
@@ -174,7 +180,7 @@ def test_rows_do_not_depend_on_the_batches_that_they_are_cut_in(
     log = [(f"u{n * n % 23:02}", n % 90, n // 3) for n in range(200)]
     asked = section(split=protocol, few_shot_users=3, sample=sample, history=4)
     whole, counted = written(log, asked)
-    monkeypatch.setattr("llmrec_cli.data.order.BATCH", 7)
+    monkeypatch.setattr("llmrec_cli.data.splitting.BATCH", 7)
     some, counted_again = written(log, asked)
     assert all(some[name].equals(part) for name, part in whole.items())
     assert counted.summarize_ties() == counted_again.summarize_ties()
@@ -201,7 +207,7 @@ def test_the_first_of_a_shuffle_need_not_all_be_drawn_at_once(
     whole = draw_order(5000, 3, "train")
     key = np.array([3, crc32(b"train")], np.uint64)
     assert (whole == np.argsort(np.random.Philox(key=key).random_raw(5000), kind="stable")).all()
-    monkeypatch.setattr("llmrec_cli.data.split._DRAWN", 64)
+    monkeypatch.setattr("llmrec_cli.data.splitting._DRAWN", 64)
     for size in (0, 1, 63, 64, 65, 4999, 5000):
         assert draw_first(5000, size, 3, "train").tolist() == whole[:size].tolist()
 

@@ -11,9 +11,18 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.claims import lock_to_make
-from llmrec_cli.data import store
-from llmrec_cli.data.columns import (
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.data import prepared as store
+from llmrec_cli.data.prepared import (
+    check_fits,
+    describe_inputs,
+    load_prepared,
+    stage_folder,
+    write_items,
+    write_manifest,
+    write_split,
+)
+from llmrec_cli.data.schema import (
     BRAND,
     COUNT,
     DISLIKED,
@@ -32,19 +41,10 @@ from llmrec_cli.data.columns import (
     USER_ID,
     split_file,
 )
-from llmrec_cli.data.store import (
-    check_fits,
-    fingerprint,
-    load_prepared,
-    staging,
-    write_items,
-    write_manifest,
-    write_split,
-)
-from llmrec_cli.data.table_file import ITEMS_SCHEMA, ROWS_SCHEMA
+from llmrec_cli.data.table_files import ITEMS_SCHEMA, ROWS_SCHEMA
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
-from llmrec_cli.files import temporary_name
-from llmrec_cli.recipe.data import DataSection
+from llmrec_cli.utils.files import temporary_name
+from llmrec_cli.utils.locks import lock_to_make
 
 ITEMS = pl.DataFrame(
     {
@@ -82,7 +82,7 @@ def write_prepared(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with staging(tmp_path / "prepared") as stage:
+    with stage_folder(tmp_path / "prepared") as stage:
         write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     return tmp_path / "prepared"
 
@@ -105,7 +105,7 @@ def test_what_was_written_comes_back(folder: Path) -> None:
 
 
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    with staging(tmp_path / "again") as stage:
+    with stage_folder(tmp_path / "again") as stage:
         write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -114,7 +114,7 @@ def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
 
 def test_optional_columns_come_back(tmp_path: Path) -> None:
     lists = pl.Series(DISLIKED, [[1], []], dtype=pl.List(pl.Int64))
-    with staging(tmp_path / "prepared") as stage:
+    with stage_folder(tmp_path / "prepared") as stage:
         splits = {name: rows.with_columns(lists[: len(rows)]) for name, rows in ROWS_OF.items()}
         write_prepared(stage, ITEMS, splits, FACTS)
     train = load_prepared(tmp_path / "prepared").split("train")
@@ -166,7 +166,7 @@ def test_an_error_while_staging_leaves_nothing(tmp_path: Path) -> None:
         pass
 
     def interrupted(error: BaseException) -> None:
-        with staging(tmp_path / "prepared") as stage:
+        with stage_folder(tmp_path / "prepared") as stage:
             write_prepared(stage, ITEMS, ROWS_OF, FACTS)
             raise error
 
@@ -181,7 +181,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     for left in (temporary_name(prepared), tmp_path / ".prepared.partial"):  # now, and before
         left.mkdir()
         (left / "train.parquet").write_text("half")
-    with lock_to_make(prepared, print), staging(prepared) as stage:
+    with lock_to_make(prepared, print), stage_folder(prepared) as stage:
         assert list(stage.iterdir()) == []
     assert {file.name for file in tmp_path.iterdir()} == {"prepared", ".prepared.lock"}
 
@@ -197,7 +197,7 @@ def test_each_refusal_of_the_disk_is_the_machines_error(
     monkeypatch.setattr(owner, call, refuse)
     with (
         pytest.raises(MachineError, match="prepared: not prepared: No space left on device"),
-        staging(tmp_path / "prepared") as stage,
+        stage_folder(tmp_path / "prepared") as stage,
     ):
         write_prepared(stage, ITEMS, ROWS_OF, FACTS)
     assert list(tmp_path.iterdir()) == []
@@ -214,9 +214,9 @@ def section(folder: Path, **keys: object) -> DataSection:
 
 def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> None:
     def asked(seed: int = 0, **keys: object) -> store.Manifest:
-        return fingerprint(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
+        return describe_inputs(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
 
-    with staging(tmp_path / "prepared") as stage:
+    with stage_folder(tmp_path / "prepared") as stage:
         write_prepared(stage, ITEMS, ROWS_OF, asked())
     check_fits(tmp_path / "prepared", asked())
 
@@ -243,6 +243,6 @@ def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> Non
 def test_a_missing_source_names_its_key(tmp_path: Path) -> None:
     asked = section(tmp_path, reviews=("absent.csv",))
     with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: No such file"):
-        fingerprint(asked, 0, lambda name: tmp_path / name)
+        describe_inputs(asked, 0, lambda name: tmp_path / name)
     with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: Is a directory"):
-        fingerprint(asked, 0, lambda _: tmp_path)
+        describe_inputs(asked, 0, lambda _: tmp_path)

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import DataError, MachineError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.synthetic import wordlists
-from llmrec_cli.synthetic.oracle import (
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.sources import world as wordlists
+from llmrec_cli.sources.oracle import (
     build_histories,
     list_probabilities,
     score_oracle,
     score_popularity,
 )
-from llmrec_cli.synthetic.raw_files import FORMATS, SampleFormat, SampleReport, write_sample
-from llmrec_cli.synthetic.shop import (
+from llmrec_cli.sources.synthetic import FORMATS, SampleFormat, SampleReport, write_sample
+from llmrec_cli.sources.world import (
     Item,
     Purchase,
     Stream,

@@ -8,18 +8,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.data import table_file
-from llmrec_cli.data.columns import (
-    DISLIKED,
-    HISTORY,
-    RATING,
-    ROW,
-    TARGET,
-    TIMESTAMP,
-    USER,
-    USER_ID,
-)
-from llmrec_cli.data.table_file import ROWS_SCHEMA, TableFile, rows_schema
+from llmrec_cli.data import table_files
+from llmrec_cli.data.schema import DISLIKED, HISTORY, RATING, ROW, TARGET, TIMESTAMP, USER, USER_ID
+from llmrec_cli.data.table_files import ROWS_SCHEMA, TableFile, rows_schema
 
 N = 300_000  # so that times, all different, fill pages
 ROWS = pl.DataFrame(
@@ -45,11 +36,11 @@ def written(path: Path, portions: list[int]) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("group", [table_file.ROW_GROUP, 10**6])
+@pytest.mark.parametrize("group", [table_files.ROW_GROUP, 10**6])
 def test_portions_leave_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
-    monkeypatch.setattr(table_file, "ROW_GROUP", group)
+    monkeypatch.setattr(table_files, "ROW_GROUP", group)
     whole = written(tmp_path / "whole", [])
     assert written(tmp_path / "few", [1, 0, 262_143, 262, 2]) == whole
     assert written(tmp_path / "many", [1009] * 290) == whole

@@ -13,11 +13,11 @@ import pytest
 import tomli_w
 from experiments import typed
 
-from llmrec_cli.data.audit import judge_all, measure, with_audit
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.audit import judge_all, measure_prepared, with_audit
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 # Neither ids nor titles are in this order, and users lie across both files.
 FIRST = [("u", "d"), ("v", "a"), ("u", "b"), ("u", "e")]
@@ -92,7 +92,7 @@ def test_the_audit_says_that_there_is_an_order_and_no_time(
     assert audit["training rows later than the earliest test row"] is None
     assert prepared.manifest["data"]["columns"]["timestamp"] is False
     assert prepared.manifest["reader"]["reviews"]["r"]["timestamp"] == "order in the file"
-    said = {v.check: v.text for v in judge_all(with_audit(prepared), measure(prepared))}
+    said = {v.check: v.text for v in judge_all(with_audit(prepared), measure_prepared(prepared))}
     assert said["interactions that tie in time"] == "The source has an order and no times."
     assert "whether training looks ahead cannot be told" in said["training later than test"]
 

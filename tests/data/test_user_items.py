@@ -7,9 +7,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmrec_cli.data.columns import HISTORY, RATING, TARGET, TIMESTAMP, USER, USER_ID
-from llmrec_cli.data.store import Prepared, load_prepared, write_items, write_manifest, write_split
-from llmrec_cli.data.user_items import items_of_user
+from llmrec_cli.data.catalog import items_of_user
+from llmrec_cli.data.prepared import (
+    Prepared,
+    load_prepared,
+    write_items,
+    write_manifest,
+    write_split,
+)
+from llmrec_cli.data.schema import HISTORY, RATING, TARGET, TIMESTAMP, USER, USER_ID
 from llmrec_cli.errors import ArtefactError, DataError
 
 Row = tuple[str, list[int], int, int | None]

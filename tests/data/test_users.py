@@ -8,8 +8,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.data.columns import ITEM, POSITION, RATING, TIMESTAMP, USER, USER_ID
-from llmrec_cli.data.users import attach_badly_rated, batch_users
+from llmrec_cli.data.schema import ITEM, POSITION, RATING, TIMESTAMP, USER, USER_ID
+from llmrec_cli.data.splitting import attach_badly_rated, batch_users
 
 SCHEMA = {
     USER_ID: pl.String,

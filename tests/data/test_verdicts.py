@@ -21,7 +21,7 @@ from llmrec_cli.data.audit import (
     select_raised,
     tell_percent,
 )
-from llmrec_cli.data.columns import (
+from llmrec_cli.data.schema import (
     AS_READ,
     CUT_ITEMS,
     CUT_ROWS,

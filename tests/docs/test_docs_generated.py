@@ -12,7 +12,7 @@ from generate import BEGIN, END, generated, unknown, with_commands
 from generate_commands import Command, Parameter, commands
 from generate_recipe import recipe_page
 
-from llmrec_cli.cli import COMMANDS
+from llmrec_cli.cli.app import COMMANDS
 
 PAGES = generated()
 

@@ -16,12 +16,12 @@ from doc_pages import DOCS, ROOT, blocks, read
 
 import llmrec_cli
 from llmrec_cli import methods
-from llmrec_cli.align import align
-from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import align
+from llmrec_cli.runs.tracking import MetricsLog
+from llmrec_cli.utils.progress import Silent
 
 PAGE = read(DOCS / "add-a-method.md")
 TINY = [
@@ -109,7 +109,7 @@ def test_the_pages_method_computes_the_pages_equation(share: float) -> None:
     )
     torch.manual_seed(0)
     forward = Forward(torch.randn(2, 4), Head(torch.randn(9, 4)))
-    method = methods.find("smooth")
+    method = methods.find_method("smooth")
     found = method.loss(forward, batch, method.options(share=share), {})
 
     wanted = 0.0

@@ -29,10 +29,10 @@ from doc_pages import (
 from typer.main import get_command
 
 from llmrec_cli import methods
-from llmrec_cli.cli import app
-from llmrec_cli.recipe.baseline import BASELINES
-from llmrec_cli.recipe.data import DataFormat
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.cli.app import app
+from llmrec_cli.config.data import DataFormat
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import BASELINES
 
 RESULTS = ROOT / "benchmarks" / "results"
 PATH = re.compile(r"(?<![\w.~])/(?:home|root|work|tmp|usr|var|mnt|opt|Users)/\w|\b[A-Z]:\\\w")
@@ -207,14 +207,14 @@ def test_named_functions_exist_and_carry_their_equation(
 
 def test_every_method_says_where_its_equations_stand() -> None:
     found = {(page, path) for page, _, path, _ in places()}
-    for name in methods.names():
+    for name in methods.list_methods():
         assert [p for p, path in found if path.endswith((f"methods/{name}.py", "preference.py"))]
     labels = {what.strip("`") for page, what, *_ in places() if page.startswith("docs/methods/")}
     assert {"LML", "MSL eq. 5", "MSL eq. 8", "ATS", "DPO eq. 7", "S-DPO", "DMPO"} <= labels
     assert {f"ILRec step {n}" for n in range(1, 8)} <= labels
 
 
-@pytest.mark.parametrize("name", [*methods.names(), *BASELINES])
+@pytest.mark.parametrize("name", [*methods.list_methods(), *BASELINES])
 def test_every_method_and_model_has_a_page(name: str) -> None:
     rows = re.findall(r"^\| (`.+) \|.*\]\((\w+\.md)\) \|$", read(DOCS / "methods/index.md"), re.M)
     (page,) = [page for names, page in rows if f"`{name}`" in names]

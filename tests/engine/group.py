@@ -25,12 +25,12 @@ import torch
 from spread import spread
 from tiny import CATALOGUE, final_state, job
 
-from llmrec_cli.engine.checkpoint import trained_weights
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.trackers import tracked
+from llmrec_cli.config.training import TrackSection
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import NumbersError
-from llmrec_cli.recipe.track import TrackSection
+from llmrec_cli.runs.tracking import open_trackers
+from llmrec_cli.training.checkpoint import trained_weights
+from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.trainer import PolicyLoss
 
 TRIED = ("lml", "ats")
@@ -90,7 +90,7 @@ def lists(folder: Path) -> dict[str, Any]:
                 ranked = rank_catalogue(running.policy.model, running.trie, mine, options)
                 return [(ranked.leaf_BK, -1), (torch.tensor(list(numbers), dtype=torch.int64), -1)]
 
-            leaf_BK, number_B = ranks.shared_out(n, work)
+            leaf_BK, number_B = ranks.share_work(n, work)
             found[f"{n} {batch}"] = [leaf_BK.tolist(), number_B.tolist()]
     return found
 
@@ -194,9 +194,9 @@ def telling(folder: Path) -> dict[str, Any]:
     return {
         "most": ranks.most(10 * ranks.index),
         "sum": ranks.add({"a": torch.tensor(float(ranks.index)), "b": torch.tensor(1.0)}),
-        "gathered": ranks.gathered(list(range(ranks.index))),
+        "gathered": ranks.gather_numbers(list(range(ranks.index))),
         "share": ranks.share(range(7)),
-        "fed": ranks.fed(range(1)),
+        "fed": ranks.pick_share(range(1)),
         "worked": order,
         "saw": (folder / "made").read_text(),
     }
@@ -211,7 +211,7 @@ def mapping(folder: Path) -> dict[str, Any]:
         made.append(ranks.index)
         return {"a": np.arange(5, dtype=np.int32) + ranks.index, "b": np.ones((2, 3))}
 
-    found = ranks.mapped(make)
+    found = ranks.map_arrays(make)
     maps = Path("/proc/self/maps").read_text()
     left = [path.name for path in folder.glob("llmrec-*")]
     found["b"][0, 0] = ranks.index
@@ -236,7 +236,7 @@ def many_machines(folder: Path) -> dict[str, Any]:
     """Every rank on another machine, all with the same folder for temporary files."""
     accelerator: Any = Elsewhere(job(folder / "machines").ranks.accelerator)
     ranks = Ranks(accelerator)
-    found = ranks.mapped(lambda: {"a": np.full(3, ranks.index)})
+    found = ranks.map_arrays(lambda: {"a": np.full(3, ranks.index)})
     return {"shown": found["a"].tolist()}
 
 
@@ -265,7 +265,7 @@ def once_in_a_tracker(folder: Path) -> list[str]:
     """TensorBoard's files of a run in which all ranks work together."""
     running, section = job(folder / "tracked"), TrackSection(trackers=("tensorboard",))
     first, said = running.ranks.is_first, list[str]()
-    with tracked(section, running.folder, writes=first, say=said.append) as trackers:
+    with open_trackers(section, running.folder, writes=first, say=said.append) as trackers:
         replace(running, trackers=trackers).train(resume=False)
     running.ranks.wait()
     return [*said, *(path.parent.name for path in running.folder.rglob("*tfevents*"))]

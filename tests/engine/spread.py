@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.trainer import Trainer
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from trie_walk import walk
 
-from llmrec_cli.engine.rows import Row
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, Limits, count_tokens, split_rows
+from llmrec_cli.training.rows import Row
 from llmrec_cli.training.sampler import Sampler, draw_order
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 6, 6, 2], [5, 6, 7, 2]]

@@ -12,11 +12,11 @@ import torch
 from tiny import job
 from torch import nn
 
-from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.checkpoint import Checkpoints
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import check_folder
+from llmrec_cli.training import checkpoint
+from llmrec_cli.training.checkpoint import Checkpoints
 from llmrec_cli.training.trainer import read_state
+from llmrec_cli.utils.files import check_folder
 from tests.robustness.operations import announced
 
 
@@ -159,7 +159,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_and_no_rubbish(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmrec_cli.files.os.fsync", full)
+    monkeypatch.setattr("llmrec_cli.utils.files.os.fsync", full)
     with pytest.raises(MachineError, match="No space left on device"):
         Checkpoints(tmp_path).save(model, optimizer, {"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step-1"]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny import final_state, job, metrics, rows
 
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.rows import AnyRow
 from llmrec_cli.errors import DataError
 from llmrec_cli.training.collator import MicroBatch
 from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import AnyRow
 from llmrec_cli.training.sampler import DataLoader, Sampler, Update, draw_order
 from llmrec_cli.training.trainer import PolicyLoss, Trainer
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
-from llmrec_cli.engine.decode import DecodeOptions, Ranked, rank_catalogue, score_all
+from llmrec_cli.decoding.search import DecodedLists, DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
 
@@ -29,7 +29,7 @@ def options(**changes: object) -> DecodeOptions:
 
 
 def expect_top(
-    found: Ranked, score_BL: Tensor, k: int, exclude: Sequence[Sequence[int]] = ()
+    found: DecodedLists, score_BL: Tensor, k: int, exclude: Sequence[Sequence[int]] = ()
 ) -> None:
     """``found`` is the best of ``score_BL``: same leaves in the same order, same scores."""
     for row, score_L in enumerate(score_BL):
@@ -101,8 +101,8 @@ def test_narrow_rounds_and_many_batches_find_the_same_lists(
     prompts = ragged_prompts(7, range(1, 24))
     whole = rank_catalogue(model, trie, prompts, options())
     score_BL = score_all(model, trie, prompts, options())
-    monkeypatch.setattr("llmrec_cli.engine.decode._EXTRA_WIDTH", -5)  # one prefix a round
-    monkeypatch.setattr("llmrec_cli.engine.decode._TREE_TOKENS", 7)
+    monkeypatch.setattr("llmrec_cli.decoding.search._EXTRA_WIDTH", -5)  # one prefix a round
+    monkeypatch.setattr("llmrec_cli.decoding.search._TREE_TOKENS", 7)
     done: list[int] = []
     narrow = rank_catalogue(model, trie, prompts, options(batch=5), (), done.append)
     assert done == [5, 5, 5, 5, 3]
@@ -309,7 +309,7 @@ def test_any_catalogue_is_ranked_as_by_brute_force(
     model, trie = small_model("llama", seed, sharpness), build_trie(catalogue)
     with pytest.MonkeyPatch.context() as patch:
         if narrow:  # one prefix a round: the search ends by its bound, not by having seen all
-            patch.setattr("llmrec_cli.engine.decode._EXTRA_WIDTH", 1 - k)
+            patch.setattr("llmrec_cli.decoding.search._EXTRA_WIDTH", 1 - k)
         found = rank_catalogue(model, trie, prompts, options(k=k))
     assert found.proven
     for row, prompt in enumerate(prompts):

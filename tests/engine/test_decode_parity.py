@@ -12,7 +12,7 @@ from decode_peers import (
     small_model,
 )
 
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.tensors.trie import build_trie, paths
 
 

@@ -14,22 +14,22 @@ from tiny import CATALOGUE, job
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli.engine.answer_scores import log_probs, score_candidates
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue, score_all
-from llmrec_cli.engine.rows import PairRow, Row
-from llmrec_cli.methods import find
+from llmrec_cli.config.model import Lora, ModelSection
+from llmrec_cli.config.training import BASELINES
+from llmrec_cli.decoding.ranker import score_candidates, score_micro_batch
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.backbone import add_dropout, add_lora
-from llmrec_cli.models.policy import Policy
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import add_dropout, add_lora
 from llmrec_cli.models.sequential import build_sequential, log_probs_behind
-from llmrec_cli.recipe.baseline import BASELINES
-from llmrec_cli.recipe.model import Lora, ModelSection
 from llmrec_cli.tasks.pairs import score_pairs
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.dataset import Dataset
-from llmrec_cli.training.item_scores import history_vectors
+from llmrec_cli.training.item_scores import compute_vectors
 from llmrec_cli.training.reference import AddReference, Reference
+from llmrec_cli.training.rows import PairRow, Row
 from llmrec_cli.training.sampler import Sampler
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
@@ -79,7 +79,7 @@ KINDS: tuple[Callable[[], Policy], ...] = (scratch, attention, embeddings, adapt
 
 
 def reference(policy: Policy, folder: Path) -> torch.Tensor:
-    found = find("dmpo")
+    found = find_method("dmpo")
     score, options = found.answer_log_probs, found.options.model_validate({"k": 2})
     assert score is not None
     asked = Reference(policy, lambda forward, batch: score(forward, batch, options))
@@ -144,7 +144,7 @@ def test_a_pass_that_is_not_trainings_has_no_dropout(
     policy = kind()
     check(policy, lambda: asked(policy, tmp_path))
     micro = Collator(TRIE, cut_forced=False, rejected=True)(ROWS)
-    noisy = [log_probs(policy, micro, legal=False) for _ in range(2)]
+    noisy = [score_micro_batch(policy, micro, legal=False) for _ in range(2)]
     assert not torch.equal(*noisy)  # dropout there is: a training pass has it again
     assert noisy[0].requires_grad
 
@@ -153,7 +153,7 @@ def test_a_pass_that_is_not_trainings_has_no_dropout(
 def test_item_scores_have_no_dropout(name: str) -> None:
     options: Any = BASELINES[name].model_validate({"hidden": 16, "dropout": 0.5})
     model = build_sequential(name, options, len(CATALOGUE), longest=12, seed=0)
-    check(model, lambda: history_vectors(model, ROWS, np.arange(len(CATALOGUE))))
+    check(model, lambda: compute_vectors(model, ROWS, np.arange(len(CATALOGUE))))
     check(model, lambda: log_probs_behind(model, [[0, 3], [2]]))  # validation, eval
 
 
@@ -161,7 +161,7 @@ def test_a_whole_run_trains_with_dropout_and_asks_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An online reference between the passes of an update, and validation between updates."""
-    method = find("dmpo")
+    method = find_method("dmpo")
     options = method.options.model_validate({"k": 2, "reference": "online"})
     score = method.answer_log_probs
     assert score is not None
@@ -198,7 +198,7 @@ def test_ilrec_is_given_the_layers_before_the_last_nearest_first(tmp_path: Path)
     with torch.no_grad():
         model.model.norm.weight.normal_()
     seen: list[Forward] = []
-    method = find("ilrec")
+    method = find_method("ilrec")
     plain = method.loss
 
     def loss(forward: Forward, *rest: Any) -> Any:

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.config.training import BASELINES
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.sequential import Sequential, build_sequential
-from llmrec_cli.recipe.baseline import BASELINES
 from llmrec_cli.training.item_scores import (
     VECTORS,
     ItemScoreTable,
+    compute_vectors,
     fingerprint_of_rows,
-    history_vectors,
-    stored_vectors,
+    load_vectors,
+    mask_history,
     target_starts,
-    without_history,
 )
+from llmrec_cli.training.rows import Row
 
 N_LEAVES = 20
 LEAF_OF_ITEM = np.array([*range(N_LEAVES), 3, 11])[::-1].copy()  # 22 items, two pairs share a leaf
@@ -47,7 +47,7 @@ def rows() -> list[Row]:
 
 
 def table(name: str, of: list[Row], batch: int = 256) -> ItemScoreTable:
-    vectors = history_vectors(model(name), of, LEAF_OF_ITEM, batch=batch)
+    vectors = compute_vectors(model(name), of, LEAF_OF_ITEM, batch=batch)
     return ItemScoreTable(vectors, target_starts(of), model(name).head().weight_VD.detach())
 
 
@@ -95,7 +95,7 @@ def test_no_target_leaks_into_its_own_scores(name: str, at: int) -> None:
     items = list(sequence.targets)
     items[at:] = [(item + 1) % len(LEAF_OF_ITEM) for item in items[at:]]
     after = [*before[:4], replace(sequence, targets=tuple(items)), *before[5:]]
-    one, other = (history_vectors(model(name), of, LEAF_OF_ITEM) for of in (before, after))
+    one, other = (compute_vectors(model(name), of, LEAF_OF_ITEM) for of in (before, after))
     start = int(target_starts(before)[4])
     assert torch.equal(one[: start + at + 1], other[: start + at + 1])
     assert (one[start + at + 1 : start + 4] != other[start + at + 1 : start + 4]).any(1).all()
@@ -107,7 +107,7 @@ def test_an_item_of_the_history_counts_for_every_target(name: str) -> None:
     before = rows()
     history = (*before[4].history[:-1], before[4].history[-1] ^ 1)
     after = [*before[:4], replace(before[4], history=history), *before[5:]]
-    one, other = (history_vectors(model(name), of, LEAF_OF_ITEM) for of in (before, after))
+    one, other = (compute_vectors(model(name), of, LEAF_OF_ITEM) for of in (before, after))
     start = int(target_starts(before)[4])
     assert (one[start : start + 4] != other[start : start + 4]).any(1).all()
 
@@ -137,7 +137,7 @@ def test_entries_of_the_history_are_zeroed_the_targets_own_never() -> None:
     generator = torch.Generator().manual_seed(0)
     probability_AF = torch.rand(len(seen_and_own), N_LEAVES, generator=generator) + 0.1
     given = probability_AF.clone()
-    got = without_history(probability_AF, of, LEAF_OF_ITEM)
+    got = mask_history(probability_AF, of, LEAF_OF_ITEM)
     assert torch.equal(probability_AF, given), "changed in place"
     for answer, (seen, own) in enumerate(seen_and_own):
         for leaf in range(N_LEAVES):
@@ -168,14 +168,14 @@ def test_vectors_are_computed_once_for_the_same_facts(tmp_path: Path) -> None:
         return torch.full((3, 2), float(len(made)))
 
     folder = tmp_path / "scores" / "sasrec"
-    first = stored_vectors(folder, {"model": "a"}, compute)
-    assert torch.equal(stored_vectors(folder, {"model": "a"}, compute), first)
+    first = load_vectors(folder, {"model": "a"}, compute)
+    assert torch.equal(load_vectors(folder, {"model": "a"}, compute), first)
     assert len(made) == 1
-    assert float(stored_vectors(folder, {"model": "b"}, compute)[0, 0]) == 2
-    assert float(stored_vectors(folder, {"model": "b"}, compute)[0, 0]) == 2
-    assert float(stored_vectors(folder, {"model": "a"}, compute)[0, 0]) == 3
+    assert float(load_vectors(folder, {"model": "b"}, compute)[0, 0]) == 2
+    assert float(load_vectors(folder, {"model": "b"}, compute)[0, 0]) == 2
+    assert float(load_vectors(folder, {"model": "a"}, compute)[0, 0]) == 3
     with (folder / VECTORS).open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\x7f")
     with pytest.raises(ArtefactError, match=VECTORS):
-        stored_vectors(folder, {"model": "a"}, compute)
+        load_vectors(folder, {"model": "a"}, compute)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmrec_cli.engine.log import MetricsLog
+from llmrec_cli.runs.tracking import MetricsLog
 
 
 def test_a_line_that_is_no_row_is_left_out(tmp_path: Path) -> None:

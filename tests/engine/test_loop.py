@@ -14,14 +14,13 @@ import pytest
 import torch
 from tiny import CATALOGUE, METHODS, final_state, job, metrics, rows
 
-from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.rows import as_windows
+from llmrec_cli.config.training import TrainSection
 from llmrec_cli.errors import ArtefactError, NumbersError
-from llmrec_cli.progress import Lines
-from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.training import trainer
+from llmrec_cli.training import checkpoint, trainer
 from llmrec_cli.training.collator import Collator
-from llmrec_cli.training.trainer import PolicyLoss, Trainer, learning_rate
+from llmrec_cli.training.rows import as_windows
+from llmrec_cli.training.trainer import PolicyLoss, Trainer, compute_learning_rate
+from llmrec_cli.utils.progress import Lines
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -247,13 +246,19 @@ def test_bad_updates_can_be_left_out_up_to_a_limit(
 
 def test_schedules_warm_up_and_end_at_zero() -> None:
     section = TrainSection(learning_rate=2.0, warmup=4, schedule="linear")
-    assert [learning_rate(section, s, 12) for s in (0, 3, 4, 8, 12)] == [0.5, 2.0, 2.0, 1.0, 0.0]
+    assert [compute_learning_rate(section, s, 12) for s in (0, 3, 4, 8, 12)] == [
+        0.5,
+        2.0,
+        2.0,
+        1.0,
+        0.0,
+    ]
     cosine = TrainSection(learning_rate=2.0, warmup=0.25, schedule="cosine")
-    assert learning_rate(cosine, 2, 12) == 2.0
-    assert learning_rate(cosine, 3 + 3, 12) == pytest.approx(1 + math.cos(math.pi / 3))
-    assert learning_rate(cosine, 12, 12) == pytest.approx(0)
+    assert compute_learning_rate(cosine, 2, 12) == 2.0
+    assert compute_learning_rate(cosine, 3 + 3, 12) == pytest.approx(1 + math.cos(math.pi / 3))
+    assert compute_learning_rate(cosine, 12, 12) == pytest.approx(0)
     constant = TrainSection(learning_rate=2.0, warmup=0, schedule="constant")
-    assert learning_rate(constant, 11, 12) == 2.0
+    assert compute_learning_rate(constant, 11, 12) == 2.0
 
 
 def test_weight_decay_spares_norms(tmp_path: Path) -> None:

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.leaves import Leaves, gather_leaves
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.methods.contract import Negatives
-from llmrec_cli.training.negatives import NegativeSampler, Users, require_scale, users_of
+from llmrec_cli.training.negatives import NegativeSampler, Users, gather_users, require_scale
+from llmrec_cli.training.rows import Row
 
 N_ITEMS = 30
 NO_PROMPT = np.empty(0, np.int32)
 
 
-def leaves() -> Leaves:
+def leaves() -> CatalogueEntries:
     """30 items on 29 leaves: items 0 and 1 share one; item i was bought i times."""
     leaf_of_item = np.maximum(np.arange(N_ITEMS) - 1, 0)
-    return gather_leaves(pd.DataFrame({"count": np.arange(N_ITEMS)}), leaf_of_item)
+    return gather_entries(pd.DataFrame({"count": np.arange(N_ITEMS)}), leaf_of_item)
 
 
 FRAME = pd.DataFrame(
@@ -40,7 +40,7 @@ def sampler(**wanted: Any) -> NegativeSampler:
     choices = {"k": 3, "draw": "uniform"} | wanted
     known = leaves()
     below = choices.get("below", 4.0)
-    return NegativeSampler(Negatives(**choices), known, users_of(FRAME, known, below), seed=5)
+    return NegativeSampler(Negatives(**choices), known, gather_users(FRAME, known, below), seed=5)
 
 
 def row(number: int = 0, **changes: Any) -> Row:
@@ -48,7 +48,7 @@ def row(number: int = 0, **changes: Any) -> Row:
 
 
 def test_users_know_their_entries_and_what_they_disliked() -> None:
-    users = users_of(FRAME, leaves(), below=4.0)
+    users = gather_users(FRAME, leaves(), below=4.0)
     assert users.names == {0: "ann", 1: "bob"}
     assert users.owned == {0: frozenset({1, 2, 3}), 1: frozenset({9, 10})}
     assert users.disliked == {0: (3,)}  # item 4, rated 1; no rating is no dislike
@@ -119,17 +119,17 @@ VALID = pd.DataFrame(
 
 def test_recorded_dislikes_go_before_ratings() -> None:
     """Of items 1, 4, 7 and 8 ann has 4 (leaf 3) as a target; its low rating counts no more."""
-    users = users_of(RECORDED, leaves(), below=4.0)
+    users = gather_users(RECORDED, leaves(), below=4.0)
     assert users.disliked == {0: (0, 6, 7), 1: ()}
 
 
 def test_an_edition_of_what_the_user_has_is_not_disliked() -> None:
     owns_item_0 = RECORDED.assign(history=[[0], [0, 3], [10]])
-    assert users_of(owns_item_0, leaves(), below=4.0).disliked[0] == (6, 7)  # 1 shares its leaf
+    assert gather_users(owns_item_0, leaves(), below=4.0).disliked[0] == (6, 7)  # 1 shares its leaf
 
 
 def test_validation_tells_of_users_who_do_not_train_and_of_no_other() -> None:
-    users = users_of(RECORDED, leaves(), 4.0, VALID)
+    users = gather_users(RECORDED, leaves(), 4.0, VALID)
     assert users.disliked == {0: (0, 6, 7), 1: (), 5: (22, 23)}  # eve's as of her first row
     assert set(users.owned) == {0, 1}
     draws = NegativeSampler(Negatives(k=2, draw="disliked"), leaves(), users, seed=0)

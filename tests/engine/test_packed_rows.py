@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.rows import PairRow, Row, as_windows
+from llmrec_cli.config.model import ScratchModel
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.backbone import build_scratch
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import build_scratch
+from llmrec_cli.tensors.legal_softmax import legal_logits
 from llmrec_cli.tensors.losses import vocab_nll
-from llmrec_cli.tensors.masked import legal_logits
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, MicroBatch, count_tokens
+from llmrec_cli.training.rows import PairRow, Row, as_windows
 
 SMALL = ScratchModel(hidden=32, layers=3, heads=2, feed_forward=48, dropout=0.0, vocabulary=300)
 EOS = 1

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, FalconH1Config
 
-from llmrec_cli.engine.probe import (
+from llmrec_cli.config.model import ModelSection
+from llmrec_cli.decoding.probe import (
     CACHE,
     CAUSAL,
     HEAD,
@@ -19,17 +20,17 @@ from llmrec_cli.engine.probe import (
     TREE,
     Verdict,
     attention_of,
+    build_twin,
     explain_attention,
     find_twin,
     probe,
     probe_key,
     read_verdict,
     refusal,
+    shrunken,
 )
 from llmrec_cli.errors import NumbersError
-from llmrec_cli.models.backbone import add_lora
-from llmrec_cli.models.twin import build_twin, shrunken
-from llmrec_cli.recipe.model import ModelSection
+from llmrec_cli.models.loading import add_lora
 
 FAR = 1 << 40  # tokens: past every window
 ROTARY = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from group import BATCHES, ROWS, SECTIONS, TRIED, prompts_of, run_group
 from tiny import job, metrics
 
-from llmrec_cli.engine.decode import DecodeOptions, rank_catalogue
-from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
+from llmrec_cli.training.distributed import Ranks
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ def test_a_row_that_comes_back_twice_or_never_is_noticed(monkeypatch: pytest.Mon
     for share in ([0, 0, 1], [0, 2]):
         monkeypatch.setattr(Ranks, "share", lambda self, rows, share=share: share)
         with pytest.raises(RuntimeError, match="3 rows were shared out"):
-            ranks.shared_out(3, lambda numbers: [(torch.zeros(len(numbers)), 0)])
+            ranks.share_work(3, lambda numbers: [(torch.zeros(len(numbers)), 0)])
 
 
 def test_bad_numbers_of_one_rank_stop_all_before_the_update(group: Group) -> None:
@@ -158,7 +158,7 @@ def test_alone_everything_is_the_identity() -> None:
     ranks = Ranks(Accelerator(cpu=True))
     assert ranks.share([1, 2]) == [1, 2]
     assert ranks.most(5) == 5
-    columns: list[Any] = ranks.shared_out(3, lambda numbers: [(torch.tensor(list(numbers)), -1)])
+    columns: list[Any] = ranks.share_work(3, lambda numbers: [(torch.tensor(list(numbers)), -1)])
     assert columns[0].tolist() == [0, 1, 2]
 
 

@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec_cli.engine.rows import AnyRow, Row
+from llmrec_cli.config.model import Lora, ModelSection, ScratchModel
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import write_folder, write_json
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.backbone import add_lora, build_scratch
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.model import Lora, ModelSection, ScratchModel
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import add_lora, build_scratch
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, Limits
 from llmrec_cli.training.dataset import Dataset
@@ -32,7 +29,10 @@ from llmrec_cli.training.reference import (
     store_reference,
     with_reference,
 )
+from llmrec_cli.training.rows import AnyRow, Row
 from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.utils.files import write_folder, write_json
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -58,7 +58,7 @@ def policy(tuning: str) -> Policy:
 
 
 def method(name: str = "dmpo"):  # type: ignore[no-untyped-def] # the pair (method, options)
-    found = find(name)
+    found = find_method(name)
     return found, found.options.model_validate({"k": 2} if name != "dpo" else {})
 
 

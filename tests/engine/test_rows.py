@@ -7,22 +7,22 @@ import pandas as pd
 import pytest
 
 from llmrec_cli.data.prompts import Template, load_template
-from llmrec_cli.engine.rows import (
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec, train_tokenizer
+from llmrec_cli.training.rows import (
     LeftOut,
     PromptEncoder,
     Prompts,
     Row,
     as_windows,
     count_left_out,
+    count_rows_left_out,
     encode_catalogue,
-    left_out_of,
     require_histories,
     sequence_rows,
     user_rows,
     window_rows,
 )
-from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec, train_tokenizer
 
 TITLES = ["Red kite", "Blue kite", "Red kite, large", "Sledge & rope", "Ä", "Top", "Yo-yo", "Ball"]
 
@@ -213,7 +213,7 @@ def test_what_bare_prompts_leave_out_is_counted_window_by_window(
     catalogue = encode_catalogue(items, codec)
     rows = window_rows(frame, bare(codec, items, max_tokens))
     missed = [len(row.history) - shown_items(row, catalogue) for row in rows]
-    found = left_out_of(frame, rows)
+    found = count_rows_left_out(frame, rows)
     assert found == LeftOut(
         rows=len(frame),
         cut_rows=sum(n > 0 for n in missed),
@@ -222,7 +222,7 @@ def test_what_bare_prompts_leave_out_is_counted_window_by_window(
     )
     assert (found.line("why") is None) == (not any(missed))
     assert any(missed) == (max_tokens == 20)
-    assert left_out_of(frame, user_rows(frame, bare(codec, items, max_tokens))) == found
+    assert count_rows_left_out(frame, user_rows(frame, bare(codec, items, max_tokens))) == found
 
 
 def test_what_texts_leave_out_is_counted(items: pd.DataFrame, codec: Codec) -> None:
@@ -248,7 +248,7 @@ def test_what_the_passes_of_a_sequence_leave_out_is_counted(
     whole = frame["history"].map(len).tolist()
     missed = [n - min(n, len(w.history)) for n, w in zip(whole, windows, strict=True)]
     assert sum(missed)
-    found = left_out_of(frame, rows)
+    found = count_rows_left_out(frame, rows)
     assert (found.cut_rows, found.left_out) == (sum(n > 0 for n in missed), sum(missed))
 
 

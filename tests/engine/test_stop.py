@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llmrec_cli.engine.stop import SIGNALS, Stopped, deferred_signals, heeded
+from llmrec_cli.training.launch import SIGNALS, Stopped, defer_signals, list_heeded_signals
 
 pytestmark = pytest.mark.usefixtures("signals_as_before")
 HELD = [n for n in SIGNALS if n != signal.SIGINT]
@@ -30,7 +30,7 @@ def test_the_signals_that_systems_send_before_they_kill() -> None:
 def test_the_signal_agreed_on_or_else_the_first_is_delivered_once_the_block_ends(
     agreed: int, got: list[int]
 ) -> None:
-    with deferred_signals() as stop:
+    with defer_signals() as stop:
         assert stop.asked == 0
         signal.raise_signal(signal.SIGINT)
         for number in SIGNALS:
@@ -46,8 +46,8 @@ def test_the_signal_agreed_on_or_else_the_first_is_delivered_once_the_block_ends
 @pytest.mark.parametrize("number", SIGNALS)
 def test_an_ignored_signal_stays_ignored(number: int, got: list[int]) -> None:
     signal.signal(number, signal.SIG_IGN)
-    assert number not in heeded()
-    with deferred_signals() as stop:
+    assert number not in list_heeded_signals()
+    with defer_signals() as stop:
         signal.raise_signal(number)
         assert stop.asked == 0
     assert got == []
@@ -57,7 +57,7 @@ def test_an_ignored_signal_stays_ignored(number: int, got: list[int]) -> None:
 def test_what_another_process_heeded_ends_this_one_too(got: list[int]) -> None:
     """Otherwise half a training would pass for a whole one."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with pytest.raises(Stopped) as stopped, deferred_signals() as stop:
+    with pytest.raises(Stopped) as stopped, defer_signals() as stop:
         stop.agreed = signal.SIGHUP
     assert stopped.value.exit_code == 143
     assert got == []

@@ -15,13 +15,13 @@ import pytest
 import torch
 from tiny import CATALOGUE, final_state, job, metrics, rows
 
-from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.engine.rows import AnyRow, Row
+from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.training import trainer
+from llmrec_cli.training.checkpoint import Checkpoints
 from llmrec_cli.training.dataset import Dataset
 from llmrec_cli.training.negatives import AddNegatives, Miner, NegativeSampler, Users
+from llmrec_cli.training.rows import AnyRow, Row
 from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import PolicyLoss, Trainer
 
@@ -49,7 +49,7 @@ class Killed(Exception):
 def mined_job(folder: Path, fed: Fed) -> Trainer:
     """A job with the state of adaptive tau, dropout, and negatives that the policy itself finds."""
     running = job(folder, "ats", epochs=EPOCHS, micro_batch=3, save_every=2, validate_every=2)
-    leaves = gather_leaves(pd.DataFrame({"count": range(7)}), np.arange(len(CATALOGUE)))
+    leaves = gather_entries(pd.DataFrame({"count": range(7)}), np.arange(len(CATALOGUE)))
     wanted = Negatives(k=2, draw="model", pool=4, refresh=REFRESH)
     users = Users({0: "ann"}, {0: frozenset()}, {})
 
@@ -80,7 +80,9 @@ class Watched:
     runs_ahead: bool = True
 
     def __call__(self, part: Sequence[AnyRow], step: int) -> list[AnyRow]:
-        self.fed[step] = [(row.number, row.negatives) for row in part if isinstance(row, Row)]
+        self.pick_share[step] = [
+            (row.number, row.negatives) for row in part if isinstance(row, Row)
+        ]
         return list(part)
 
 

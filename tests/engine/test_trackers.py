@@ -17,14 +17,13 @@ from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import final_state, job, metrics
 
-from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.trackers import Trackers, require, tracked
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import TrackerName, TrackSection
 from llmrec_cli.errors import MachineError, RecipeError
-from llmrec_cli.files import TRACKERS_FILE
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.track import TrackerName, TrackSection
 from llmrec_cli.runs.run import experiment_of
+from llmrec_cli.runs.tracking import MetricsLog, Trackers, open_trackers, require_trackers
 from llmrec_cli.training.trainer import Trainer
+from llmrec_cli.utils.files import TRACKERS_FILE
 
 Said = list[str]
 Rows = dict[int, dict[str, float]]
@@ -37,7 +36,7 @@ def train_tracked(
     """A tiny run with trackers; what was said of them."""
     said: Said = []
     section = TrackSection(trackers=names)
-    with tracked(section, folder, writes=True, say=said.append) as trackers:
+    with open_trackers(section, folder, writes=True, say=said.append) as trackers:
         replace(running or job(folder, "ats"), trackers=trackers).train(resume=resume)
     return said
 
@@ -50,7 +49,7 @@ def log_tracked(
     section = TrackSection(trackers=names, online=online)
     PartialState(cpu=True)  # the processes, which a training knows
     folder.mkdir(parents=True, exist_ok=True)
-    with tracked(section, folder, writes=True, say=said.append) as trackers:
+    with open_trackers(section, folder, writes=True, say=said.append) as trackers:
         log = MetricsLog(folder / "metrics.jsonl", trackers=trackers)
         log.keep_until(steps.start - 1)
         for step in steps:
@@ -303,7 +302,7 @@ def test_a_failure_is_said_once_and_without_secrets(fakes: dict[str, Fake], tmp_
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     section = TrackSection(trackers=("tensorboard",))
-    with tracked(section, tmp_path, writes=False, say=pytest.fail) as trackers:
+    with open_trackers(section, tmp_path, writes=False, say=pytest.fail) as trackers:
         trackers.start([{"step": 1, "loss": 1.0}], seen=1)
         trackers.log({"step": 2, "loss": 1.0})
     assert list(tmp_path.iterdir()) == []
@@ -314,7 +313,7 @@ def test_a_missing_package_is_told_before_anything_is_written(tmp_path: Path) ->
     wanted = r'track.trackers = "wandb": wandb is not installed: pip install "llmrec\[wandb\]"'
     with (
         pytest.raises(MachineError, match=wanted),
-        tracked(TrackSection(trackers=("wandb",)), tmp_path, writes=True, say=pytest.fail),
+        open_trackers(TrackSection(trackers=("wandb",)), tmp_path, writes=True, say=pytest.fail),
     ):
         pytest.fail("was opened")
 
@@ -329,7 +328,7 @@ def test_online_needs_an_address(
     for variable in variables.split(" or "):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(RecipeError, match=rf"\[track\] online = true: {name} .* set {variables} "):
-        require(TrackSection(trackers=(name,), online=True))
+        require_trackers(TrackSection(trackers=(name,), online=True))
 
 
 def test_a_run_does_not_depend_on_its_trackers() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from llmrec_cli.engine import usage
-from llmrec_cli.engine.ranks import Ranks
+from llmrec_cli.training import distributed
+from llmrec_cli.training.distributed import Ranks
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -25,7 +25,7 @@ def taken(mebibytes: int) -> None:
 
 
 def peak_of(mebibytes: int) -> int:
-    with usage.measured(CPU) as found:
+    with distributed.measured(CPU) as found:
         taken(mebibytes)
     return found.peak_bytes
 
@@ -39,7 +39,7 @@ def test_the_peak_is_that_of_the_block_alone() -> None:
 
 
 def test_time_is_measured_too() -> None:
-    with usage.measured(CPU) as found:
+    with distributed.measured(CPU) as found:
         taken(1)
     assert 0 < found.seconds < 10
     recorded = found.recorded(Ranks(Accelerator(cpu=True)))
@@ -51,19 +51,19 @@ def test_time_is_measured_too() -> None:
 def test_a_machine_that_does_not_tell_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage, "_RESET", tmp_path / "no" / "clear_refs")
+    monkeypatch.setattr(distributed, "_RESET", tmp_path / "no" / "clear_refs")
     assert peak_of(1) > 10 * MIB
-    monkeypatch.setattr(usage, "_STATUS", tmp_path / "no-status")
+    monkeypatch.setattr(distributed, "_STATUS", tmp_path / "no-status")
     assert peak_of(1) > 10 * MIB  # of the whole process
-    monkeypatch.setattr(usage, "_of_the_process", lambda: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(distributed, "_of_the_process", lambda: (_ for _ in ()).throw(OSError))
     assert peak_of(1) == 0
-    with usage.measured(CPU) as found:
+    with distributed.measured(CPU) as found:
         pass
     assert found.recorded(Ranks(Accelerator(cpu=True)))["peak_bytes"] is None
 
 
 def test_an_error_inside_is_not_hidden() -> None:
-    with pytest.raises(ValueError, match="inside"), usage.measured(CPU):
+    with pytest.raises(ValueError, match="inside"), distributed.measured(CPU):
         raise ValueError("inside")
 
 
@@ -74,7 +74,7 @@ def test_a_gpu_tells_its_allocated_memory_and_its_name(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * MIB)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU 80GB")
     device = torch.device("cuda", 0)
-    with usage.measured(device) as found:
+    with distributed.measured(device) as found:
         assert asked == [device]
     assert found.peak_bytes == 7 * MIB
-    assert usage.device_name(device) == "A GPU 80GB"
+    assert distributed.device_name(device) == "A GPU 80GB"

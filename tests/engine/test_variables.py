@@ -12,23 +12,28 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tiny import final_state, job, metrics
 
-from llmrec_cli import cli
-from llmrec_cli.engine.group import LAUNCHER, end_with_launcher, is_first_rank, is_rank
-from llmrec_cli.engine.launch import launched
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.variables import (
+from llmrec_cli.cli import app
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import LaunchSection
+from llmrec_cli.errors import UserError
+from llmrec_cli.pipeline.context import make_accelerator
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.launch import (
+    LAUNCHER,
+    end_with_launcher,
+    is_first_rank,
+    is_rank,
+    launch_processes,
+)
+from llmrec_cli.utils.variables import (
     LAUNCHERS,
     REFUSED,
     Group,
     check_variables,
     find_group,
-    recorded_variables,
+    read_variables,
 )
-from llmrec_cli.errors import UserError
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.stages import LaunchSection
-from llmrec_cli.stage.accelerator import make_accelerator
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -117,7 +122,7 @@ def test_a_group_of_one_needs_no_address(
     export(monkeypatch, variables)
     assert is_rank()
     assert is_first_rank()
-    assert launched(LaunchSection(processes=2, device="cpu"), None) is False
+    assert launch_processes(LaunchSection(processes=2, device="cpu"), None) is False
     accelerator = make_accelerator(recipe())
     assert accelerator.num_processes == 1
     assert not torch.distributed.is_initialized()
@@ -145,7 +150,10 @@ def test_half_of_a_launcher_is_refused(
     export(monkeypatch, variables)
     assert not is_rank()
     assert is_first_rank()  # a command that needs no group has its say
-    for refuse in (lambda: launched(LaunchSection(), None), lambda: make_accelerator(recipe())):
+    for refuse in (
+        lambda: launch_processes(LaunchSection(), None),
+        lambda: make_accelerator(recipe()),
+    ):
         with pytest.raises(UserError) as error:
             refuse()
         assert error.value.exit_code == 2
@@ -192,7 +200,7 @@ def test_a_config_file_that_asks_for_it_is_refused(
     config.write_text(f"distributed_type: {kind}\nnum_processes: 1\nnum_machines: 1\n")
     monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda parsed: None)
     with pytest.raises(UserError, match=f"config.yaml: distributed_type: {kind}: .* use MULTI_GPU"):
-        launched(LaunchSection(), config)
+        launch_processes(LaunchSection(), config)
 
 
 def test_the_cpu_by_the_environment_against_the_gpu_by_the_recipe(
@@ -258,12 +266,12 @@ def test_what_still_changes_numbers_is_recorded(monkeypatch: pytest.MonkeyPatch)
         "ACCELERATE_USE_CPU": "true",
     }
     export(monkeypatch, written | {"CUDA_HOME": "/home/somebody/cuda", "EDITOR": "vi"})
-    found = recorded_variables()
+    found = read_variables()
     assert {name: found[name] for name in written if written[name]}.items() <= written.items()
     assert found["CUDA_HOME"] == "(set)"
     assert "EDITOR" not in found
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert "OMP_NUM_THREADS" not in recorded_variables()
+    assert "OMP_NUM_THREADS" not in read_variables()
 
 
 @pytest.mark.parametrize(
@@ -275,9 +283,9 @@ def test_only_a_launcher_of_our_own_makes_a_child(
 ) -> None:
     export(monkeypatch, variables)
     seen: list[str] = []
-    monkeypatch.setattr(cli, "app", lambda: seen.extend(t.name for t in threading.enumerate()))
+    monkeypatch.setattr(app, "app", lambda: seen.extend(t.name for t in threading.enumerate()))
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 0
     assert seen
     assert "launcher-watch" not in seen

@@ -11,18 +11,18 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli.engine import checkpoint
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.rows import Row
-from llmrec_cli.methods import find
-from llmrec_cli.models.backbone import add_dropout
-from llmrec_cli.models.policy import Policy
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.train import TrainSection
+from llmrec_cli.config.training import TrainSection
+from llmrec_cli.methods import find_method
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import add_dropout
 from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training import checkpoint
 from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import Row
 from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import Trainer
+from llmrec_cli.utils.progress import Silent
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
 METHODS: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def job(
     model = LlamaForCausalLM(config)
     add_dropout(model, dropout)
     folder.mkdir(parents=True, exist_ok=True)
-    found = find("msl" if method == "ats" else method)
+    found = find_method("msl" if method == "ats" else method)
     settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
     return Trainer(
         policy=Policy(model),

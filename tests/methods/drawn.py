@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.methods.contract import Batch, Forward, Head, Needs, Preferences
-from llmrec_cli.tensors.mass import LeafMass, leaf_mass, leaf_ranges
-from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, paths
+from llmrec_cli.tensors.trie import (
+    LeafMass,
+    Trie,
+    build_trie,
+    edges_of,
+    leaf_mass,
+    leaf_ranges,
+    paths,
+)
 
 V, D, EOS = 16, 6, 2
 ITEMS = [  # shared prefixes, a prefix of another item, a duplicate, forced tails, single tokens

@@ -18,8 +18,8 @@ from drawn import catalogue, draw, leaves_of, one_item, part, positions, states
 from pydantic import ValidationError
 
 from llmrec_cli import methods
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, Negatives, Options
-from llmrec_cli.recipe.file import load_recipe
 
 RUN_BY_SFT = {"lml"}
 """The quickstart's ``[sft]`` runs it, so no ``[align.*]`` has to."""
@@ -66,7 +66,7 @@ METHOD = Method(
 
 def found_names() -> list[str]:
     """The methods of the package, whatever else a test adds."""
-    return methods.names()
+    return methods.list_methods()
 
 
 @pytest.fixture(params=[*found_names(), "toy"])
@@ -78,8 +78,8 @@ def method(
         (tmp_path / "toy.py").write_text(TOY)
         monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
         importlib.invalidate_caches()
-    assert request.param in methods.names()
-    yield methods.find(request.param)
+    assert request.param in methods.list_methods()
+    yield methods.find_method(request.param)
     if request.param == "toy":
         del sys.modules[f"{methods.__name__}.toy"]
         vars(methods).pop("toy")
@@ -126,10 +126,10 @@ def numbers(sums: LossSums) -> dict[str, float]:
 
 def test_the_variants_reach_every_choice() -> None:
     """The battery is not run on defaults alone."""
-    ilrec = [options.model_dump() for options in variants(methods.find("ilrec"))]
+    ilrec = [options.model_dump() for options in variants(methods.find_method("ilrec"))]
     assert {options["support"] for options in ilrec} == {"vocab", "legal"}
-    assert any(options.tau == "ats" for options in variants(methods.find("msl")))
-    released = [o for o in variants(methods.find("dmpo")) if o.variant == "released"]
+    assert any(options.tau == "ats" for options in variants(methods.find_method("msl")))
+    released = [o for o in variants(methods.find_method("dmpo")) if o.variant == "released"]
     assert [options.sft for options in released] == [1.0]
 
 
@@ -347,4 +347,4 @@ def test_the_quickstart_runs_every_method(name: str) -> None:
 
 
 def test_the_toy_is_gone_again() -> None:
-    assert "toy" not in methods.names()
+    assert "toy" not in methods.list_methods()

@@ -11,7 +11,7 @@ from drawn import V, catalogue, draw, leaves_of, legal_tokens, masses, positions
 from pydantic import ValidationError
 from torch import Tensor
 
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Batch, Forward, ItemScores, LossSums, Needs
 from llmrec_cli.methods.ilrec import METHOD, IlrecOptions
 from llmrec_cli.tensors.cross_layer import Choices, Rewards, cross_layer_terms
@@ -39,7 +39,7 @@ def test_without_its_parts_it_is_lml_or_msl_bit_for_bit(
     support: str, off: dict[str, Any], dtype: torch.dtype
 ) -> None:
     options = options_of(support=support, **off)
-    parent = find("lml" if support == "vocab" else "msl")
+    parent = find_method("lml" if support == "vocab" else "msl")
     assert METHOD.needs(options) == Needs()
     assert METHOD.legal_only(options) == parent.legal_only(parent.options())
     batch, _ = problem(options)
@@ -55,7 +55,7 @@ def test_without_its_parts_it_is_lml_or_msl_bit_for_bit(
 def test_small_parts_approach_lml_and_msl(support: str) -> None:
     """The other code path, which computes all parts, has the same limit."""
     options = options_of(support=support, a=1e-9, mu=1e-9, **{"lambda": 1e-9})
-    parent = find("lml" if support == "vocab" else "msl")
+    parent = find_method("lml" if support == "vocab" else "msl")
     batch, forward = problem(options, bias=True)
     ours = METHOD.loss(forward, batch, options, {})
     theirs = parent.loss(forward, batch, parent.options(), {})

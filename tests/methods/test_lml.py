@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from drawn import catalogue, part, positions, states
 
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 
 
 def test_lml_is_the_sum_of_cross_entropies() -> None:
-    method = find("lml")
+    method = find_method("lml")
     batch = positions(catalogue(), [0, 1, 3])
     forward = states(batch, bias=True)
     sums = method.loss(forward, batch, method.options(), {})
@@ -24,7 +24,7 @@ def test_lml_is_the_sum_of_cross_entropies() -> None:
 
 
 def test_lml_adds_up_over_any_split() -> None:
-    method = find("lml")
+    method = find_method("lml")
     batch = positions(catalogue(), [0, 1, 2, 3])
     forward = states(batch)
     weight = forward.head.weight_VD

@@ -12,7 +12,7 @@ from drawn import catalogue, draw, legal_tokens, positions, states
 from pydantic import ValidationError
 from torch import Tensor
 
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Batch, Forward, Method, Negatives, Preferences
 
 LOG2 = math.log(2)
@@ -80,7 +80,7 @@ CASES = [
 def test_loss_and_gradients_equal_the_equations(
     name: str, values: dict[str, Any], support: str
 ) -> None:
-    method = find(name)
+    method = find_method(name)
     options = options_of(method, support=support, **values)
     batch, forward = draw(
         catalogue(), [0, 3, 8, 5], method.needs(options), cut=method.legal_only(options)
@@ -98,7 +98,7 @@ def test_loss_and_gradients_equal_the_equations(
 @pytest.mark.parametrize(("name", "values"), CASES)
 def test_pairs_with_prompts_of_their_own(name: str, values: dict[str, Any], support: str) -> None:
     """The rank-pair task: chosen and rejected answers alternate, each pair after its own prompt."""
-    method = find(name)
+    method = find_method(name)
     options = options_of(method, support=support, **values)
     batch = positions(catalogue(), [0, 3, 1, 7, 8, 2, 4, 9])
     pairs_GK = torch.arange(8).view(-1, 2 if name != "dpo" else 1, 2)
@@ -125,7 +125,7 @@ def test_a_policy_that_is_its_reference(
     name: str, values: dict[str, Any], support: str, at_start: float
 ) -> None:
     """At step 0 every D is 0: log 2, and log(1 + k) for S-DPO, whatever the states are."""
-    method = find(name)
+    method = find_method(name)
     options = options_of(method, support=support, **values)
     batch, forward = draw(catalogue(), [1, 4, 6], method.needs(options))
     assert method.answer_log_probs is not None
@@ -141,7 +141,7 @@ def test_a_policy_that_is_its_reference(
 
 def test_over_legal_tokens_log_pi_is_the_catalogues() -> None:
     """The probabilities of all entries after one prompt sum to 1; over the vocabulary they miss."""
-    method, trie = find("dmpo"), catalogue()
+    method, trie = find_method("dmpo"), catalogue()
     batch = positions(trie, list(range(trie.n_leaves)))
     torch.manual_seed(0)
     by_node = torch.randn(trie.n_nodes, 6, dtype=torch.float64)  # one prompt: state by prefix
@@ -161,7 +161,7 @@ def test_over_legal_tokens_log_pi_is_the_catalogues() -> None:
 
 
 def test_the_reference_is_not_trained() -> None:
-    method = find("dpo")
+    method = find_method("dpo")
     batch, forward = draw(catalogue(), [1, 4], method.needs(method.options()))
     assert batch.preferences is not None
     assert batch.preferences.reference_A is not None
@@ -175,7 +175,7 @@ def test_the_reference_is_not_trained() -> None:
 
 def test_statistics_of_a_hand_made_group() -> None:
     """D = log pi - log pi_ref is set to chosen 1, rejected (0, 3, -2) through the reference."""
-    method = find("dmpo")
+    method = find_method("dmpo")
     options = options_of(method, k=3, sft=0.5)
     batch, forward = draw(catalogue(), [2], method.needs(options))
     assert method.answer_log_probs is not None
@@ -205,7 +205,7 @@ def test_statistics_of_a_hand_made_group() -> None:
 
 def test_released_variant_of_a_hand_made_group() -> None:
     """No reference: x = beta (log pi_i - log pi_w), the mean outside, plus the NLL."""
-    method = find("dmpo")
+    method = find_method("dmpo")
     options = options_of(method, k=2, variant="released")
     assert options.sft == 1.0
     assert options_of(method, k=2, variant="released", sft=0.0).sft == 0.0
@@ -226,7 +226,7 @@ def test_released_variant_of_a_hand_made_group() -> None:
 
 @pytest.mark.parametrize("name", ["dpo", "sdpo", "dmpo"])
 def test_a_falling_chosen_answer_is_worth_a_warning(name: str) -> None:
-    method = find(name)
+    method = find_method(name)
     logged = {"d_chosen": -2.5, "margin": 9.0, "accuracy": 1.0}
     warning = method.warning(logged, method.options())
     assert warning is not None
@@ -238,7 +238,7 @@ def test_a_falling_chosen_answer_is_worth_a_warning(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dpo", "sdpo", "dmpo"])
 def test_what_is_missing_is_named(name: str) -> None:
-    method = find(name)
+    method = find_method(name)
     options = method.options()
     batch, forward = draw(catalogue(), [1, 4], method.needs(options))
     assert batch.preferences is not None
@@ -250,7 +250,7 @@ def test_what_is_missing_is_named(name: str) -> None:
 
 
 def test_needs_are_the_options() -> None:
-    method = find("sdpo")
+    method = find_method("sdpo")
     options = options_of(
         method,
         k=5,
@@ -265,7 +265,7 @@ def test_needs_are_the_options() -> None:
     assert needs.negatives == Negatives(5, "disliked", pool=9, refresh=4, below=3.0, short="drop")
     assert needs.reference == "online"
     assert method.needs(options_of(method, reference="precompute")).reference == "precompute"
-    dpo = find("dpo")
+    dpo = find_method("dpo")
     assert dpo.needs(dpo.options()).negatives == Negatives(1, "model")
 
 
@@ -286,4 +286,4 @@ def test_needs_are_the_options() -> None:
 )
 def test_options_out_of_range_are_refused(name: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        find(name).options.model_validate(values)
+        find_method(name).options.model_validate(values)

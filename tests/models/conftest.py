@@ -8,8 +8,8 @@ import pytest
 from checkpoints_made import RECIPE, write_raw
 from experiments import copied
 
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 
 @pytest.fixture(scope="session")

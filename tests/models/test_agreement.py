@@ -13,8 +13,8 @@ from experiments import typed
 from test_tokenizers import EVAL, SFT, Capsys, done, refused
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmrec_cli.files import HASHES, sha256, write_json
-from llmrec_cli.stage import trained
+from llmrec_cli.pipeline import loading
+from llmrec_cli.utils.files import HASHES_FILE, hash_file, write_json
 
 SMALL = {"vocab_size": 448, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -73,13 +73,13 @@ def test_what_was_looked_at_is_not_looked_at_again(
 ) -> None:
     write_model(home, "llama", **WIDTHS, intermediate_size=16)
     looked: list[str] = []
-    plain = trained.probe
+    plain = loading.probe
 
     def counted(model: Any, key: str, *words: Any) -> Any:
         looked.append(key)
         return plain(model, key, *words)
 
-    monkeypatch.setattr(trained, "probe", counted)
+    monkeypatch.setattr(loading, "probe", counted)
     Path("own.toml").write_text(Path("own.toml").read_text() + '[align.lml]\nparent = "sft"\n')
     done(capsys, *SFT)
     done(capsys, *EVAL)
@@ -106,8 +106,8 @@ def test_a_finished_run_of_an_older_version_is_looked_at_when_it_is_opened(
     config = Path("runs/own/sft/model/config.json")
     capped = json.loads(config.read_text()) | {"final_logit_softcapping": 30.0}
     config.write_text(json.dumps(capped))
-    hashes = config.with_name(HASHES)
-    told = json.loads(hashes.read_text()) | {"config.json": sha256(config)}
+    hashes = config.with_name(HASHES_FILE)
+    told = json.loads(hashes.read_text()) | {"config.json": hash_file(config)}
     write_json(hashes, told)
     for command in (EVAL, ("recommend", "--run", "runs/own/sft", "--history", "Red kite")):
         ended = typed(capsys, *command)

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from test_tokenizers import Capsys, done
 from transformers import AutoModelForCausalLM
 
-from llmrec_cli.files import sha256
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.sft import sft
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import sft
+from llmrec_cli.utils.files import hash_file
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = [  # slow, and what peft has to say
     pytest.mark.slow,
@@ -159,7 +159,7 @@ def test_a_run_on_other_ground_is_refused_with_both_values(
         assert (ended.code, ended.out) == (2, ""), ended.err
         *_, line = ended.err.splitlines()  # before it, what was begun
         assert ended.err.count(": error: ") == 1
-        assert f"sft: trained with {key} = {recorded!r}, now it is {sha256(lies)!r}" in line
+        assert f"sft: trained with {key} = {recorded!r}, now it is {hash_file(lies)!r}" in line
         assert snapshot(trained) == before
 
 

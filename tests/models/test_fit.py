@@ -14,10 +14,10 @@ from plain_lists import Plain
 from test_tokenizers import EVAL, SFT, Capsys, done, refused
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.stage import workbench
-from llmrec_cli.stage.fit import Room
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline.backbone import ContextLimits
+from llmrec_cli.utils.progress import Silent
 
 TEMPLATE, LONGEST = 233, 36  # tokens of the wording without a history, and of the longest item
 
@@ -98,9 +98,9 @@ def test_a_pass_of_many_targets_ends_where_the_positions_end(
 ) -> None:
     write_gpt2(home, positions)
     words = ("prompt.template=sequence", "train.rows=sequence")
-    bench = workbench.open_workbench(load_recipe("own.toml", words), Silent())
+    bench = context.open_context(load_recipe("own.toml", words), Silent())
     frame = bench.prepared.split("train")
-    rows = workbench.build_training_rows(bench, "sequence")
+    rows = context.build_training_rows(bench, "sequence")
     targets = [(row.user, target) for row in rows for target in row.targets]
     assert targets == list(zip(frame["user"], frame["target"], strict=True))
     lengths = [
@@ -117,7 +117,7 @@ def test_without_asking_for_room_a_model_runs_out_of_positions(
 ) -> None:
     """The control."""
     write_gpt2(home, 250)
-    monkeypatch.setattr(workbench, "room", lambda *known: Room(known[-1], "anything"))
+    monkeypatch.setattr(context, "room", lambda *known: ContextLimits(known[-1], "anything"))
     ended = typed(capsys, *SFT)
     assert ended.code == 1
     assert "IndexError" in ended.err
@@ -201,8 +201,8 @@ def without(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """The results of a base whose generation_config says nothing."""
     import shutil
 
-    from llmrec_cli.evaluate import evaluate
-    from llmrec_cli.sft import sft
+    from llmrec_cli.pipeline.evaluate import evaluate
+    from llmrec_cli.pipeline.train import sft
 
     copy = tmp_path_factory.mktemp("plain") / "home"
     shutil.copytree(prepared_home, copy)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.models.guard import check_adapter
+from llmrec_cli.models.loading import check_adapter
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from commands import TINY
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models import baselines
 from llmrec_cli.models.baselines.contract import Baseline
-from llmrec_cli.recipe.file import load_recipe
 
 COUNTED = '''
 """Follows: what other users took right behind the last item of a history."""

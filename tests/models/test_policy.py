@@ -20,14 +20,14 @@ from transformers import (
     Starcoder2Config,
 )
 
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.config.model import Lora, ModelSection, ScratchModel
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.models.backbone import add_dropout, add_lora, build_scratch, remove_dropout
-from llmrec_cli.models.policy import Policy, check_depth, final_norm, inference
-from llmrec_cli.recipe.model import Lora, ModelSection, ScratchModel
+from llmrec_cli.models.language_model import Policy, check_depth, final_norm, inference_mode
+from llmrec_cli.models.loading import add_dropout, add_lora, build_scratch, remove_dropout
 from llmrec_cli.tensors.packing import pack
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.rows import Row
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -197,7 +197,7 @@ def test_inference_gives_back_the_mode_of_every_module() -> None:
     modes = [module.training for module in model.modules()]
 
     def fails() -> None:
-        with inference(model):
+        with inference_mode(model):
             assert not any(module.training for module in model.modules())
             assert not torch.is_grad_enabled()
             raise KeyError

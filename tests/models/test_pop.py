@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
+from llmrec_cli.evaluation.metrics import score_rows, seen_leaves
+from llmrec_cli.evaluation.predictions import check_predictions, list_predictions
 from llmrec_cli.models.base import ScoredBy
 from llmrec_cli.models.baselines.pop import PopRanker
-from llmrec_cli.report.lists import seen_leaves
-from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.predictions import check_predictions, list_predictions
 
 # Leaf counts: 0 -> 4, 1 -> 3 + 3 = 6 (items 1 and 5), 2 -> 4, 3 -> 0, 4 -> 9.
-LEAVES = gather_leaves(pd.DataFrame({"count": [4, 3, 4, 0, 9, 3]}), [0, 1, 2, 3, 4, 1])
+LEAVES = gather_entries(pd.DataFrame({"count": [4, 3, 4, 0, 9, 3]}), [0, 1, 2, 3, 4, 1])
 
 
 def test_leaves_are_ranked_by_their_items_counts_together() -> None:
@@ -32,7 +31,7 @@ def test_depth_is_a_prefix_of_the_whole_order(depth: int) -> None:
     assert PopRanker(LEAVES).rank([[2]], depth).leaf_BK[0].tolist() == [4, 1, 0, 2, 3][:depth]
 
 
-def slow_list(leaves: Leaves, depth: int, gone: list[int]) -> list[int]:
+def slow_list(leaves: CatalogueEntries, depth: int, gone: list[int]) -> list[int]:
     order = sorted(
         set(range(leaves.n_leaves)) - set(gone),
         key=lambda leaf: (-leaves.count_L[leaf], leaves.item_of_leaf_L[leaf]),
@@ -43,7 +42,7 @@ def slow_list(leaves: Leaves, depth: int, gone: list[int]) -> list[int]:
 def test_equals_a_sort_per_row() -> None:
     rng = np.random.default_rng(0)
     leaf_of_item = np.concatenate([np.arange(30), rng.integers(0, 30, 20)])
-    leaves = gather_leaves(pd.DataFrame({"count": rng.integers(0, 5, 50)}), leaf_of_item)
+    leaves = gather_entries(pd.DataFrame({"count": rng.integers(0, 5, 50)}), leaf_of_item)
     exclude = [rng.integers(0, 30, rng.integers(0, 12)).tolist() for _ in range(100)]
     for depth in (1, 7, 30):
         found = PopRanker(leaves).rank([[]] * 100, depth, exclude)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.config.model import ScratchModel
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
 from llmrec_cli.decoding.ranker import LanguageModelRanker
-from llmrec_cli.engine.decode import DecodeOptions, score_all
+from llmrec_cli.decoding.search import DecodeOptions, score_all
 from llmrec_cli.errors import DataError, NumbersError, RecipeError
-from llmrec_cli.models.backbone import build_scratch
 from llmrec_cli.models.base import (
     NO_LEAF,
     ROWS_AT_ONCE,
@@ -28,8 +28,8 @@ from llmrec_cli.models.base import (
     rank_scores,
 )
 from llmrec_cli.models.baselines import baseline_names, find_baseline
+from llmrec_cli.models.loading import build_scratch
 from llmrec_cli.models.sequential import build_sequential, make_sequential_ranker
-from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tensors.trie import build_trie
 
 # 14 items, 12 entries: items 12 and 13 are entries 3 and 5 once more.
@@ -37,7 +37,7 @@ CATALOGUE = [[a, b, c, 1] for a in (10, 11) for b in (20, 21, 22) for c in (30, 
 CATALOGUE += [CATALOGUE[3], CATALOGUE[5]]
 TRIE = build_trie(CATALOGUE)
 COUNTS = [5, 9, 2, 2, 7, 0, 5, 5, 1, 3, 8, 4, 1, 1]
-LEAVES = gather_leaves(pd.DataFrame({"count": COUNTS}), TRIE.leaf_of_item_I.numpy())
+LEAVES = gather_entries(pd.DataFrame({"count": COUNTS}), TRIE.leaf_of_item_I.numpy())
 HISTORIES = [[0, 3, 5], [], [11, 11, 12], [2], [7, 1], [4, 9, 10, 3, 0, 6], [12], [13, 3]]
 USERS = [[0, 1, 3], [3, 5, 6], [0, 3], [2, 11, 4], [9, 10, 8], [7, 1, 4]]
 SIZES = ScratchModel(hidden=32, layers=2, heads=2, feed_forward=48, dropout=0.0, vocabulary=300)
@@ -270,4 +270,4 @@ def test_batches_are_of_like_length_and_hold_every_row_once(size: int) -> None:
 def test_leaves_of_the_catalogue_are_the_tries() -> None:
     """What the battery stands on: two items share an entry with another."""
     assert (LEAVES.n_items, LEAVES.n_leaves) == (14, TRIE.n_leaves)
-    assert isinstance(LEAVES, Leaves)
+    assert isinstance(LEAVES, CatalogueEntries)

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmrec_cli.engine.rows import Row, as_windows
 from llmrec_cli.errors import DataError
-from llmrec_cli.methods import find
+from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward, Options
 from llmrec_cli.models.baselines.caser import CaserOptions
 from llmrec_cli.models.baselines.gru4rec import Gru4recOptions
@@ -17,6 +16,7 @@ from llmrec_cli.models.baselines.sasrec import SasrecOptions
 from llmrec_cli.models.sequential import Convolutional, Sequential, build_sequential
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
+from llmrec_cli.training.rows import Row, as_windows
 
 N_LEAVES, LONGEST = 30, 9
 OPTIONS: dict[str, Options] = {
@@ -80,7 +80,7 @@ def trained_loss(name: str, rows: list[Row], leaf_of_item: list[int]) -> tuple[f
     trie = build_trie([[leaf] for leaf in leaf_of_item])
     assert trie.leaf_of_item_I.tolist() == leaf_of_item
     micro = Collator(trie, cut_forced=False)(rows)
-    trained, lml = model(name), find("lml")
+    trained, lml = model(name), find_method("lml")
     hidden_PD = trained(micro.input_ids_BT, micro.take_P)[0]
     sums = lml.loss(Forward(hidden_PD, trained.head()), micro.batch, lml.options(), {})
     return float(sums.total.detach()), sums.count

@@ -15,7 +15,7 @@ from experiments import Ended, typed
 from plain_lists import Ids, Plain
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llmrec_cli.models.policy import Policy
+from llmrec_cli.models.language_model import Policy
 
 Capsys = pytest.CaptureFixture[str]
 SFT, EVAL = ("sft", "own.toml"), ("eval", "own.toml", "--run", "sft")
@@ -28,7 +28,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[Ids]:
     plain = Policy.forward
 
     monkeypatch.setattr(
-        "llmrec_cli.stage.trained._require_agreement", lambda *words, **named: None
+        "llmrec_cli.pipeline.loading._require_agreement", lambda *words, **named: None
     )  # feeds rows
 
     def forward(policy: Policy, input_ids_BT: torch.Tensor, *words: Any, **named: Any) -> Any:

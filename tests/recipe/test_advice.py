@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tomli_w
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.file import load_recipe
 
 LOG: dict[str, Any] = {"data": {"format": "amazon2018", "reviews": "r", "metadata": "m"}}
 IDS: dict[str, Any] = {"data": {"format": "semantic-ids", "reviews": "r", "index": "i"}}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
-from llmrec_cli.data import readers
-from llmrec_cli.recipe import formats
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.formats import FORMATS
+from llmrec_cli.config import formats
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.formats import FORMATS
+from llmrec_cli.data import formats as readers
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 HOME = Path(formats.__file__)

@@ -16,14 +16,21 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmrec_cli import methods
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import (
+    ALIGNMENTS,
+    CONVENTIONAL,
+    OWN_TRAIN,
+    TRAIN_OF,
+    AlignSection,
+    NamedTables,
+    TrainSection,
+    list_baseline_options,
+)
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.methods.ilrec import IlrecOptions
-from llmrec_cli.recipe.baseline import CONVENTIONAL, OWN_TRAIN, TRAIN_OF, baseline_kinds
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.recipe.stages import ALIGNMENTS, AlignSection, NamedTables
-from llmrec_cli.recipe.train import TrainSection
 from llmrec_cli.runs.run import experiment_of
 
 GOOD = """
@@ -146,7 +153,10 @@ def test_a_recipe_is_validated_once(good: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_tables_of_stages_are_a_discriminated_union() -> None:
     """Of one class for each method or model there is, which a table's own key tells apart."""
-    for tables, names in ((ALIGNMENTS, methods.names()), (CONVENTIONAL, list(baseline_kinds()))):
+    for tables, names in (
+        (ALIGNMENTS, methods.list_methods()),
+        (CONVENTIONAL, list(list_baseline_options())),
+    ):
         schema = Recipe.model_json_schema()["properties"][tables.table]["additionalProperties"]
         assert len(schema["oneOf"]) == len(set(names) - set(tables.alone))
         for name in names:
@@ -326,7 +336,7 @@ def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
 def test_recipes_are_checked_without_torch(good: Path) -> None:
     code = (
         "import sys\n"
-        "from llmrec_cli.recipe.file import load_recipe\n"
+        "from llmrec_cli.config.loader import load_recipe\n"
         f"load_recipe({str(good)!r})\n"
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)\n"
     )

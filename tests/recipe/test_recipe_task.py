@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.file import load_recipe
 
 PAIRS = """
 [data]

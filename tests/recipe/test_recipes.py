@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, load_recipe
 from llmrec_cli.data.prompts import template_names
-from llmrec_cli.download.locations import find_category, load_generations
-from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
+from llmrec_cli.sources.download import find_category, load_generations
 
-NAMES = shipped_names()
-FOLDER = shipped_folder()
+NAMES = list_shipped_names()
+FOLDER = find_shipped_folder()
 
 
 def text(name: str) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from llmrec_cli import methods
-from llmrec_cli.recipe.baseline import BASELINES
-from llmrec_cli.recipe.file import shipped_folder
-from llmrec_cli.recipe.recipe import recipe_schema
+from llmrec_cli.config.loader import find_shipped_folder
+from llmrec_cli.config.recipe import recipe_schema
+from llmrec_cli.config.training import BASELINES
 
 SCHEMA = recipe_schema()
-FILES = sorted(shipped_folder().rglob("*.toml"))
+FILES = sorted(find_shipped_folder().rglob("*.toml"))
 TOLD = {"$schema", "$defs", "title", "description", "default"}  # say nothing about a value
 TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
@@ -76,7 +76,9 @@ def _holds(value: Any, word: str, wanted: Any, schema: Mapping[str, Any]) -> boo
     raise AssertionError(f"keyword {word} is new: teach the test")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(shipped_folder())))
+@pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: str(path.relative_to(find_shipped_folder()))
+)
 def test_every_shipped_file_is_valid(path: Any) -> None:
     assert valid(tomllib.loads(path.read_text(encoding="utf-8")), SCHEMA)
 
@@ -135,7 +137,7 @@ def test_what_an_editor_can_see_is_refused(text: str) -> None:
 
 
 def test_every_option_of_every_method_and_model_has_its_meaning() -> None:
-    tables = {f"align_{name}": methods.find(name).options for name in methods.names()}
+    tables = {f"align_{name}": methods.find_method(name).options for name in methods.list_methods()}
     tables |= {f"baseline_{name}": options for name, options in BASELINES.items()}
     for name, options in tables.items():
         properties = SCHEMA["$defs"][name]["properties"]

@@ -15,23 +15,22 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from llmrec_cli.data.columns import HISTORY, ITEM_ID, TARGET, TOKENS
-from llmrec_cli.data.prompts import load_rank_template, load_template, template_names
-from llmrec_cli.data.rank_wording import Question
-from llmrec_cli.engine.rows import Row, as_windows
+from llmrec_cli.config.loader import list_shipped_names, load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.prompts import Question, load_rank_template, load_template, template_names
+from llmrec_cli.data.schema import HISTORY, ITEM_ID, TARGET, TOKENS
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe, shipped_names
-from llmrec_cli.recipe.recipe import Recipe
-from llmrec_cli.stage.workbench import (
-    Workbench,
+from llmrec_cli.pipeline.context import (
+    CatalogueContext,
     build_training_rows,
     build_window_rows,
-    open_workbench,
+    open_context,
 )
+from llmrec_cli.pipeline.prepare import prepare
 from llmrec_cli.tasks.pairs import parse_pairs
 from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder
+from llmrec_cli.training.rows import Row, as_windows
+from llmrec_cli.utils.progress import Silent
 
 ITEMS = 16
 TITLES = [f"Kite {chr(65 + i)}, no. {i:02} & <a_{i}>" for i in range(ITEMS)]
@@ -162,7 +161,9 @@ def spans(prompt: list[Any] | str, names: Sequence[list[Any] | str]) -> bool:
     return True
 
 
-def check(bench: Workbench, recipe: Recipe, prompt: Sequence[int], history: Sequence[int]) -> None:
+def check(
+    bench: CatalogueContext, recipe: Recipe, prompt: Sequence[int], history: Sequence[int]
+) -> None:
     """Refuse a prompt that lacks an item of its history; looks at the files, not at the code."""
     assert len(history) > 0
     tokenizer = bench.codec.tokenizer
@@ -174,7 +175,7 @@ def check(bench: Workbench, recipe: Recipe, prompt: Sequence[int], history: Sequ
     assert spans(tokenizer.decode(prompt), [TITLES[number] for number in numbers])
 
 
-def check_pairs(bench: Workbench, recipe: Recipe, template: str) -> None:
+def check_pairs(bench: CatalogueContext, recipe: Recipe, template: str) -> None:
     encoder = make_pair_encoder(
         bench, recipe.prompt_for_eval if template == "eval" else recipe.prompt
     )
@@ -189,22 +190,22 @@ def check_pairs(bench: Workbench, recipe: Recipe, template: str) -> None:
                 assert all(titles.iloc[item] in text for item in (pairs.liked, other))
 
 
-def check_windows(bench: Workbench, recipe: Recipe, rows: Sequence[Row]) -> None:
+def check_windows(bench: CatalogueContext, recipe: Recipe, rows: Sequence[Row]) -> None:
     for row in rows:
         for window in as_windows(row, bench.catalogue):
             check(bench, recipe, window.prompt.tolist(), window.history)
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", list_shipped_names())
 def test_every_item_of_a_history_is_in_the_prompt(
     name: str, tmp_path: Path, backbone: Path
 ) -> None:
     recipe = small(name, tmp_path, backbone)
     prepare(recipe, Path)
-    bench = open_workbench(recipe, Silent())
+    bench = open_context(recipe, Silent())
     if recipe.prompt.task == "rank-pair":
         check_pairs(bench, recipe, "train")
-        check_pairs(open_workbench(recipe, Silent(), evaluation=True), recipe, "eval")
+        check_pairs(open_context(recipe, Silent(), evaluation=True), recipe, "eval")
         return
     check_windows(bench, recipe, build_training_rows(bench, recipe.sft.train.rows))
     frame = bench.prepared.split("test")
@@ -235,7 +236,7 @@ def test_no_two_histories_of_the_papers_recipe_share_a_prompt(
     words = [*files, "data.k_core=0", f"out={tmp_path / 'runs'}", f"model.backbone={backbone}"]
     recipe = load_recipe("papers/ilrec-instruments", words)
     prepare(recipe, Path)
-    bench = open_workbench(recipe, Silent())
+    bench = open_context(recipe, Silent())
     assert bench.recipe.prompt.template == "instruments"
     frame, tokens = bench.prepared.split("test"), bench.prepared.items[TOKENS].map(tuple).tolist()
     spelt = {tuple(tokens[item] for item in history) for history in frame[HISTORY]}

@@ -10,11 +10,11 @@ import pytest
 import tomli_w
 from experiments import typed
 
-from llmrec_cli.data.readers import find_reader
+from llmrec_cli.config.data import Columns, DataFormat, DataSection, Splits, get_dotted
+from llmrec_cli.config.formats import FORMATS
+from llmrec_cli.config.loader import list_shipped_names, load_recipe
+from llmrec_cli.data.formats import find_reader
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.data import Columns, DataFormat, DataSection, Splits, dig
-from llmrec_cli.recipe.file import load_recipe, shipped_names
-from llmrec_cli.recipe.formats import FORMATS
 
 SOURCES: dict[str, dict[str, Any]] = {
     "split2023": {"splits": {"train": "a", "valid": "b", "test": "c"}},
@@ -255,16 +255,16 @@ def test_one_note_for_one_table(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("name", list_shipped_names())
 def test_no_shipped_recipe_sets_what_plays_no_part(name: str) -> None:
     notes: list[str] = []
     recipe = load_recipe(name, say=notes.append)
     assert notes == []
-    assert dig(recipe.data, "format") in FORMATS
+    assert get_dotted(recipe.data, "format") in FORMATS
 
 
 def test_a_runs_own_record_may_state_every_key(tmp_path: Path) -> None:
-    """Older versions wrote all defaults into ``recipe.toml``."""
+    """Older versions wrote all defaults into ``utils.toml``."""
     path = tmp_path / "r.toml"
     path.write_text(tomli_w.dumps(WINDOWS))
     recipe = load_recipe(str(path))

@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmrec_cli.comparing.evaluated import UNKNOWN
-from llmrec_cli.data.leaves import gather_leaves
-from llmrec_cli.report.comparable import traits_of
-from llmrec_cli.report.comparison import Comparison, Kind
-from llmrec_cli.report.contrasts import build_comparison
-from llmrec_cli.report.entries import Entry, Evaluation, Ground
-from llmrec_cli.report.question import Question
-from llmrec_cli.report.report_json import Protocol, build_report
+from llmrec_cli.data.catalog import gather_entries
+from llmrec_cli.evaluation.comparison import (
+    Comparison,
+    ComparisonConfig,
+    Entry,
+    EvaluatedData,
+    Evaluation,
+    Kind,
+    build_comparability_keys,
+    build_comparison,
+)
+from llmrec_cli.evaluation.entries import UNKNOWN
+from llmrec_cli.evaluation.predictions import Protocol, build_report
 
 N_ITEMS = 12
-LEAVES = gather_leaves(pd.DataFrame({"count": range(N_ITEMS)}), [*range(N_ITEMS - 1), 0])
+LEAVES = gather_entries(pd.DataFrame({"count": range(N_ITEMS)}), [*range(N_ITEMS - 1), 0])
 FILES = ("items", "train", "valid", "test")
 TRAIN = {"select": "ndcg", "validate_rows": 300}
 
@@ -58,12 +63,12 @@ def protocol(seen: Any = "keep", **changes: Any) -> Protocol:
     return Protocol(**{**values, **changes})
 
 
-def ground(frame: pd.DataFrame, **hashes: str) -> Ground:
+def ground(frame: pd.DataFrame, **hashes: str) -> EvaluatedData:
     """Prepared data whose files have the SHA-256 given, or their name in its place."""
     files = {f"{name}.parquet": {"sha256": hashes.get(name, name), "rows": 500} for name in FILES}
     rows = frame[["row", "user_id", "history", "target"]]
     items = pd.DataFrame({"item_id": [f"i{at}" for at in range(N_ITEMS)]})
-    return Ground(Path("prepared"), {"files": files}, "test", items, rows, LEAVES)
+    return EvaluatedData(Path("prepared"), {"files": files}, "test", items, rows, LEAVES)
 
 
 def entry_of(
@@ -91,10 +96,12 @@ def entry_of(
         runs.append(Evaluation(f"e/{name}", name, None, seed, manifest, report, frame, None))
     frame = predictions_of(1, rows)
     place = ground(frame, **(hashes or {}))
-    return Entry(name, kind, place, tuple(runs), traits_of(runs[0], place, kind), UNKNOWN)
+    return Entry(
+        name, kind, place, tuple(runs), build_comparability_keys(runs[0], place, kind), UNKNOWN
+    )
 
 
-def question(**changes: Any) -> Question:
+def question(**changes: Any) -> ComparisonConfig:
     values: dict[str, Any] = {
         "split": "test",
         "policies": ("keep", "remove"),
@@ -105,7 +112,7 @@ def question(**changes: Any) -> Question:
         "resamples": 200,
         "seed": 0,
     }
-    return Question(**{**values, **changes})
+    return ComparisonConfig(**{**values, **changes})
 
 
 def compared(*entries: Entry, **changes: Any) -> Comparison:

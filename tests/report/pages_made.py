@@ -12,7 +12,8 @@ from typing import Any
 from entries_made import compared, entry_of
 
 from llmrec_cli.data.audit import Verdict
-from llmrec_cli.report.comparison import Comparison, Cost
+from llmrec_cli.evaluation.comparison import Comparison, Cost
+from llmrec_cli.evaluation.statistics import Interval
 from llmrec_cli.report.page.data import (
     Audited,
     BeamError,
@@ -26,7 +27,6 @@ from llmrec_cli.report.page.data import (
     TopList,
     UserCase,
 )
-from llmrec_cli.report.statistics import Interval
 
 SCRIPT = "<script>document.title = 'owned'; window.owned = 1</script>"
 HOSTILE = (

@@ -12,11 +12,9 @@ import scipy.stats
 from entries_made import LEAVES, TRAIN, compared, entry_of, predictions_of
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.comparable import traits_of
-from llmrec_cli.report.contrasts import _group_by_rows
-from llmrec_cli.report.entries import Entry
-from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.statistics import holm, paired_differences, user_sums
+from llmrec_cli.evaluation.comparison import Entry, _group_by_rows, build_comparability_keys
+from llmrec_cli.evaluation.metrics import score_rows
+from llmrec_cli.evaluation.statistics import correct_holm, paired_differences, sum_by_user
 
 
 def rows_of(entry: Entry, at: int = 0, seen: Any = "keep") -> pd.DataFrame:
@@ -50,7 +48,7 @@ def test_a_contrast_is_the_paired_difference_over_users() -> None:
         a, b = rows_of(ours, seen=policy), rows_of(base, seen=policy)
         for name, contrast in found[1].contrasts[policy].items():
             delta = (a[name] - b[name]).to_numpy()
-            alone = paired_differences(user_sums(a["user_id"], delta[:, None]), 200, 0)
+            alone = paired_differences(sum_by_user(a["user_id"], delta[:, None]), 200, 0)
             figures = (contrast.mean, contrast.low, contrast.high, contrast.p, contrast.detectable)
             assert figures == pytest.approx([float(column[0]) for column in alone])
             assert contrast.p_holm == contrast.p  # nobody else
@@ -64,7 +62,7 @@ def test_p_values_are_corrected_over_the_entries_of_one_metric() -> None:
     for policy in ("keep", "remove"):
         for name in ("hr@1", "ndcg@5", "mrr@5"):
             contrasts = [standing.contrasts[policy][name] for standing in found]
-            assert [c.p_holm for c in contrasts] == holm([c.p for c in contrasts])
+            assert [c.p_holm for c in contrasts] == correct_holm([c.p for c in contrasts])
             assert any(c.p_holm > c.p for c in contrasts)
 
 
@@ -86,7 +84,7 @@ def test_seeds_are_a_second_level() -> None:
     assert (contrast.seed_low, contrast.seed_high) == pytest.approx(tuple(matched))
     averaged = np.mean([frame["ndcg@5"] for frame in frames], axis=0)
     averaged -= np.mean([rows_of(base, at)["ndcg@5"] for at in range(3)], axis=0)
-    sums = user_sums(frames[0]["user_id"], averaged[:, None])
+    sums = sum_by_user(frames[0]["user_id"], averaged[:, None])
     alone = paired_differences(sums, 200, 0)
     assert (contrast.low, contrast.high, contrast.p) == pytest.approx(
         (float(alone.low_M[0]), float(alone.high_M[0]), float(alone.p_M[0]))
@@ -209,7 +207,7 @@ def test_the_order_of_rows_in_a_file_changes_nothing() -> None:
     frame = ours.evaluations[0].predictions
     assert frame is not None
     run = replace(ours.evaluations[0], predictions=frame[::-1])
-    traits = traits_of(run, ours.ground, ours.kind)
+    traits = build_comparability_keys(run, ours.ground, ours.kind)
     turned = replace(ours, evaluations=(run,), traits=traits)
     assert compared(base, turned, baseline="base") == compared(base, ours, baseline="base")
 

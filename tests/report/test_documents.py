@@ -13,10 +13,14 @@ import pytest
 from entries_made import compared, entry_of
 from markdown_it import MarkdownIt
 
-from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.tables.documents import to_latex, to_markdown
-from llmrec_cli.report.tables.figures import to_csv, to_json
-from llmrec_cli.report.tables.sheets import tabulate_comparison
+from llmrec_cli.evaluation.comparison import Comparison
+from llmrec_cli.report.tables import (
+    comparison_to_csv,
+    comparison_to_json,
+    comparison_to_latex,
+    comparison_to_markdown,
+    tabulate_comparison,
+)
 
 NAMES = [
     "align-msl",
@@ -45,7 +49,7 @@ def with_name(name: str) -> Comparison:
 def test_markdown_renders_as_tables_of_the_same_words(name: str) -> None:
     """Read by an independent parser with tables and raw HTML switched on."""
     found = with_name(name)
-    tokens = MarkdownIt("commonmark").enable("table").parse(to_markdown(found))
+    tokens = MarkdownIt("commonmark").enable("table").parse(comparison_to_markdown(found))
     assert not [t for t in tokens if t.type in ("html_block", "code_block", "fence", "bullet_list")]
     inline = [child for token in tokens for child in token.children or ()]
     kinds = {child.type for child in inline}
@@ -65,7 +69,7 @@ def test_markdown_renders_as_tables_of_the_same_words(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_latex_holds_no_command_of_a_name(name: str) -> None:
     found = with_name(name)
-    latex = to_latex(found)
+    latex = comparison_to_latex(found)
     assert (
         latex.count(r"\begin{table}")
         == latex.count(r"\end{table}")
@@ -87,7 +91,7 @@ def test_latex_holds_no_command_of_a_name(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_csv_reads_back_with_all_digits(name: str) -> None:
     found = with_name(name)
-    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(comparison_to_csv(found))))
     assert len(rows) == 2 * 2 * len(found.metrics)
     for row in rows:
         assert not row["entry"].startswith(("=", "+", "-", "@"))
@@ -101,7 +105,7 @@ def test_csv_reads_back_with_all_digits(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_json_keeps_names_as_they_are_and_unknown_ends_null(name: str) -> None:
-    found = json.loads(json.dumps(to_json(with_name(name)), allow_nan=False))
+    found = json.loads(json.dumps(comparison_to_json(with_name(name)), allow_nan=False))
     assert found["standings"][0]["name"] == found["baseline"] == name
     assert found["standings"][0]["contrasts"] == {"keep": {}, "remove": {}}
     assert found["standings"][1]["metrics"]["keep"]["hr@1"]["seed_low"] is None

@@ -8,15 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.leaves import Leaves, gather_leaves
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.lists import Seen, repeats, seen_leaves, top_lists
-from llmrec_cli.report.metrics import (
-    beyond_accuracy,
-    gini,
-    metric_names,
+from llmrec_cli.evaluation.metrics import (
+    Seen,
+    cut_top_lists,
+    find_repeats,
+    measure_gini,
+    measure_lists,
     metric_of_ranks,
+    name_metrics,
     score_rows,
+    seen_leaves,
 )
 
 # Ten items, eight leaves: items 1 and 6 share leaf 1 (counts 5 + 7), items 2 and 9 leaf 2.
@@ -25,8 +28,8 @@ COUNT = [20, 5, 9, 3, 2, 1, 7, 4, 0, 1]
 
 
 @pytest.fixture
-def leaves() -> Leaves:
-    return gather_leaves(pd.DataFrame({"count": COUNT}), LEAF_OF_ITEM)
+def leaves() -> CatalogueEntries:
+    return gather_entries(pd.DataFrame({"count": COUNT}), LEAF_OF_ITEM)
 
 
 def frame(*rows: tuple[str, list[int], int, list[int]]) -> pd.DataFrame:
@@ -44,17 +47,19 @@ def frame(*rows: tuple[str, list[int], int, list[int]]) -> pd.DataFrame:
     )
 
 
-def ranks(predictions: pd.DataFrame, leaves: Leaves, k: int, seen: Seen = "keep") -> list[int]:
+def ranks(
+    predictions: pd.DataFrame, leaves: CatalogueEntries, k: int, seen: Seen = "keep"
+) -> list[int]:
     return score_rows(predictions, leaves, [k], seen, short="miss")["rank"].tolist()
 
 
-def test_leaves_count_represent_and_order_by_hand(leaves: Leaves) -> None:
+def test_leaves_count_represent_and_order_by_hand(leaves: CatalogueEntries) -> None:
     assert leaves.count_L.tolist() == [20, 12, 10, 3, 2, 1, 4, 0]
     assert leaves.item_of_leaf_L.tolist() == [0, 6, 2, 3, 4, 5, 7, 8]
     assert leaves.by_popularity_L.tolist() == [0, 1, 2, 6, 3, 4, 5, 7]
 
 
-def test_every_metric_by_hand(leaves: Leaves) -> None:
+def test_every_metric_by_hand(leaves: CatalogueEntries) -> None:
     predictions = frame(
         ("a", [0], 3, [3, 4, 5]),  # rank 1
         ("a", [0], 5, [3, 4, 5]),  # rank 3
@@ -62,7 +67,7 @@ def test_every_metric_by_hand(leaves: Leaves) -> None:
     )
     scored = score_rows(predictions, leaves, [3, 1], "keep")
     assert scored["rank"].tolist() == [1, 3, 0]
-    assert metric_names([3, 1]) == ["hr@1", "ndcg@1", "hr@3", "ndcg@3", "mrr@3"]
+    assert name_metrics([3, 1]) == ["hr@1", "ndcg@1", "hr@3", "ndcg@3", "mrr@3"]
     assert scored["hr@1"].tolist() == [1, 0, 0]
     assert scored["ndcg@1"].tolist() == [1, 0, 0]
     assert scored["hr@3"].tolist() == [1, 1, 0]
@@ -70,24 +75,24 @@ def test_every_metric_by_hand(leaves: Leaves) -> None:
     assert scored["mrr@3"].tolist() == [1, pytest.approx(1 / 3), 0]
 
 
-def test_a_hit_on_either_item_of_a_shared_leaf_counts(leaves: Leaves) -> None:
+def test_a_hit_on_either_item_of_a_shared_leaf_counts(leaves: CatalogueEntries) -> None:
     assert ranks(frame(("a", [], 1, [0, 6])), leaves, 2) == [2]
     assert ranks(frame(("a", [], 6, [0, 1])), leaves, 2) == [2]
 
 
-def test_items_of_one_leaf_take_one_place(leaves: Leaves) -> None:
+def test_items_of_one_leaf_take_one_place(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [], 3, [1, 6, 9, 2, 3]))  # leaves 1 1 2 2 3
     assert ranks(predictions, leaves, 3) == [3]
-    assert top_lists(predictions, leaves, 4, "keep").leaf_RK.tolist() == [[1, 2, 3, -1]]
+    assert cut_top_lists(predictions, leaves, 4, "keep").leaf_RK.tolist() == [[1, 2, 3, -1]]
 
 
-def test_remove_drops_history_leaves_from_the_list(leaves: Leaves) -> None:
+def test_remove_drops_history_leaves_from_the_list(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [0, 6], 3, [0, 1, 5, 3]))  # item 1 is gone through its leaf-mate 6
     assert ranks(predictions, leaves, 2, "keep") == [0]
     assert ranks(predictions, leaves, 2, "remove") == [2]
 
 
-def test_remove_never_drops_the_target(leaves: Leaves) -> None:
+def test_remove_never_drops_the_target(leaves: CatalogueEntries) -> None:
     in_own_history = frame(("a", [0, 1, 3], 3, [0, 1, 3]))
     shares_leaf_with_history = frame(("a", [0, 6], 1, [0, 6]))
     assert ranks(in_own_history, leaves, 1, "remove") == [1]
@@ -95,18 +100,18 @@ def test_remove_never_drops_the_target(leaves: Leaves) -> None:
     assert seen_leaves(shares_leaf_with_history, leaves.leaf_of_item_I) == [[0]]
 
 
-def test_repeats_are_rows_whose_targets_leaf_is_in_their_history(leaves: Leaves) -> None:
+def test_repeats_are_rows_whose_targets_leaf_is_in_their_history(leaves: CatalogueEntries) -> None:
     rows = [("a", [0, 6], 1, [0]), ("b", [0, 6], 3, [0]), ("c", [], 0, [0]), ("d", [3], 3, [0])]
-    assert repeats(frame(*rows), leaves).tolist() == [True, False, False, True]
+    assert find_repeats(frame(*rows), leaves).tolist() == [True, False, False, True]
 
 
-def test_a_list_that_already_left_the_history_out_scores_the_same(leaves: Leaves) -> None:
+def test_a_list_that_already_left_the_history_out_scores_the_same(leaves: CatalogueEntries) -> None:
     whole = frame(("a", [0, 1], 3, [0, 1, 2, 3]))
     searched_without = frame(("a", [0, 1], 3, [2, 3]))
     assert ranks(whole, leaves, 2, "remove") == ranks(searched_without, leaves, 2, "remove") == [2]
 
 
-def test_too_short_lists_are_refused_or_miss(leaves: Leaves) -> None:
+def test_too_short_lists_are_refused_or_miss(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [0], 3, [0, 1, 2]), ("b", [5], 3, [0, 1, 2]))
     score_rows(predictions, leaves, [3], "keep")
     with pytest.raises(ArtefactError, match=r"row 0: 2 distinct candidates .*remove.*, expected 3"):
@@ -115,17 +120,19 @@ def test_too_short_lists_are_refused_or_miss(leaves: Leaves) -> None:
     with pytest.raises(ArtefactError, match=r"row 1: 2 distinct candidates .*1 of 2 rows"):
         score_rows(second, leaves, [3], "remove")
     assert ranks(predictions, leaves, 3, "remove") == [0, 0]
-    assert beyond_accuracy(predictions, leaves, 3, "remove").short == 1
+    assert measure_lists(predictions, leaves, 3, "remove").short == 1
 
 
-def test_a_complete_list_is_never_too_short(leaves: Leaves) -> None:
+def test_a_complete_list_is_never_too_short(leaves: CatalogueEntries) -> None:
     everything = frame(("a", [0, 2, 9], 8, list(range(10))))
     scored = score_rows(everything, leaves, [100], "remove")
     assert scored["rank"].tolist() == [6]  # leaves 1 3 4 5 6 7: the target's is the last
     assert seen_leaves(everything, leaves.leaf_of_item_I) == [[0, 2]]  # items 2 and 9 share a leaf
 
 
-def test_a_list_longer_by_the_seen_leaves_is_deep_enough_and_not_more(leaves: Leaves) -> None:
+def test_a_list_longer_by_the_seen_leaves_is_deep_enough_and_not_more(
+    leaves: CatalogueEntries,
+) -> None:
     history, target = [0, 2, 9], 8
     [seen] = seen_leaves(frame(("a", history, target, [])), leaves.leaf_of_item_I)
     depth = 3 + len(seen)
@@ -135,7 +142,7 @@ def test_a_list_longer_by_the_seen_leaves_is_deep_enough_and_not_more(leaves: Le
         score_rows(frame(("a", history, target, worst[: depth - 1])), leaves, [3], "remove")
 
 
-def test_rows_come_back_in_order_whatever_order_they_arrive_in(leaves: Leaves) -> None:
+def test_rows_come_back_in_order_whatever_order_they_arrive_in(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [], 0, [0]), ("b", [], 0, [1]), ("c", [], 2, [2]))
     shuffled = predictions.iloc[[2, 0, 1]]
     expected = score_rows(predictions, leaves, [1], "keep")
@@ -144,15 +151,17 @@ def test_rows_come_back_in_order_whatever_order_they_arrive_in(leaves: Leaves) -
 
 @pytest.mark.parametrize("column", ["history", "target", "ranked"])
 @pytest.mark.parametrize("item", [-1, 10])
-def test_items_outside_the_catalogue_are_named(leaves: Leaves, column: str, item: int) -> None:
+def test_items_outside_the_catalogue_are_named(
+    leaves: CatalogueEntries, column: str, item: int
+) -> None:
     parts = {"history": [0], "target": 0, "ranked": [0]}
     parts[column] = item if column == "target" else [0, item]
     bad = frame(("a", [0], 0, [0]), ("b", parts["history"], parts["target"], parts["ranked"]))  # type: ignore[arg-type]
     with pytest.raises(ArtefactError, match=rf"row 1: item {item} is outside the catalogue of 10"):
-        top_lists(bad, leaves, 1, "remove")
+        cut_top_lists(bad, leaves, 1, "remove")
 
 
-def slow_rank(row: pd.Series, leaves: Leaves, k: int, seen: Seen) -> int:
+def slow_rank(row: pd.Series, leaves: CatalogueEntries, k: int, seen: Seen) -> int:
     """The definitions of docs/evaluation.md, word for word."""
     leaf_of = leaves.leaf_of_item_I
     target = leaf_of[row["target"]]
@@ -169,7 +178,7 @@ def test_vectorised_ranks_equal_the_slow_reference(seen: Seen) -> None:
     rng = np.random.default_rng(7)
     n_items, n_rows = 60, 1300  # more rows than one chunk
     leaf_of_item = np.concatenate([np.arange(40), rng.integers(0, 40, n_items - 40)])
-    leaves = gather_leaves(pd.DataFrame({"count": rng.integers(0, 9, n_items)}), leaf_of_item)
+    leaves = gather_entries(pd.DataFrame({"count": rng.integers(0, 9, n_items)}), leaf_of_item)
     rows = [
         (
             f"u{rng.integers(300)}",
@@ -185,9 +194,9 @@ def test_vectorised_ranks_equal_the_slow_reference(seen: Seen) -> None:
     assert len(set(expected)) == 11  # every rank and the miss occur
 
 
-def test_beyond_accuracy_by_hand(leaves: Leaves) -> None:
+def test_beyond_accuracy_by_hand(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [0], 3, [0, 1]), ("b", [], 3, [6, 3]))  # leaves 0 1 and 1 3
-    got = beyond_accuracy(predictions, leaves, 2, "keep")
+    got = measure_lists(predictions, leaves, 2, "keep")
     assert got.depth == 2
     assert got.coverage == 3 / 8
     assert got.popularity == (20 + 12 + 12 + 3) / 4
@@ -197,26 +206,26 @@ def test_beyond_accuracy_by_hand(leaves: Leaves) -> None:
     assert got.short == 0
 
 
-def test_beyond_accuracy_sees_only_the_first_k_and_the_policy(leaves: Leaves) -> None:
+def test_beyond_accuracy_sees_only_the_first_k_and_the_policy(leaves: CatalogueEntries) -> None:
     predictions = frame(("a", [0], 3, [0, 1, 2, 3]))
-    kept = beyond_accuracy(predictions, leaves, 2, "keep")
-    removed = beyond_accuracy(predictions, leaves, 2, "remove")
+    kept = measure_lists(predictions, leaves, 2, "keep")
+    removed = measure_lists(predictions, leaves, 2, "remove")
     assert (kept.popularity, removed.popularity) == ((20 + 12) / 2, (12 + 10) / 2)
 
 
-def test_nothing_recommended_has_no_means(leaves: Leaves) -> None:
-    got = beyond_accuracy(frame(("a", [], 3, [])), leaves, 2, "keep")
+def test_nothing_recommended_has_no_means(leaves: CatalogueEntries) -> None:
+    got = measure_lists(frame(("a", [], 3, [])), leaves, 2, "keep")
     assert got.coverage == 0
     assert all(math.isnan(x) for x in (got.gini, got.popularity, got.long_tail))
     assert got.short == 1
 
 
 def test_gini_bounds_and_definition() -> None:
-    assert gini(np.array([3, 3, 3])) == 0
-    assert gini(np.array([0, 0, 0, 9])) == pytest.approx(1 - 1 / 4)
+    assert measure_gini(np.array([3, 3, 3])) == 0
+    assert measure_gini(np.array([0, 0, 0, 9])) == pytest.approx(1 - 1 / 4)
     counts = np.random.default_rng(1).integers(0, 50, 40)
     differences = np.abs(counts[:, None] - counts[None, :]).mean()
-    assert gini(counts) == pytest.approx(differences / (2 * counts.mean()))
+    assert measure_gini(counts) == pytest.approx(differences / (2 * counts.mean()))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +241,7 @@ def test_leaves_of_another_catalogue_are_refused(
     count: list[int], leaf_of_item: list[int], message: str
 ) -> None:
     with pytest.raises(ArtefactError, match=message):
-        gather_leaves(pd.DataFrame({"count": count}), leaf_of_item)
+        gather_entries(pd.DataFrame({"count": count}), leaf_of_item)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from pages_made import (
     without_pictures,
 )
 
-from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.errors import MachineError
+from llmrec_cli.evaluation.entries import UNKNOWN
 from llmrec_cli.report.figures import shorten_label
 from llmrec_cli.report.formatting import cut_name, cut_text, typeset_ends, typeset_figure
 from llmrec_cli.report.page import Page, render_page, write_page

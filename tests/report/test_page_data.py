@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from entries_made import LEAVES, N_ITEMS, compared, entry_of, predictions_of
 
-from llmrec_cli.report.entries import Entry
-from llmrec_cli.report.metrics import score_rows
+from llmrec_cli.evaluation.comparison import Entry
+from llmrec_cli.evaluation.metrics import score_rows
+from llmrec_cli.evaluation.statistics import bootstrap_means
 from llmrec_cli.report.page.data import (
     choose_bounds,
     choose_rows,
@@ -22,7 +23,6 @@ from llmrec_cli.report.page.data import (
     slice_rows,
     sort_frames,
 )
-from llmrec_cli.report.statistics import bootstrap_means
 
 ITEMS = pd.DataFrame(
     {

@@ -11,6 +11,7 @@ import pytest
 from pages_made import HOSTILE, drawn, texts
 
 import llmrec_cli.report
+from llmrec_cli.evaluation.statistics import Interval
 from llmrec_cli.report.figures import (
     FAINT,
     INK,
@@ -32,8 +33,7 @@ from llmrec_cli.report.figures import (
     find_frontier,
     format_tick,
 )
-from llmrec_cli.report.statistics import Interval
-from llmrec_cli.report.text import plain
+from llmrec_cli.utils.text import clean_line
 
 CSS = (Path(llmrec_cli.report.__file__).parent / "templates/page.css").read_text()
 BLUE = Look(SERIES[0], marker="o")
@@ -75,7 +75,7 @@ def test_the_style_sheet_has_the_same_colours_by_day() -> None:
 def test_names_stay_text(name: str) -> None:
     """Whatever XML or matplotlib's own fonts do not know."""
     picture = draw_forest(whiskers(name[:25], "calm"), "x", None, "")
-    assert plain(name[:25]).replace("\uffff", "\ufffd") in texts(picture.source)
+    assert clean_line(name[:25]).replace("\uffff", "\ufffd") in texts(picture.source)
     calm = draw_forest(whiskers("c" * len(name[:25]), "calm"), "x", None, "")
     tags = [[one.tag for one in drawn(made.source).all()] for made in (picture, calm)]
     assert tags[0] == tags[1]

@@ -11,27 +11,30 @@ import pandas as pd
 import pytest
 from entries_made import ground, predictions_of, question
 
-from llmrec_cli.comparing.evaluated import UNKNOWN
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.comparable import traits_of
-from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.contrasts import build_comparison
-from llmrec_cli.report.entries import Entry, Evaluation
-from llmrec_cli.report.pairs import (
+from llmrec_cli.evaluation.auc import (
     METRICS,
     PAIRED,
     PairProtocol,
     _coins,
     _weighted_auc,
     auc_figures,
-    auc_pooled,
     build_pair_report,
-    first_shown,
-    per_user,
+    measure_pooled_auc,
     read_pairs,
+    score_users,
+    share_first_shown,
     write_pairs,
 )
-from llmrec_cli.report.tables.screen import to_lines
+from llmrec_cli.evaluation.comparison import (
+    Comparison,
+    Entry,
+    Evaluation,
+    build_comparability_keys,
+    build_comparison,
+)
+from llmrec_cli.evaluation.entries import UNKNOWN
+from llmrec_cli.report.tables import comparison_to_lines
 
 PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"}, "rank-pair")
 
@@ -48,7 +51,7 @@ BY_HAND = pairs(("a", -1.0, -2.0), ("b", -3.0, -1.0), ("a", -2.0, -2.0), ("c", -
 
 
 def test_paired_auc_by_hand() -> None:
-    users = per_user(BY_HAND)
+    users = score_users(BY_HAND)
     assert dict(zip(users["user_id"], users["auc_paired"], strict=True)) == {
         "a": 0.75,
         "b": 0.0,
@@ -87,7 +90,7 @@ def test_the_pooled_auc_is_that_of_all_comparisons() -> None:
     liked = _coins(len(frame), seed=3)
     scores = np.where(liked, frame["chosen_score"], frame["rejected_score"])
     expected = slow_auc(scores[liked], scores[~liked])
-    assert auc_pooled([frame], 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
+    assert measure_pooled_auc([frame], 200, seed=3).mean == pytest.approx(expected, abs=1e-12)
     assert 0.4 < liked.mean() < 0.6
     assert not np.array_equal(liked, _coins(len(frame), seed=4))
 
@@ -96,13 +99,13 @@ def test_the_paired_auc_compares_within_users() -> None:
     frame = many().assign(user_id=[f"u{i}" for i in range(400)])
     scores = zip(frame["chosen_score"], frame["rejected_score"], strict=True)
     expected = [slow_auc([c], [r]) for c, r in scores]
-    assert per_user(frame)["auc_paired"].mean() == pytest.approx(np.mean(expected))
+    assert score_users(frame)["auc_paired"].mean() == pytest.approx(np.mean(expected))
 
 
 def test_the_pooled_interval_draws_users() -> None:
     """Against resampling done plainly: users with all of their rows, AUC anew."""
     frame = many(n=120)
-    interval = auc_pooled([frame], resamples=600, seed=0)
+    interval = measure_pooled_auc([frame], resamples=600, seed=0)
     liked = _coins(len(frame), 0)
     score = np.where(liked, frame["chosen_score"], frame["rejected_score"])
     rng, users = np.random.default_rng(5), frame["user_id"].unique()
@@ -118,8 +121,10 @@ def test_the_pooled_interval_draws_users() -> None:
 
 def test_a_model_that_always_takes_the_first_is_seen() -> None:
     shown = pairs(("a", 2.0, 1.0), ("b", 1.0, 2.0), ("c", 1.0, 1.0))
-    assert first_shown(shown) == 0.5
-    assert first_shown(shown.assign(chosen_first=[True, False, True])) == pytest.approx(2.5 / 3)
+    assert share_first_shown(shown) == 0.5
+    assert share_first_shown(shown.assign(chosen_first=[True, False, True])) == pytest.approx(
+        2.5 / 3
+    )
 
 
 def test_users_that_training_did_not_show_stand_apart() -> None:
@@ -140,7 +145,7 @@ def entry_of(
         report = build_pair_report(frame, protocol, resamples=50)
         runs.append(Evaluation(name, name, None, seed, {}, report, None, frame))
     place = ground(predictions_of(1), test=data)
-    traits = traits_of(runs[0], place, "language model")
+    traits = build_comparability_keys(runs[0], place, "language model")
     return Entry(name, "language model", place, tuple(runs), traits, UNKNOWN)
 
 
@@ -160,13 +165,13 @@ def test_a_comparison_shows_both_auc_and_the_difference_of_the_paired_one() -> N
     assert set(ours.contrasts["pairs"]) == {"auc_paired"}
     gain = ours.contrasts["pairs"]["auc_paired"]
     assert gain.low > 0
-    delta = per_user(better)["auc_paired"].mean() - per_user(base)["auc_paired"].mean()
+    delta = score_users(better)["auc_paired"].mean() - score_users(base)["auc_paired"].mean()
     assert gain.mean == pytest.approx(delta)
     pooled = ours.metrics["pairs"]["auc_pooled"]
-    alone = auc_pooled([better], 200, 0)
+    alone = measure_pooled_auc([better], 200, 0)
     figures = (pooled.mean, pooled.low, pooled.high)
     assert figures == pytest.approx((alone.mean, alone.low, alone.high))
-    lines = to_lines(found)
+    lines = comparison_to_lines(found)
     assert lines[0] == "test: 400 rows of 200 users, two candidates (as given)"
     assert "AUC_PAIRED" in lines[1]
     assert "seen =" not in "".join(lines)
@@ -176,8 +181,8 @@ def test_seeds_of_pairs_are_averaged() -> None:
     seeds = [many(seed=seed) for seed in range(3)]
     found = compared(entry_of("sft", many(gap=0.0)), entry_of("align-dmpo", *seeds)).standings[1]
     paired, pooled = found.metrics["pairs"].values()
-    assert paired.by_seed == pytest.approx([per_user(f)["auc_paired"].mean() for f in seeds])
-    assert pooled.by_seed == pytest.approx([auc_pooled([f], 2, 0).mean for f in seeds])
+    assert paired.by_seed == pytest.approx([score_users(f)["auc_paired"].mean() for f in seeds])
+    assert pooled.by_seed == pytest.approx([measure_pooled_auc([f], 2, 0).mean for f in seeds])
     assert pooled.mean == pytest.approx(np.mean(pooled.by_seed))
     figures = auc_figures(seeds, 200, 0)["metrics"]
     assert figures["auc_paired"]["mean"] == pytest.approx(paired.mean)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.report.predictions import build_predictions, read_predictions, write_predictions
+from llmrec_cli.evaluation.predictions import build_predictions, read_predictions, write_predictions
 
 RANKED = [[4, 2], [1, 3], [0]]
 SCORES = [[-0.5, -1.5], [-0.25, -0.25], [-2.0]]
@@ -105,7 +105,7 @@ def test_damaged_predictions_are_neither_written_nor_read(
     if "scores" not in frame or len(frame) == 0:
         return
     with monkeypatch.context() as guard_off:
-        guard_off.setattr("llmrec_cli.report.predictions.check_predictions", lambda *_: None)
+        guard_off.setattr("llmrec_cli.evaluation.predictions.check_predictions", lambda *_: None)
         write_predictions(path, frame, [5, 6, 9])  # the checks are what refused it
     with pytest.raises(ArtefactError, match=message):
         read_predictions(path, [5, 6, 9])

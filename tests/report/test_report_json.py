@@ -7,8 +7,8 @@ import json
 import pytest
 from entries_made import LEAVES, predictions_of, protocol
 
-from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.report_json import build_report, jsonable
+from llmrec_cli.evaluation.metrics import score_rows
+from llmrec_cli.evaluation.predictions import build_report, to_jsonable
 
 
 def test_a_report_holds_both_policies_and_its_protocol() -> None:
@@ -41,9 +41,9 @@ def test_a_beam_gives_its_own_frame_for_remove_and_its_error() -> None:
 
 
 def test_jsonable_leaves_strangers_to_json() -> None:
-    assert jsonable({"a": (1.5, float("nan"), [float("inf")])}) == {"a": [1.5, None, [None]]}
+    assert to_jsonable({"a": (1.5, float("nan"), [float("inf")])}) == {"a": [1.5, None, [None]]}
     with pytest.raises(TypeError):
-        json.dumps(jsonable({"a": object()}))
+        json.dumps(to_jsonable({"a": object()}))
 
 
 def test_unknown_ends_are_null() -> None:

@@ -13,18 +13,18 @@ import pytest
 import scipy.stats
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.report.statistics import (
+from llmrec_cli.evaluation.statistics import (
     DETECTABLE,
     Interval,
     UserSums,
     bootstrap_means,
-    holm,
-    n_users,
+    correct_holm,
+    count_users,
     paired_differences,
     seed_differences,
     seed_interval,
     standard_errors,
-    user_sums,
+    sum_by_user,
 )
 
 
@@ -58,7 +58,7 @@ def paired_difference(
     a: pd.DataFrame, b: pd.DataFrame, resamples: int = 2000, seed: int = 0
 ) -> Paired:
     delta = a["m"].to_numpy() - b["m"].to_numpy()
-    found = paired_differences(user_sums(a["user_id"], delta[:, None]), resamples, seed)
+    found = paired_differences(sum_by_user(a["user_id"], delta[:, None]), resamples, seed)
     return Paired(*(float(column[0]) for column in found))
 
 
@@ -184,7 +184,7 @@ def test_a_seed_decides_everything_and_row_order_nothing() -> None:
 def test_resamples_in_several_chunks_equal_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(skewed(40, 15))
     whole = interval(rows), paired_difference(rows, rows.assign(m=1.0))
-    monkeypatch.setattr("llmrec_cli.report.statistics._DRAWS", 1000)
+    monkeypatch.setattr("llmrec_cli.evaluation.statistics._DRAWS", 1000)
     chunked = interval(rows), paired_difference(rows, rows.assign(m=1.0))
     assert width(chunked[0]) == pytest.approx(width(whole[0]))
     assert chunked[1].p == pytest.approx(whole[1].p, abs=0.02)
@@ -197,7 +197,7 @@ def test_one_user_has_a_mean_but_no_interval() -> None:
     assert math.isnan(got.low)
     assert math.isnan(got.high)
     assert paired_difference(rows, rows.assign(m=0.0)).p == 1.0
-    assert n_users(rows) == 1
+    assert count_users(rows) == 1
 
 
 def test_equal_values_give_a_point_and_no_difference() -> None:
@@ -233,9 +233,9 @@ def test_several_metrics_share_their_draws_and_their_flips() -> None:
     """One call for all columns gives what a call for each of them gives."""
     rng = np.random.default_rng(18)
     users, delta = rng.integers(0, 50, 200), rng.normal(size=(200, 3))
-    together = paired_differences(user_sums(users, delta), 500, 3)
+    together = paired_differences(sum_by_user(users, delta), 500, 3)
     for at in range(3):
-        alone = paired_differences(user_sums(users, delta[:, [at]]), 500, 3)
+        alone = paired_differences(sum_by_user(users, delta[:, [at]]), 500, 3)
         assert [c[at] for c in together] == pytest.approx([c[0] for c in alone])
 
 
@@ -273,8 +273,8 @@ def test_rows_that_resemble_each_other_widen_by_the_known_design_effect() -> Non
     rng = np.random.default_rng(21)
     users = np.repeat(np.arange(400), 5)
     values = rng.normal(size=400)[users] + rng.normal(size=2000)
-    by_user = user_sums(users, values[:, None])
-    by_row = user_sums(np.arange(2000), values[:, None])
+    by_user = sum_by_user(users, values[:, None])
+    by_row = sum_by_user(np.arange(2000), values[:, None])
     ratio = float(standard_errors(by_user)[0] / standard_errors(by_row)[0])
     assert ratio == pytest.approx(math.sqrt(3), rel=0.06)
     assert width(interval(rows_of(values, users))) == pytest.approx(
@@ -284,7 +284,7 @@ def test_rows_that_resemble_each_other_widen_by_the_known_design_effect() -> Non
 
 def test_the_standard_error_of_one_row_per_user_is_that_of_the_mean() -> None:
     values = skewed(90, 22)
-    ours = float(standard_errors(user_sums(np.arange(90), values[:, None]))[0])
+    ours = float(standard_errors(sum_by_user(np.arange(90), values[:, None]))[0])
     assert ours == pytest.approx(scipy.stats.sem(values))
 
 
@@ -318,14 +318,14 @@ def test_what_is_called_detectable_is_found_four_times_in_five() -> None:
     ],
 )
 def test_holms_correction_by_hand(given: list[float], corrected: list[float]) -> None:
-    assert holm(given) == pytest.approx(corrected)
+    assert correct_holm(given) == pytest.approx(corrected)
 
 
 def test_holm_keeps_the_family_wise_error_under_no_difference() -> None:
     """Among ten tests of nothing at 5 %, some uncorrected p is small two times in five."""
     p_values = np.random.default_rng(24).random((4000, 10))
     assert (p_values.min(axis=1) < 0.05).mean() == pytest.approx(0.401, abs=0.03)
-    corrected = np.array([min(holm(list(row))) for row in p_values])
+    corrected = np.array([min(correct_holm(list(row))) for row in p_values])
     assert (corrected < 0.05).mean() == pytest.approx(0.05, abs=0.012)
 
 

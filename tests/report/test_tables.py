@@ -13,8 +13,7 @@ from entries_made import compared, entry_of, predictions_of
 from rich.cells import cell_len
 from rich.console import Console, Group
 
-from llmrec_cli.report.comparison import Comparison, Cost
-from llmrec_cli.report.entries import Entry
+from llmrec_cli.evaluation.comparison import Comparison, Cost, Entry
 from llmrec_cli.report.formatting import (
     format_memory,
     format_p,
@@ -22,8 +21,7 @@ from llmrec_cli.report.formatting import (
     format_thousands,
     strip_zero,
 )
-from llmrec_cli.report.tables.screen import to_lines, to_tables
-from llmrec_cli.report.tables.sheets import tabulate_comparison
+from llmrec_cli.report.tables import comparison_to_lines, comparison_to_tables, tabulate_comparison
 
 COST = Cost(
     train_seconds=38.24,
@@ -46,19 +44,19 @@ def two(**changes: Any) -> Comparison:
 
 
 def text(comparison: Comparison, *, full: bool = True) -> str:
-    return "\n".join(to_lines(comparison, full=full))
+    return "\n".join(comparison_to_lines(comparison, full=full))
 
 
 def rendered(comparison: Comparison, columns: int = 120) -> str:
     out = io.StringIO()
     console = Console(file=out, width=columns, force_terminal=True, color_system=None)
-    console.print(Group(*to_tables(comparison)))
+    console.print(Group(*comparison_to_tables(comparison)))
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
 
 
 def test_the_tables_show_the_figures_and_name_the_policy() -> None:
     found = two(headline="remove")
-    lines = to_lines(found)
+    lines = comparison_to_lines(found)
     title = 'whole catalogue, history removed (seen = "remove")'
     assert lines[0] == f"test: 40 rows of 14 users, {title}"
     ours = found.standings[1]
@@ -78,14 +76,14 @@ def test_where_nothing_varies_no_difference_is_detectable() -> None:
     """Two runs of the same lists: users do not differ, so no standard error and no power."""
     found = compared(entry_of("base", 1), entry_of("same", 1), baseline="base")
     assert found.standings[1].contrasts["keep"]["ndcg@5"].detectable == 0
-    (line,) = (line for line in to_lines(found) if re.match(r"same .* yes$", line))
+    (line,) = (line for line in comparison_to_lines(found) if re.match(r"same .* yes$", line))
     assert re.search(r" \+\.0000 \[\+\.0000, \+\.0000\] +1 +1 +- +yes$", line)
 
 
 def test_a_reason_stands_in_the_row_of_its_entry() -> None:
     other = entry_of("other", 2, decoder={"search": "beam", "beams": 20})
     found = compared(entry_of("base", 1), other, baseline="base")
-    line = next(line for line in to_lines(found) if "beam of 20" in line)
+    line = next(line for line in comparison_to_lines(found) if "beam of 20" in line)
     assert re.fullmatch(r"other .* -  +-  +-  +-  +search: beam of 20, baseline exact", line)
 
 
@@ -147,7 +145,7 @@ def test_unknown_ends_are_question_marks() -> None:
 
 def test_notes_stand_at_the_end() -> None:
     found = replace(two(), notes=("a note", "an \x1b[31mother\nnote"))
-    assert to_lines(found)[-2:] == ["note: a note", "note: an other note"]
+    assert comparison_to_lines(found)[-2:] == ["note: a note", "note: an other note"]
     assert "note: an other note" in rendered(found)
 
 
@@ -211,7 +209,7 @@ def test_only_a_leading_zero_goes(number: str, short: str) -> None:
 
 def test_columns_line_up_with_wide_letters() -> None:
     wide = replace(entry_of("x"), name="源氏")
-    lines = to_lines(compared(wide, entry_of("ours", 2)))
+    lines = comparison_to_lines(compared(wide, entry_of("ours", 2)))
     starts = {cell_len(line[: line.index(" .")]) for line in lines[2:4]}
     assert len(starts) == 1
 

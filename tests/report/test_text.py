@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from llmrec_cli.report.text import plain
+from llmrec_cli.utils.text import clean_line
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m",
@@ -44,11 +44,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("title", HOSTILE, ids=range(len(HOSTILE)))
 def test_nothing_that_a_terminal_obeys_is_left(title: str) -> None:
-    shown = plain(title)
+    shown = clean_line(title)
     assert {unicodedata.category(char) for char in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"} == set()
     assert shown == " ".join(shown.split())
     shown.encode()
-    assert plain(shown) == shown
+    assert clean_line(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_nothing_that_a_terminal_obeys_is_left(title: str) -> None:
     ],
 )
 def test_the_words_stay(title: str, shown: str) -> None:
-    assert plain(title) == shown
+    assert clean_line(title) == shown
 
 
 @pytest.mark.parametrize(
@@ -83,4 +83,4 @@ def test_the_words_stay(title: str, shown: str) -> None:
     ],
 )
 def test_honest_titles_are_untouched(title: str) -> None:
-    assert plain(title) == title
+    assert clean_line(title) == title

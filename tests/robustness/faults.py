@@ -26,7 +26,7 @@ from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 
-from llmrec_cli import exits
+from llmrec_cli.cli import exit_codes
 from tests.robustness.faults_subjects import SUBJECTS, Subject
 from tests.robustness.operations import REFUSALS, announced
 
@@ -140,7 +140,7 @@ def _command(fault: Fault, work: Work, folder: Path) -> tuple[int, str]:
             work(folder)
 
     with redirect_stderr(StringIO()) as said:
-        code = exits.guarded(faulty)
+        code = exit_codes.guarded(faulty)
     return code, said.getvalue()
 
 

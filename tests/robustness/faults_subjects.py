@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmrec_cli.engine.checkpoint import Checkpoints, all_of, write_result
-from llmrec_cli.engine.log import MetricsLog
-from llmrec_cli.engine.rows import Row
+from llmrec_cli.config.model import ScratchModel
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.files import MANIFEST_FILE, check_folder, read_json, write_json
-from llmrec_cli.models.backbone import build_scratch
-from llmrec_cli.recipe.model import ScratchModel
+from llmrec_cli.models.loading import build_scratch
 from llmrec_cli.runs.record import finish_run
 from llmrec_cli.runs.run import run_at
+from llmrec_cli.runs.tracking import MetricsLog
+from llmrec_cli.training.checkpoint import Checkpoints, all_of, write_result
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import ReferenceStore
+from llmrec_cli.training.rows import Row
 from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.utils.files import MANIFEST_FILE, check_folder, read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from benchmarks.machine import as_line, machine
 from benchmarks.small import RECIPE
-from llmrec_cli import cli
-from llmrec_cli.data.store import load_prepared
+from llmrec_cli.cli import app
+from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import LlmrecError
-from llmrec_cli.files import HASHES, check_folder, read_json
+from llmrec_cli.utils.files import HASHES_FILE, check_folder, read_json
 
 COMMANDS = {
     "prepare": "prepare tiny.toml",
@@ -51,7 +51,7 @@ REFUSALS = (
     "not a prepared folder",  # of what needs data, beside prepare
 )
 PAIRS = tuple(combinations_with_replacement(COMMANDS, 2))
-PRELOADED = ("torch", "transformers", "llmrec_cli.run", "llmrec_cli.export")
+PRELOADED = ("torch", "transformers", "llmrec_cli.pipeline.run", "llmrec_cli.serving.export")
 OFFSETS = (0.0, 0.02, 0.1, 0.5, 2.0)  # seconds: the longest that one draws from
 
 
@@ -100,7 +100,7 @@ def typed(words: str, cwd: Path, offset: float, said: Path) -> int:
         os.chdir(cwd)
         time.sleep(offset)
         sys.argv = ["llmrec", *words.split()]
-        cli.main()
+        app.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:
@@ -159,7 +159,7 @@ def wrong_files(place: Path) -> Iterator[str]:
     try:
         for manifest in place.glob("runs/*/prepared/manifest.json"):
             load_prepared(manifest.parent)
-        for hashes in place.rglob(HASHES):
+        for hashes in place.rglob(HASHES_FILE):
             check_folder(hashes.parent)
         for file in place.glob("runs/**/*.json"):
             read_json(file)

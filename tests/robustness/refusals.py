@@ -60,8 +60,8 @@ APPENDED = (".lock", ".log", ".jsonl", ".db")  # may be empty for a while; so ma
 PRELOADED = (
     "torch",
     "transformers",
-    "llmrec_cli.run",
-    "llmrec_cli.export",
+    "llmrec_cli.pipeline.run",
+    "llmrec_cli.serving.export",
     "llmrec_cli.sweep.search",
 )
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.small import RECIPE
-from llmrec_cli import cli
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.run import run
+from llmrec_cli.cli import app
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.utils.progress import Silent
 
 DISK = 24 << 20  # bytes
 MORE = """
@@ -108,7 +108,7 @@ def typed(words: str, cwd: Path, said: Path, *, stdout: str | None = None) -> tu
         try:
             os.chdir(cwd)
             sys.argv = ["llmrec", *words.split()]
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         finally:

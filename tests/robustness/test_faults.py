@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.engine.log import MetricsLog
 from llmrec_cli.errors import MachineError
+from llmrec_cli.runs.tracking import MetricsLog
 from tests.robustness.faults import sweep
 from tests.robustness.faults_subjects import Subject
 

@@ -73,7 +73,7 @@ def test_memory_that_is_refused_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     (tmp_path / "tiny.toml").write_text(experiments.RECIPE)
     program = (
-        "import resource, sys; from llmrec_cli.cli import main;"
+        "import resource, sys; from llmrec_cli.cli.app import main;"
         "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); main()"
     )
     wide = ["model.scratch.hidden=65536", "model.scratch.feed_forward=65536"]

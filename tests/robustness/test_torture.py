@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.align import align
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.evaluate import evaluate
-from llmrec_cli.files import HASHES, write_folder
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.train import align
+from llmrec_cli.utils.files import HASHES_FILE, write_folder
+from llmrec_cli.utils.progress import Silent
 from tests.commands import TINY, llmrec, ok
 from tests.robustness.torture_checks import Watch
 
@@ -152,12 +152,12 @@ def test_a_damaged_result_is_named_before_it_is_used(
     recipe = load_recipe("quickstart", SFT, ["lml"])
     model = (recipe.folder / "sft") / "model"
     names = sorted(path.name for path in model.iterdir())
-    assert {"model.safetensors", "config.json", "tokenizer.json", HASHES} <= set(names)
+    assert {"model.safetensors", "config.json", "tokenizer.json", HASHES_FILE} <= set(names)
     for name in names:
         kept = (model / name).read_bytes()
         DAMAGES[damage](model / name)
         try:
-            refused(recipe, str(model if name == HASHES else model / name))
+            refused(recipe, str(model if name == HASHES_FILE else model / name))
         finally:
             (model / name).write_bytes(kept)
 

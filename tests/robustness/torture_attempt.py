@@ -28,27 +28,30 @@ import torch
 import torch._dynamo
 import transformers.models.llama.modeling_llama as llama
 
-from llmrec_cli import align, baseline, cli, prepare, sft
-from llmrec_cli.engine import checkpoint, log
-from llmrec_cli.stage import needs, run_session, train, workbench
+from llmrec_cli.cli import app
+from llmrec_cli.pipeline import baseline, context, prepare, requirements, session, train
+from llmrec_cli.pipeline import train as align
+from llmrec_cli.pipeline import train as sft
+from llmrec_cli.runs import tracking
+from llmrec_cli.training import checkpoint
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.trainer import Trainer
 from tests.robustness.operations import announced
 
 PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its phase
-    (workbench, "ensure_scratch", "base"),
-    (run_session, "start_run", "opening"),
-    (needs, "load_item_scores", "scores"),
-    (needs, "store_reference", "reference"),
+    (context, "ensure_scratch", "base"),
+    (session, "start_run", "opening"),
+    (requirements, "load_item_scores", "scores"),
+    (requirements, "store_reference", "reference"),
     (Miner, "_open_lists", "mining"),
-    (log.MetricsLog, "keep_until", "log cut"),
+    (tracking.MetricsLog, "keep_until", "log cut"),
     (Trainer, "run_update", "training"),
-    (log.MetricsLog, "append", "log"),
+    (tracking.MetricsLog, "append", "log"),
     (Trainer, "validate", "validation"),
     (checkpoint.Checkpoints, "save", "save"),
     (checkpoint.Checkpoints, "prune", "prune"),
     (train, "write_result", "model"),
-    (run_session, "finish_run", "finish"),
+    (session, "finish_run", "finish"),
 ]
 WRITING = ("save", "prune")
 START, LEFT = "start-up", "in between"
@@ -215,7 +218,7 @@ def _run(
             reseed()
         sys.argv = ["llmrec", *words]
         with instrumented():
-            cli.main()
+            app.main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     except BaseException:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmrec_cli.engine.checkpoint import STATE, all_of
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.files import check_folder
+from llmrec_cli.training.checkpoint import STATE, all_of
+from llmrec_cli.utils.files import check_folder
 
 RESUMED = re.compile(r"^resumed from .*step-(\d+)$", re.MULTILINE)
 RIGHT_CODES = {0, -signal.SIGKILL, MachineError.exit_code}  # the last: left alone, or refused

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmrec_cli.files import HASHES
 from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.utils.files import HASHES_FILE
 
 MODULE = "hostile_canary"  # importable where a test says so; its import is the canary's death
 
@@ -57,10 +57,10 @@ def sign(folder: Path) -> None:
     found = {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in names
-        if name != HASHES
+        if name != HASHES_FILE
     }
     text = json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / HASHES).write_text(text + "\n")
+    (folder / HASHES_FILE).write_text(text + "\n")
 
 
 def write_base(folder: Path) -> None:

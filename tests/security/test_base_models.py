@@ -15,9 +15,9 @@ from hostile import MODULE, change_json, code, pickled, write_base, zipped
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from llmrec_cli.models import backbone, guard
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.file import load_recipe
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.models import loading
+from llmrec_cli.pipeline.prepare import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -235,12 +235,12 @@ def unguarded(config: Any, source: object) -> Any:
 
 
 WITHOUT: dict[str, tuple[object, str, Callable[..., object]]] = {  # a case, and its guard off
-    "weights under another name": (backbone, "harmless", unguarded),
-    "an unknown quantizer": (backbone, "harmless", unguarded),
-    "an index that climbs": (guard, "_check_index", lambda index: None),
-    "an index to a pickle": (guard, "_check_index", lambda index: None),
-    "weights behind a link": (guard, "_check_files", lambda folder: None),
-    "a text behind a link": (guard, "_check_files", lambda folder: None),
+    "weights under another name": (loading, "harmless", unguarded),
+    "an unknown quantizer": (loading, "harmless", unguarded),
+    "an index that climbs": (loading, "_check_index", lambda index: None),
+    "an index to a pickle": (loading, "_check_index", lambda index: None),
+    "weights behind a link": (loading, "_check_files", lambda folder: None),
+    "a text behind a link": (loading, "_check_files", lambda folder: None),
 }
 
 

@@ -19,17 +19,16 @@ import pytest
 from experiments import copied, typed
 from hostile import MODULE, RECIPE, change_json, code, pickled, sign, write_base, write_raw, zipped
 
-from llmrec_cli import files
-from llmrec_cli.align import align
-from llmrec_cli.baseline import baseline
-from llmrec_cli.engine import launch
-from llmrec_cli.evaluate import evaluate
-from llmrec_cli.files import sha256
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.sft import sft
-from llmrec_cli.stage import trained
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline import loading
+from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import align, sft
+from llmrec_cli.training import launch
+from llmrec_cli.utils import files
+from llmrec_cli.utils.files import hash_file
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = [  # what peft has to say
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -106,12 +105,12 @@ def vouch(root: Path, file: Path) -> None:
         sign(file.parent)
     if file.parent.name == "prepared" and file.name != "manifest.json":
         manifest = json.loads((file.parent / "manifest.json").read_text())
-        manifest["files"][file.name]["sha256"] = sha256(file)
+        manifest["files"][file.name]["sha256"] = hash_file(file)
         (file.parent / "manifest.json").write_text(json.dumps(manifest))
         for run in root.glob("*/manifest.json"):  # what a run says that it was trained on
             told = json.loads(run.read_text())
             if "prepared" in told.get("facts", {}):
-                told["facts"]["prepared"] = sha256(file.parent / "manifest.json")
+                told["facts"]["prepared"] = hash_file(file.parent / "manifest.json")
                 run.write_text(json.dumps(told))
 
 
@@ -415,9 +414,9 @@ def test_settings_in_yaml_are_plain_data(
 
 
 WITHOUT: dict[str, tuple[object, str]] = {  # a case, and its guard that is switched off
-    "adapter as a pickle": (trained, "check_adapter"),
-    "adapter's modules": (trained, "check_adapter"),
-    "adapter's start from a file": (trained, "check_adapter"),
+    "adapter as a pickle": (loading, "check_adapter"),
+    "adapter's modules": (loading, "check_adapter"),
+    "adapter's start from a file": (loading, "check_adapter"),
 }
 
 
@@ -447,7 +446,7 @@ def test_without_the_hashes_a_link_is_exported(
     done = typed(capsys, *EXPORT)
     assert done.code == 0, done.err
     assert (home / "out/notes.json").read_text() == '{"secret": 1}'
-    assert files.HASHES not in {file.name for file in (home / "out").iterdir()}
+    assert files.HASHES_FILE not in {file.name for file in (home / "out").iterdir()}
 
 
 @pytest.mark.parametrize("guarded", [True, False])

@@ -8,9 +8,10 @@ import pytest
 from experiments import typed
 from hostile import RECIPE, write_raw
 
-from llmrec_cli import environment, exits, redaction
-from llmrec_cli.redaction import redacted
+from llmrec_cli.pipeline import environment, exit_codes
 from llmrec_cli.runs import record, run
+from llmrec_cli.utils import text as redaction
+from llmrec_cli.utils.text import redact
 
 VALUES = {  # of the environment
     "HF_TOKEN": "hf_" + "Q" * 34,
@@ -109,8 +110,8 @@ def test_a_bug_tells_no_secret(
 
     monkeypatch.setattr("sys.argv", ["llmrec", "env"])
     if not guarded:
-        monkeypatch.setattr(exits, "redacted", lambda text: text)
-    code = exits.guarded(lambda: broken(home))
+        monkeypatch.setattr(exit_codes, "redacted", lambda text: text)
+    code = exit_codes.guarded(lambda: broken(home))
     said = capsys.readouterr().err + (home / "debug.log").read_text()
     assert code == 1
     assert len(leaks(said)) == (0 if guarded else 2)
@@ -143,7 +144,7 @@ def test_without_redaction_the_run_folder_tells_them(
     ],
 )
 def test_what_a_secret_looks_like(text: str, shown: str) -> None:
-    assert redacted(text) == shown
+    assert redact(text) == shown
 
 
 def test_a_bug_report_lists_no_variable_but_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,12 @@ from experiments import Ended, typed
 from hostile import RECIPE, write_raw
 from rich.console import Console
 
-from llmrec_cli import Recommender, cli, exits
-from llmrec_cli.commands import screen
-from llmrec_cli.report import recommended, text
+from llmrec_cli import Recommender
+from llmrec_cli.cli import app, exit_codes, output
+from llmrec_cli.report import tables
 from llmrec_cli.report.page import write
-from llmrec_cli.report.tables import documents, figures
+from llmrec_cli.serving import recommendations
+from llmrec_cli.utils import text
 
 PICTURE = "data:image/svg+xml;base64,"
 TITLES = (
@@ -125,7 +126,7 @@ def ran(home: Path) -> dict[str, Ended]:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
             with contextlib.redirect_stderr(err):
                 patch.setattr("sys.argv", ["llmrec", *words])
-                code = exits.guarded(cli.app)
+                code = exit_codes.guarded(app.app)
         found[words[0]] = Ended(code, out.getvalue(), err.getvalue())
     return found
 
@@ -180,7 +181,7 @@ def test_a_terminal_is_told_nothing_but_text(
     found = Recommender.load(RUN).recommend(list(items["item_id"]), 99, exclude_history=False)
     console = Console(width=100, record=True, force_terminal=True, color_system=None, file=None)
     with console.capture() as caught:
-        for table in recommended.to_tables(found):
+        for table in recommendations.recommendations_to_tables(found):
             console.print(table)
     assert harmless(caught.get())
 
@@ -204,7 +205,7 @@ def compared(home: Path, name: str) -> dict[str, str]:
         patch.setattr(
             "sys.argv", ["llmrec", "compare", "runs/own", *others, *outs, "--missing=miss"]
         )
-        assert exits.guarded(cli.app) == 0
+        assert exit_codes.guarded(app.app) == 0
     return {ending: (home / f"{name}.{ending}").read_text("utf-8") for ending in ENDINGS}
 
 
@@ -278,9 +279,9 @@ def test_without_its_guard_a_document_obeys(
     home: Path, written: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The controls: no formula is marked, nothing is escaped."""
-    monkeypatch.setattr(figures, "_FORMULA", ())
-    monkeypatch.setattr(documents, "markdown", str)
-    monkeypatch.setattr(documents, "_latex_text", str)
+    monkeypatch.setattr(tables, "_FORMULA", ())
+    monkeypatch.setattr(tables, "markdown", str)
+    monkeypatch.setattr(tables, "_latex_text", str)
     trusting = write._load_templates().overlay(autoescape=False)
     monkeypatch.setattr(write, "_load_templates", lambda: trusting)
     obeyed = compared(home, "obeyed")
@@ -359,10 +360,10 @@ def test_without_the_filter_an_escape_reaches_the_terminal(
 ) -> None:
     """The control: titles keep what is no control character, such as bidi overrides, and the
     question as it was typed is shown."""
-    monkeypatch.setattr(recommended, "plain", lambda title: title)
+    monkeypatch.setattr(recommendations, "plain", lambda title: title)
     if guard == "harmless":
-        monkeypatch.setattr(screen, "harmless", lambda line: line)
+        monkeypatch.setattr(output, "harmless", lambda line: line)
     asked = [word for item in items["item_id"] for word in ("--history", item)]
     ended = typed(capsys, "recommend", "--run", RUN, *asked, "-k", "99", "--keep-history")
     assert harmless(ended.out) == (guard == "plain")  # the screen is a second filter
-    assert text.plain("\x1b[31ma\u202e") == "a"
+    assert text.clean_line("\x1b[31ma\u202e") == "a"

@@ -15,14 +15,13 @@ from experiments import typed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmrec_cli import export as export_module
 from llmrec_cli.errors import ExportError
-from llmrec_cli.export import export
-from llmrec_cli.progress import Silent
-from llmrec_cli.serving import export_files
+from llmrec_cli.serving import export as export_files
+from llmrec_cli.serving import export as export_module
 from llmrec_cli.serving.card import Wanted
-from llmrec_cli.serving.export_check import check_export
-from llmrec_cli.serving.finished import lay_out, open_finished
+from llmrec_cli.serving.export import check_export, export
+from llmrec_cli.serving.finished import open_finished, open_finished_context
+from llmrec_cli.utils.progress import Silent
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(words) for words in PEFT_SAYS)]
 TITLES = [
@@ -164,7 +163,7 @@ def test_a_wrong_merge_is_refused_in_sixteen_bits_too(
 
 def test_without_rows_the_items_themselves_are_compared(home: Home, tmp_path: Path) -> None:
     finished = open_finished(home.run("tied", "ids", "attention"))
-    bench = export_files.plain_bench(lay_out(finished, "cpu"))
+    bench = export_files.plain_bench(open_finished_context(finished, "cpu"))
     empty = replace(bench, prepared=replace(bench.prepared, manifest={"files": {}}))
     export_files.copy_result(finished.folder / "adapter", tmp_path)
     assert check_export(finished, empty, tmp_path, merged=False) < 1e-5

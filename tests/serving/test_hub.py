@@ -9,7 +9,7 @@ from fake_hub import fake_hub
 from huggingface_hub import HfApi
 
 from llmrec_cli.errors import MachineError, RecipeError
-from llmrec_cli.serving import hub
+from llmrec_cli.serving import export
 
 LOGIN = "hf_secret"
 
@@ -20,15 +20,15 @@ def test_pushing_creates_a_private_repository(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     with fake_hub() as server:
         api = HfApi(endpoint=server.address, token=LOGIN)
-        url = hub.push(tmp_path, "acme/toys", public=False, api=api)
+        url = export.push(tmp_path, "acme/toys", public=False, api=api)
         assert url == f"{server.address}/acme/toys"
         assert server.private == {"acme/toys": True}
         [uploaded] = server.commits
         assert uploaded == files
-        hub.push(tmp_path, "acme/public", public=True, api=api)
+        export.push(tmp_path, "acme/public", public=True, api=api)
         assert server.private["acme/public"] is False
         with pytest.raises(RecipeError, match="exists and is public; add --public"):
-            hub.push(tmp_path, "acme/public", public=False, api=api)
+            export.push(tmp_path, "acme/public", public=False, api=api)
         assert len(server.commits) == 2
 
 
@@ -38,7 +38,7 @@ def test_a_push_that_fails_is_one_line_without_the_token(tmp_path: Path, status:
         server.refuse, server.says = status, f"your token\n {LOGIN}\nis wrong"
         api = HfApi(endpoint=server.address, token=LOGIN)
         with pytest.raises(MachineError) as error:
-            hub.push(tmp_path, "acme/toys", public=False, api=api)
+            export.push(tmp_path, "acme/toys", public=False, api=api)
     message = str(error.value)
     assert message.startswith("--push-to acme/toys: not pushed: ")
     assert message.endswith(f"; the export is in {tmp_path}")
@@ -52,11 +52,11 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
         pass  # nobody listens there any more
     api = HfApi(endpoint=server.address, token=LOGIN)
     with pytest.raises(MachineError, match=r"not pushed: .*refused.*; the export is in"):
-        hub.push(tmp_path, "acme/toys", public=False, api=api)
+        export.push(tmp_path, "acme/toys", public=False, api=api)
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "../x", "a b", "-a", "acme/x..y"])
 def test_names_that_the_hub_cannot_have(name: str) -> None:
     with pytest.raises(RecipeError, match=r"--dataset .*: expected a name on the hub, OWNER/NAME"):
-        hub.check_hub_id("--dataset", name)
-    hub.check_hub_id("--dataset", "acme/Toys-2.0_x")
+        export.check_hub_id("--dataset", name)
+    export.check_hub_id("--dataset", "acme/Toys-2.0_x")

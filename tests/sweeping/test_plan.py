@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sweeps import plan_in
 
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import Range
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.sweep import Range
 from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.sweep.plan import format_toml, hash_point, list_needed_runs
 

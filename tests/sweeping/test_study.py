@@ -24,16 +24,16 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from sweeps import plan_in
 
+from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, NumbersError, RecipeError, UserError
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.report.tables.screen import sheet_lines
-from llmrec_cli.report.trials import Board, board_json, board_sheet
+from llmrec_cli.report.tables import sheet_lines
 from llmrec_cli.sweep import study
+from llmrec_cli.sweep.board import Board, board_json, board_sheet
 from llmrec_cli.sweep.plan import Plan, Point
 from llmrec_cli.sweep.search import BEST, search_settings
 from llmrec_cli.sweep.study import mask_storage, open_study
 from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
+from llmrec_cli.utils.progress import Silent
 
 Played = Callable[[Point, int, Watch], float]
 GRID = ("align.msl.tau=1,2,3",)

@@ -11,17 +11,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from llmrec_cli.data.columns import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
+from llmrec_cli.config.model import ScratchModel
 from llmrec_cli.data.prompts import load_rank_template
-from llmrec_cli.engine.ranks import Ranks
-from llmrec_cli.engine.rows import PairRow, Row, encode_catalogue
+from llmrec_cli.data.schema import CHOSEN_FIRST, HISTORY, NEGATIVES, ROW, TARGET, USER
 from llmrec_cli.errors import DataError
-from llmrec_cli.models.backbone import build_scratch
-from llmrec_cli.models.policy import Policy
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import build_scratch
 from llmrec_cli.models.tokenizer import Codec, make_codec
-from llmrec_cli.recipe.model import ScratchModel
 from llmrec_cli.tasks.pairs import (
-    DrawnPairs,
+    DrawPairs,
     PairEncoder,
     UserPairs,
     draw_pairs,
@@ -34,6 +32,8 @@ from llmrec_cli.tasks.pairs import (
     toss_order,
 )
 from llmrec_cli.tensors.trie import Trie, build_trie
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import PairRow, Row, encode_catalogue
 
 TITLES = ["Halo", "Doom", "Myst", "Wii Sports", "Zelda", "Quake"]
 GAMES = load_rank_template("games", Path)
@@ -138,7 +138,7 @@ def test_drawn_pairs_depend_on_row_and_epoch_alone(scratch: tuple[Policy, Codec,
         asked.append((row.number, epoch))
         return ((3 + epoch % 2,),)
 
-    serve = DrawnPairs(encoder(codec), sampler, seed=0, steps_per_epoch=2)
+    serve = DrawPairs(encoder(codec), sampler, seed=0, steps_per_epoch=2)
     forwards, backwards = serve(rows, 3), serve(rows[::-1], 2)
     assert asked == [(0, 1), (1, 1), (2, 1), (2, 1), (1, 1), (0, 1)]
     for ahead, back in zip(pair_rows(forwards), pair_rows(backwards[::-1]), strict=True):

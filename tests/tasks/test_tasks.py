@@ -11,23 +11,22 @@ import pytest
 from llmrec_cli.sample import write_sample
 
 import llmrec_cli.tasks
-from llmrec_cli import run as run_story
-from llmrec_cli.data.columns import TARGET
+from llmrec_cli.config.data import DataFormat, PromptSection
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import BaselineSection, TrainSection
+from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError, UserError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.baseline import BaselineSection
-from llmrec_cli.recipe.data import DataFormat, PromptSection
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.train import TrainSection
-from llmrec_cli.report.comparison import Policy
-from llmrec_cli.stage.check import check_plan, plan_run
-from llmrec_cli.stage.needs import Stage
-from llmrec_cli.stage.trained import reach
-from llmrec_cli.stage.workbench import open_workbench
+from llmrec_cli.evaluation.comparison import Policy
+from llmrec_cli.pipeline import run
+from llmrec_cli.pipeline.context import open_context
+from llmrec_cli.pipeline.loading import longest_row
+from llmrec_cli.pipeline.plan import check_plan, plan_run
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.tasks import TASKS, find_reported_task
 from llmrec_cli.tasks.base import Task
 from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.utils.progress import Silent
 
 RECIPE = """
 [data]
@@ -84,11 +83,11 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def open_stage(task: Task, *words: str) -> Stage:
+def open_stage(task: Task, *words: str) -> TrainingStage:
     """The SFT stage of a task, on prepared data."""
     recipe = load_recipe("r.toml", [*words_of(task), *words])
     prepare(recipe, Path)
-    return check_plan(open_workbench(recipe, Silent()), plan_run(recipe, "sft"))
+    return check_plan(open_context(recipe, Silent()), plan_run(recipe, "sft"))
 
 
 def allowed(model: Any, key: str) -> set[str]:
@@ -167,7 +166,7 @@ def test_rows_are_made_checked_and_shown_alike(task: Task, at_home: Path) -> Non
     shown = operations.show_rows(stage, False)
     assert 0 < len(made.rows) == shown.count
     assert 0 < len(made.valid_rows) <= stage.section.validate_rows
-    assert 0 < shown.longest <= reach(stage.bench)
+    assert 0 < shown.longest <= longest_row(stage.bench)
     assert all(shown.first)
     assert set(made.left_out) == {"train", "valid"}
 
@@ -182,7 +181,7 @@ def test_answers_are_encoded_as_an_export_compares_them(task: Task, at_home: Pat
     for (prompt, answer), target in zip(encoded, frame[TARGET], strict=True):
         assert answer[-1] == bench.codec.eos
         assert bench.prepared.items["title"].iloc[target] in decode(answer)
-        assert len(prompt) + len(answer) <= reach(bench)
+        assert len(prompt) + len(answer) <= longest_row(bench)
     example = load_operations(task).make_example(bench)
     assert (example is None) == task.ranks_catalogue
 
@@ -198,7 +197,7 @@ def test_a_prompt_without_room_is_found_before_training(task: Task, at_home: Pat
 
 @every_task
 def test_a_run_is_trained_evaluated_and_compared(task: Task, at_home: Path) -> None:
-    compared = run_story.run(load_recipe("r.toml", words_of(task)), progress=Silent()).comparison
+    compared = run.run(load_recipe("r.toml", words_of(task)), progress=Silent()).comparison
     assert [own.name for own in compared.standings] == ["baseline-pop", "sft", "align-lml"]
     assert compared.headline == task.policies[0]
     assert compared.candidates.startswith(task.candidates.partition("{}")[0])

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 from trie_walk import walk
 
-from llmrec_cli.tensors.beam import (
+from llmrec_cli.tensors.beam_search import (
     NONE,
     Finished,
     Open,
     add_finished,
     add_open,
     beam_step,
-    best,
     chain_nodes,
     cut_after_kth,
     forced_chains,
+    keep_best,
     kth_score,
     no_finished,
     no_open,
@@ -71,7 +71,7 @@ def test_chain_nodes_are_padded_behind_short_and_missing_chains(trie: Trie) -> N
 def test_best_breaks_ties_by_leaf_index_also_at_its_edge() -> None:
     score = torch.tensor([[1.0, 3.0, 1.0, 1.0, -INF, 1.0]])
     leaf = torch.tensor([[9, 4, 2, 7, 0, 3]])
-    scores, leaves = best(score, leaf, 3)
+    scores, leaves = keep_best(score, leaf, 3)
     assert leaves.tolist() == [[4, 2, 3]]
     assert scores.tolist() == [[3.0, 1.0, 1.0]]
 
@@ -82,7 +82,7 @@ def test_best_equals_a_sorted_list_on_random_ties() -> None:
         score = torch.randint(-3, 0, (4, 30), generator=draw).float()
         score[torch.rand(4, 30, generator=draw) < 0.4] = -INF
         leaf = torch.stack([torch.randperm(100, generator=draw)[:30] for _ in range(4)])
-        scores, leaves = best(score, leaf, 7)
+        scores, leaves = keep_best(score, leaf, 7)
         for row in range(4):
             pairs = sorted(zip((-score[row]).tolist(), leaf[row].tolist(), strict=True))
             expected = [pair for pair in pairs if pair[0] < INF][:7]

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmrec_cli.tensors import children
-from llmrec_cli.tensors.children import NONE, Scorer, child_log_probs, forced_log_probs
-from llmrec_cli.tensors.trie import build_trie, edges_of
+from llmrec_cli.tensors import trie as children
+from llmrec_cli.tensors.trie import (
+    NONE,
+    Scorer,
+    build_trie,
+    child_log_probs,
+    edges_of,
+    forced_log_probs,
+)
 
 VOCAB, WIDTH = 50, 16
 

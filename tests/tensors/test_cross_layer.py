@@ -24,8 +24,7 @@ from llmrec_cli.tensors.cross_layer import (
     self_hard,
     token_rewards,
 )
-from llmrec_cli.tensors.mass import leaf_mass, leaf_ranges
-from llmrec_cli.tensors.trie import build_trie, edges_of, paths
+from llmrec_cli.tensors.trie import build_trie, edges_of, leaf_mass, leaf_ranges, paths
 
 Penalty = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from llmrec_cli.tensors.legal_softmax import LegalLogits
 from llmrec_cli.tensors.losses import adaptive_temperature, choice_stats, vocab_nll
-from llmrec_cli.tensors.masked import LegalLogits
 
 P, V, D = 11, 30, 6
 

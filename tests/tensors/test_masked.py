@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from llmrec_cli.tensors.masked import LegalLogits, legal_logits
+from llmrec_cli.tensors.legal_softmax import LegalLogits, legal_logits
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of, paths
 
 V, D, EOS = 40, 8, 2

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trie_walk import walk
 
-from llmrec_cli.tensors.mass import leaf_mass, leaf_ranges
-from llmrec_cli.tensors.trie import ROOT, build_trie, edges_of, paths
+from llmrec_cli.tensors.trie import ROOT, build_trie, edges_of, leaf_mass, leaf_ranges, paths
 
 EOS = 9
 titles = st.lists(st.integers(0, 4), max_size=5).map(lambda title: [*title, EOS])

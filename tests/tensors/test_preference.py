@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmrec_cli.tensors.preference import dmpo, dpo, sdpo, sum_over_answers
+from llmrec_cli.tensors.losses import dmpo, dpo, sdpo, sum_over_answers
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: list[Loss] = [dpo, sdpo, dmpo]

@@ -15,7 +15,7 @@ from llmrec_cli.methods.contract import Options
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llmrec_cli.data.leaves import Leaves
+    from llmrec_cli.data.catalog import CatalogueEntries
     from llmrec_cli.models.base import Ranker
     from llmrec_cli.models.sequential import Sequential
 
@@ -36,11 +36,11 @@ class Baseline:
 
     summary: str  # one line, with the paper
     options: type[Options]
-    open: Callable[[Any, Arrays, Leaves], Ranker] | None = None
+    open: Callable[[Any, Arrays, CatalogueEntries], Ranker] | None = None
     count: Callable[[Any, Sequence[Sequence[int]], int], Arrays] | None = None
     build: Callable[[Any, int, int], Sequential] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
-    """How it trains where that differs from all trained ones (``recipe.baseline.OWN_TRAIN``)."""
+    """How it trains where that differs from all trained ones (``config.training.OWN_TRAIN``)."""
 
     def __post_init__(self) -> None:
         if (self.open is None) == (self.build is None):

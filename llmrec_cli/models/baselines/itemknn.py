@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
-    from llmrec_cli.data.leaves import Leaves
+    from llmrec_cli.data.catalog import CatalogueEntries
     from llmrec_cli.models.base import FullScoreRanker, Histories
 
 
@@ -127,7 +127,7 @@ def _count(options: ItemknnOptions, users: Sequence[Sequence[int]], n_leaves: in
     return fit_itemknn(users, n_leaves, neighbours=options.neighbours, shrink=options.shrink)
 
 
-def _open(options: ItemknnOptions, arrays: Arrays, leaves: Leaves) -> FullScoreRanker:
+def _open(options: ItemknnOptions, arrays: Arrays, leaves: CatalogueEntries) -> FullScoreRanker:
     from llmrec_cli.models.base import FullScoreRanker, ScoredBy
 
     similar_LL = similarities(arrays)

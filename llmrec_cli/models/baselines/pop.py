@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llmrec_cli.data.leaves import Leaves
+    from llmrec_cli.data.catalog import CatalogueEntries
     from llmrec_cli.models.base import Advance, Histories, RankedLists, ScoredBy
 
 
@@ -27,7 +27,7 @@ class PopRanker:
     A list is the beginning of ``Leaves.by_popularity_L``: equal counts go by the lower item.
     """
 
-    leaves: Leaves
+    leaves: CatalogueEntries
 
     @property
     def scored_by(self) -> ScoredBy:
@@ -63,7 +63,7 @@ class PopRanker:
         return self.leaves.count_L[self.leaves.leaf_of_item_I[items]].astype(np.float64)
 
 
-def _open(options: PopOptions, arrays: Arrays, leaves: Leaves) -> PopRanker:
+def _open(options: PopOptions, arrays: Arrays, leaves: CatalogueEntries) -> PopRanker:
     return PopRanker(leaves)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from llmrec_cli.report.comparison import Comparison, Kind, Policy, Standing
+from llmrec_cli.evaluation.comparison import Comparison, Kind, Policy, Standing
 from llmrec_cli.report.figures import MARKERS, SERIES, Look, Picture
 from llmrec_cli.report.formatting import NONE
-from llmrec_cli.report.tables.sheets import Sheet
+from llmrec_cli.report.tables import Sheet
 
 LOOKS: Final[Mapping[Kind, Look]] = {
     "language model": Look(SERIES[0], marker=MARKERS[0]),

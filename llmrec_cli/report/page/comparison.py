@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from llmrec_cli.report.comparison import Comparison, Contrast, Cost, Policy, Standing
+from llmrec_cli.evaluation.comparison import Comparison, Contrast, Cost, Policy, Standing
+from llmrec_cli.evaluation.statistics import Interval
+from llmrec_cli.report import tables as sheets
 from llmrec_cli.report.figures import (
     GROUPS_ROOM,
     Dot,
@@ -44,9 +46,7 @@ from llmrec_cli.report.page.blocks import (
     select_comparable,
 )
 from llmrec_cli.report.page.data import BeamError, Page, RowGroup, Slicing
-from llmrec_cli.report.statistics import Interval
-from llmrec_cli.report.tables import sheets
-from llmrec_cli.report.tables.sheets import Cell, Sheet
+from llmrec_cli.report.tables import Cell, Sheet
 
 LEVEL = 0.05  # of a difference that counts, after Holm's correction
 _TITLES: Final = {

@@ -1,6 +1,6 @@
 """What the page shows beside the comparison, as values.
 
-Logs, audits and facts are read from the runs' folders (``comparing.gather_page``); groups of rows,
+Logs, audits and facts are read from the runs' folders (``report.page.gather``); groups of rows,
 beam errors and the users side by side are worked out here.  Shape suffixes: R rows, E entries.
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llmrec_cli.data.audit import Verdict
-from llmrec_cli.data.columns import (
+from llmrec_cli.data.schema import (
     BEAM_DIFFERS,
     HISTORY,
     ITEMS_FILE,
@@ -27,16 +27,14 @@ from llmrec_cli.data.columns import (
     USER_ID,
     split_file,
 )
-from llmrec_cli.report.comparison import Comparison
-from llmrec_cli.report.entries import Entry, Ground
-from llmrec_cli.report.lists import Seen, top_lists
-from llmrec_cli.report.metrics import score_rows
-from llmrec_cli.report.statistics import (
+from llmrec_cli.evaluation.comparison import Comparison, Entry, EvaluatedData
+from llmrec_cli.evaluation.metrics import Seen, cut_top_lists, score_rows
+from llmrec_cli.evaluation.statistics import (
     Floats,
     Interval,
     bootstrap_means,
-    percentiles,
-    user_sums,
+    bootstrap_percentiles,
+    sum_by_user,
 )
 
 GROUPS = 5  # of rows, at most
@@ -235,8 +233,8 @@ def _score_groups(
     """Each group, with every entry's mean and its 95 % interval, users of the group drawn."""
     for low, high in choose_bounds(figure_R):
         inside_R = (figure_R >= low) & (figure_R <= high)
-        sums = user_sums(users[inside_R], value_RE[inside_R])
-        lows, highs = percentiles(sums, comparison.resamples, comparison.seed)
+        sums = sum_by_user(users[inside_R], value_RE[inside_R])
+        lows, highs = bootstrap_percentiles(sums, comparison.resamples, comparison.seed)
         ends = zip(sums.means(), lows, highs, strict=True)
         group = RowGroup(low, high, int(inside_R.sum()), len(sums.count_U))
         yield group, [Interval(*map(float, own)) for own in ends]
@@ -305,7 +303,7 @@ def find_title(items: pd.DataFrame, item: int) -> str:
 def _list_titles(entry: Entry, numbers: Sequence[int], depth: int, seen: Seen) -> list[TopList]:
     leaves, items = entry.ground.leaves, entry.ground.items
     rows = sort_frames(entry)[0].set_index(ROW, drop=False).loc[list(numbers)]
-    top = top_lists(rows, leaves, depth, seen)
+    top = cut_top_lists(rows, leaves, depth, seen)
     found = []
     for leaf_K, target, history in zip(top.leaf_RK, top.target_R, rows[HISTORY], strict=True):
         had = set(leaves.leaf_of_item_I[np.asarray(history, dtype=np.int64)].tolist())
@@ -322,7 +320,7 @@ def _list_titles(entry: Entry, numbers: Sequence[int], depth: int, seen: Seen) -
 
 
 def _build_case(
-    ground: Ground, row: tuple[int, str, Sequence[int], int], lists: tuple[TopList, ...]
+    ground: EvaluatedData, row: tuple[int, str, Sequence[int], int], lists: tuple[TopList, ...]
 ) -> UserCase:
     number, user, history, target = row
     leaves = ground.leaves

@@ -11,7 +11,6 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from llmrec_cli.files import write_atomically
 from llmrec_cli.report.formatting import cut_name, cut_text, format_count, set_minus
 from llmrec_cli.report.page.blocks import PageBlock, PageSection
 from llmrec_cli.report.page.comparison import (
@@ -25,6 +24,7 @@ from llmrec_cli.report.page.comparison import (
 )
 from llmrec_cli.report.page.curves import build_logged, build_training
 from llmrec_cli.report.page.data import Page
+from llmrec_cli.utils.files import write_atomically
 
 POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "

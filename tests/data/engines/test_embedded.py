@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmrec_cli.data.engines.embedded import in_process
+from llmrec_cli.data.backends import in_process
 
 BUDGET = "POLARS_OOC_MEMORY_BUDGET_MB"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.data.engines import open_engine
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.backends import open_engine
 from llmrec_cli.errors import MachineError, RecipeError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 
 def section(**keys: object) -> DataSection:
@@ -51,7 +51,7 @@ def test_spark_takes_its_settings_from_the_recipe() -> None:
 def test_without_pyspark_the_message_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llmrec_cli.data.engines.spark.find_spec", lambda name: None)
+    monkeypatch.setattr("llmrec_cli.data.backends.spark.find_spec", lambda name: None)
     with (
         pytest.raises(
             MachineError, match=r"pyspark is not installed: pip install 'llmrec\[spark\]'"
@@ -65,7 +65,7 @@ def test_without_pyspark_the_message_names_the_extra(
 def test_sources_that_come_split_need_no_spark(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("llmrec_cli.data.engines.spark.find_spec", lambda name: None)
+    monkeypatch.setattr("llmrec_cli.data.backends.spark.find_spec", lambda name: None)
     header = "user_id,parent_asin,rating,timestamp,history\n"
     splits = {}
     for name in ("train", "valid", "test"):

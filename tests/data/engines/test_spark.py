@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from llmrec_cli.data.engines import Engine, open_engine
-from llmrec_cli.data.engines.spark import on_spark
+from llmrec_cli.config.data import DataSection, SparkSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.backends import Engine, open_engine
+from llmrec_cli.data.backends.spark import on_spark
 from llmrec_cli.errors import MachineError
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection, SparkSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.pipeline.prepare import prepare
 
 pytestmark = [
     pytest.mark.slow,

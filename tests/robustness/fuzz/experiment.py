@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmrec_cli.engine.checkpoint import Checkpoints
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.run import run
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.training.checkpoint import Checkpoints
+from llmrec_cli.utils.progress import Silent
 from tests.robustness.fuzz.mutate import Files
 from tests.robustness.fuzz.raw_seeds import FORMATS
 from tests.robustness.fuzz.target import lay_out

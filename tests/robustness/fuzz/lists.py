@@ -15,11 +15,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec_cli.comparing.evaluated import PreparedFolders
-from llmrec_cli.comparing.external import Missing, load_external_entry
-from llmrec_cli.report.entries import Ground
-from llmrec_cli.report.predictions import read_predictions
-from llmrec_cli.report.question import Question
+from llmrec_cli.evaluation.comparison import ComparisonConfig, EvaluatedData
+from llmrec_cli.evaluation.entries import PreparedFolders
+from llmrec_cli.evaluation.external_lists import Missing, load_external_entry
+from llmrec_cli.evaluation.predictions import read_predictions
 from llmrec_cli.sweep.plan import Plan, make_plan
 from llmrec_cli.sweep.study import DATABASE, open_study
 from tests.robustness.fuzz.experiment import below, experiment, files_of
@@ -35,11 +34,11 @@ LISTED: Final = [
     for rank, item in enumerate((3, 1, 0))
 ]
 _NAMES: Final = ("user_id", "item_id", "rank", "score")
-_ASKED: Final = Question("test", ("keep", "remove"), "keep", (1, 5), "ndcg@5", None, 100, 0)
+_ASKED: Final = ComparisonConfig("test", ("keep", "remove"), "keep", (1, 5), "ndcg@5", None, 100, 0)
 
 
 @cache
-def _ground() -> Ground:
+def _ground() -> EvaluatedData:
     """The prepared data that the lists are for, opened once."""
     kept = tempfile.TemporaryDirectory(prefix="fuzz-")
     atexit.register(kept.cleanup)

@@ -13,11 +13,11 @@ from unicodedata import category
 import polars as pl
 import pyarrow.parquet as pq
 
-from llmrec_cli.data.columns import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
-from llmrec_cli.data.readers import Source, read
-from llmrec_cli.prepare import prepare
-from llmrec_cli.recipe.data import DataSection
-from llmrec_cli.recipe.recipe import Recipe
+from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.formats import Source, read
+from llmrec_cli.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+from llmrec_cli.pipeline.prepare import prepare
 from tests.robustness.fuzz.raw_seeds import FORMATS
 from tests.robustness.fuzz.target import Target, Wrong
 

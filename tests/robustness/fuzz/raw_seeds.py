@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from llmrec_cli.data.prompts import load_template
-from llmrec_cli.data.rank_wording import Question
+from llmrec_cli.data.prompts import Question, load_template
 from tests.robustness.fuzz.mutate import Files
 from tests.robustness.fuzz.tables import TABLES, parquet
 

@@ -17,30 +17,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmrec_cli.audit import audit_folder
-from llmrec_cli.audit import to_json as audit_json
-from llmrec_cli.compare import Asked, compare
-from llmrec_cli.comparing.outputs import write_output
-from llmrec_cli.download.official import RECORD, download_category
-from llmrec_cli.engine.checkpoint import Checkpoints, restore
-from llmrec_cli.engine.rows import Row
-from llmrec_cli.exchange import export_data
-from llmrec_cli.export import export
-from llmrec_cli.files import HASHES
-from llmrec_cli.models import backbone
-from llmrec_cli.models.guard import check_adapter
-from llmrec_cli.progress import Silent
-from llmrec_cli.recipe.file import load_recipe
-from llmrec_cli.recipe.model import ModelSection
-from llmrec_cli.recommender import Recommender
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.model import ModelSection
+from llmrec_cli.evaluation.external_lists import export_data
+from llmrec_cli.models import loading
+from llmrec_cli.models.loading import check_adapter
+from llmrec_cli.pipeline.audit import audit_folder
+from llmrec_cli.pipeline.audit import to_json as audit_json
+from llmrec_cli.pipeline.compare import Asked, compare
+from llmrec_cli.pipeline.train import sft
+from llmrec_cli.pipeline.validate import validate
+from llmrec_cli.report.outputs import write_output
 from llmrec_cli.runs import listing
 from llmrec_cli.serving.card import Wanted
-from llmrec_cli.sft import sft
-from llmrec_cli.training.item_scores import stored_vectors
+from llmrec_cli.serving.export import export
+from llmrec_cli.serving.recommender import Recommender
+from llmrec_cli.sources.download import RECORD, download_category
+from llmrec_cli.training.checkpoint import Checkpoints, restore
+from llmrec_cli.training.item_scores import load_vectors
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import ReferenceStore
+from llmrec_cli.training.rows import Row
 from llmrec_cli.training.sampler import Sampler
-from llmrec_cli.validate import validate
+from llmrec_cli.utils.files import HASHES_FILE
+from llmrec_cli.utils.progress import Silent
 from tests.robustness.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
 from tests.robustness.fuzz.mutate import Files
 from tests.robustness.fuzz.target import Target
@@ -56,7 +56,7 @@ _TOLD: Final = ("manifest.json", "metrics.jsonl", "report.json", "recipe.toml")
 
 def vouch(root: Path) -> None:
     """Make recorded hashes fit the files, as whoever forges a folder would."""
-    for file in root.rglob(HASHES):
+    for file in root.rglob(HASHES_FILE):
         others = [p for p in sorted(file.parent.rglob("*")) if p.is_file() and p != file]
         found = {p.relative_to(file.parent).as_posix(): _sha256(p.read_bytes()) for p in others}
         text = json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False)
@@ -149,9 +149,9 @@ def _checkpoint(folder: Path, rng: Random) -> None:
 
 
 def _base(folder: Path, rng: Random) -> None:
-    backbone.load_tokenizer(folder)
-    backbone.load_config(folder)
-    backbone.load_model(folder, ModelSection(backbone=str(folder), tuning="full"))
+    loading.load_tokenizer(folder)
+    loading.load_config(folder)
+    loading.load_model(folder, ModelSection(backbone=str(folder), tuning="full"))
 
 
 ADAPTER: Final[dict[str, Any]] = {
@@ -197,7 +197,7 @@ def _stored(folder: Path, rng: Random) -> None:
 
 def _vectors(folder: Path, rng: Random) -> None:
     vouch(folder)
-    stored_vectors(folder / "scores/vectors", {"model": "x"}, lambda: torch.ones(2, 3))
+    load_vectors(folder / "scores/vectors", {"model": "x"}, lambda: torch.ones(2, 3))
 
 
 @cache

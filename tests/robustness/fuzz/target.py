@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Final
 from unicodedata import category
 
+from llmrec_cli.cli.exit_codes import shown
 from llmrec_cli.errors import LlmrecError, MachineError, RecipeError, UserError
-from llmrec_cli.exits import shown
 from tests.robustness.fuzz.mutate import Files, mutated
 
 LONGEST: Final = 5.0  # seconds for one small input

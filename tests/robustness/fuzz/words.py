@@ -10,16 +10,16 @@ from typing import Final
 
 import tomli_w
 
-from llmrec_cli.compare import parse_external_files
+from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, load_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import load_rank_template, load_template
-from llmrec_cli.download.locations import (
+from llmrec_cli.pipeline.compare import parse_external_files
+from llmrec_cli.sources.download import (
     find_category,
     find_generation,
     load_generations,
     mirror_hosts,
 )
-from llmrec_cli.recipe.file import load_recipe, shipped_folder, shipped_names
-from llmrec_cli.recipe.recipe import Recipe
 from llmrec_cli.sweep.plan import make_plan
 from tests.robustness.fuzz.mutate import Files
 from tests.robustness.fuzz.target import Target, Wrong
@@ -61,8 +61,8 @@ NAMES: Final = (
 
 
 def _recipes() -> list[Files]:
-    shipped = [shipped_folder() / f"{name}.toml" for name in shipped_names()]
-    base = (shipped_folder() / "quickstart.toml").read_bytes()
+    shipped = [find_shipped_folder() / f"{name}.toml" for name in list_shipped_names()]
+    base = (find_shipped_folder() / "quickstart.toml").read_bytes()
     files = [{"recipe.toml": path.read_bytes(), "base.toml": base} for path in shipped]
     return [f for f in files if b"extends" not in f["recipe.toml"]] + [
         {"recipe.toml": EXTENDED, "base.toml": base},

@@ -1,0 +1,102 @@
+"""The command line: every command by its name, and how the whole ends.
+
+Commands live in ``cli/``, the only place that prints results; ``exit_codes.py`` catches exceptions
+and chooses exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from llmrec_cli import __version__
+from llmrec_cli.cli import inspect, pipeline, reporting, serving
+from llmrec_cli.cli.exit_codes import ended
+from llmrec_cli.training.launch import end_with_launcher
+from llmrec_cli.utils.text import let_go, out, show_any_text
+
+app = typer.Typer(
+    name="llmrec",
+    help="Turn a language model into a recommender: prepare, sft, align, eval, from one recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": pipeline.prepare_command,
+    "validate": pipeline.validate_command,
+    "baseline": pipeline.baseline_command,
+    "sft": pipeline.sft_command,
+    "align": pipeline.align_command,
+    "eval": pipeline.eval_command,
+    "run": pipeline.run_command,
+    "sweep": reporting.sweep_command,
+    "compare": reporting.compare_command,
+    "export-data": reporting.export_data_command,
+    "export-lists": reporting.export_lists_command,
+    "audit": reporting.audit_command,
+    "recommend": serving.recommend_command,
+    "export": serving.export_command,
+    "download": inspect.download_command,
+    "sample": inspect.sample_command,
+    "recipes ls": inspect.recipes_list_command,
+    "recipes show": inspect.recipes_show_command,
+    "recipes copy": inspect.recipes_copy_command,
+    "runs ls": inspect.runs_list_command,
+    "runs show": inspect.runs_show_command,
+    "schema": inspect.schema_command,
+    "env": inspect.env_command,
+}
+GROUPS = {
+    "recipes": "Shipped recipes: list, show, copy.",
+    "runs": "What was run: list, show.",
+}
+
+
+def _register() -> None:
+    """Every command in the app, those of a group in an app of their own."""
+    apps = {"": app}
+    for name, text in GROUPS.items():
+        apps[name] = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    for words, command in COMMANDS.items():
+        group, _, name = words.rpartition(" ")
+        apps[group].command(name)(command)
+    for name in GROUPS:
+        app.add_typer(apps[name], name=name)
+
+
+_register()
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(f"llmrec {__version__}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code (README, "Exit codes")."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:  # libraries' advice to developers, not to users
+        warnings.simplefilter("ignore")
+    show_any_text()
+    code = ended(_command)
+    let_go()
+    sys.exit(code)
+
+
+def _command() -> None:
+    end_with_launcher()
+    app()

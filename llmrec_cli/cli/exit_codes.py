@@ -1,0 +1,139 @@
+"""How a command ends: every exception and signal becomes one line on stderr and an exit code.
+
+The codes are those of the README ("Exit codes") and ``errors.py``.  A rank of a group leaves its
+line to the process that launched it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from llmrec_cli.errors import LlmrecError, MachineError, folder_of
+from llmrec_cli.training.launch import (
+    Stopped,
+    describe_resuming,
+    is_rank,
+    list_heeded_signals,
+    note_failure,
+)
+from llmrec_cli.utils.text import clean_line, err, redact
+
+_MEMORY = (
+    "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
+)
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment from shared object",
+    "Resource temporarily unavailable",
+)
+_INSISTENT = (signal.SIGINT, signal.SIGTERM)
+_LONGEST = 2000  # characters of a line; a key or a word may have any number
+_ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
+
+
+def ended(command: Callable[[], object]) -> int:
+    """Run ``command`` with signals turned into exit codes too.
+
+    The first of them ends the command.  While it cleans up, only SIGINT and SIGTERM break in: a
+    closed terminal sends SIGHUP more than once, and a limit on processor time SIGXCPU every second.
+    After the command nothing is left to do but to say how it ended, and no signal comes between.
+    """
+    running, stopping = True, False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        if running and (not stopping or number in _INSISTENT):
+            stopping = True
+            raise Stopped(number)
+
+    def heard() -> None:
+        nonlocal running
+        try:
+            for number in list_heeded_signals():
+                signal.signal(number, stop)
+            command()
+        finally:
+            running = False
+
+    return guarded(heard)
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run ``command``; turn every exception into one line on stderr and an exit code."""
+    try:
+        command()
+    except LlmrecError as error:
+        return _fail(str(error), error.exit_code)
+    except Stopped as stop:
+        return _fail(f"{stop}; {describe_resuming()}", stop.exit_code, secondary=True)
+    except (MemoryError, OSError) as error:
+        return _fail(_machine_line(error), MachineError.exit_code)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0
+    except Exception as error:
+        if _out_of_memory(error):
+            return _fail(_MEMORY, MachineError.exit_code)
+        if is_rank() and _left_alone(error):
+            return _fail(_ALONE + describe_resuming(), MachineError.exit_code, secondary=True)
+        return _bug(error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of polars: a thread of Rust gave up
+            raise
+        return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
+    return 0
+
+
+def _fail(message: str, code: int, *, secondary: bool = False) -> int:
+    message = redact(message)
+    if note_failure(message, code, secondary=secondary):
+        return code  # whoever started this rank prints it
+    words = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    said = shown(f"{' '.join(['llmrec', *words])}: error: {message}")
+    with suppress(OSError):  # stderr is full or gone: the code still tells
+        err.print(said, markup=False, soft_wrap=True)
+    return code
+
+
+def shown(message: str) -> str:
+    """A message as the terminal gets it: each line harmless, and none without an end."""
+    lines = map(clean_line, message.split("\n"))
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line):,} characters)"
+        for line in lines
+    )
+
+
+def _machine_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the machine'}: {error.strerror or error}"
+    return _MEMORY
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Libraries' own ways to say so: torch on a GPU and the CPU, the loader, threads of polars."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" in names or any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def _left_alone(error: Exception) -> bool:
+    """Whether a collective failed because another process of the group is gone or silent."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    signs = ("gloo", "NCCL", "closed by peer", "reset by peer", "Timed out")
+    is_runtime = isinstance(error, RuntimeError)
+    return "DistError" in names or (is_runtime and any(sign in str(error) for sign in signs))
+
+
+def _bug(error: BaseException) -> int:
+    log = folder_of(error) / "debug.log"
+    try:
+        story = redact("".join(traceback.format_exception(error)))
+        log.write_text(story, encoding="utf-8", errors="backslashreplace")
+        where = f"the traceback is in {log.resolve()}; please report it"
+    except OSError:
+        where = "please report it"
+    return _fail(f"a bug of llmrec ({type(error).__name__}: {error}); {where}", 1)

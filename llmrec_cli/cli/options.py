@@ -1,0 +1,125 @@
+"""Options that several commands share, and what the shell offers to complete them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer import Context
+
+from llmrec_cli.errors import LlmrecError
+
+# What the shell offers after Tab: names that are cheap to find; a broken file offers nothing.
+
+
+RUNS = "runs"  # the default folder of all runs (``out`` of a recipe)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Shipped recipes, TOML files, and folders on the way to some."""
+    from llmrec_cli.config.loader import list_shipped_names
+
+    return _beginning([*list_shipped_names(), *_paths(incomplete, ".toml")], incomplete)
+
+
+def shipped(incomplete: str) -> list[str]:
+    """Shipped recipes."""
+    from llmrec_cli.config.loader import list_shipped_names
+
+    return _beginning(list_shipped_names(), incomplete)
+
+
+def folders(incomplete: str) -> list[str]:
+    """Experiments and runs under ``runs``, and any folder."""
+    from llmrec_cli.utils.files import MANIFEST_FILE
+
+    known = [path.as_posix() for path in Path(RUNS).glob("*") if path.is_dir()]
+    known += [p.parent.as_posix() for p in Path(RUNS).glob(f"*/*/{MANIFEST_FILE}")]
+    return _beginning([*known, *_paths(incomplete)], incomplete)
+
+
+def recipes_and_folders(incomplete: str) -> list[str]:
+    """Whatever a command takes that reads a recipe or a folder."""
+    return _beginning([*recipes(incomplete), *folders(incomplete)], incomplete)
+
+
+def run_names(context: Context, incomplete: str) -> list[str]:
+    """Names of the runs of the recipe that stands before."""
+    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.runs.run import experiment_of
+
+    try:
+        recipe = load_recipe(str(context.params.get("recipe") or "quickstart"))
+    except LlmrecError:
+        return []
+    return _beginning(experiment_of(recipe).names, incomplete)
+
+
+def methods(incomplete: str) -> list[str]:
+    """Alignment methods."""
+    from llmrec_cli.methods import list_methods
+
+    return _beginning(list_methods(), incomplete)
+
+
+def models(incomplete: str) -> list[str]:
+    """Conventional models."""
+    from llmrec_cli.config.training import BASELINES
+
+    return _beginning(BASELINES, incomplete)
+
+
+def categories(incomplete: str) -> list[str]:
+    """Official data sets."""
+    from llmrec_cli.sources.download import load_generations
+
+    found = load_generations().values()
+    return _beginning(
+        [f"{g.name}/{category}" for g in found for category in g.categories], incomplete
+    )
+
+
+def _paths(incomplete: str, suffix: str | None = None) -> list[str]:
+    """Folders (with a slash), and files of a suffix, that begin so; hidden ones stay hidden."""
+    parent = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    try:
+        inside = [path for path in parent.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+    files = [path.as_posix() for path in inside if suffix and path.suffix == suffix]
+    return [*files, *(f"{path.as_posix()}/" for path in inside if path.is_dir())]
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+# Arguments and options that several commands share.
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A TOML file, or a shipped recipe such as quickstart.",
+        autocompletion=recipes,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-4"),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="FILE",
+        help="Accelerate's config file: FSDP, several machines.",
+    ),
+]
+Split = Annotated[Literal["test", "valid"], typer.Option(help="Which rows to rank.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]

@@ -1,0 +1,223 @@
+"""The pipeline by stage: prepare, validate, baseline, sft, align, eval; and run, all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmrec_cli.cli import options
+from llmrec_cli.cli.options import AsJson, Config, Overrides, Quiet, RecipeArgument, Resume, Split
+from llmrec_cli.cli.output import Screen
+from llmrec_cli.cli.reporting import show_comparison
+from llmrec_cli.methods import list_methods
+from llmrec_cli.models.baselines import baseline_names
+from llmrec_cli.training.launch import is_restarted, launch_processes
+
+
+def prepare_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read raw data, clean it, split it, and write the prepared folder.
+
+    Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
+    """
+    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.data.audit import judge_all, with_audit
+    from llmrec_cli.pipeline.audit import short_lines
+    from llmrec_cli.pipeline.prepare import prepare
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    prepared = prepare(
+        load_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
+    )
+    told = short_lines(judge_all(with_audit(prepared)))
+    told += ["what this means: llmrec audit RECIPE"] if told else []
+    screen.show(
+        {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},
+        [f"{prepared.folder}: {'reused' if prepared.reused else 'written'}", *told],
+    )
+
+
+def validate_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="also show a training row, its tokens, and memory")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a recipe and its sources without training, and show what would run.
+
+    Example: llmrec validate quickstart --rows
+    """
+    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.pipeline.validate import validate
+
+    notes: list[str] = []
+    loaded = load_recipe(recipe, overrides or (), say=notes.append)
+    lines = [*validate(loaded, rows=rows), *notes]
+    screen = Screen(as_json=as_json, quiet=quiet)
+    screen.show({"valid": True, "lines": lines}, ["valid", *notes] if quiet else lines)
+
+
+def sft_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune the backbone on the next item (plain SFT).
+
+    Example: llmrec sft recipes/quickstart.toml train.epochs=5
+    """
+    from llmrec_cli.config.loader import load_recipe
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), say=screen.note)
+
+    from llmrec_cli.pipeline.train import sft  # torch: a wrong recipe is told before
+
+    if not launch_processes(loaded.launch, config):
+        _done(screen, sft(loaded, resume=resume or is_restarted(), progress=screen.progress()))
+
+
+def align_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help=f"{', '.join(list_methods())}, or an [align.NAME] of the recipe.",
+            autocompletion=options.methods,
+        ),
+    ] = "msl",
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Align the model with a method, from SFT's result or from the base.
+
+    Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
+    """
+    from llmrec_cli.config.loader import load_recipe
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
+
+    from llmrec_cli.pipeline.train import align  # torch: a wrong recipe is told before
+
+    if not launch_processes(loaded.launch, config):
+        go_on = resume or is_restarted()
+        _done(screen, align(loaded, method, resume=go_on, progress=screen.progress()))
+
+
+def baseline_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"{', '.join(sorted(baseline_names()))}, or a [baseline.NAME] of the recipe.",
+            autocompletion=options.models,
+        ),
+    ] = "sasrec",
+    resume: Resume = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a conventional model on the same data, rows and rules as the language models.
+
+    Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
+    """
+    from llmrec_cli.config.loader import load_recipe
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
+
+    from llmrec_cli.pipeline.baseline import baseline  # torch: a wrong recipe is told before
+
+    if not launch_processes(loaded.launch, config):
+        go_on = resume or is_restarted()
+        _done(screen, baseline(loaded, model, resume=go_on, progress=screen.progress()))
+
+
+def eval_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run",
+            help="sft, align-NAME, baseline-NAME; default: all.",
+            autocompletion=options.run_names,
+        ),
+    ] = None,
+    split: Split = "test",
+    again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank the whole catalogue for every test row, and show the leaderboard.
+
+    Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
+    """
+    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.runs.run import experiment_of, find_tables
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
+
+    from llmrec_cli.pipeline.evaluate import evaluate  # torch: a wrong recipe is told before
+
+    runs = run or experiment_of(loaded).names
+    if not launch_processes(loaded.launch, config):
+        progress = screen.progress()
+        found = evaluate(loaded, runs, split=split, again=again, progress=progress)
+        show_comparison(screen, found, full=False)
+
+
+def run_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run every stage of a recipe: prepare, each baseline, sft, each alignment, eval.
+
+    Example: llmrec run quickstart
+    """
+    from llmrec_cli.config.loader import load_recipe
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = load_recipe(recipe, overrides or (), say=screen.note)
+
+    from llmrec_cli.pipeline.run import run  # torch: a wrong recipe is told before
+    from llmrec_cli.report.outputs import find_reports, write_reports
+
+    if not launch_processes(loaded.launch, config):
+        progress = screen.progress()
+        compared = run(loaded, progress=progress)
+        write_reports(loaded, compared, progress)
+        show_comparison(screen, compared, full=False)
+        for file in find_reports(loaded):
+            progress.say(f"report: {file}")
+
+
+def _done(screen: Screen, folder: Path) -> None:
+    screen.show({"folder": str(folder), "status": "done"}, [f"{folder}: done"])

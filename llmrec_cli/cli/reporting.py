@@ -1,0 +1,233 @@
+"""The commands that compare and search: audit, compare, export-data, export-lists, sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from llmrec_cli.cli import options
+from llmrec_cli.cli.options import AsJson, Overrides, Quiet, RecipeArgument, Split
+from llmrec_cli.cli.output import Screen
+from llmrec_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    from llmrec_cli.pipeline.compare import Compared
+
+
+# Audit: what has to be known about prepared data.
+
+
+def audit_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|FOLDER",
+            help="A recipe that was prepared, or a folder: prepared data, a run, an experiment.",
+            autocompletion=options.recipes_and_folders,
+        ),
+    ],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check prepared data for leaks, doubles and ties, and say what each finding means.
+
+    Example: llmrec audit quickstart
+    """
+    from llmrec_cli.pipeline.audit import audit, to_json, verdict_lines, verdict_table
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    found = audit(source, overrides or (), screen.progress())
+    lines = [line for one in found for line in (str(one.folder), *verdict_lines(one.verdicts))]
+    tables = [verdict_table(one.verdicts, str(one.folder)) for one in found]
+    screen.show({"audits": list(map(to_json, found))}, lines, tables)
+
+
+# Comparing what was evaluated, and exchanging rows and lists with other tools.
+
+
+def compare_command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Experiments' folders, runs' folders, recipes (with their KEY=VALUE overrides).",
+            autocompletion=options.recipes_and_folders,
+        ),
+    ],
+    baseline: Annotated[
+        str | None, typer.Option(help="Entry that the others are set against; default: sft.")
+    ] = None,
+    split: Annotated[
+        Literal["test", "valid"], typer.Option(help="Evaluations to compare.")
+    ] = "test",
+    seen: Annotated[
+        Literal["keep", "remove"] | None,
+        typer.Option(help="The history among the candidates; default: as it was evaluated."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Metric of the contrasts; default: NDCG, largest cut-off.")
+    ] = None,
+    external: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Another tool's lists: CSV, parquet or TREC run."),
+    ] = None,
+    missing: Annotated[
+        Literal["refuse", "miss"], typer.Option(help="Rows that such a file has no list for.")
+    ] = "refuse",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also write .md, .csv, .tex, .json or .html."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare evaluated runs: intervals, paired tests, cost, and what does not compare.
+
+    Example: llmrec compare runs/quickstart --baseline sft --out board.md --out report.html
+    """
+    from llmrec_cli.pipeline.compare import Asked, compare, parse_external_files
+    from llmrec_cli.report.outputs import check_outputs, write_output
+
+    check_outputs(out or [])
+    asked = Asked(split, baseline, seen, metric, parse_external_files(external or ()), missing)
+    screen, compared = Screen(as_json=as_json, quiet=quiet), compare(runs, asked)
+    for path in out or ():
+        write_output(path, compared)
+        screen.progress().say(f"written: {path}")
+    show_comparison(screen, compared, full=True)
+
+
+def export_data_command(
+    recipe: RecipeArgument,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    overrides: Overrides = None,
+    format: Annotated[Literal["recbole"], typer.Option(help="Atomic files.")] = "recbole",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write prepared rows for another tool, split as they are.
+
+    Example: llmrec export-data quickstart --to recbole/quickstart
+    """
+    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.evaluation.external_lists import export_data
+
+    files = list(map(str, export_data(load_recipe(recipe, overrides or ()), to)))
+    Screen(as_json=as_json, quiet=quiet).show({"format": format, "files": files}, files)
+
+
+def export_lists_command(
+    run: Annotated[
+        Path,
+        typer.Option(
+            metavar="RUN",
+            help="Folder of an evaluated run: runs/quickstart/sft.",
+            autocompletion=options.folders,
+        ),
+    ],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="A file of that name is replaced.")],
+    format: Annotated[
+        Literal["trec", "csv"], typer.Option(help="TREC run, or a line per recommended item.")
+    ] = "trec",
+    qrels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also the targets, for trec_eval.")
+    ] = None,
+    split: Split = "test",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what an evaluated run recommends, for another tool.
+
+    Example: llmrec export-lists --run runs/quickstart/sft --to sft.trec --qrels test.qrels
+    """
+    from llmrec_cli.evaluation.external_lists import export_lists
+
+    count = export_lists(run, to, split=split, format=format, relevant=qrels)
+    found = {"format": format, "file": str(to), "lists": count}
+    Screen(as_json=as_json, quiet=quiet).show(found, [f"{to}: {count:,} lists"])
+
+
+def show_comparison(screen: Screen, compared: Compared, *, full: bool) -> None:
+    """Print a comparison; ``full`` as in ``tabulate_comparison``."""
+    from llmrec_cli.report.tables import (
+        comparison_to_json,
+        comparison_to_lines,
+        comparison_to_tables,
+    )
+
+    found = compared.comparison
+    screen.show(
+        comparison_to_json(found),
+        comparison_to_lines(found, full=full),
+        comparison_to_tables(found, full=full),
+    )
+
+
+# Searching for settings.
+
+
+def sweep_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="Values to try; all combinations."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Train each point with each; mean counts.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Points to try, where [sweep] has ranges.")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="RUN", help="sft, align-NAME or baseline-NAME to judge.")
+    ] = None,
+    prune: Annotated[
+        bool | None, typer.Option("--prune", help="Stop points that fall behind the median.")
+    ] = None,
+    study: Annotated[str, typer.Option(metavar="NAME", help="Name of the study.")] = "study",
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Optuna storage; default: SQLite in the study's folder."),
+    ] = None,
+    workers: Annotated[
+        str, typer.Option(metavar="N", help="Points at once; auto: one per GPU.")
+    ] = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for settings on validation; resumes when typed again.
+
+    Example: llmrec sweep quickstart --grid align.dmpo.beta=0.1,0.5 --seeds 1,2,3
+    """
+    from llmrec_cli.report.tables import FittedTable, sheet_lines
+    from llmrec_cli.sweep.board import board_json, board_sheet
+    from llmrec_cli.sweep.plan import make_plan
+    from llmrec_cli.sweep.search import BEST, search_settings
+
+    asked = {"seeds": _seeds(seeds), "trials": trials, "stage": stage, "prune": prune}
+    at_once: int | Literal["auto"] = (
+        "auto" if workers == "auto" else _whole("--workers", workers, least=1)
+    )
+    plan = make_plan(recipe, overrides or (), asked, grid or (), study)
+    screen = Screen(as_json=as_json, quiet=quiet)
+    progress = screen.progress()
+    board = search_settings(plan, storage=storage, workers=at_once, progress=progress)
+    best, sheet = plan.folder / BEST, board_sheet(board)
+    screen.show(board_json(board, str(best)), sheet_lines(sheet), [FittedTable(sheet)])
+    progress.say(f"the best point: {best}; to evaluate it once: llmrec run {best}")
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    return [_whole("--seeds", part.strip(), least=0) for part in text.split(",")]
+
+
+def _whole(flag: str, text: str, *, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise RecipeError(f"{flag} {text}: expected a whole number from {least}")
+    return int(text)

@@ -1,0 +1,1 @@
+"""A recipe: every key typed and documented, parsed once.  No torch."""

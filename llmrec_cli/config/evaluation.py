@@ -1,0 +1,99 @@
+"""`[eval]` of a recipe: the protocol of the final ranking, and how the catalogue is searched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from llmrec_cli.config.data import DataSection, PromptSection, Section
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("expected different numbers")
+    return values
+
+
+Cutoffs = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(_distinct),
+]
+
+
+class DecodeSection(Section):
+    """`[eval.decode]`: how the catalogue is ranked."""
+
+    search: Literal["exact", "beam", "all"] = Field(
+        default="exact",
+        description="best-first with proof, token-synchronous beam, or every item's score",
+    )
+    mask: Literal["before", "after"] = Field(
+        default="before", description="illegal tokens leave before or after the softmax"
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="divides the logits, only with mask before; decode as you trained: MSL's tau",
+    )
+    length_penalty: float = Field(
+        default=0.0, ge=0, description="score / length^penalty; 0: plain sum (exact needs 0)"
+    )
+    beams: int = Field(default=20, ge=1, description="beam width; at least the largest cut-off")
+    beam_error: bool = Field(
+        default=False, description="also count the rows whose beam list differs from the exact one"
+    )
+
+    @model_validator(mode="after")
+    def _provable(self) -> DecodeSection:
+        if self.search == "exact" and self.length_penalty != 0:
+            raise ValueError(
+                f"length_penalty = {self.length_penalty:g} cannot be "
+                'searched exactly: use 0, or search = "beam"'
+            )
+        if self.mask == "after" and self.temperature != 1:
+            raise ValueError(f'temperature = {self.temperature:g} needs mask = "before"')
+        return self
+
+
+class EvalSection(Section):
+    """`[eval]`: the protocol of the final ranking."""
+
+    cutoffs: Cutoffs = Field(default=(5, 10), description="K of HR@K and NDCG@K")
+    seen: Literal["keep", "remove"] = Field(
+        default="keep", description="headline: the row's history stays among the candidates or not"
+    )
+    rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows to rank, the same ones for every run and seed; absent: all",
+    )
+    batch: int = Field(default=64, ge=1, description="rows decoded together")
+    resamples: int = Field(
+        default=2000, ge=100, description="bootstrap resamples of users for the 95 % intervals"
+    )
+    auc: bool = Field(
+        default=False,
+        description="also score every row's target beside one item that its user does not own "
+        "(disliked where there is one, else uniform): pairs.parquet, and AUC in report.json",
+    )
+    decode: DecodeSection = Field(
+        default=DecodeSection(), description="how the catalogue is ranked"
+    )
+    data: DataSection | None = Field(
+        default=None,
+        description="another domain to evaluate on, keys as in `[data]`; absent: the same data",
+    )
+    prompt: PromptSection | None = Field(
+        default=None, description="its prompts, keys as in `[prompt]`; absent: the same prompts"
+    )
+
+    @model_validator(mode="after")
+    def _wide_enough(self) -> EvalSection:
+        if self.decode.search == "beam" and self.decode.beams < max(self.cutoffs):
+            raise ValueError(
+                f"decode.beams = {self.decode.beams} must be >= the largest cut-off "
+                f"{max(self.cutoffs)}"
+            )
+        return self

@@ -1,0 +1,133 @@
+"""The formats of sources: one value each, which says what it uses of `[data]` and what it has.
+
+Whoever needs to know asks a property of the value: no name of a format is compared.  No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_EVERY: Final = (
+    *("format", "split", "history", "min_history", "few_shot_users", "sample"),
+    *("engine", "memory", "spark"),
+)
+_LINES: Final = ("on_bad_line", "bad_line_limit")
+_NAMES: Final = ("metadata", "untitled", "identity")
+_TIMES: Final = ("start", "end")
+_REVIEWS: Final = (*_NAMES, *_LINES, *_TIMES, "duplicates", "k_core", "min_rating")
+_PARTS: Final = ("splits.train", "splits.test")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format of the sources.
+
+    Attributes:
+        name: ``data.format``.
+        needs: keys of ``[data]`` that must name files; dotted where a table holds them.
+        uses: further keys that play a part, beside those that every format uses; the name of a
+            table stands for all of its keys.
+        pre_split: the source comes split already, and is not cleaned.
+        has_clock: the source has times that compare across users.
+        names: what a title is taken from where no metadata file is named; empty: from nothing.
+        pairs: every row has a liked and a disliked item, and a user is in one split only.
+        folders: a folder of parquet files may stand for a file.
+        reader: file in ``data/formats`` that reads it; by default the one of its name.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    pre_split: bool = False
+    has_clock: bool = True
+    names: str = ""
+    pairs: bool = False
+    folders: bool = False
+    reader: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reader:
+            object.__setattr__(self, "reader", self.name.replace("-", "_"))
+
+    def uses_key(self, key: str) -> bool:
+        """Whether a (dotted) key of ``[data]`` plays a part in this format."""
+        table = key.partition(".")[0]
+        return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
+
+    @property
+    def items_are_tokens(self) -> bool:
+        """Whether items are token sequences (semantic IDs), which need no titles."""
+        return self.names == "tokens"
+
+    @property
+    def names_columns(self) -> bool:
+        """Whether a recipe says what the columns of the files are called."""
+        return self.uses_key("columns")
+
+    def compares_times(self, time_column: object) -> bool:
+        """Whether a source has times that compare across users, rather than an order alone.
+
+        Args:
+            time_column: the column that the recipe names; false or None: there is none.
+        """
+        return self.has_clock and (bool(time_column) or not self.names_columns)
+
+
+_FORMATS: Final = (
+    Format("amazon2014", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2018", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("amazon2023", ("reviews",), _REVIEWS, reader="amazon"),
+    Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),
+    Format("split2023", _PARTS, ("splits.valid", *_NAMES), pre_split=True),
+    Format("interactions", ("reviews",), (*_REVIEWS, "columns"), folders=True),
+    Format(
+        "msl-windows",
+        (*_PARTS, "metadata"),
+        ("splits.valid", *_NAMES),
+        pre_split=True,
+    ),
+    Format(
+        "semantic-ids",
+        ("reviews", "index"),
+        ("metadata", "duplicates", "k_core", "identity"),
+        has_clock=False,
+        names="tokens",
+    ),
+    Format(
+        "rank-pairs",
+        _PARTS,
+        ("splits.preference", "splits.valid"),
+        pre_split=True,
+        has_clock=False,
+        names="the prompts",
+        pairs=True,
+    ),
+)
+
+FORMATS: Final[Mapping[str, Format]] = {form.name: form for form in _FORMATS}
+
+
+def list_users(key: str) -> list[str]:
+    """Names of the formats in which a (dotted) key of ``[data]`` plays a part."""
+    return [form.name for form in _FORMATS if form.uses_key(key)]
+
+
+def list_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
+    """The values of ``data.splitting`` that a source can be split by.
+
+    Args:
+        clock: whether the source, as the recipe reads it, has times that compare across users.
+    """
+    if form.pre_split:
+        return ("given",)
+    return ("leave-one-out", *(("global-time",) if clock else ()), "few-shot")
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``"a", "b" or "c"``."""
+    quoted = [f'"{word}"' for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

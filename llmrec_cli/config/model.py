@@ -1,0 +1,86 @@
+"""`[model]` of a recipe: the backbone and what of it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llmrec_cli.config.data import Section, Strings
+
+TREE_ATTENTION = ("sdpa", "eager")  # implementations that take the mask of packed rows
+
+
+class ScratchModel(Section):
+    """`[model.scratch]`: the embedded backbone, a small Llama trained from scratch."""
+
+    hidden: int = Field(default=128, ge=8, description="width, a multiple of heads")
+    layers: int = Field(default=2, ge=1, description="decoder layers")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    feed_forward: int = Field(default=256, ge=8, description="width of the feed-forward block")
+    dropout: float = Field(
+        default=0.2, ge=0, lt=1, description="of embeddings and block outputs, [0, 1)"
+    )
+    vocabulary: int = Field(
+        default=4096, ge=300, description="size of the byte-level BPE trained on the catalogue"
+    )
+    tied: bool = Field(default=False, description="share input embeddings with the head")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ScratchModel:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden = {self.hidden} must be an even multiple of heads = {self.heads}"
+            )
+        return self
+
+
+class Lora(Section):
+    """`[model.lora]`: low-rank adapters."""
+
+    r: int = Field(default=8, ge=1, description="rank")
+    alpha: float = Field(default=16, gt=0, description="scale numerator (scale = alpha / r)")
+    dropout: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="dropout of the adapter's input; a LoRA on the output head has none",
+    )
+    targets: Strings = Field(
+        default=("q_proj", "v_proj"), description='module names, or "all-linear" alone'
+    )
+
+
+class ModelSection(Section):
+    """`[model]`: the backbone."""
+
+    backbone: str = Field(
+        default="scratch",
+        min_length=1,
+        description='"scratch", a hub id, or a local Hugging Face folder',
+    )
+    revision: str | None = Field(default=None, description="hub revision, best a commit hash")
+    scratch: ScratchModel = Field(default=ScratchModel(), description="used by backbone scratch")
+    tuning: Literal["full", "lora"] = Field(default="full", description="what is trained")
+    lora: Lora = Field(default=Lora(), description="used by tuning lora")
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        default="none", description="quantized base weights under LoRA (needs llmrec[quantized])"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of the backbone's weights and arithmetic"
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
+        default="sdpa", description="attention implementation"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="trade time for memory")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSection:
+        if self.quantize != "none" and self.tuning != "lora":
+            scratch = " and a pretrained backbone" if self.backbone == "scratch" else ""
+            raise ValueError(f'quantize = "{self.quantize}" needs tuning = "lora"{scratch}')
+        if self.backbone == "scratch" and self.tuning != "full":
+            raise ValueError(
+                'backbone = "scratch" has nothing to adapt: use tuning = "full", quantize = "none"'
+            )
+        return self

@@ -1,0 +1,161 @@
+"""Recipes: one TOML file is one experiment, read by every subcommand.
+
+The models are strict: unknown keys, wrong types and values out of range are refused.  Nothing here
+imports torch.  ``file.py`` reads files, applies ``extends`` and overrides; every problem is
+reported at once (``problems.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import GenerateJsonSchema, NoDefault
+
+from llmrec_cli.config.data import DataSection, PromptSection, Section
+from llmrec_cli.config.evaluation import EvalSection
+from llmrec_cli.config.model import ModelSection
+from llmrec_cli.config.training import (
+    ALIGNMENTS,
+    CONVENTIONAL,
+    AlignSection,
+    BaselineSection,
+    LaunchSection,
+    StageSection,
+    SweepSection,
+    TrackSection,
+    TrainSection,
+)
+from llmrec_cli.config.unused import drop_refused
+from llmrec_cli.tasks import TASKS
+from llmrec_cli.tasks.base import Task
+
+
+def _add_file_keys(schema: dict[str, Any]) -> None:
+    """What a file may say and the loader takes out."""
+    extends = "a recipe file whose keys hold where this one is silent; one level"
+    first = {"extends": {"type": "string", "description": extends}}
+    schema["properties"] = first | schema["properties"]
+
+
+PREPARED_FOLDERS: Final = ("prepared", "prepared-eval")  # the second one with ``[eval.data]``
+
+
+class Recipe(Section):
+    """A whole experiment, resolved: `extends`, overrides and `[train]` inheritance applied."""
+
+    model_config = ConfigDict(title="llmrec recipe", json_schema_extra=_add_file_keys)
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of its runs"
+    )
+    description: str = Field(default="", description="what it shows, one line")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn")
+    out: str = Field(
+        default="runs", min_length=1, description="folder of all runs, relative to where you are"
+    )
+    data: DataSection
+    prompt: PromptSection = PromptSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    sft: StageSection = StageSection()
+    baseline: Annotated[dict[str, BaselineSection], CONVENTIONAL] = Field(
+        default_factory=dict,
+        description="tables [baseline.NAME]; NAME is the model, or model says it",
+    )
+    align: Annotated[dict[str, AlignSection], ALIGNMENTS] = Field(
+        default_factory=dict,
+        description="tables [align.NAME]; NAME is the method, or method says it",
+    )
+    eval: EvalSection = EvalSection()
+    launch: LaunchSection = LaunchSection()
+    sweep: SweepSection | None = None
+    track: TrackSection = TrackSection()
+
+    def lineage(self, name: str) -> list[str]:
+        """The alignments that ``[align.name]`` starts from, first to last, itself included.
+
+        Raises:
+            ValueError: a parent is unknown, or leads back.
+        """
+        chain = [name]
+        while (parent := self.align[chain[0]].parent) not in ("sft", "base"):
+            if parent not in self.align or parent in chain:
+                known = ", ".join(["sft", "base", *(n for n in self.align if n not in chain)])
+                problem = "leads back to itself" if parent in chain else "unknown"
+                raise ValueError(
+                    f'[align.{chain[0]}] parent = "{parent}": {problem}, expected one of {known}'
+                )
+            chain.insert(0, parent)
+        return chain
+
+    def in_order(self) -> list[str]:
+        """Names of the alignments, parents before what starts from them."""
+        return list(dict.fromkeys(n for name in self.align for n in self.lineage(name)))
+
+    @property
+    def task(self) -> Task:
+        """What the model is asked."""
+        return TASKS[self.prompt.task]
+
+    @property
+    def folder(self) -> Path:
+        """Where this experiment lives: ``out/name``."""
+        return Path(self.out) / self.name
+
+    @property
+    def prepared(self) -> Path:
+        """The prepared data folder."""
+        return self.folder / PREPARED_FOLDERS[0]
+
+    @property
+    def prepared_for_eval(self) -> Path:
+        """The prepared folder that evaluation reads: another one with ``[eval.data]``."""
+        return self.folder / PREPARED_FOLDERS[self.eval.data is not None]
+
+    @property
+    def prompt_for_eval(self) -> PromptSection:
+        """How evaluation asks."""
+        return self.eval.prompt or self.prompt
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values in the shape of a recipe file, for the run's own ``utils.toml``.
+
+        Without the keys that no recipe of this kind may set: it loads as it stands.
+        """
+        return drop_refused(self.every_value(), self)
+
+    def every_value(self) -> dict[str, Any]:
+        """Plain values of all keys, those that play no part too: to compare with a run's record."""
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        return plain
+
+
+class FileSchema(GenerateJsonSchema):
+    """pydantic's schema, of a file: `extends` and defaults fill in what it leaves out.
+
+    TOML has no null.  A table's default is that of its keys.
+    """
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return False
+
+    def nullable_schema(self, schema: Any) -> dict[str, Any]:
+        return self.generate_inner(schema["schema"])
+
+    def get_default_value(self, schema: Any) -> Any:
+        default = super().get_default_value(schema)
+        return NoDefault if default is None or isinstance(default, Section) else default
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe file, for editors: every key with its type, range and meaning.
+
+    What only the whole can show (``validate`` says it) is not in it.
+    """
+    schema = Recipe.model_json_schema(schema_generator=FileSchema)
+    return {"$schema": FileSchema.schema_dialect, **schema}

@@ -1,0 +1,392 @@
+"""The tables that train: [train], [sft], [align.NAME], [baseline.NAME]; and [sweep], [track]."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, reduce
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from llmrec_cli import methods
+from llmrec_cli.config.data import Section, one_or_many
+from llmrec_cli.config.formats import join_words
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.models.baselines import baseline_names, find_baseline
+
+# `[train]` of a recipe: the training loop's settings, for every stage.  No torch.
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainSection(Section):
+    """`[train]`: the training loop, for every stage; `[sft.train]` and the like override it."""
+
+    rows: Literal["window", "sequence", "user"] = Field(
+        default="window",
+        description="a row is one (history, target); or all targets of a user in one causal pass "
+        '(needs prompt.template = "sequence"); or all of them with their prompts, whose common '
+        "beginnings are computed once (any template; sdpa or eager attention)",
+    )
+    epochs: float = Field(
+        default=3, gt=0, description="passes over the training rows; max_steps may end them earlier"
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="stop after this many updates")
+    batch: int = Field(default=128, ge=1, description="global batch, rows per update")
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows per forward pass on a device, at most; absent: its share of the batch",
+    )
+    micro_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens per forward pass on a device, padding included, at most (a longer row "
+        "travels alone); absent: no limit",
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak of AdamW's rate")
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
+        default=(0.9, 0.999), description="AdamW's betas, [0, 1)"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; not of norms, biases")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="after warm-up, down to 0 (constant: stays)"
+    )
+    warmup: float = Field(
+        default=20, ge=0, description="updates of linear warm-up; below 1: share of all updates"
+    )
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    validate_every: float = Field(default=1.0, gt=0, description="epochs between validations")
+    validate_rows: int = Field(
+        default=1000, ge=1, description="validation rows of each validation (always the same ones)"
+    )
+    select: Literal["loss", "ndcg", "auc"] = Field(
+        default="ndcg",
+        description="the best checkpoint: lowest loss, or highest NDCG at the largest of "
+        "eval.cutoffs (eval.decode, history kept), on validation; auc: highest paired AUC, of "
+        'task "rank-pair"',
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after this many validations without a better one"
+    )
+    save_every: int | None = Field(
+        default=None, ge=1, description="updates between checkpoints; absent: at each validation"
+    )
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept; the best always is")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="an update with a NaN or infinite loss or gradient: stop before it (exit code "
+        "4), or leave it out and go on",
+    )
+    skip_limit: int = Field(
+        default=10, ge=1, description='on_nonfinite = "skip": updates left out before it stops'
+    )
+
+
+# `[sft]`, `[align.NAME]` and `[launch]` of a recipe: what is trained, from what, and where.
+
+
+class StageSection(Section):
+    """`[sft]`: the supervised stage."""
+
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
+    )
+
+
+class AlignSection(Section):
+    """`[align.NAME]`: one alignment; the method's own options stand in the same table."""
+
+    parent: str = Field(
+        default="sft",
+        description='start from the SFT result ("sft"), the backbone itself ("base"), or the '
+        "result of another `[align.NAME]`",
+    )
+    method: str = Field(description="the method: a file name in llmrec_cli/methods; default NAME")
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
+    )
+
+    @property
+    def options(self) -> Options:
+        """The method's own options, apart from the stage's keys."""
+        return take_options(methods.find_method(self.method).options, self)
+
+
+@dataclass(frozen=True)
+class NamedTables:
+    """Tables such as ``[align.NAME]``: a union that one key tells apart, by default with NAME.
+
+    Each kind of table is the stage's own section plus the options of one method or model.  The
+    union knows what the registry holds when the model around it is built.
+
+    Attributes:
+        table: the tables' common name.
+        key: the key that names the method or model.
+        section: the stage's own keys.
+        registry: options by the name of the method or model.
+        example: a table, for an error that wants one.
+        alone: names that are tables of their own: no other table may say them.
+    """
+
+    table: str
+    key: str
+    section: type[Section]
+    registry: Callable[[], Mapping[str, type[Options]]]
+    example: str
+    alone: tuple[str, ...] = ()
+
+    def kinds(self) -> dict[str, type[Section]]:
+        """One model per method or model that there is."""
+        options = self.registry()
+        return {name: _join_options(self, name, options[name]) for name in options}
+
+    def misnamed(self, tables: Mapping[str, Any]) -> dict[str, str]:
+        """What stands alone and is said by a table of another name: name of the table -> name."""
+        return {
+            name: only
+            for name, section in tables.items()
+            for only in self.alone
+            if getattr(section, self.key) != name and only in (getattr(section, self.key), name)
+        }
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        union = reduce(operator.or_, self.kinds().values())
+        tables = dict[str, Annotated[union, Field(discriminator=self.key)]]  # type: ignore[valid-type]  # made at run time
+        return core_schema.no_info_before_validator_function(
+            self._add_names, handler.generate_schema(tables)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """A table of any name says what it is; one of a known name does not have to."""
+        found = handler(schema)
+        by_name = found["additionalProperties"]["discriminator"]["mapping"]
+        refs = {name: {"$ref": ref} for name, ref in by_name.items()}
+        free = [ref for name, ref in refs.items() if name not in self.alone]
+        any_name = {"required": [self.key], "oneOf": free}
+        known = {
+            name: ref if name in self.alone else {"anyOf": [ref, any_name]}
+            for name, ref in refs.items()
+        }
+        return copy.deepcopy({**found, "properties": known, "additionalProperties": any_name})
+
+    def _add_names(self, tables: Any) -> Any:
+        if not isinstance(tables, Mapping):
+            return tables
+        return {
+            name: {self.key: name, **section} if isinstance(section, Mapping) else section
+            for name, section in tables.items()
+        }
+
+
+@cache
+def _join_options(tables: NamedTables, name: str, options: type[Options]) -> type[Section]:
+    """A table's model: the stage's own keys, then the options of the method or model ``name``.
+
+    Raises:
+        TypeError: an option has the name of a key of the stage.
+    """
+    own = tables.section.model_fields
+    if doubled := sorted({*own, "options"} & options.model_fields.keys()):
+        raise TypeError(f"{options.__name__}: {', '.join(doubled)}: a key of every {tables.table}")
+    bases: tuple[type[Any], ...] = (options, tables.section)  # pydantic: the last one's keys first
+    key: Any = (Literal[name], Field(description=own[tables.key].description))
+    name = f"{tables.table}_{name}"
+    return cast(
+        type[Section],
+        create_model(name, __base__=bases, __doc__=options.__doc__, **{tables.key: key}),
+    )
+
+
+def take_options(options: type[Options], section: Section) -> Options:
+    """The fields of ``options`` in a table that has them and more; they are checked already."""
+    fields = options.model_fields
+    values = {field.alias or name: getattr(section, name) for name, field in fields.items()}
+    return options.model_construct(section.model_fields_set & fields.keys(), **values)
+
+
+def list_method_options() -> dict[str, type[Options]]:
+    """Options of every method, by its name."""
+    return {name: methods.find_method(name).options for name in methods.list_methods()}
+
+
+ALIGNMENTS = NamedTables("align", "method", AlignSection, list_method_options, "align.msl")
+
+
+class LaunchSection(Section):
+    """`[launch]`: processes and devices."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description='on this machine; "auto": one per visible GPU, else one',
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a process; absent: its share of the cores"
+    )
+    timeout: int = Field(
+        default=1800,
+        ge=10,
+        description="seconds that a process waits for another one before the run ends; and what a "
+        "signal leaves it to write its checkpoint",
+    )
+
+
+# `[baseline.NAME]`: conventional models and how they are trained.  No torch.
+#
+# The defaults were chosen on validation (benchmarks/results/*-baseline-search.md).
+
+
+BASELINES: dict[str, type[Options]] = {
+    name: find_baseline(name).options for name in baseline_names()
+}
+
+UNTRAINED = tuple(name for name in BASELINES if not find_baseline(name).is_trained)
+
+OWN_TRAIN: dict[str, Any] = {
+    "rows": "sequence",
+    "epochs": 14,
+    "batch": 128,
+    "micro_batch": 32,
+    "micro_tokens": None,
+    "learning_rate": 1e-3,
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "warmup": 100,
+    "clip": 5.0,
+    "validate_every": 2,
+    "patience": 5,
+}
+"""How a conventional model trains where its own table is silent.  Nothing of this comes from
+`[train]`: a language model's rate or ``max_steps`` would make a weak rival."""
+
+TRAIN_OF: dict[str, dict[str, Any]] = {
+    name: dict(own) for name in BASELINES if (own := find_baseline(name).train)
+}
+"""Where the search found other values for a model than ``OWN_TRAIN``'s."""
+
+SHARED_TRAIN = ("validate_rows", "select", "keep")
+"""What `[train]` sets for all: a checkpoint is chosen on the same validation rows by the same
+figure, and training stops by the same rule.  ``patience`` counts validations, which come at other
+distances here, so its number is the model's own."""
+
+
+_KNOWN = join_words(list(BASELINES)).replace('"', "")
+
+
+class BaselineSection(Section):
+    """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand there, too."""
+
+    model: str = Field(description=f"{_KNOWN}; default NAME")
+    train: TrainSection = Field(
+        default=TrainSection(), description="keys to override; whole once resolved"
+    )
+
+    @property
+    def options(self) -> Options:
+        """The model's own hyper-parameters, apart from the stage's keys."""
+        return take_options(list_baseline_options()[self.model], self)
+
+
+def list_baseline_options() -> dict[str, type[Options]]:
+    """Options of every conventional model, by its name."""
+    return dict(BASELINES)
+
+
+CONVENTIONAL = NamedTables(
+    "baseline", "model", BaselineSection, list_baseline_options, "baseline.sasrec", alone=("pop",)
+)
+
+
+# `[sweep]` of a recipe: which keys a search varies, and how.  No torch.
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Range(Section):
+    """Numbers from `low` to `high`; whole ones where both are whole."""
+
+    low: int | float = Field(description="the lowest value, included")
+    high: int | float = Field(description="the highest value, included")
+    log: bool = Field(default=False, description="search evenly over orders of magnitude")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low = {self.low}, high = {self.high}: expected low < high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log = true, low = {self.low}: expected low > 0")
+        return self
+
+
+class SweepSection(Section):
+    """`[sweep]`: a search over settings, judged on validation (`llmrec sweep`)."""
+
+    space: dict[str, list[Any] | Range] = Field(
+        default_factory=dict,
+        description="keys in quotes, each with a list of values or `{ low, high, log }`: "
+        '`"align.dmpo.beta" = [0.1, 0.5]`',
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe",
+        description="how points are chosen: by what was seen so far, at random, or all of them",
+    )
+    trials: int = Field(default=20, ge=1, description="points to try (a grid tries all of its own)")
+    seeds: list[Seed] = Field(
+        default_factory=list,
+        description="each point is trained with each of these, and judged by the mean; absent: "
+        "the recipe's seed",
+    )
+    stage: str | None = Field(
+        default=None,
+        description="the run that is judged: sft, align-NAME or baseline-NAME; absent: the one "
+        "that the keys belong to",
+    )
+    prune: bool = Field(
+        default=False,
+        description="stop a point whose validations are worse than the median of those before it "
+        "(looks at the first seed)",
+    )
+
+
+# `[track]` of a recipe: who else gets the figures of a training run.  No torch.
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Names = Annotated[
+    tuple[TrackerName, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=TrackerName | tuple[TrackerName, ...]),
+    Field(strict=False),
+]
+
+
+class TrackSection(Section):
+    """`[track]`: trackers that get the rows of `metrics.jsonl` too; a run does not depend on it."""
+
+    trackers: Names = Field(
+        default=(),
+        description="by name; each needs its package: pip install 'llmrec[NAME]'",
+    )
+    online: bool = Field(
+        default=False,
+        description="wandb, mlflow and trackio send to servers; their own variables and logins "
+        "say where and as whom",
+    )

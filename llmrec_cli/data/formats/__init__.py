@@ -1,0 +1,53 @@
+"""Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``.
+
+A format is read by the file of its name (``msl-windows``: ``msl_windows.py``), or by the one that
+its ``Format`` names, with a function ``read(section, locate, scratch) -> Source``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeAlias
+
+from llmrec_cli.config.data import DataSection, find_format
+from llmrec_cli.data.formats.base import Locate, Source
+from llmrec_cli.data.formats.parsing import read_only_beginnings
+
+__all__ = ["Source", "check_beginnings", "read"]
+
+Reader: TypeAlias = Callable[[DataSection, Locate, Path], Source]
+
+
+def find_reader(name: str) -> Reader:
+    """What reads the files of a format of ``config.formats``."""
+    reader: Reader = importlib.import_module(f"{__name__}.{find_format(name).reader}").read
+    return reader
+
+
+def check_beginnings(section: DataSection, locate: Locate) -> None:
+    """Read the first lines of every source, as ``read`` would: a few MiB of each file.
+
+    Raises:
+        LlmrecError: what ``read`` would say of them.
+    """
+    with TemporaryDirectory(prefix="llmrec-check-") as scratch, read_only_beginnings():
+        read(section, locate, Path(scratch))
+
+
+def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+    """Read the files of a ``[data]`` section.
+
+    Args:
+        section: format and files.
+        locate: path in the recipe -> path on disk.
+        scratch: an existing, empty folder for ``interactions.parquet``.
+
+    Raises:
+        DataError: anything wrong in a file, as one line ``path:line: problem; expected ...``.
+        RecipeError: the section lacks a file or column that its format needs.
+        MachineError: a file exists but cannot be read, or the scratch folder cannot be written.
+    """
+    return find_reader(section.format)(section, locate, scratch)

@@ -1,1 +1,0 @@
-"""Official files: where they are, and how they come here whole."""

@@ -1,0 +1,1 @@
+"""One file per command of the pipeline, and what they share."""

@@ -1,0 +1,202 @@
+"""``llmrec audit``: what prepared data say about a comparison, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from llmrec_cli.config.data import find_format
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.data.audit import (
+    CUTOFF,
+    HR,
+    NDCG,
+    PopScores,
+    Verdict,
+    judge_all,
+    measure_prepared,
+    select_raised,
+    with_audit,
+)
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries, leaf_of_equal_titles
+from llmrec_cli.data.prepared import (
+    Manifest,
+    Prepared,
+    load_prepared,
+    read_manifest,
+    require_same_data,
+    translate_read_errors,
+)
+from llmrec_cli.data.schema import HISTORY, ITEMS_FILE
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.evaluation.metrics import Seen, score_rows, seen_leaves
+from llmrec_cli.evaluation.predictions import list_predictions
+from llmrec_cli.models.baselines.pop import PopRanker
+from llmrec_cli.runs.run import Experiment, run_at
+from llmrec_cli.utils.progress import Progress
+from llmrec_cli.utils.text import clean_line
+
+# The story of ``llmrec audit``: what is wrong, or has to be known, about prepared data.
+#
+# prepared folder -> the manifest's counts, what the split files tell, Pop's score -> verdicts
+
+
+POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
+POLICIES: Final[tuple[Seen, ...]] = ("keep", "remove")
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was found about one prepared folder."""
+
+    folder: Path
+    manifest: Manifest
+    verdicts: tuple[Verdict, ...]
+
+
+def audit(word: str, overrides: Sequence[str], progress: Progress) -> list[Audit]:
+    """Audit the prepared data of a recipe, an experiment or a run; of two domains, both.
+
+    Args:
+        word: a recipe's path or name, or a folder: prepared data, a run, an experiment.
+        overrides: ``key=value`` for a recipe.
+
+    Raises:
+        RecipeError: no such recipe, or overrides without one.
+        ArtefactError: nothing prepared, or damaged; a folder that is none of these.
+    """
+    found = []
+    for folder in _find_prepared(word, overrides):
+        progress.say(f"auditing {folder}")
+        found.append(audit_folder(folder))
+    return found
+
+
+def audit_folder(folder: Path) -> Audit:
+    """Audit one prepared folder.
+
+    Raises:
+        ArtefactError: it is not one, or damaged.
+    """
+    prepared = load_prepared(folder)
+    with translate_read_errors(folder):
+        manifest = with_audit(prepared)
+        pop = None if find_format(manifest["data"]["format"]).pairs else score_pop(prepared)
+        return Audit(folder, manifest, judge_all(manifest, measure_prepared(prepared), pop))
+
+
+def to_json(audited: Audit) -> dict[str, Any]:
+    """An audit as plain values."""
+    splits = audited.manifest["splits"]
+    return {
+        "folder": str(audited.folder),
+        "rows": {name: counts["rows"] for name, counts in splits.items()},
+        "verdicts": [verdict.to_json() for verdict in audited.verdicts],
+    }
+
+
+def score_pop(prepared: Prepared) -> PopScores:
+    """HR and NDCG of Pop on test and validation, over ``POP_ROWS`` rows at most.
+
+    Items of equal titles (or tokens) are one entry, as where no tokenizer is at hand.
+    """
+    leaves = gather_entries(prepared.items, leaf_of_equal_titles(prepared.items))
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for split in ("test", "valid"):
+        predictions = _rank_by_popularity(_draw_rows(prepared.split(split)), leaves)
+        scored = {p: score_rows(predictions, leaves, [CUTOFF], p) for p in POLICIES}
+        scores[split] = {
+            policy: {metric: float(rows[metric].mean()) for metric in (HR, NDCG)}
+            for policy, rows in scored.items()
+        }
+    return scores
+
+
+def _rank_by_popularity(rows: pd.DataFrame, leaves: CatalogueEntries) -> pd.DataFrame:
+    """Pop's lists, deep enough for both policies."""
+    seen = seen_leaves(rows, leaves.leaf_of_item_I)
+    found = PopRanker(leaves).rank(rows[HISTORY].tolist(), CUTOFF, seen)
+    return list_predictions(rows, found, leaves)
+
+
+def _draw_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """``POP_ROWS`` rows, always the same ones; all where there are no more."""
+    if len(rows) <= POP_ROWS:
+        return rows
+    chosen = np.random.default_rng(0).choice(len(rows), POP_ROWS, replace=False)
+    return rows.iloc[np.sort(chosen)]
+
+
+def _find_prepared(word: str, overrides: Sequence[str]) -> list[Path]:
+    folder = Path(word)
+    if not folder.is_dir():
+        recipe = load_recipe(word, overrides)
+        sections = {recipe.prepared: recipe.data}
+        if recipe.eval.data is not None:
+            sections[recipe.prepared_for_eval] = recipe.eval.data
+        for made, section in sections.items():
+            require_same_data(made, read_manifest(made), section)
+        return list(sections)
+    if overrides:
+        raise RecipeError(f"{overrides[0]}: overrides a recipe's key, and {folder} is a folder")
+    if (folder / ITEMS_FILE).is_file():
+        return [folder]
+    home = folder.resolve().parent if run_at(folder).exists else folder
+    beside = [path for path in Experiment(home, ()).prepared_folders if path.is_dir()]
+    if not beside:
+        raise ArtefactError(
+            f"{folder}: neither prepared data nor a run or experiment that has some; expected a "
+            "recipe or such a folder"
+        )
+    return beside
+
+
+# An audit as text: lines for logs, a table for terminals.  Examples come from hostile files.
+
+
+_LONGEST = 40  # characters of an example
+_COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow"}
+
+
+def verdict_lines(found: Sequence[Verdict]) -> list[str]:
+    """One line per verdict."""
+    return [f"{v.level}: {v.check}: {v.text}{_examples(v)}" for v in found]
+
+
+def short_lines(found: Sequence[Verdict]) -> list[str]:
+    """What needs attention, a few words each."""
+    return [f"{v.level}: {v.check}{_count(v)}" for v in select_raised(found)]
+
+
+def verdict_table(found: Sequence[Verdict], title: str) -> Table:
+    """The same for a terminal; nothing in it is taken for markup."""
+    table = Table(title=Text(clean_line(title)), title_justify="left", show_lines=True)
+    for heading in ("verdict", "check", "what it means"):
+        table.add_column(heading)
+    for v in found:
+        meaning = Text(v.text + _examples(v))
+        table.add_row(Text(v.level, style=_COLOURS[v.level]), Text(v.check), meaning)
+    return table
+
+
+def _count(verdict: Verdict) -> str:
+    if verdict.count is None:
+        return ""
+    of = "" if verdict.of is None else f" of {verdict.of:,}"
+    return f": {verdict.count:,}{of}"
+
+
+def _examples(verdict: Verdict) -> str:
+    shown = [_cut(clean_line(example)) for example in verdict.examples]
+    return f" For example: {', '.join(shown)}." if shown else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,0 +1,146 @@
+"""``llmrec baseline --model NAME``: a conventional model on the language models' data and rules.
+
+The neural ones are trained by the one training loop, on the same prepared rows (a user's sequence
+in one causal pass), with the same validation rows and the same choice of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import UNTRAINED
+from llmrec_cli.data.catalog import gather_entries
+from llmrec_cli.data.negatives import owned_entries
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.evaluation.ranking import validation_metrics
+from llmrec_cli.methods import find_method
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.models.baselines import find_baseline
+from llmrec_cli.models.baselines.contract import Baseline
+from llmrec_cli.models.sequential import make_sequential_ranker
+from llmrec_cli.pipeline import context, loading
+from llmrec_cli.pipeline.session import RunSession, open_session
+from llmrec_cli.runs.record import require_same_settings
+from llmrec_cli.runs.run import baseline_run
+from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training.checkpoint import write_tensors
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.rows import count_rows_left_out
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import Trainer
+from llmrec_cli.utils.files import MODEL_FOLDER
+from llmrec_cli.utils.locks import lock_path
+from llmrec_cli.utils.progress import Progress
+
+
+def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
+    """Fit ``[baseline.NAME]``; returns the run's folder ``out/name/baseline-NAME``.
+
+    Raises:
+        RecipeError: the recipe's task has no catalogue to rank.
+        DataError: nothing to train on, or to choose a checkpoint by.
+        ArtefactError: the run exists already, or ``resume`` and it was started otherwise.
+    """
+    if not recipe.task.ranks_catalogue:
+        raise RecipeError(
+            f'[prompt] task = "{recipe.task.name}": conventional models rank the catalogue; '
+            'expected task "generate"'
+        )
+    run = baseline_run(recipe, name)
+    folder = run.folder
+    if resume and run.is_done:
+        require_same_settings(recipe, run)
+        progress.say(f"{folder}: already finished")
+        return folder
+    bench = context.open_context(recipe, progress)
+    if recipe.baseline[name].model not in UNTRAINED:
+        context.require_rows(bench.prepared)
+    facts = loading.list_baseline_inputs(bench)
+    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+        if session.is_finished:
+            return folder
+        session.outcome = _fit(bench, session, resume=resume, progress=progress)
+    return folder
+
+
+def _fit(
+    bench: context.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    run = session.run
+    section = bench.recipe.baseline[run.table]
+    found, lock = find_baseline(section.model), lock_path(run.folder / MODEL_FOLDER)
+    if found.is_trained:
+        return _train(bench, session, resume=resume, progress=progress)
+    if found.count is not None:
+        counted = partial(_write_counted, bench, found, section.options, run.folder)
+        bench.ranks.first(counted, lock)
+    return {}  # of Pop, training counts stand in the prepared folder
+
+
+def _write_counted(
+    bench: context.CatalogueContext, found: Baseline, options: Options, folder: Path
+) -> None:
+    """Count over the training rows, and store what was counted."""
+    assert found.count is not None  # noqa: S101 # as the caller has seen
+    owned = owned_entries([bench.prepared.split("train")], bench.leaf_of_item.astype(np.int64))
+    users = [sorted(leaves) for leaves in owned.values()]
+    arrays = found.count(options, users, bench.trie.n_leaves)
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    write_tensors(folder / MODEL_FOLDER, tensors)
+
+
+def _train(
+    bench: context.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    run, name = session.run, session.run.table
+    section, device = bench.recipe.baseline[name].train, bench.ranks.device
+    model = loading.build_baseline(bench, name).to(device)
+    bench = replace(
+        bench, encoder=loading.make_leaf_encoder(bench)
+    )  # the same rows, as leaf numbers
+    valid = context.choose_rows(bench.prepared.split("valid"), section.validate_rows)
+    rows = context.build_training_rows(bench, section.rows)
+    left_out = count_rows_left_out(bench.prepared.split("train"), rows)
+    if line := left_out.line(context.describe_passes(bench)):
+        progress.say(f"{run}: train: {line}")
+    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
+    ranker = make_sequential_ranker(model, leaves, bench.recipe.data.history)
+    cutoff = max(bench.recipe.eval.cutoffs)
+    method = find_method("lml")  # over a vocabulary of entries: full softmax cross entropy
+    trainer = Trainer(
+        policy=model,
+        method=method,
+        options=method.options(),
+        trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
+        train_set=Dataset(rows),
+        valid_set=Dataset(context.build_window_rows(bench, valid)),
+        sampler=Sampler(len(rows), section.batch, bench.recipe.seed),
+        rank_valid=lambda: validation_metrics(
+            ranker, bench.ranks, valid, bench.leaf_of_item, cutoff
+        ),
+        section=section,
+        seed=bench.recipe.seed,
+        folder=run.folder,
+        ranks=bench.ranks,
+        progress=progress,
+        label=run.name,
+        trackers=session.trackers,
+    )
+    state = trainer.train(resume=resume)
+    if bench.ranks.is_first:
+        write_tensors(run.folder / MODEL_FOLDER, model.state_dict())
+    return {
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
+        "stopped_early": state.stopped,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "histories": {"train": left_out.facts()},
+    }

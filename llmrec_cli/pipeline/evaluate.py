@@ -1,0 +1,276 @@
+"""``llmrec eval``: rank the whole catalogue for every row of a split, score, compare."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
+from llmrec_cli.data.negatives import fixed_negatives, owned_entries
+from llmrec_cli.data.schema import HISTORY, ROW, TARGET, USER_ID
+from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.evaluation.auc import (
+    CHOSEN_SCORE,
+    OTHER,
+    REJECTED_SCORE,
+    SHOWN_FIRST,
+    auc_figures,
+    auc_line,
+    write_pairs,
+)
+from llmrec_cli.evaluation.metrics import seen_leaves
+from llmrec_cli.evaluation.predictions import (
+    Protocol,
+    build_report,
+    list_predictions,
+    write_predictions,
+)
+from llmrec_cli.evaluation.ranking import measure_left_out, rank_rows, score_items
+from llmrec_cli.models.base import Ranker
+from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.compare import Compared, compare_experiment
+from llmrec_cli.pipeline.loading import load_ranker
+from llmrec_cli.pipeline.plan import plan_run
+from llmrec_cli.pipeline.provenance import require_all_inputs
+from llmrec_cli.runs.record import (
+    Existing,
+    count_opening,
+    evaluated_before,
+    open_evaluation,
+    require_done,
+)
+from llmrec_cli.runs.run import Experiment, Run, experiment_of
+from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.training.distributed import measured
+from llmrec_cli.training.rows import LeftOut
+from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
+from llmrec_cli.utils.progress import Progress, Silent
+
+_BOTH: Final[tuple[Literal["exact", "beam"], ...]] = ("exact", "beam")
+
+
+def evaluate(
+    recipe: Recipe,
+    names: Sequence[str],
+    *,
+    split: str,
+    again: bool,
+    keep: bool = False,
+    progress: Progress,
+) -> Compared:
+    """Evaluate runs and put every evaluated run of the recipe side by side.
+
+    Args:
+        names: of runs; ``baseline-pop`` is fitted on the way, it costs nothing.
+        split: ``test`` or ``valid``.
+        again: evaluate anew where a report exists; without it, that is an error.
+        keep: leave a run alone where a report exists.
+
+    Raises:
+        ArtefactError: a run is not finished, was evaluated before, or is being evaluated.
+    """
+    existing: Existing = "keep" if keep else "again" if again else "refuse"
+    experiment = experiment_of(recipe)
+    found = (_find_wanted(experiment, recipe, name, split, existing) for name in names)
+    runs = [run for run in found if run is not None]
+    return load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
+
+
+def evaluate_catalogue(
+    recipe: Recipe, runs: Sequence[Run], *, split: str, existing: Existing, progress: Progress
+) -> Compared:
+    """Rank the catalogue for every row of a split with every run, and compare all evaluated runs.
+
+    Args:
+        runs: finished runs that may be evaluated.
+        existing: what to do with a report that another process has written meanwhile.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
+    if recipe.eval.data is not None:
+        runs = _drop_baselines(runs, progress)
+    bench = context.open_context(recipe, progress, evaluation=True)
+    require_all_inputs(recipe, bench.codec.tokenizer, runs)
+    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
+    frame = context.choose_rows(bench.prepared.split(split), recipe.eval.rows)
+    others = _draw_candidates(bench, frame, split) if recipe.eval.auc else None
+    left_out = measure_left_out(bench.encoder, bench.ranks, frame)
+    if line := left_out.line(bench.encoder.why):
+        progress.say(f"{split}: {line}")
+    for run in runs:
+        with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
+            if is_wanted:
+                _evaluate_run(bench, leaves, frame, others, left_out, run, split, progress)
+    return compare_experiment(recipe, split, leaves)
+
+
+def _find_wanted(
+    experiment: Experiment, recipe: Recipe, name: str, split: str, existing: Existing
+) -> Run | None:
+    """The run of a name; None: it is not to be evaluated.
+
+    Raises:
+        RecipeError, ArtefactError: it cannot be.
+    """
+    run = experiment.find(name)
+    if run is None:
+        known = ", ".join(experiment.names)
+        raise RecipeError(f"--run {name}: unknown, expected one of {known}")
+    there = run.is_evaluated(split)
+    if there and existing == "keep":
+        return None
+    if not run.is_pop:
+        require_done(recipe, run)
+    if there and existing == "refuse":
+        raise evaluated_before(run, split)
+    return run
+
+
+def _drop_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
+    """A conventional model knows the items that it was trained on; popularity is counted anew."""
+    skipped = [run for run in runs if not run.is_language_model and not run.is_pop]
+    if skipped:
+        progress.say(
+            f"{', '.join(map(str, skipped))}: skipped: [eval.data] has other items than they know"
+        )
+    return [run for run in runs if run not in skipped]
+
+
+def _evaluate_run(
+    bench: context.CatalogueContext,
+    leaves: CatalogueEntries,
+    frame: pd.DataFrame,
+    others: list[int] | None,  # of each row, to score beside its target
+    left_out: LeftOut,  # of the prompts of these rows
+    run: Run,
+    split: str,
+    progress: Progress,
+) -> None:
+    recipe, ranks = bench.recipe, bench.ranks
+    with measured(ranks.device) as whole:
+        ranker = _open_ranker(bench, leaves, run, progress)
+        begun = time.perf_counter()
+        shown = Silent() if run.is_pop else progress
+        predictions = _rank_frame(bench, leaves, ranker, frame, f"eval {run}", shown)
+        ranking = time.perf_counter() - begun
+    cost = whole.recorded(ranks)
+    pairs = None
+    if others is not None:
+        items = np.column_stack([frame[TARGET], others])
+        pairs = _pair_up(frame, others, score_items(ranker, ranks, frame[HISTORY].tolist(), items))
+
+    def write() -> None:
+        seed, resamples = recipe.seed, recipe.eval.resamples
+        write_predictions(run.predictions_file(split), predictions, frame["row"].to_numpy())
+        report = build_report(
+            {"keep": predictions, "remove": predictions},
+            leaves,
+            _describe_protocol(bench, run, split),
+            resamples=resamples,
+            seed=seed,
+            short="miss",
+        )
+        if run.is_language_model:
+            report["histories"] = left_out.facts()
+        report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
+        if pairs is not None:
+            write_pairs(run.pairs_file(split), pairs)
+            report["auc"] = auc_figures([pairs], resamples, seed)
+            progress.say(f"{run}: {auc_line(report['auc'])}")
+        write_json(run.report_file(split), report)
+        count_opening(run, split)
+
+    ranks.first(write)
+
+
+def _open_ranker(
+    bench: context.CatalogueContext, leaves: CatalogueEntries, run: Run, progress: Progress
+) -> Ranker:
+    recipe = bench.recipe
+    if run.is_pop:
+        baseline(recipe, run.table, resume=True, progress=Silent())
+    elif run.is_language_model:
+        _warn_about_mask(recipe, run, progress)
+    return load_ranker(bench, leaves, run, scores_answers=recipe.eval.auc)
+
+
+def _rank_frame(
+    bench: context.CatalogueContext,
+    leaves: CatalogueEntries,
+    ranker: Ranker,
+    frame: pd.DataFrame,
+    label: str,
+    progress: Progress,
+) -> pd.DataFrame:
+    """Predictions for every row, deep enough with its history and without."""
+    ranks, depth = bench.ranks, max(bench.recipe.eval.cutoffs)
+    histories, seen = frame[HISTORY].tolist(), seen_leaves(frame, leaves.leaf_of_item_I)
+    with progress.track(label, len(frame), unit="rows") as advance:
+        found = rank_rows(ranker, ranks, histories, depth, seen, advance)
+    differs = None
+    if bench.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
+        exact, beam = (
+            rank_rows(ranker.searching(search), ranks, histories, depth).leaf_BK[:, :depth]
+            for search in _BOTH
+        )
+        differs = (exact != beam).any(axis=1)  # the beam's first entries, in order
+    return list_predictions(frame, found, leaves, differs)
+
+
+def _draw_candidates(bench: context.CatalogueContext, frame: pd.DataFrame, split: str) -> list[int]:
+    """The other item of every row, always the same: a disliked one where there is one, else any.
+
+    Raises:
+        DataError: a user owns the whole catalogue.
+    """
+    prepared, entry_I = bench.prepared, bench.leaf_of_item.astype(np.int64)
+    owned = owned_entries([prepared.split(name) for name in prepared.splits], entry_I)
+    seed, stream = bench.recipe.seed, f"{split}-candidates"
+    return fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
+
+
+def _pair_up(frame: pd.DataFrame, others: list[int], score_R2: NDArray[np.float64]) -> pd.DataFrame:
+    """The rows of ``frame`` as scored pairs, ``evaluation.auc.SCHEMA``."""
+    columns: dict[str, Any] = {
+        OTHER: others,
+        SHOWN_FIRST: False,
+        CHOSEN_SCORE: score_R2[:, 0],
+        REJECTED_SCORE: score_R2[:, 1],
+    }
+    return frame[[ROW, USER_ID, TARGET]].assign(**columns).reset_index(drop=True)
+
+
+def _describe_protocol(bench: context.CatalogueContext, run: Run, split: str) -> Protocol:
+    recipe = bench.recipe
+    hashes = {"data": hash_file(bench.prepared.folder / MANIFEST_FILE)}
+    if run.manifest_file.is_file():
+        hashes["run"] = hash_file(run.manifest_file)
+    decoder: Mapping[str, Any] = (
+        recipe.eval.decode.model_dump() if run.is_language_model else {"search": "all"}
+    )
+    return Protocol(
+        split=split,
+        seen=recipe.eval.seen,
+        cutoffs=recipe.eval.cutoffs,
+        candidates="whole catalogue",
+        decoder=decoder,
+        hashes=hashes,
+    )
+
+
+def _warn_about_mask(recipe: Recipe, run: Run, progress: Progress) -> None:
+    plan = plan_run(recipe, run)
+    if recipe.eval.decode.mask == "after" and plan.method.legal_only(plan.options):
+        progress.say(
+            f'{run}: warning: trained on legal tokens only, decoded with mask = "after"; decode as '
+            'you trained (mask = "before"), or expect much lower figures'
+        )

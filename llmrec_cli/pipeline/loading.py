@@ -1,0 +1,350 @@
+"""Finished models of an experiment, loaded and checked: policies, baselines, Rankers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+
+from llmrec_cli.config.formats import join_words
+from llmrec_cli.config.loader import did_you_mean
+from llmrec_cli.config.model import TREE_ATTENTION
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.catalog import CatalogueEntries
+from llmrec_cli.decoding.probe import (
+    Verdict,
+    explain_attention,
+    find_twin,
+    probe,
+    probe_key,
+    read_verdict,
+    refusal,
+)
+from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.decoding.search import DecodeOptions
+from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.methods.contract import Options
+from llmrec_cli.models import loading as backbone
+from llmrec_cli.models.base import Ranker
+from llmrec_cli.models.baselines import find_baseline, trained_names
+from llmrec_cli.models.language_model import inner_config
+from llmrec_cli.models.loading import DTYPES, check_adapter, loading
+from llmrec_cli.models.loading import backbone as named
+from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequential_ranker
+from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline.backbone import SEQUENCE, base_source, semantic_tokens
+from llmrec_cli.pipeline.context import CatalogueContext
+from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_stage
+from llmrec_cli.runs.run import Run, baseline_run
+from llmrec_cli.training.checkpoint import WEIGHTS
+from llmrec_cli.training.rows import PromptEncoder
+from llmrec_cli.utils.files import (
+    ADAPTER_FOLDER,
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    check_folder,
+    hash_file,
+    translate_tensor_errors,
+)
+
+# The model of a finished run, or the base that everything begins with, to train or to decode.
+
+
+PROBE: Final = "probe"  # of a manifest
+
+
+def load_policy(
+    bench: CatalogueContext,
+    parent: Run | None,
+    *,
+    train: bool,
+    dropout: bool = True,
+    packs: bool = True,
+    run: Run | None = None,
+) -> Any:
+    """The model of a finished run, or the base itself where ``parent`` is None.
+
+    It is looked at before it is handed out (``decoding.probe``), unless the run's manifest, or the
+    parent's, holds the verdict on the same architecture.
+
+    Args:
+        train: with gradients, and with dropout unless ``dropout`` is off.
+        packs: several answers will be computed behind one prompt.
+        run: the run that begins; its manifest keeps the verdict.
+
+    Raises:
+        ArtefactError: the run is not finished, does not fit the recipe's tuning, or computes here
+            what the model alone does not.
+    """
+    section = bench.recipe.model
+    torch.manual_seed(bench.recipe.seed)  # adapters and rows of new tokens are drawn
+    if section.tuning == "full":
+        model = _load_backbone(
+            bench, parent.folder / MODEL_FOLDER if parent else base_source(bench.recipe)
+        )
+        if parent is None:
+            backbone.fit_vocabulary(model, bench.codec.tokenizer)
+    else:
+        model = _load_with_adapter(bench, parent, train=train)
+    if train and not dropout:
+        backbone.remove_dropout(model)
+    elif train and section.backbone == "scratch":
+        backbone.add_dropout(model, section.scratch.dropout)
+    elif not train:
+        model.eval()
+    if section.quantize == "none":
+        model = model.to(bench.ranks.device)
+    _require_agreement(bench, model, parent, run, packs=packs)
+    return model
+
+
+def _load_backbone(bench: CatalogueContext, source: str | Path) -> Any:
+    """The model of a folder; of one that lacks the recipe's attention, what works is found out."""
+    section = bench.recipe.model
+    try:
+        return backbone.load_model(source, section)
+    except ArtefactError:
+        config = backbone.load_config(source, section.revision)
+        told = explain_attention(config, section.attention, longest_row(bench))
+        if told is None:
+            raise
+        raise ArtefactError(f"{named(source)}: {told}") from None
+
+
+def _require_agreement(
+    bench: CatalogueContext, model: Any, parent: Run | None, run: Run | None, *, packs: bool
+) -> None:
+    """Refuse a model that computes here what it does not compute alone; all processes alike.
+
+    Raises:
+        ArtefactError: names the part that differs, by how much, and what works.
+    """
+    section, config = bench.recipe.model, inner_config(model)
+    about = (section.attention, section.tuning, section.quantize, section.dtype)
+    key = probe_key(config, longest_row(bench), *about, str(bench.ranks.device.type))
+    kept = _read_verdict_of(run, key)
+    verdict = kept or _read_verdict_of(parent, key)
+    if verdict is None:
+        masked = section.attention in TREE_ATTENTION
+        precision = None if masked or section.dtype == "float32" else DTYPES[section.dtype]
+        verdict = probe(model, key, longest_row(bench), precision)
+    told = refusal(verdict, config, packs=packs)
+    if bench.ranks.most(int(told is not None)):
+        told = told or "another process found that it computes here what it does not alone"
+        raise ArtefactError(f"{named(section.backbone)}: {told}")
+    if run is not None and kept is None:
+        found = verdict.as_json()
+        bench.ranks.first(lambda: add_to_manifest(run, PROBE, found))
+
+
+def probe_twin(bench: CatalogueContext) -> str:
+    """What a small random twin of the backbone tells; weights are not read.
+
+    Raises:
+        ArtefactError: the twin differs, so that the backbone would be refused; or it lacks the
+            recipe's attention.
+    """
+    section, longest = bench.recipe.model, longest_row(bench)
+    source = base_source(bench.recipe)
+    config = backbone.load_config(source, section.revision)
+    told = explain_attention(config, section.attention, longest)
+    if told is None:
+        masked = section.attention in TREE_ATTENTION
+        twin = find_twin(config, section.attention if masked else "sdpa")
+        if twin is None:
+            return f"model type {config.model_type!r} is looked at when its weights are read"
+        told = refusal(probe(twin, "", longest), config, packs=True)
+    if told is not None:
+        raise ArtefactError(f"{named(section.backbone)}: {told}")
+    return f"model type {config.model_type!r} computes here what it computes alone"
+
+
+def _read_verdict_of(run: Run | None, key: str) -> Verdict | None:
+    """What a run's manifest says of the same architecture."""
+    if run is None or not run.manifest_file.is_file():
+        return None
+    return read_verdict(run.read_manifest().get(PROBE), key)
+
+
+def longest_row(bench: CatalogueContext) -> int:
+    """Tokens of the longest row that a recipe may feed, prompt and answers."""
+    room, recipe = bench.room, bench.recipe
+    answers = room.longest * recipe.task.answer_items
+    longest = room.prompt + answers
+    if recipe.prompt.template == SEQUENCE:
+        longest = max(longest, 1 + (recipe.data.history + 1) * room.longest)
+    return longest if room.context is None else min(longest, room.context)
+
+
+def _load_with_adapter(bench: CatalogueContext, parent: Run | None, *, train: bool) -> Any:
+    from peft import PeftModel
+
+    section = bench.recipe.model
+    model = _load_backbone(bench, base_source(bench.recipe))
+    vocabulary = bench.codec.tokenizer.get_vocab()
+    semantic = {vocabulary[token] for token in semantic_tokens(bench.prepared.items)}
+    drawn = backbone.fit_vocabulary(model, bench.codec.tokenizer)  # anew whenever one is loaded
+    if parent is None:
+        return backbone.add_lora(model, section, sorted(semantic.union(drawn)))
+    if section.quantize != "none" and train:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model)
+    adapter = parent.folder / ADAPTER_FOLDER
+    check_adapter(adapter)
+    with loading(str(adapter)):
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=train)
+
+
+# Finished runs as Rankers, whatever their kind: opened, checked, ready to rank.
+#
+# a language model's run      weights on its backbone       -> LanguageModelRanker
+# a trained baseline's run    weights                       -> FullScoreRanker
+# a counted baseline's run    arrays, or nothing to store   -> what its file opens
+
+
+def load_ranker(
+    bench: context.CatalogueContext,
+    leaves: CatalogueEntries,
+    run: Run,
+    *,
+    scores_answers: bool = False,
+) -> Ranker:
+    """The Ranker of a finished run.
+
+    Args:
+        scores_answers: ``Ranker.score`` will be asked, which packs answers behind one prompt.
+
+    Raises:
+        ArtefactError: the run is not finished, damaged, or does not fit its neighbours.
+    """
+    if not run.is_language_model:
+        return load_baseline(bench, leaves, run.table)
+    model = load_policy(bench, run, train=False, packs=scores_answers)
+    return make_language_ranker(bench, model, batch=bench.recipe.eval.batch)
+
+
+def make_language_ranker(
+    bench: context.CatalogueContext, model: Any, *, batch: int = DecodeOptions.batch
+) -> LanguageModelRanker:
+    """A language model as ``[eval.decode]`` lets it rank; it may go on training.
+
+    Args:
+        batch: rows decoded together.
+    """
+    decode = bench.recipe.eval.decode
+    options = DecodeOptions(
+        k=1,
+        search=decode.search,
+        mask=decode.mask,
+        temperature=decode.temperature,
+        length_penalty=decode.length_penalty,
+        beams=decode.beams,
+        batch=batch,
+    )
+    return LanguageModelRanker(model, bench.trie, bench.encoder.encode, options)
+
+
+def load_baseline(bench: context.CatalogueContext, leaves: CatalogueEntries, name: str) -> Ranker:
+    """The Ranker of the finished ``[baseline.NAME]``.
+
+    Raises:
+        ArtefactError: the run is not finished, damaged, or made with other settings.
+    """
+    section = bench.recipe.baseline[name]
+    found = find_baseline(section.model)
+    if found.open is None:
+        model = load_sequential(bench, name)
+        return make_sequential_ranker(model, leaves, bench.recipe.data.history)
+    if found.count is None:
+        return found.open(section.options, {}, leaves)
+    file = _require_finished(bench, name) / WEIGHTS
+    with translate_tensor_errors(file):
+        return found.open(section.options, load_file(file), leaves)
+
+
+def load_sequential(bench: context.CatalogueContext, name: str) -> Sequential:
+    """The finished sequential model of ``[baseline.NAME]``, in evaluation mode.
+
+    Raises:
+        ArtefactError: it is not finished (the message says what to run), damaged, or made with
+            other settings.
+        RecipeError: the model has no state of a history (pop, itemknn).
+    """
+    model = build_baseline(bench, name)
+    file = _require_finished(bench, name) / WEIGHTS
+    with translate_tensor_errors(file):
+        model.load_state_dict(load_tensors(file))
+    return model.to(bench.ranks.device).eval()
+
+
+def build_baseline(bench: context.CatalogueContext, name: str) -> Sequential:
+    """The untrained model of ``[baseline.NAME]``, its weights drawn from the recipe's seed.
+
+    Raises:
+        RecipeError: the model has no state of a history (pop, itemknn).
+    """
+    options = require_sequential(bench.recipe, name)
+    longest, model = bench.recipe.data.history + 1, bench.recipe.baseline[name].model
+    return build_sequential(model, options, bench.trie.n_leaves, longest, bench.recipe.seed)
+
+
+def require_sequential(recipe: Recipe, name: str) -> Options:
+    """The options of ``[baseline.NAME]``, whose scores are asked for.
+
+    Raises:
+        RecipeError: no such table, or a model without a state of a history (pop, itemknn).
+    """
+    known = trained_names()
+    if name not in recipe.baseline:
+        model = "" if name in known else ' with model = "sasrec"'
+        raise RecipeError(
+            f"[baseline.{name}]: not in the recipe, but its scores are asked for; add the table"
+            f"{model}, and run first: llmrec baseline --model {name} RECIPE."
+            f"{did_you_mean(name, [*recipe.baseline, *known])}"
+        )
+    section = recipe.baseline[name]
+    if section.model not in known:
+        expected = join_words(known).replace('"', "")
+        raise RecipeError(
+            f'[baseline.{name}] model = "{section.model}": has no state of a history to score '
+            f"items from; expected {expected}"
+        )
+    return section.options
+
+
+def make_leaf_encoder(bench: context.CatalogueContext) -> PromptEncoder:
+    """Histories as leaf numbers, behind the number that begins a sequence: rows to train on."""
+    leaf_of_item = bench.leaf_of_item
+    codec = Codec(None, eos=-1, start=bench.trie.n_leaves)
+    catalogue = [[leaf] for leaf in leaf_of_item.tolist()]
+    longest = bench.recipe.data.history + 1
+    return PromptEncoder(None, codec, bench.prepared.items, catalogue, longest)
+
+
+def list_baseline_inputs(bench: context.CatalogueContext) -> dict[str, Any]:
+    """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
+    and how leaves are numbered."""
+    return {
+        "prepared": hash_file(bench.recipe.prepared / MANIFEST_FILE),
+        "leaves": bench.trie.n_leaves,
+        "catalogue": hashlib.sha256(bench.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
+    }
+
+
+def _require_finished(bench: context.CatalogueContext, name: str) -> Path:
+    """The stored model of a finished run, intact and made for this catalogue with these settings.
+
+    Raises:
+        ArtefactError: it is not; the message says what differs, or what to run.
+    """
+    run = baseline_run(bench.recipe, name)
+    require_done(bench.recipe, run)
+    require_same_stage(bench.recipe, run, list_baseline_inputs(bench))
+    check_folder(run.folder / MODEL_FOLDER)
+    return run.folder / MODEL_FOLDER

@@ -1,0 +1,123 @@
+"""What stops a training stage, asked before any stage is trained.
+
+    recipe -> one ``Plan`` per language-model run -> ``check_plan`` on prepared data and trie
+
+``llmrec run`` and ``validate --rows`` check every plan first, so that a wrong temperature or k
+does not come to light after hours of other stages.  ``train_stage`` checks its own plan again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import UNTRAINED, TrainSection
+from llmrec_cli.errors import RecipeError, UserError
+from llmrec_cli.methods import find_method
+from llmrec_cli.methods.contract import Method
+from llmrec_cli.methods.lml import LmlOptions
+from llmrec_cli.models.language_model import check_depth
+from llmrec_cli.pipeline import loading
+from llmrec_cli.pipeline.backbone import base_config
+from llmrec_cli.pipeline.context import CatalogueContext, open_context, require_rows
+from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.runs.record import check_finished
+from llmrec_cli.runs.run import Run, RunKind, experiment_of
+from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One language-model run of a recipe."""
+
+    run: Run
+    method: Method
+    name: str  # of the method
+    options: Any
+    section: TrainSection
+
+
+def plan_run(recipe: Recipe, run: Run) -> Plan:
+    """The plan of a language model's run."""
+    if run.kind is RunKind.SFT:
+        return Plan(run, find_method("lml"), "lml", LmlOptions(), recipe.sft.train)
+    table = recipe.align[run.table]
+    return Plan(run, find_method(table.method), table.method, table.options, table.train)
+
+
+def check_runs(recipe: Recipe, progress: Progress) -> None:
+    """Check every run of a recipe that is not finished, and what it is to be evaluated on.
+
+    Args:
+        progress: told what ``open_workbench`` has to say.
+
+    Raises:
+        UserError: the first thing that would stop a run; the message names its table.
+    """
+    runs = find_unfinished(recipe)
+    if not runs:
+        return
+    bench = open_context(recipe, progress)
+    check_plans(recipe, bench, runs)
+    other = bench
+    if recipe.eval.data is not None:
+        other = open_context(recipe, progress, evaluation=True)
+    load_operations(recipe.task).check_evaluation(other)
+
+
+def find_unfinished(recipe: Recipe) -> list[Run]:
+    """The runs of a recipe that are not finished.
+
+    Raises:
+        ArtefactError: one is finished, but was made with other settings.
+    """
+    return [run for run in experiment_of(recipe).runs if not check_finished(recipe, run)]
+
+
+def check_plans(recipe: Recipe, bench: CatalogueContext, runs: Sequence[Run]) -> None:
+    """Check runs on an open workbench.
+
+    Raises:
+        UserError: as ``check_runs``.
+    """
+    check_rows = load_operations(recipe.task).check_rows
+    for run in runs:
+        try:
+            if run.is_language_model:
+                check_rows(check_plan(bench, plan_run(recipe, run)), run.kind is RunKind.ALIGN)
+            elif recipe.baseline[run.table].model not in UNTRAINED:
+                require_rows(bench.prepared)
+        except UserError as error:
+            if str(error).startswith(run.heading):
+                raise
+            raise type(error)(f"{run.heading} {error}") from error
+
+
+def check_plan(bench: CatalogueContext, plan: Plan) -> TrainingStage:
+    """Check one run.
+
+    Returns:
+        Its stage.
+
+    Raises:
+        RecipeError: options that cannot work on this catalogue, or a parent that cannot serve.
+        DataError: too few rows, or too few possible negatives.
+        ArtefactError: the backbone has too few layers.
+    """
+    recipe = bench.recipe
+    plan.method.init_state(plan.options, bench.trie)
+    stage = TrainingStage(bench, plan.method, plan.options, plan.section)
+    if stage.needs.reference and plan.run.parent is None:
+        raise RecipeError(
+            f'{plan.run.heading} parent = "base": {plan.name} is measured against '
+            'the model it starts from; set parent = "sft" and run first: llmrec sft RECIPE'
+        )
+    if stage.needs.hidden_states:
+        check_depth(base_config(recipe).get_text_config(), stage.needs.hidden_states)
+    if stage.needs.item_scores is not None:
+        loading.require_sequential(recipe, stage.needs.item_scores.model)
+    require_rows(bench.prepared)
+    return stage

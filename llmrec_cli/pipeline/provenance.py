@@ -1,0 +1,110 @@
+"""A language model's inputs: prepared data, and the base's tokenizer and weights, by their hashes.
+
+A run's manifest records them as facts; whoever uses the run afterwards compares these with what
+lies there now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.models.loading import base_folder
+from llmrec_cli.pipeline.backbone import HISTORY_FACT, base_source, history_fact
+from llmrec_cli.runs.record import BASE_FILES
+from llmrec_cli.runs.run import Run
+from llmrec_cli.utils.files import MANIFEST_FILE, hash_file
+
+COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
+_TOKENIZER: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> dict[str, Any]:
+    """Hashes of everything that training and decoding read; facts of a run's manifest.
+
+    Args:
+        weights: off: without the base's, which take their time (a second for about 1 GB).
+    """
+    return {
+        "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
+        "base": recipe.model.backbone,
+        BASE_FILES: _hash_base(recipe, weights),
+        "vocabulary": len(tokenizer),
+        **history_fact(recipe),
+    }
+
+
+def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> None:
+    """``require_same_inputs`` of all language models among finished runs.
+
+    Raises:
+        ArtefactError: as that.
+    """
+    trained = [run for run in runs if run.is_language_model]
+    whole_model = recipe.model.tuning == "full"
+    now = describe_inputs(recipe, tokenizer, weights=not whole_model) if trained else {}
+    for run in trained:
+        require_same_inputs(run, now, whole_model=whole_model)
+
+
+def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) -> None:
+    """Refuse a run that stands on other data or another base.
+
+    Args:
+        now: ``describe_inputs``, and whatever else of the run's facts is to be compared.
+        whole_model: its folder holds all weights; of the base, the tokenizer alone is read.
+
+    Raises:
+        ArtefactError: names what differs, with both values.
+    """
+    recorded = run.read_manifest("facts")["facts"]
+    for key, before, after in _compare_facts(recorded, now, whole_model):
+        pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
+        raise ArtefactError(
+            f"{run.folder}: trained with {key} = {before!r}, now it is {after!r} (model.backbone = "
+            f"{now['base']!r}); {pin}put back what it was trained with, or train again under "
+            "another recipe name (name=...)"
+        )
+
+
+def _compare_facts(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], whole_model: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """What differs among the facts that both know; a base is its files, wherever they lie."""
+    named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
+    skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
+    for key, found in now.items():
+        before = recorded.get(key, None if key == HISTORY_FACT else found)
+        if key not in skipped and before != found:
+            yield key, before, found
+    before, after = recorded.get(BASE_FILES), now[BASE_FILES]
+    if before is None:  # a run of an older version
+        return
+    on_hub = COMMIT in after  # its cache holds what was asked for, which may be more by now
+    for name in sorted(before.keys() & after.keys() if on_hub else before.keys() | after.keys()):
+        needed = not whole_model or name in _TOKENIZER
+        if needed and before.get(name) != after.get(name):
+            yield f"{BASE_FILES}.{name}", before.get(name), after.get(name)
+
+
+def _hash_base(recipe: Recipe, weights: bool) -> dict[str, str]:
+    """SHA-256 of the tokenizer's files, and of configuration and weights, or their commit."""
+    folder, commit = base_folder(base_source(recipe), recipe.model.revision)
+    names = [name for name in _TOKENIZER if (folder / name).is_file()]
+    if commit is None and weights:
+        names += ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    found = {name: hash_file(folder / name) for name in names}
+    return found if commit is None else found | {COMMIT: commit}

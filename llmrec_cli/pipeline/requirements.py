@@ -1,0 +1,292 @@
+"""What a stage trains on: its rows, and the transforms that its method asks for.
+
+catalogue context + split -> rows
+contract.Needs -> row transforms:   AddNegatives (drawn, or mined from the parent or the policy),
+                                    AddStoredReference or KeepReference
+               -> batch transforms: AddReference, AddItemScores
+both -> Dataset (training) and Dataset (validation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmrec_cli.config.training import TrainSection
+from llmrec_cli.data.catalog import gather_entries
+from llmrec_cli.evaluation.ranking import rank_windows
+from llmrec_cli.methods.contract import ItemScores, Method, Needs
+from llmrec_cli.models.sequential import Sequential
+from llmrec_cli.pipeline.context import CatalogueContext
+from llmrec_cli.pipeline.loading import load_sequential, make_language_ranker, require_sequential
+from llmrec_cli.runs.run import baseline_run
+from llmrec_cli.tensors.trie import leaf_ranges
+from llmrec_cli.training.checkpoint import WEIGHTS
+from llmrec_cli.training.collator import Collator, Limits
+from llmrec_cli.training.dataset import BatchTransform, Dataset, RowTransform
+from llmrec_cli.training.item_scores import (
+    AddItemScores,
+    ItemScoreTable,
+    compute_vectors,
+    fingerprint_of_rows,
+    load_vectors,
+    target_starts,
+)
+from llmrec_cli.training.negatives import (
+    AddNegatives,
+    DropUnusable,
+    Miner,
+    NegativeSampler,
+    gather_users,
+    only_catalogue_rows,
+    require_scale,
+)
+from llmrec_cli.training.reference import (
+    AddReference,
+    AddStoredReference,
+    KeepReference,
+    Reference,
+    ReferenceStore,
+    store_reference,
+)
+from llmrec_cli.training.rows import AnyRow, Row, as_windows
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import count_updates
+from llmrec_cli.utils.files import (
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    NEGATIVES_FOLDER,
+    REFERENCE_FOLDER,
+    SCORES_FOLDER,
+    hash_file,
+)
+from llmrec_cli.utils.progress import Progress
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One training stage, before its model is loaded."""
+
+    bench: CatalogueContext
+    method: Method
+    options: Any
+    section: TrainSection
+
+    @property
+    def needs(self) -> Needs:
+        return self.method.needs(self.options)
+
+    def sampler(self) -> NegativeSampler | None:
+        """Draws this stage's negatives; None where the method has none."""
+        wanted = self.needs.negatives
+        if wanted is None:
+            return None
+        leaves = gather_entries(self.bench.prepared.items, self.bench.leaf_of_item)
+        train, valid = (self.bench.prepared.split(name) for name in ("train", "valid"))
+        if wanted.draw == "disliked":
+            require_scale(train, wanted.below)
+        users = gather_users(train, leaves, wanted.below, valid)
+        return NegativeSampler(wanted, leaves, users, self.bench.recipe.seed)
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The datasets of a stage, and the order of its training rows."""
+
+    train: Dataset
+    valid: Dataset
+    sampler: Sampler
+
+
+def build_datasets(
+    stage: TrainingStage,
+    policy: Any,
+    rows: Sequence[AnyRow],
+    valid_rows: Sequence[AnyRow],
+    folder: Path,
+    facts: dict[str, Any],
+    progress: Progress,
+    *,
+    transforms: Sequence[RowTransform] | None = None,
+) -> StageData:
+    """Rows with everything that the method needs.
+
+    Args:
+        policy: at its parent's result, before any update; the reference is taken from it.
+        rows, valid_rows: of the stage, numbered by their place.
+        folder: of the run; what is precomputed or mined is kept there.
+        facts: what a stored reference depends on.
+        transforms: of a task that completes its training rows itself; None: with negatives.
+    """
+    bench, needs = stage.bench, stage.needs
+    order = Sampler(len(rows), stage.section.batch, bench.recipe.seed)
+    reference = _make_reference(stage, policy)
+    train, valid = list[RowTransform](transforms or ()), list[RowTransform]()
+    negatives = stage.sampler() if transforms is None else None
+    if negatives is not None:
+        ask = RankWrongEntries(bench, negatives, policy, reference)
+        mined, steps = folder / NEGATIVES_FOLDER, count_updates(len(rows), stage.section)
+        train.append(
+            _add_negatives(
+                ask, only_catalogue_rows(rows), order, steps, mined, negatives.wanted.refresh
+            )
+        )
+        known = only_catalogue_rows(valid_rows)
+        usable = negatives.usable_rows(known)
+        for note in negatives.dropped(known, usable):
+            progress.say(f"validation: {note}")
+        whole = Sampler(len(usable), len(usable), shuffle=False)
+        valid.append(DropUnusable(negatives))
+        valid.append(_add_negatives(ask, usable, whole, 1, mined / "valid", 0))
+    train_batches, valid_batches = list[BatchTransform](), list[BatchTransform]()
+    if needs.reference is not None and reference is not None:
+        keep = KeepReference(
+            reference,
+            Collator(bench.trie, cut_forced=stage.method.legal_only(stage.options), rejected=True),
+            Limits.of_section(stage.section),
+            bench.ranks.device,
+        )
+        valid.append(keep)
+        if needs.reference == "precompute":
+            steps = count_updates(len(rows), stage.section)
+            store = ReferenceStore(
+                folder / f"{REFERENCE_FOLDER}-{bench.ranks.index}-of-{bench.ranks.count}", facts
+            )
+            store_reference(
+                store, Dataset(rows, train), order, steps, keep.compute_rows, bench.ranks, progress
+            )
+            train = [*(transforms or ()), AddStoredReference(store)]
+        else:
+            train_batches.append(AddReference(reference))
+    if needs.item_scores is not None:
+        for split, own, into in (
+            ("train", rows, train_batches),
+            ("valid", valid_rows, valid_batches),
+        ):
+            into.append(
+                _add_item_scores(
+                    bench, needs.item_scores, split, only_catalogue_rows(own), progress
+                )
+            )
+    return StageData(
+        Dataset(rows, train, train_batches), Dataset(valid_rows, valid, valid_batches), order
+    )
+
+
+def _make_reference(stage: TrainingStage, policy: Any) -> Reference | None:
+    """The parent's weights, where log-probabilities or mined negatives are to come from them."""
+    negatives = stage.needs.negatives
+    mined = negatives is not None and negatives.draw == "model" and not negatives.refresh
+    score = stage.method.answer_log_probs
+    if score is None or (stage.needs.reference is None and not mined):
+        return None
+    return Reference(policy, lambda forward, batch: score(forward, batch, stage.options))
+
+
+@dataclass(frozen=True)
+class RankWrongEntries:
+    """The first wrong entries for every target, by the reference or by the policy as it is now."""
+
+    bench: CatalogueContext
+    sampler: NegativeSampler
+    policy: Any
+    reference: Reference | None
+
+    def __call__(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        """For each row, for each of its targets: leaves, best first."""
+        windows = [window for row in rows for window in as_windows(row, self.bench.catalogue)]
+        owned = [sorted(self.sampler.owned(window)) for window in windows]
+        asked = self.reference.active() if self.reference else nullcontext(self.policy)
+        with asked as model:
+            ranker = make_language_ranker(self.bench, model.model)
+            found = rank_windows(ranker, self.bench.ranks, windows, owned, self.sampler.wanted.pool)
+        lists = iter(found)
+        return [[next(lists) for _ in row.targets] for row in rows]
+
+
+def _add_negatives(
+    ask: RankWrongEntries,
+    rows: Sequence[Row],
+    order: Sampler,
+    steps: int,
+    folder: Path,
+    refresh: int,
+) -> AddNegatives:
+    """Negatives as the method wants them, of rows that come up in ``steps`` updates.
+
+    Args:
+        folder: what is mined is kept there.
+        refresh: of a ``Miner``.
+    """
+    wanted, miner = ask.sampler.wanted, None
+    if wanted.draw == "model":
+        miner = Miner(
+            ask,
+            rows,
+            order,
+            steps=steps,
+            refresh=refresh,
+            folder=folder,
+            writes=ask.bench.ranks.is_first,
+        )
+    return AddNegatives(ask.sampler, rows, order, miner)
+
+
+def _add_item_scores(
+    bench: CatalogueContext, wanted: ItemScores, split: str, rows: Sequence[Row], progress: Progress
+) -> AddItemScores:
+    """Item probabilities of each target's history, from the baseline that the method names."""
+    return AddItemScores(
+        load_item_scores(bench, wanted.model, split, rows, progress.say),
+        leaf_ranges(bench.trie),
+        bench.leaf_of_item,
+        keeps_history=wanted.history == "keep",
+    )
+
+
+def load_item_scores(
+    bench: CatalogueContext,
+    name: str,
+    split: str,
+    rows: Sequence[Row],
+    say: Callable[[str], object] = lambda text: None,
+) -> ItemScoreTable:
+    """Item probabilities of every target's own history, by ``[baseline.name]``; made once.
+
+    Raises:
+        ArtefactError: the model is not finished; the message says what to run.
+        RecipeError: no such table, or a model without a state of a history (pop, itemknn).
+    """
+    recipe, (model, weights) = bench.recipe, _load_scorer(bench, name)
+    facts = {
+        "model": weights,
+        "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
+        "rows": fingerprint_of_rows(rows),
+    }
+    folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"
+    vectors_QD = load_vectors(
+        folder, facts, lambda: compute_vectors(model, rows, bench.leaf_of_item), say
+    )
+    return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
+
+
+def scorer_facts(stage: TrainingStage) -> dict[str, Any]:
+    """Which model gives the item scores, as a fact of the run: its weights' SHA-256 by its name.
+
+    Raises:
+        ArtefactError, RecipeError: as ``load_item_scores``, before anything is written.
+    """
+    wanted = stage.needs.item_scores
+    if wanted is None:
+        return {}
+    return {"scores": {wanted.model: _load_scorer(stage.bench, wanted.model)[1]}}
+
+
+def _load_scorer(bench: CatalogueContext, name: str) -> tuple[Sequential, str]:
+    """The finished model, and the SHA-256 of its weights."""
+    require_sequential(bench.recipe, name)
+    weights = baseline_run(bench.recipe, name).folder / MODEL_FOLDER / WEIGHTS
+    return load_sequential(bench, name), hash_file(weights)

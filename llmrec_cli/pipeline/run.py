@@ -1,0 +1,44 @@
+"""``llmrec run``: every stage in order; what is finished is kept, what stopped goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.compare import Compared
+from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.plan import check_runs
+from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.train import align, sft
+from llmrec_cli.runs.run import Run, RunKind, experiment_of
+from llmrec_cli.runs.tracking import require_trackers
+from llmrec_cli.utils.progress import Progress, Silent
+
+
+def run(recipe: Recipe, *, progress: Progress) -> Compared:
+    """Prepare, train, fine-tune, align and evaluate; compare on the test split.
+
+    What would stop a later stage is found before the first one is trained.
+
+    ``report.outputs.write_reports`` writes the comparison into the experiment's folder.
+    """
+    require_trackers(recipe.track)
+    prepare(recipe, Path, progress=progress.say)
+    check_runs(recipe, Silent())
+    experiment = experiment_of(recipe)
+    for one in experiment.runs:
+        if not one.is_pop:  # which eval fits
+            _TRAIN[one.kind](recipe, one, progress)
+    names = experiment.names
+    return evaluate(recipe, names, split="test", again=False, keep=True, progress=progress)
+
+
+_TRAIN: dict[RunKind, Callable[[Recipe, Run, Progress], object]] = {
+    RunKind.SFT: lambda recipe, _, say: sft(recipe, resume=True, progress=say),
+    RunKind.ALIGN: lambda recipe, one, say: align(recipe, one.table, resume=True, progress=say),
+    RunKind.BASELINE: lambda recipe, one, say: baseline(
+        recipe, one.table, resume=True, progress=say
+    ),
+}

@@ -1,0 +1,189 @@
+"""``llmrec sft`` and ``llmrec align``: one training stage, from rows to the finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import TrainSection
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.pipeline import context, requirements
+from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.plan import check_plan, plan_run
+from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
+from llmrec_cli.pipeline.session import open_session
+from llmrec_cli.runs.record import require_done, require_same_settings
+from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
+from llmrec_cli.tasks.operations import StageRows, load_operations
+from llmrec_cli.training.checkpoint import write_result
+from llmrec_cli.training.trainer import Trainer, TrainerState
+from llmrec_cli.utils.files import ADAPTER_FOLDER, MODEL_FOLDER, hash_file
+from llmrec_cli.utils.progress import Progress
+
+# One training stage: open, check, train, write.  ``sft.py`` and ``align.py`` are its two uses.
+
+
+def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:
+    """Train one run of a recipe to its end.
+
+    Args:
+        run: of ``[sft]`` or ``[align.NAME]``.
+
+    Returns:
+        The run's folder, with ``model/`` or ``adapter/`` from its best validation.
+
+    Raises:
+        UserError: the run cannot be trained (``check_plan``), or its folder is not free.
+    """
+    plan = plan_run(recipe, run)
+    chosen, options, section = plan.method, plan.options, plan.section
+    parent = run.parent
+    if parent:
+        require_done(recipe, parent)
+    if resume and run.is_done:
+        require_same_settings(recipe, run)
+        progress.say(f"{run.folder}: already finished")
+        return run.folder
+    bench = context.open_context(recipe, progress)
+    stage = check_plan(bench, plan)
+    found = load_operations(recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
+    facts = _gather_facts(recipe, bench, parent) | requirements.scorer_facts(stage)
+    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+        if session.is_finished:
+            return run.folder
+        # A policy that is measured against its own beginning must not differ from it by noise.
+        dropout = chosen.answer_log_probs is None
+        model = load_policy(
+            bench,
+            parent,
+            train=True,
+            dropout=dropout,
+            packs=_packs_answers(stage),
+            run=run,
+        )
+        policy = Policy(model)
+        data = requirements.build_datasets(
+            stage,
+            policy,
+            found.rows,
+            found.valid_rows,
+            run.folder,
+            facts,
+            progress,
+            transforms=found.transforms,
+        )
+        progress.say(f"{run}: {len(found.rows):,} {section.rows} rows, {_count_parameters(policy)}")
+        for line in _describe_left_out(bench, section, found):
+            progress.say(f"{run}: {line}")
+        meaning = chosen.describe(options, bench.trie, bench.codec.spell)
+        if meaning is not None:
+            progress.say(f"{run}: {meaning}")
+        trainer = Trainer(
+            policy=policy,
+            method=chosen,
+            options=options,
+            trie=bench.trie,
+            train_set=data.train,
+            valid_set=data.valid,
+            sampler=data.sampler,
+            rank_valid=lambda: found.rank_valid(policy),
+            section=section,
+            seed=recipe.seed,
+            folder=run.folder,
+            ranks=bench.ranks,
+            progress=progress,
+            label=run.name,
+            trackers=session.trackers,
+        )
+        histories = {split: lost.facts() for split, lost in sorted(found.left_out.items())}
+        outcome = _record_outcome(trainer.train(resume=resume), bench.ranks.count)
+        session.outcome = outcome | {"histories": histories}
+        if bench.ranks.is_first:
+            write_result(run.result_folder(recipe), policy.model, bench.codec.tokenizer)
+    return run.folder
+
+
+def _describe_left_out(
+    bench: context.CatalogueContext, section: TrainSection, found: StageRows
+) -> Iterator[str]:
+    """What is left out of the rows on their way to the loss, one line each."""
+    yield from found.notes
+    for split, lost in sorted(found.left_out.items()):
+        in_passes = split == "train" and section.rows == "sequence"
+        if line := lost.line(context.describe_passes(bench) if in_passes else bench.encoder.why):
+            yield f"{split}: {line}"
+    known = len(bench.prepared.split("valid"))
+    if section.validate_rows is not None and section.validate_rows < known:
+        yield (
+            f"valid: checkpoints are chosen on {section.validate_rows:,} of {known:,} rows "
+            "(train.validate_rows)"
+        )
+
+
+def _packs_answers(stage: requirements.TrainingStage) -> bool:
+    """Whether a stage computes several answers behind one prompt."""
+    packed = stage.bench.recipe.task.packs or stage.section.rows == "user"
+    return packed or stage.needs.negatives is not None
+
+
+def _gather_facts(
+    recipe: Recipe, bench: context.CatalogueContext, parent: Run | None
+) -> dict[str, Any]:
+    """Hashes of everything that the run stands on."""
+    facts = describe_inputs(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
+    if parent:
+        require_same_inputs(parent, facts, whole_model=recipe.model.tuning == "full")
+    facts["lineage"] = [recipe.model.backbone]
+    if parent:
+        weights = sorted(
+            path
+            for name in (ADAPTER_FOLDER, MODEL_FOLDER)
+            for path in (parent.folder / name).glob("*.safetensors")
+        )
+        before = parent.read_manifest("facts")["facts"]
+        facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
+        facts["parent"] = parent.name
+        facts["parent_weights"] = {p.name: hash_file(p) for p in weights}
+    return facts
+
+
+def _record_outcome(state: TrainerState, processes: int) -> dict[str, Any]:
+    return {
+        "processes": processes,
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_score": state.best_score,
+        "stopped_early": state.stopped,
+        "warned_at": state.warned_at,
+        "skipped": state.skipped,
+        "method": state.method,
+    }
+
+
+def _count_parameters(policy: Policy) -> str:
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in policy.parameters())
+    share = "" if trained == total else f" of {total:,}"
+    return f"{trained:,}{share} parameters trained"
+
+
+# ``llmrec sft``: supervised fine-tuning on the next item (LML over the whole vocabulary).
+
+
+def sft(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
+    """Fine-tune the backbone; returns the run's folder ``out/name/sft``."""
+    return train_stage(recipe, sft_run(recipe), resume=resume, progress=progress)
+
+
+# ``llmrec align --method NAME``: an alignment, from SFT's result, another's, or the base.
+
+
+def align(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> Path:
+    """Run ``[align.NAME]``; returns the run's folder ``out/name/align-NAME``.
+
+    Raises:
+        RecipeError: the recipe has no such section.
+    """
+    return train_stage(recipe, align_run(recipe, name), resume=resume, progress=progress)

@@ -1,1 +1,0 @@
-"""Recipes: what an experiment is, typed, documented and read from one TOML file."""

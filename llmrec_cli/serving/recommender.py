@@ -1,0 +1,281 @@
+"""``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
+
+from llmrec_cli import Recommender
+recommender = Recommender.load("runs/quickstart/sft")
+for item in recommender.recommend(["a title", "an item id"], k=10):
+    print(item.rank, item.title, item.probability)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from llmrec_cli.data.catalog import CatalogueEntries, Finder, gather_entries, items_of_user
+from llmrec_cli.data.schema import ITEM_ID, TITLE
+from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.models.base import RankedLists, Ranker, ScoredBy
+from llmrec_cli.pipeline.context import CatalogueContext
+from llmrec_cli.pipeline.loading import load_ranker
+from llmrec_cli.serving.finished import Device, Finished, open_finished, open_finished_context
+from llmrec_cli.serving.recommendations import Recommendations, Recommended, Told
+from llmrec_cli.tensors.trie import paths
+
+# A history as somebody gives it: ids and titles, read as items of the catalogue.
+
+
+@dataclass(frozen=True)
+class History:
+    """The items of a history, oldest first."""
+
+    items: tuple[int, ...]  # all of them, catalogue indices
+    used: tuple[int, ...]  # the last ones, as many as the model takes
+    told: tuple[Told, ...]
+    notes: tuple[str, ...]
+
+
+def read_history(
+    bench: CatalogueContext,
+    finder: Finder,
+    queries: Sequence[str],
+    scored_by: ScoredBy,
+    *,
+    fuzzy: bool,
+) -> History:
+    """Look every item up, and see how many of them the run takes.
+
+    Args:
+        queries: item ids or titles, oldest first.
+        scored_by: by what the run ranks.
+
+    Raises:
+        TypeError: one string in place of many.
+        DataError: an item is not found, or the prompt has no room for any.
+    """
+    if isinstance(queries, str):
+        raise TypeError(f"history = {queries!r}: expected a list of ids or titles")
+    matches = [finder.find(query, fuzzy=fuzzy) for query in queries]
+    items = tuple(match.item for match in matches)
+    used = items[-bench.recipe.data.history :]
+    in_prompt = len(used)
+    if scored_by in (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED):
+        in_prompt -= int(bench.encoder.encode_counted([used]).left_out_N[0])
+    first_used = len(items) - in_prompt
+    told = tuple(
+        Told(
+            match.query,
+            *name_item(bench.prepared.items, match.item),
+            similarity=match.similarity,
+            used=place >= first_used,
+        )
+        for place, match in enumerate(matches)
+    )
+    return History(items, used, told, tuple(_list_notes(bench, items, in_prompt, scored_by)))
+
+
+def name_item(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
+    """Id and title of a catalogue item; None where it is known by its semantic ID alone."""
+    title = items[TITLE].iloc[item]
+    return items[ITEM_ID].iloc[item], title if isinstance(title, str) else None
+
+
+def _list_notes(
+    bench: CatalogueContext, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
+) -> Iterator[str]:
+    data = bench.recipe.data
+    if scored_by is ScoredBy.COUNT:
+        yield "Pop recommends the same to everybody; a history is only left out"
+    elif not items and scored_by is ScoredBy.SIMILARITY:
+        yield "no history: nothing is similar to it, so the order is that of popularity"
+    elif not items and data.min_history > 0:
+        yield f"no history: the run was trained on histories of at least {data.min_history} items"
+    if len(items) > data.history:
+        yield f"{len(items)} items: the last {data.history} are used (data.history)"
+    if in_prompt < min(len(items), data.history):
+        yield f"the prompt has room for the last {in_prompt} items ({bench.encoder.why})"
+
+
+# ``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
+#
+# from llmrec_cli import Recommender
+# recommender = Recommender.load("runs/quickstart/sft")
+# for item in recommender.recommend(["a title", "an item id"], k=10):
+#     print(item.rank, item.title, item.probability)
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A finished run, opened; make one with ``load``."""
+
+    finished: Finished
+    bench: CatalogueContext
+    leaves: CatalogueEntries
+    finder: Finder
+    ranker: Ranker
+
+    @classmethod
+    def load(
+        cls, run: str | Path, *, overrides: Iterable[str] = (), device: Device = "auto"
+    ) -> Recommender:
+        """Open the folder of a finished run: a language model's or a conventional one's.
+
+        The folder may have been moved with its experiment; nothing is written.
+
+        Args:
+            run: the run's folder, such as ``runs/quickstart/align-msl``.
+            overrides: ``key=value`` over its recipe, such as ``eval.decode.temperature=2``.
+            device: "auto" takes a GPU where there is one.
+
+        Raises:
+            ArtefactError: no finished run, damaged, or its prepared data are not beside it.
+            MachineError: no such device, or a package is missing.
+        """
+        finished = open_finished(run, overrides)
+        if not finished.recipe.task.ranks_catalogue:
+            raise ArtefactError(
+                f'{run}: its task is "{finished.recipe.task.name}", which ranks two given items: '
+                'expected a run of task "generate"'
+            )
+        bench = open_finished_context(finished, device)
+        items = bench.prepared.items
+        leaves = gather_entries(items, bench.leaf_of_item)
+        ranker = load_ranker(bench, leaves, finished.run)
+        return cls(finished, bench, leaves, Finder(items), ranker)
+
+    def recommend(
+        self,
+        history: Sequence[str],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        fuzzy: bool = True,
+    ) -> Recommendations:
+        """The ``k`` entries of the catalogue that suit a history best.
+
+        Args:
+            history: item ids or titles, oldest first; may be empty.
+            exclude_history: leave out what is in the history.  Probabilities are those over the
+                whole catalogue all the same.
+            fuzzy: a title may be given in part or with mistakes; see ``history`` of the result.
+
+        Raises:
+            DataError: an item is not found (the message names the nearest ones), or k < 1.
+        """
+        return self.recommend_many([history], k, exclude_history=exclude_history, fuzzy=fuzzy)[0]
+
+    def recommend_many(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        *,
+        exclude_history: bool = True,
+        fuzzy: bool = True,
+    ) -> list[Recommendations]:
+        """``recommend`` for many histories, decoded together.
+
+        Raises:
+            DataError: as ``recommend``.
+        """
+        if k < 1:
+            raise DataError(f"k = {k}: expected at least 1")
+        read = [
+            read_history(self.bench, self.finder, history, self.ranker.scored_by, fuzzy=fuzzy)
+            for history in histories
+        ]
+        leaf_of_item = self.leaves.leaf_of_item_I
+        seen = [
+            sorted({int(leaf_of_item[item]) for item in one.items}) if exclude_history else []
+            for one in read
+        ]
+        found = self.ranker.rank([one.used for one in read], k, seen)
+        log_BK = self._find_log_probabilities(found)
+        return [
+            self._show(
+                one,
+                found.leaf_BK[row, kept].tolist(),
+                found.score_BK[row, kept].tolist(),
+                None if log_BK is None else log_BK[row, kept].tolist(),
+                min(k, self.leaves.n_leaves - len(seen[row])),
+            )
+            for row, (one, kept) in enumerate(zip(read, found.places_outside(seen, k), strict=True))
+        ]
+
+    def recommend_to(
+        self, user_id: str, k: int = 10, *, exclude_history: bool = True
+    ) -> Recommendations:
+        """What comes next for a user of the prepared data, after everything that is known of them.
+
+        Raises:
+            DataError: no such user; the message names the nearest ids.
+        """
+        history = self.history_of(user_id)
+        found = self.recommend(history, k, exclude_history=exclude_history, fuzzy=False)
+        note = f"user {user_id}: {len(history)} items in the prepared data, over all splits"
+        return replace(found, notes=(note, *found.notes))
+
+    def history_of(self, user_id: str) -> list[str]:
+        """Item ids that a user of the prepared data has, over all splits, oldest first.
+
+        Raises:
+            DataError: no such user; the message names the nearest ids.
+        """
+        items = items_of_user(self.bench.prepared, user_id)
+        ids: list[str] = self.bench.prepared.items[ITEM_ID].iloc[items].tolist()
+        return ids
+
+    def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
+        """Of each place of the lists, nats; None: the model has none."""
+        scored_by = self.ranker.scored_by
+        if scored_by is ScoredBy.LOG_PROBABILITY:
+            return found.score_BK
+        if scored_by is not ScoredBy.PENALISED:
+            return None
+        leaf_P = torch.from_numpy(found.leaf_BK).clamp_min(0).flatten().to(self.bench.trie.device)
+        length_BK = paths(self.bench.trie, leaf_P)[2].view(found.leaf_BK.shape).cpu()
+        penalty = self.bench.recipe.eval.decode.length_penalty
+        log_BK: NDArray[np.float32] = (
+            torch.from_numpy(found.score_BK) * length_BK**penalty
+        ).numpy()
+        return log_BK
+
+    def _show(
+        self,
+        history: History,
+        leaf_K: Sequence[int],
+        score_K: Sequence[float],
+        log_K: Sequence[float] | None,
+        wanted: int,
+    ) -> Recommendations:
+        logs = repeat(None) if log_K is None else log_K
+        places = zip(leaf_K, score_K, logs, strict=False)
+        items = tuple(
+            self._describe_entry(rank, *place) for rank, place in enumerate(places, start=1)
+        )
+        notes = history.notes
+        if len(items) < wanted:
+            notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
+        return Recommendations(history.told, items, self.ranker.scored_by, notes)
+
+    def _describe_entry(
+        self, rank: int, leaf: int, score: float, log_probability: float | None
+    ) -> Recommended:
+        catalogue, trie = self.bench.prepared.items, self.bench.trie
+        item = int(self.leaves.item_of_leaf_L[leaf])
+        first, last = trie.item_start_L1[leaf : leaf + 2].tolist()
+        others = [other for other in trie.item_order_I[first:last].tolist() if other != item]
+        return Recommended(
+            rank,
+            *name_item(catalogue, item),
+            score=score,
+            probability=None if log_probability is None else math.exp(log_probability),
+            log_probability=log_probability,
+            same_entry=tuple(catalogue[ITEM_ID].iloc[others]),
+        )

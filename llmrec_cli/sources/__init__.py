@@ -1,0 +1,1 @@
+"""Where raw files come from: official downloads, and synthetic ones."""

@@ -1,1 +1,0 @@
-"""What the stages sft, align, baseline and eval are made of."""
