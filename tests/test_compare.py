@@ -346,7 +346,7 @@ def test_wrong_flags_end_with_code_2(
 @pytest.mark.starts_python("it shows that no torch is imported")
 def test_comparing_imports_no_torch(home: Path) -> None:
     code = (
-        "import sys\nfrom llmrec_cli import cli, exits\n"
+        "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         "sys.argv = ['llmrec', 'compare', 'runs/s1', '--quiet']\n"
         "assert exits.guarded(cli.app) == 0\n"
         "sys.exit('torch' in sys.modules)\n"

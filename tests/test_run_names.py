@@ -31,8 +31,8 @@ FILES = {value for name, value in vars(files).items() if name.endswith("_FILE")}
 }
 FOLDERS = {value for name, value in vars(files).items() if name.endswith("_FOLDER")}
 FOLDERS |= set(PREPARED_FOLDERS)
-OWNERS = {"files.py": FILES | FOLDERS, "config/recipe.py": set(PREPARED_FOLDERS)}
-STANDALONE = "exported/rank.py"  # travels with an export, imports nothing of ours
+OWNERS = {"utils/files.py": FILES | FOLDERS, "config/recipe.py": set(PREPARED_FOLDERS)}
+STANDALONE = "serving/exported/rank.py"  # travels with an export, imports nothing of ours
 RUN_NAME = re.compile(r"(align|baseline)-[a-z0-9_]*")
 
 

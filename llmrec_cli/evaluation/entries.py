@@ -70,7 +70,7 @@ class PreparedFolders:
     leaves: Mapping[Path, CatalogueEntries] = field(default_factory=dict)
     _opened: dict[Path, EvaluatedData] = field(default_factory=dict)
 
-    def open(self, folder: Path) -> EvaluatedData:
+    def load_data(self, folder: Path) -> EvaluatedData:
         """The ground of a prepared folder.
 
         Raises:
@@ -96,7 +96,7 @@ class PreparedFolders:
         for folder in beside:
             manifest = folder / MANIFEST_FILE
             if manifest.is_file() and hash_file(manifest) == report["protocol"]["hashes"]["data"]:
-                return self.open(folder)
+                return self.load_data(folder)
         raise ArtefactError(
             f"{run.folder}: was evaluated on prepared data that {beside[0]} does not hold (any "
             f"more); evaluate it again: llmrec eval RECIPE --run {run} --again"

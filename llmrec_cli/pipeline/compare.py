@@ -173,7 +173,7 @@ def _compare_loaded(
             f"{experiments[0]}: no run was evaluated on {asked.split} yet; run llmrec eval"
         )
     measure = _choose_measure(entries, asked.baseline)
-    ground = measure.ground if measure else folders.open(_find_prepared(experiments[0]))
+    ground = measure.ground if measure else folders.load_data(_find_prepared(experiments[0]))
     question = _ask_question(entries, measure, asked)
     for name, path in external.items():
         if name in {own.name for own in entries}:

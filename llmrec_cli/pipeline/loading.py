@@ -262,10 +262,10 @@ def load_baseline(bench: context.CatalogueContext, leaves: CatalogueEntries, nam
         model = load_sequential(bench, name)
         return make_sequential_ranker(model, leaves, bench.recipe.data.history)
     if found.count is None:
-        return found.open(section.options, {}, leaves)
+        return found.load(section.options, {}, leaves)
     file = _require_finished(bench, name) / WEIGHTS
     with translate_tensor_errors(file):
-        return found.open(section.options, load_file(file), leaves)
+        return found.load(section.options, load_file(file), leaves)
 
 
 def load_sequential(bench: context.CatalogueContext, name: str) -> Sequential:

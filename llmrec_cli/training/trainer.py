@@ -34,6 +34,7 @@ from llmrec_cli.training.dataset import Dataset
 from llmrec_cli.training.distributed import Ranks, gather_pieces
 from llmrec_cli.training.launch import defer_signals
 from llmrec_cli.training.sampler import DataLoader, Pass, Sampler, Update
+from llmrec_cli.utils.files import CHECKPOINTS_FOLDER, METRICS_FILE, NONFINITE_FILE
 from llmrec_cli.utils.progress import Progress
 
 Sums = dict[str, Tensor]
@@ -210,9 +211,9 @@ class Trainer:
         """
         optimizer = make_optimizer(self.policy, self.section)
         module, optimizer = self.ranks.accelerator.prepare(self.loss, optimizer)
-        checkpoints = Checkpoints(self.folder / "checkpoints", writes=self.ranks.is_first)
+        checkpoints = Checkpoints(self.folder / CHECKPOINTS_FOLDER, writes=self.ranks.is_first)
         log = MetricsLog(
-            self.folder / "metrics.jsonl", writes=self.ranks.is_first, trackers=self.trackers
+            self.folder / METRICS_FILE, writes=self.ranks.is_first, trackers=self.trackers
         )
         if resume:
             self._resume(optimizer, checkpoints)
@@ -396,7 +397,7 @@ class Trainer:
 
     def _bad_updates(self) -> MetricsLog:
         """Updates whose loss or gradient was not finite, and their rows."""
-        return MetricsLog(self.folder / "nonfinite.jsonl", writes=self.ranks.is_first)
+        return MetricsLog(self.folder / NONFINITE_FILE, writes=self.ranks.is_first)
 
     def _is_due(self, every: float) -> bool:
         """Whether a multiple of ``every`` updates (perhaps a fraction) lies here, or the end."""
@@ -411,7 +412,7 @@ class Trainer:
         """
         found = checkpoints.newest()
         if found is None:
-            if (self.folder / "metrics.jsonl").exists():  # else nothing was begun
+            if (self.folder / METRICS_FILE).exists():  # else nothing was begun
                 self.progress.say(f"{self.folder}: no checkpoint yet, starting from the beginning")
             return
         for reason in found.skipped:

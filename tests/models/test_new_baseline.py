@@ -84,7 +84,8 @@ import sys
 from llmrec_cli.models import baselines
 _, own, run = sys.argv
 baselines.__path__.append(own)  # where a checkout has its own file
-from llmrec_cli import Recommender, cli, exits
+from llmrec_cli import Recommender
+from llmrec_cli.cli import app as cli, exit_codes as exits
 for words in WORDS:
     sys.argv = ["llmrec", *words]
     if exits.guarded(cli.app):

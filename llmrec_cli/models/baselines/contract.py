@@ -25,10 +25,10 @@ Arrays = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True)
 class Baseline:
-    """One conventional model: counted (``open``), or trained by the training loop (``build``).
+    """One conventional model: counted (``load``), or trained by the training loop (``build``).
 
     ``count(options, users, n_leaves)`` counts over the leaves of each user's training items, and
-    gives arrays to store.  ``open(options, arrays, leaves)`` makes a Ranker of them; without
+    gives arrays to store.  ``load(options, arrays, leaves)`` makes a Ranker of them; without
     ``count`` nothing is stored, and the arrays are empty.
     ``build(options, n_leaves, longest)`` gives a model with random weights, which reads sequences
     of at most ``longest`` places, the beginning included.
@@ -36,15 +36,15 @@ class Baseline:
 
     summary: str  # one line, with the paper
     options: type[Options]
-    open: Callable[[Any, Arrays, CatalogueEntries], Ranker] | None = None
+    load: Callable[[Any, Arrays, CatalogueEntries], Ranker] | None = None
     count: Callable[[Any, Sequence[Sequence[int]], int], Arrays] | None = None
     build: Callable[[Any, int, int], Sequential] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
     """How it trains where that differs from all trained ones (``config.training.OWN_TRAIN``)."""
 
     def __post_init__(self) -> None:
-        if (self.open is None) == (self.build is None):
-            raise ValueError(f"{self.summary}: expected one of open and build")
+        if (self.load is None) == (self.build is None):
+            raise ValueError(f"{self.summary}: expected one of load and build")
 
     @property
     def is_trained(self) -> bool:

@@ -142,6 +142,6 @@ def _open(options: ItemknnOptions, arrays: Arrays, leaves: CatalogueEntries) -> 
 BASELINE = Baseline(
     summary="entries that the same users took (Sarwar et al. 2001)",
     options=ItemknnOptions,
-    open=_open,
+    load=_open,
     count=_count,
 )

@@ -68,5 +68,5 @@ def _open(options: PopOptions, arrays: Arrays, leaves: CatalogueEntries) -> PopR
 
 
 BASELINE = Baseline(
-    summary="every entry by its training interactions", options=PopOptions, open=_open
+    summary="every entry by its training interactions", options=PopOptions, load=_open
 )
