@@ -51,7 +51,7 @@ def _open(options, arrays, leaves):
     return FullScoreRanker(score_all, leaves, ScoredBy.SIMILARITY)
 
 
-BASELINE = Baseline("what follows", FollowsOptions, open=_open, count=_count)
+BASELINE = Baseline("what follows", FollowsOptions, load=_open, count=_count)
 '''
 TRAINED = '''
 """Bag: the mean of all items so far."""

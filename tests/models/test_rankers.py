@@ -64,7 +64,7 @@ def conventional(name: str) -> Ranker:
         return make_sequential_ranker(model, LEAVES, LONGEST)
     assert found.open is not None
     arrays = found.count(options, USERS, LEAVES.n_leaves) if found.count is not None else {}
-    return found.open(options, arrays, LEAVES)
+    return found.load(options, arrays, LEAVES)
 
 
 MAKERS: dict[str, Callable[[], Ranker]] = {

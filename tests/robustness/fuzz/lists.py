@@ -43,7 +43,7 @@ def _ground() -> EvaluatedData:
     kept = tempfile.TemporaryDirectory(prefix="fuzz-")
     atexit.register(kept.cleanup)
     lay_out(below(experiment(), PREPARED), Path(kept.name))
-    return PreparedFolders("test").open(Path(kept.name) / PREPARED)
+    return PreparedFolders("test").load_data(Path(kept.name) / PREPARED)
 
 
 def _external(folder: Path, rng: Random) -> None:
