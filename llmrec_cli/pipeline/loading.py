@@ -258,7 +258,7 @@ def load_baseline(bench: context.CatalogueContext, leaves: CatalogueEntries, nam
     """
     section = bench.recipe.baseline[name]
     found = find_baseline(section.model)
-    if found.open is None:
+    if found.load is None:
         model = load_sequential(bench, name)
         return make_sequential_ranker(model, leaves, bench.recipe.data.history)
     if found.count is None:
