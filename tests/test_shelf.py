@@ -23,11 +23,12 @@ from filelock import FileLock
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from llmrec_cli.cli import options
 from llmrec_cli.cli.app import app
 from llmrec_cli.cli.shipped import copy_recipe
 from llmrec_cli.config.loader import list_shipped_names, load_recipe
 from llmrec_cli.errors import ArtefactError, RecipeError
-from llmrec_cli.pipeline import environment, options
+from llmrec_cli.pipeline import environment
 from llmrec_cli.pipeline.compare import Asked, compare
 from llmrec_cli.pipeline.prepare import prepare
 from llmrec_cli.runs import listing

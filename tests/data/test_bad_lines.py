@@ -256,7 +256,7 @@ def test_a_batch_with_wrong_values_is_checked_once(
     rows = [line("amazon2018", f"B{n}", **wrong[n % 3]) for n in range(60)]
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join([*rows, line("amazon2018", "good"), b""]))
-    checked = count_calls(base, "check", monkeypatch)
+    checked = count_calls(base, "check_interactions", monkeypatch)
     assert items_of(source("amazon2018", path, tmp_path)) == ["good"]
     assert checked.call_count == 1
 

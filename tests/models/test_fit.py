@@ -117,7 +117,9 @@ def test_without_asking_for_room_a_model_runs_out_of_positions(
 ) -> None:
     """The control."""
     write_gpt2(home, 250)
-    monkeypatch.setattr(context, "room", lambda *known: ContextLimits(known[-1], "anything"))
+    monkeypatch.setattr(
+        context, "find_context_limits", lambda *known: ContextLimits(known[-1], "anything")
+    )
     ended = typed(capsys, *SFT)
     assert ended.code == 1
     assert "IndexError" in ended.err

@@ -94,6 +94,7 @@ print(len(Recommender.load(run).recommend([], k=3)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "key"),
     [("follows", COUNTED, "weight=2.0"), ("bag", TRAINED, "hidden=8")],
@@ -144,7 +145,7 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("_shared", "contract", "nothing"):
         with pytest.raises(KeyError):
             baselines.find_baseline(name)
-    with pytest.raises(ValueError, match="expected one of open and build"):
+    with pytest.raises(ValueError, match="expected one of load and build"):
         Baseline("neither", Options)
     with pytest.raises(RecipeError, match="unknown model"):
         load_recipe("quickstart", ["baseline.nothing.hidden=3"])

@@ -170,7 +170,7 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    room = "report.predictions" if step.startswith("pq") else "files"
+    room = "evaluation.predictions" if step.startswith("pq") else "utils.files"
     monkeypatch.setattr(f"llmrec_cli.{room}.{step}", fail)
     with pytest.raises(MachineError, match="No space left"):
         write_predictions(path, whole(target=0))

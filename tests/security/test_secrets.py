@@ -8,7 +8,8 @@ import pytest
 from experiments import typed
 from hostile import RECIPE, write_raw
 
-from llmrec_cli.pipeline import environment, exit_codes
+from llmrec_cli.cli import exit_codes
+from llmrec_cli.pipeline import environment
 from llmrec_cli.runs import record, run
 from llmrec_cli.utils import text as redaction
 from llmrec_cli.utils.text import redact
