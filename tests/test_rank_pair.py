@@ -19,6 +19,7 @@ from llmrec_cli.pipeline import run as run_story
 from llmrec_cli.pipeline.backbone import require_tokens
 from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate
 from llmrec_cli.pipeline.validate import validate
+from llmrec_cli.runs.run import run_at
 from llmrec_cli.sources.synthetic import write_sample
 from llmrec_cli.utils.progress import Silent
 
@@ -314,8 +315,8 @@ def test_conventional_models_are_skipped_in_another_domain() -> None:
     said: list[str] = []
     progress = Silent()
     progress.say = said.append  # type: ignore[method-assign]  # what would be shown
-    runs = ["baseline-pop", "baseline-sasrec", "sft"]
-    assert _drop_baselines(runs, progress) == ["baseline-pop", "sft"]
+    runs = [run_at(Path(name)) for name in ("baseline-pop", "baseline-sasrec", "sft")]
+    assert _drop_baselines(runs, progress) == [runs[0], runs[2]]
     assert said == ["baseline-sasrec: skipped: [eval.data] has other items than they know"]
 
 
