@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: a page per command, and every key of a recipe.
+"""Write the pages that follow from the code: commands, the keys of a recipe, the Python face.
 
 ``make docs`` runs it; ``tests/docs/test_docs_generated.py`` fails where a page is not what this
 makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from generate_commands import command_pages, nav_lines
+from generate_python import python_page
 from generate_recipe import recipe_page
 
 DOCS = Path(__file__).resolve().parent
@@ -20,6 +21,7 @@ def generated() -> dict[Path, str]:
     """Every file that is generated, and what it has to hold."""
     found = {DOCS / name: text for name, text in command_pages(DOCS).items()}
     found[DOCS / "recipe.md"] = recipe_page()
+    found[DOCS / "python.md"] = python_page()
     found[MKDOCS] = with_commands(MKDOCS.read_text(encoding="utf-8"))
     return found
 
