@@ -37,7 +37,7 @@ def _count(options, users, n_leaves):
     return {"taken": taken}
 
 
-def _open(options, arrays, leaves):
+def _load(options, arrays, leaves):
     from llmrec_cli.models.base import FullScoreRanker, ScoredBy
 
     taken = arrays["taken"]
@@ -51,7 +51,7 @@ def _open(options, arrays, leaves):
     return FullScoreRanker(score_all, leaves, ScoredBy.SIMILARITY)
 
 
-BASELINE = Baseline("what follows", FollowsOptions, load=_open, count=_count)
+BASELINE = Baseline("what follows", FollowsOptions, load=_load, count=_count)
 '''
 TRAINED = '''
 """Bag: the mean of all items so far."""
@@ -94,6 +94,7 @@ print(len(Recommender.load(run).recommend([], k=3)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "key"),
     [("follows", COUNTED, "weight=2.0"), ("bag", TRAINED, "hidden=8")],
@@ -144,7 +145,7 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("_shared", "contract", "nothing"):
         with pytest.raises(KeyError):
             baselines.find_baseline(name)
-    with pytest.raises(ValueError, match="expected one of open and build"):
+    with pytest.raises(ValueError, match="expected one of load and build"):
         Baseline("neither", Options)
     with pytest.raises(RecipeError, match="unknown model"):
         load_recipe("quickstart", ["baseline.nothing.hidden=3"])
