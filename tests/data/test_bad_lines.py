@@ -13,7 +13,8 @@ import pytest
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.data.formats import Source, base, parsing, read, tables
+from llmrec_cli.data.formats import base, parsing, read, tables
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.formats.parsing import BLOCK, Block
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.pipeline.prepare import prepare

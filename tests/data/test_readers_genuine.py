@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import Source, read
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
 
 BEAUTY = "amazon2023-all-beauty"

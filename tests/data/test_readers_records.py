@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import Source, parsing, read
+from llmrec_cli.data.formats import parsing, read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
 
 Row = tuple[str, ...]

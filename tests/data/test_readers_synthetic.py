@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import Source, base, parsing, read
+from llmrec_cli.data.formats import base, parsing, read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError, MachineError, RecipeError
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}

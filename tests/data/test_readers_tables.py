@@ -17,7 +17,8 @@ from experiments import typed
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import Source, read
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
 from llmrec_cli.pipeline.prepare import prepare
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import Source, parsing, read
+from llmrec_cli.data.formats import parsing, read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.formats.tables import to_milliseconds
 from llmrec_cli.errors import DataError
 from llmrec_cli.pipeline.prepare import prepare

@@ -1,4 +1,4 @@
-"""The pages of ``docs/`` and the README as the tests read them: prose, blocks, headings, links."""
+"""The pages of ``docs/``, README and CONTRIBUTING: prose, blocks, headings, links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 sys.path.insert(0, str(DOCS))  # its generator is no package
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

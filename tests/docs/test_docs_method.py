@@ -52,6 +52,7 @@ def smooth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     vars(methods).pop("smooth", None)
 
 
+@pytest.mark.slow
 def test_help_and_schema_know_the_pages_method(tmp_path: Path) -> None:
     """In a copy of the package with one more file."""
     package = Path(llmrec_cli.__file__).parent

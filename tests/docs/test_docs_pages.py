@@ -214,6 +214,18 @@ def test_every_method_says_where_its_equations_stand() -> None:
     assert {f"ILRec step {n}" for n in range(1, 8)} <= labels
 
 
+def test_every_number_of_an_equation_in_the_code_stands_on_a_page() -> None:
+    numbered = re.compile(r"\b([A-Z][\w-]+ (?:eq\.|step) \d+)")
+    code = {
+        label
+        for path in (ROOT / "llmrec_cli").rglob("*.py")
+        for label in numbered.findall(read(path))
+    }
+    pages = "\n".join(read(page) for page in (DOCS / "methods").glob("*.md"))
+    assert {"MSL eq. 5", "DPO eq. 7", "ILRec step 6"} <= code
+    assert [label for label in sorted(code) if f"`{label}`" not in pages] == []
+
+
 @pytest.mark.parametrize("name", [*methods.list_methods(), *BASELINES])
 def test_every_method_and_model_has_a_page(name: str) -> None:
     rows = re.findall(r"^\| (`.+) \|.*\]\((\w+\.md)\) \|$", read(DOCS / "methods/index.md"), re.M)

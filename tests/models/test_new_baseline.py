@@ -37,7 +37,7 @@ def _count(options, users, n_leaves):
     return {"taken": taken}
 
 
-def _open(options, arrays, leaves):
+def _load(options, arrays, leaves):
     from llmrec_cli.models.base import FullScoreRanker, ScoredBy
 
     taken = arrays["taken"]
@@ -51,7 +51,7 @@ def _open(options, arrays, leaves):
     return FullScoreRanker(score_all, leaves, ScoredBy.SIMILARITY)
 
 
-BASELINE = Baseline("what follows", FollowsOptions, load=_open, count=_count)
+BASELINE = Baseline("what follows", FollowsOptions, load=_load, count=_count)
 '''
 TRAINED = '''
 """Bag: the mean of all items so far."""
