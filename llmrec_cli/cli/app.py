@@ -84,7 +84,7 @@ def _top(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the documented code (README, "Exit codes")."""
+    """Run the command line and exit with the documented code (docs/pipeline.md, "Exit codes")."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -1,7 +1,7 @@
 """How a command ends: every exception and signal becomes one line on stderr and an exit code.
 
-The codes are those of the README ("Exit codes") and ``errors.py``.  A rank of a group leaves its
-line to the process that launched it.
+``docs/pipeline.md`` and ``errors.py`` list the codes.  In a process group, the launcher prints the
+line of the rank that failed.
 """
 
 from __future__ import annotations

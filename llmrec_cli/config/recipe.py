@@ -120,7 +120,7 @@ class Recipe(Section):
         return self.eval.prompt or self.prompt
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values in the shape of a recipe file, for the run's own ``utils.toml``.
+        """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``.
 
         Without the keys that no recipe of this kind may set: it loads as it stands.
         """
