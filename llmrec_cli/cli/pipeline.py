@@ -133,7 +133,7 @@ def baseline_command(
         typer.Option(
             "--model",
             "-m",
-            help=f"Model: {', '.join(sorted(baseline_names()))}, or a [baseline.NAME] of the recipe.",
+            help=f"Model: {', '.join(sorted(baseline_names()))}, or a [baseline.NAME].",
             autocompletion=options.models,
         ),
     ] = "sasrec",
