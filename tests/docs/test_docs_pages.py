@@ -270,3 +270,30 @@ def test_every_extra_is_named(page: str) -> None:
     extras = set(project["optional-dependencies"]) - {"dev"}
     named = re.findall(r"`([a-z]+)`", (ROOT / page).read_text())
     assert extras <= set(named)
+
+
+def keys_of_recipes() -> set[str]:
+    """``table.key`` of everything that ``docs/recipe.md`` lists."""
+    found, table = set(), ""
+    for line in read(DOCS / "recipe.md").splitlines():
+        heading, key = re.match(r"## \[([\w.]+)\]", line), re.match(r"\| `(\w+)` \|", line)
+        table = heading[1] if heading else table
+        if table and key:
+            found.add(f"{table}.{key[1]}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_keys_are_keys_of_a_recipe(page: Path) -> None:
+    known = keys_of_recipes()
+    known |= {key.rpartition(".")[0] for key in known}
+    tables = "data|prompt|model|train|eval|launch|track"
+    named = re.findall(rf"`((?:{tables})\.[a-z_.]*[a-z])`", read(page))
+    keys = [key for key in named if not key.endswith((".parquet", ".safetensors"))]
+    assert [key for key in keys if key not in known] == []
+
+
+def test_a_key_that_is_none_is_found() -> None:
+    known = keys_of_recipes()
+    assert {"data.split", "train.rows", "eval.decode.search", "data.columns.user"} <= known
+    assert not {"data.splitting", "data.schema"} & known

@@ -264,7 +264,7 @@ def test_no_shipped_recipe_sets_what_plays_no_part(name: str) -> None:
 
 
 def test_a_runs_own_record_may_state_every_key(tmp_path: Path) -> None:
-    """Older versions wrote all defaults into ``utils.toml``."""
+    """Older versions wrote all defaults into ``recipe.toml``."""
     path = tmp_path / "r.toml"
     path.write_text(tomli_w.dumps(WINDOWS))
     recipe = load_recipe(str(path))
