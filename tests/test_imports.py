@@ -298,7 +298,7 @@ def asks_for_a_task(path: Path) -> list[str]:
             if TASK_FILES.get(path.stem) == node.value:
                 continue
             if "-" in str(node.value) or id(node) in compared:
-                found.append(f"{path}:{node.lineno}: {node.value}")
+                found.append(f"{path}:{node.lineno}: {node.value!r}")
     return found
 
 
