@@ -53,8 +53,8 @@ def violations(path: Path, name: str) -> Iterator[str]:
                 yield f"{name}:{node.lineno}: the run {node.value}"
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             right = node.right
-            if isinstance(right, ast.Constant) and right.value in FOLDERS:
-                yield f"{name}:{node.lineno}: the folder {right.value!r}"
+            if isinstance(right, ast.Constant) and str(right.value) in FOLDERS:
+                yield f"{name}:{node.lineno}: the folder {right.value}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             cut = node.func.attr in ("partition", "split", "rpartition", "rsplit")
             first = node.args[0] if node.args else None

@@ -205,6 +205,7 @@ with open_study(plan, None) as points:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_get_every_point_once(tmp_path: Path) -> None:
     """SQLite lets two processes take one queued trial of optuna's; the study's lock does not."""
     plan_in(tmp_path, *GRID)  # writes the recipe

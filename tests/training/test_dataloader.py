@@ -147,7 +147,7 @@ def test_an_interruption_does_not_wait_for_the_updates_that_are_left(
 
 
 @pytest.mark.parametrize(
-    "name", ["most", "add", "gathered", "shared_out", "wait", "first", "mapped"]
+    "name", ["most", "add", "gather_numbers", "share_work", "wait", "first", "map_arrays"]
 )
 def test_the_thread_speaks_to_no_other_process(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +161,7 @@ def test_the_thread_speaks_to_no_other_process(
     monkeypatch.setattr(Ranks, name, noted)
     watching(tmp_path, Watched(), micro_tokens=40).train(resume=False)
     assert threads <= {threading.main_thread()}
-    assert threads or name in ("gathered", "shared_out", "first", "mapped")
+    assert threads or name in ("gather_numbers", "share_work", "first", "map_arrays")
 
 
 @pytest.mark.parametrize(("stop", "epochs"), [(None, [0, 1, 2]), (5, [1, 2])])

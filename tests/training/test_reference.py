@@ -223,7 +223,7 @@ def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
     ReferenceStore(tmp_path / "reference-0-of-2", {}).save(
         [[replace(ROWS[0], reference=np.zeros(3))]]
     )
-    ranks: Any = SimpleNamespace(fed=list, most=lambda lacks: lacks or others_lack)
+    ranks: Any = SimpleNamespace(pick_share=list, most=lambda lacks: lacks or others_lack)
     asked: list[Sequence[AnyRow]] = []
 
     def compute(rows: Sequence[AnyRow]) -> list[AnyRow]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection
@@ -122,6 +123,8 @@ def test_a_quote_that_never_closes_does_not_take_the_file_with_it(tmp_path: Path
 WORDS = st.lists(st.sampled_from(["a", "b c", "9", ",", "\n", 'd"e']), min_size=1, max_size=8)
 # A title that begins with a line break is left out: its opening quote may as well close another.
 TITLES = WORDS.map("".join).filter(lambda t: bool(t.strip("\n ,")) and not t.startswith("\n"))
+# A line that is a record by itself, and whose last cell needs its quotes.
+WHOLE_LINE = re.compile(r'[^",\n]*,"(?:[^"]|"")*"\n')
 ACTS = ("none", "cut", "insert a quote", "lose a closing quote")
 
 
@@ -135,7 +138,11 @@ ACTS = ("none", "cut", "insert a quote", "lose a closing quote")
 def test_a_damaged_file_has_no_row_that_it_did_not_have(
     titles: list[str], quoting: Any, act: str, where: int, tmp_path: Path
 ) -> None:
-    """Of one damage: what is read was a row before, or is the row that was damaged."""
+    """Of one damage: what is read was a row before, or is the row that was damaged.
+
+    One damage is left out: a quote put in where it makes a record of a title's second line.  The
+    same bytes come from a record before it that lost its closing quote, and nobody can tell.
+    """
     records = []
     for number, title in enumerate(titles):
         record = io.StringIO()
@@ -149,6 +156,8 @@ def test_a_damaged_file_has_no_row_that_it_did_not_have(
         damaged = whole[:at]
     elif act == "insert a quote":
         damaged = whole[:at] + '"' + whole[at:]
+        begins = whole.rfind("\n", 0, at) + 1
+        assume(begins in (0, *ends) or not WHOLE_LINE.match(damaged, begins))
     elif act == "lose a closing quote":
         closing = [end - 2 for end in ends if whole[end - 2] == '"']
         at = closing[where % len(closing)] if closing else 0
