@@ -52,9 +52,9 @@ def violations(path: Path, name: str) -> Iterator[str]:
             if name != CUTS_NAMES and RUN_NAME.fullmatch(node.value) and id(node) not in silent:
                 yield f"{name}:{node.lineno}: the run {node.value}"
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-            right = node.right
-            if isinstance(right, ast.Constant) and str(right.value) in FOLDERS:
-                yield f"{name}:{node.lineno}: the folder {right.value}"
+            folder = node.right.value if isinstance(node.right, ast.Constant) else None
+            if isinstance(folder, str) and folder in FOLDERS:
+                yield f"{name}:{node.lineno}: the folder {folder}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             cut = node.func.attr in ("partition", "split", "rpartition", "rsplit")
             first = node.args[0] if node.args else None
