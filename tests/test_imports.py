@@ -1,4 +1,4 @@
-"""The house's walls: which room may import which, and what may be said where."""
+"""Imports run downwards: which folder of the package may import which, and what stays out."""
 
 from __future__ import annotations
 

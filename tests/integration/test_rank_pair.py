@@ -14,7 +14,7 @@ from llmrec_cli.data.prepared import Prepared
 from llmrec_cli.data.prompts import Question, load_rank_template
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
-from llmrec_cli.pipeline import run as run_story
+from llmrec_cli.pipeline import run as run_module
 from llmrec_cli.pipeline.backbone import require_tokens
 from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate
 from llmrec_cli.pipeline.validate import validate
@@ -223,7 +223,7 @@ def test_another_domain_is_evaluated_with_the_trained_model(
         words += ["prompt.task=rank-pair", "train.select=auc"]
     monkeypatch.chdir(two_domains)
     recipe = load_recipe("cross.toml", words)
-    board = run_story.run(recipe, progress=Silent()).comparison
+    board = run_module.run(recipe, progress=Silent()).comparison
     assert (board.n_rows, board.n_users) == (40, 40)
     assert [own.name for own in board.standings] == ["baseline-pop", "sft", "align-lml"]
     home = two_domains / "runs" / task
@@ -248,7 +248,7 @@ def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.Monkey
         (two_domains / "cross.toml").read_text().split("[eval.data]")[0] + "[align.dmpo]\n"
     )
     monkeypatch.chdir(two_domains)
-    board = run_story.run(load_recipe("own.toml", words), progress=Silent()).comparison
+    board = run_module.run(load_recipe("own.toml", words), progress=Silent()).comparison
     assert board.candidates == "two candidates (one fixed uniform negative per row)"
     home = two_domains / "runs/own"
     ours, theirs = (pd.read_parquet(home / r / "pairs.parquet") for r in ("sft", "align-dmpo"))
@@ -280,7 +280,7 @@ PAIRED = ["prompt.task=rank-pair", "train.select=auc"]
 
 
 def test_pairs_show_disliked_items(rated: list[str]) -> None:
-    board = run_story.run(
+    board = run_module.run(
         load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent()
     ).comparison
     home = Path("runs/p")
@@ -298,7 +298,7 @@ def test_pairs_show_disliked_items(rated: list[str]) -> None:
 
 
 def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
-    board = run_story.run(
+    board = run_module.run(
         load_recipe("rated.toml", [*rated, "name=g"]), progress=Silent()
     ).comparison
     assert "align-dmpo" in [own.name for own in board.standings]

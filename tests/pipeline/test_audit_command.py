@@ -16,7 +16,7 @@ from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.data.audit import RECORDED, Verdict, with_audit
 from llmrec_cli.data.prepared import Prepared, load_prepared
 from llmrec_cli.errors import UserError
-from llmrec_cli.pipeline import audit as story
+from llmrec_cli.pipeline import audit as audit_module
 from llmrec_cli.pipeline.audit import (
     POP_ROWS,
     audit,
@@ -193,7 +193,7 @@ def test_few_rows_of_many_are_drawn_alike(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = score_pop(prepared)
-    monkeypatch.setattr(story, "POP_ROWS", 500)
+    monkeypatch.setattr(audit_module, "POP_ROWS", 500)
     assert score_pop(prepared) == score_pop(prepared) != whole
 
 

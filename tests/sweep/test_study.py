@@ -109,6 +109,7 @@ def test_more_points_may_be_asked_for_later(
     assert all(0.1 <= float(point[TAU]) <= 5.0 for point, _ in asked)
 
 
+@pytest.mark.slow
 def test_tpe_looks_where_figures_are_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def distance(sampler: str) -> float:
         """Mean distance of the later points from the best value."""

@@ -1,7 +1,7 @@
 """Two processes and one folder: one makes it, the other waits and reuses, or is refused by name.
 
 The parties are threads here: the first one stays in its critical part until the second one waits
-for it, or has come into the same part, which a claim is there to prevent.
+for it, or has come into the same part, which a lock is there to prevent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llmrec_cli.data.prepared import load_prepared, write_manifest
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models import loading
 from llmrec_cli.pipeline import backbone
-from llmrec_cli.pipeline import prepare as story
+from llmrec_cli.pipeline import prepare as prepare_module
 from llmrec_cli.pipeline.prepare import prepare
 from llmrec_cli.pipeline.session import open_session
 from llmrec_cli.runs import record
@@ -90,7 +90,7 @@ class Meeting:
 
 @pytest.fixture
 def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
-    """Whoever waits for a claim, and looks who holds it, has arrived."""
+    """Whoever waits for a lock, and looks who holds it, has arrived."""
     made = Meeting()
 
     def holder(path: Path) -> str:
@@ -117,7 +117,7 @@ def test_two_prepares_make_one_folder_that_its_manifest_vouches_for(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both lost, or the manifest of one vouched for rows of the other."""
-    monkeypatch.setattr(story, "read", meeting.before(formats.read))
+    monkeypatch.setattr(prepare_module, "read", meeting.before(formats.read))
     said: list[str] = []
     found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path, said.append))
     assert [one.result().reused for one in found] == [False, True]
@@ -131,13 +131,13 @@ def test_two_prepares_make_one_folder_that_its_manifest_vouches_for(
     }
 
 
-def test_without_a_claim_a_manifest_still_vouches_for_its_own_rows(
+def test_without_a_lock_a_manifest_still_vouches_for_its_own_rows(
     tmp_path: Path, recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a file system whose locks hold nobody back: no two processes share a temporary name."""
     own = tmp_path / "lock"
     monkeypatch.setattr(locks, "_acquire_lock", lambda *_: FileLock(own))  # holds nothing
-    monkeypatch.setattr(story, "write_manifest", meeting.before(write_manifest))
+    monkeypatch.setattr(prepare_module, "write_manifest", meeting.before(write_manifest))
     found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
     assert found[0].result().manifest == found[1].result().manifest
     assert meeting.entries == 2
@@ -157,7 +157,7 @@ def test_one_that_fails_leaves_the_folder_to_the_one_that_waits(
             raise DataError("no")
         return original(*args)
 
-    monkeypatch.setattr(story, "read", read)
+    monkeypatch.setattr(prepare_module, "read", read)
     first, second = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
     assert isinstance(first.exception(), DataError)
     assert not second.result().reused
@@ -174,7 +174,7 @@ def test_a_prepare_that_fails_alone_leaves_nothing(
     def read(*_: Any) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(story, "read", read)
+    monkeypatch.setattr(prepare_module, "read", read)
     with pytest.raises(DataError):
         prepare(recipe, Path)
     assert names_in(Path()) == {"tiny.toml"}
@@ -194,7 +194,7 @@ def test_sources_that_change_while_they_are_read_are_refused(
         os.utime(source, ns=(0, 0))
         return found
 
-    monkeypatch.setattr(story, "read", read)
+    monkeypatch.setattr(prepare_module, "read", read)
     with pytest.raises(DataError, match=r"reviews\.json\.gz: changed while it was read"):
         prepare(changed, Path)
     assert not changed.folder.exists()
@@ -228,7 +228,7 @@ def test_two_commands_store_scores_once(tmp_path: Path, meeting: Meeting) -> Non
     check_folder(folder)
 
 
-def test_what_is_finished_is_read_without_a_claim(
+def test_what_is_finished_is_read_without_a_lock(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing can be written, no lock can be made either."""
@@ -237,7 +237,7 @@ def test_what_is_finished_is_read_without_a_claim(
     vectors = load_vectors(tmp_path / "scores/x", {}, lambda: torch.ones(1))
 
     def refuse(*_: object) -> None:
-        raise AssertionError("claimed")
+        raise AssertionError("locked")
 
     monkeypatch.setattr(locks, "_acquire_lock", refuse)
     assert prepare(recipe, Path).reused
@@ -286,7 +286,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_reused(
 
 
 def arriving(meeting: Meeting) -> Callable[..., Any]:
-    """``claims._acquire_lock``, which has arrived when it has to wait."""
+    """``locks._acquire_lock``, which has arrived when it has to wait."""
     original = locks._acquire_lock
 
     def acquired(path: Path, patience: float, busy: Any, check: Any) -> Any:
@@ -446,7 +446,7 @@ def test_only_a_dead_writers_leftovers_are_removed(tmp_path: Path, kind: str) ->
     assert [path.name for path in tmp_path.iterdir()] == ["written"]
 
 
-def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> None:
+def test_leftovers_of_another_machine_go_only_under_a_lock(tmp_path: Path) -> None:
     """Its locks may not be seen here."""
     left = tmp_path / ".prepared.00000000-00000000.tmp"
     left.mkdir()
@@ -457,9 +457,9 @@ def test_leftovers_of_another_machine_go_only_under_a_claim(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     words = "import sys\nfrom pathlib import Path\nfrom llmrec_cli.utils.locks import lock_run\n"
-    words += "with lock_run(Path(sys.argv[1])):\n    print('claimed', flush=True)\n"
+    words += "with lock_run(Path(sys.argv[1])):\n    print('locked', flush=True)\n"
     words += "    sys.stdin.read()\n"
     child = subprocess.Popen(
         [sys.executable, "-c", words, str(tmp_path / "sft")],
@@ -469,7 +469,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     )
     with child:
         assert child.stdout is not None
-        assert child.stdout.readline() == b"claimed\n"
+        assert child.stdout.readline() == b"locked\n"
         assert locks.is_held(tmp_path / ".sft.lock")
         child.kill()
         child.wait()
