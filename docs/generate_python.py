@@ -88,7 +88,7 @@ def describe(name: str, documented: Any) -> Iterator[str]:
         yield from _describe_fields(documented)
     if not is_dataclass(documented):
         yield from (RECIPE, "")
-    for own, method in list_methods(documented) if is_dataclass(documented) else ():
+    for own, method in list_methods(_class_of(documented)) if is_dataclass(documented) else ():
         yield from (f"### {name}.{own}", "")
         yield from _describe_function(f"{name}.{own}", method)
     for part in PARTS.get(name, ()):
@@ -121,10 +121,18 @@ def _describe_function(name: str, function: Callable[..., Any] | property) -> It
         yield from ("| raises | when |", "|---|---|", *rows, "")
 
 
+def _class_of(documented: Any) -> type:
+    """``documented``, which is known to be a class."""
+    if not isinstance(documented, type):
+        raise TypeError(f"{documented!r} is no class")
+    return documented
+
+
 def format_signature(name: str, function: Callable[..., Any] | property) -> str:
     """A call as a reader types it, with types; a line for each parameter where one is too long."""
     if isinstance(function, property):
-        return f"{name} -> {inspect.signature(function.fget).return_annotation}"
+        getter: Any = function.fget
+        return f"{name} -> {inspect.signature(getter).return_annotation}"
     signature, words = inspect.signature(function), list[str]()
     for parameter in signature.parameters.values():
         if parameter.name in ("self", "cls"):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from doc_pages import DOCS, blocks, read
 from generate_python import describe, format_signature, parse_docstring, parse_entries, spell_type
 
 import llmrec_cli
 from llmrec_cli import errors
+from tests.docs.doc_pages import DOCS, blocks, read
 
 PAGE = read(DOCS / "python.md")
 EXAMPLE = next(block.text for block in blocks(PAGE) if block.language == "python")
@@ -61,10 +61,12 @@ class Box:
         Raises:
             DataError: it is full.
         """
+        raise NotImplementedError
 
     @property
     def weight(self) -> float:
         """In kg."""
+        raise NotImplementedError
 
 
 def test_a_class_is_read_from_its_source_and_docstrings() -> None:
