@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llmrec_cli
 from llmrec_cli.models.tokenizer import train_tokenizer
 from tests.commands import TINY
-from tests.docs.doc_pages import DOCS, ROOT, Block, blocks, prose, read
+from tests.docs.doc_pages import DOCS, ROOT, Block, blocks, read
 
 pytestmark = pytest.mark.slow
 
@@ -38,13 +38,15 @@ def page_blocks(page: str, language: str) -> list[Block]:
 
 
 def write_files(page: str, home: Path) -> list[Path]:
-    """The page's Python blocks, each in the file that the prose names for it."""
-    named = re.findall(r"^`([\w/]+\.py)`[: ]", prose(read(DOCS / page)), re.M)
-    code = page_blocks(page, "python")
-    assert len(named) == len(code)
-    for name, block in zip(named, code, strict=True):
-        (home / name).write_text(block.text, encoding="utf-8")
-    return [home / name for name in named]
+    """The page's Python blocks, each in the file that the paragraph before it begins with."""
+    found = []
+    for block in page_blocks(page, "python"):
+        before = read(DOCS / page).splitlines()[: block.line - 1]
+        name = re.findall(r"^`([\w/]+\.py)`", "\n".join(before), re.M)[-1]
+        found.append(home / name)
+        found[-1].write_text(block.text, encoding="utf-8")
+    assert len(set(found)) == len(found)
+    return found
 
 
 def write_recipe(page: str, home: Path, base: Path | None = None) -> Path:
@@ -66,6 +68,36 @@ def say(home: Path, *words: str) -> str:
     done = run_child(home, "-m", PACKAGE.name, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def say_all(home: Path, *commands: list[str]) -> str:
+    """What several commands of the copied package print, in one process."""
+    code = (
+        "import sys\nfrom llmrec_cli.cli import app, exit_codes\n"
+        f"for words in {commands!r}:\n"
+        "    sys.argv = ['llmrec', *words]\n"
+        "    assert exit_codes.guarded(app.app) == 0, words\n"
+    )
+    done = run_child(home, "-c", code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_pages_method_is_trained_and_evaluated(home: Path) -> None:
+    [file] = write_files("add-a-method.md", home)
+    assert file.parent == home / PACKAGE.name / "methods"
+    recipe = write_recipe("add-a-method.md", home, QUICKSTART)
+    words = [recipe.name, *TINY, "align.smooth.train.max_steps=4"]
+    told = say_all(
+        home,
+        ["prepare", *words],
+        ["align", "--method", "smooth", *words],
+        ["eval", *words, "--run", "align-smooth"],
+    )
+    assert "align-smooth" in told
+    run = home / "runs" / "quickstart" / "align-smooth"
+    assert len(pd.read_parquet(run / "predictions.parquet")) == 60
+    assert "share = 0.2" in (run / "recipe.toml").read_text()
 
 
 def write_movies(home: Path) -> None:
@@ -140,9 +172,12 @@ def test_the_pages_baseline_is_fitted_evaluated_and_compared(home: Path) -> None
     recipe = write_recipe("add-a-baseline.md", home, QUICKSTART)
     assert "rules" in " ".join(say(home, "baseline", "--help").split())
     words = [recipe.name, *TINY]
-    say(home, "prepare", *words)
-    say(home, "baseline", "--model", "rules", *words)
-    told = say(home, "eval", *words, "--run", "baseline-rules", "--run", "baseline-pop")
+    told = say_all(
+        home,
+        ["prepare", *words],
+        ["baseline", "--model", "rules", *words],
+        ["eval", *words, "--run", "baseline-rules", "--run", "baseline-pop"],
+    )
     assert "baseline-rules" in told
     run = home / "runs" / "quickstart" / "baseline-rules"
     report = json.loads((run / "report.json").read_text())
@@ -162,9 +197,15 @@ def test_the_pages_metric_is_reported_and_compared(home: Path) -> None:
     words = ["quickstart", *TINY]
     shutil.copytree(ROOT / "recipes", home / "recipes")
     (home / "data").symlink_to(ROOT / "data")
-    say(home, "prepare", *words)
-    leaderboard = say(home, "eval", *words, "--run", "baseline-pop")
+    told = say_all(
+        home,
+        ["prepare", *words],
+        ["eval", *words, "--run", "baseline-pop"],
+        ["compare", "quickstart", "--metric", "rbp@10"],
+    )
+    leaderboard, _, compared = told.partition("RBP@10 against the baseline")
     assert "RBP@10" in leaderboard
+    assert "baseline-pop" in compared
     run = home / "runs" / "quickstart" / "baseline-pop"
     report = json.loads((run / "report.json").read_text())
     assert report["definitions"]["rbp@K"] == "0.2 * 0.8^(rank - 1) if rank <= K"
@@ -179,8 +220,6 @@ def test_the_pages_metric_is_reported_and_compared(home: Path) -> None:
     ]
     assert found["rbp@10"]["mean"] == pytest.approx(sum(gains) / len(gains))
     assert found["rbp@10"]["low"] <= found["rbp@10"]["mean"] <= found["rbp@10"]["high"]
-    compared = say(home, "compare", "quickstart", "--metric", "rbp@10")
-    assert "RBP@10 against the baseline" in compared
 
 
 def test_the_pages_backbone_trains(home: Path) -> None:
@@ -201,7 +240,7 @@ def test_the_pages_backbone_trains(home: Path) -> None:
 
     _, program = write_files("add-a-backbone.md", home)
     recipe = write_recipe("add-a-backbone.md", home, QUICKSTART)
-    words = [recipe.name, *TINY, "train.epochs=1"]
+    words = [recipe.name, *TINY, "train.max_steps=2"]
     say(home, "prepare", *words)
     refused = run_child(home, "-m", PACKAGE.name, "sft", *words)
     assert refused.returncode == 2
