@@ -14,6 +14,7 @@ from llmrec_cli.cli.reporting import show_comparison
 from llmrec_cli.methods import list_methods
 from llmrec_cli.models.baselines import baseline_names
 from llmrec_cli.training.launch import is_restarted, launch_processes
+from llmrec_cli.utils.imports import import_quickly
 
 
 def prepare_command(
@@ -83,7 +84,8 @@ def sft_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.train import sft  # torch: a wrong recipe is told before
+    with import_quickly():
+        from llmrec_cli.pipeline.train import sft  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or is_restarted(), progress=screen.progress()))
@@ -115,7 +117,8 @@ def align_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
-    from llmrec_cli.pipeline.train import align  # torch: a wrong recipe is told before
+    with import_quickly():
+        from llmrec_cli.pipeline.train import align  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -148,7 +151,8 @@ def baseline_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
-    from llmrec_cli.pipeline.baseline import baseline  # torch: a wrong recipe is told before
+    with import_quickly():
+        from llmrec_cli.pipeline.baseline import baseline  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -182,7 +186,8 @@ def eval_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
 
-    from llmrec_cli.pipeline.evaluate import evaluate  # torch: a wrong recipe is told before
+    with import_quickly():
+        from llmrec_cli.pipeline.evaluate import evaluate  # torch: a wrong recipe is told before
 
     runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
@@ -207,7 +212,8 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.run import run  # torch: a wrong recipe is told before
+    with import_quickly():
+        from llmrec_cli.pipeline.run import run  # torch: a wrong recipe is told before
     from llmrec_cli.report.outputs import find_reports, write_reports
 
     if not launch_processes(loaded.launch, config):
