@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import llmrec_cli
 from llmrec_cli.cli import app
 from llmrec_cli.tasks import TASKS
+from llmrec_cli.utils.imports import import_quickly
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 LAYERS = (  # bottom to top; a module imports what lies below it, or beside it
@@ -44,7 +47,7 @@ ALLOWED = {
     "methods": ("tensors",),
     "config": ("methods", "models.baselines", "tasks", "utils"),
     "data": ("config", "utils"),
-    "models": ("config.model", "data", "methods.contract", "tensors"),
+    "models": ("config.model", "data", "methods.contract", "tensors", "utils"),
     "training": (
         "config.training",
         "data",
@@ -278,6 +281,38 @@ def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path:
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_libraries_are_imported(
+    collects: bool, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards it is as it was; and what lives is set aside where torch came in, and only there.
+
+    A second time there may be models, which must be freed.
+    """
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    set_aside = []
+    monkeypatch.setattr(gc, "freeze", lambda: set_aside.append(1))
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with suppress(ImportError), import_quickly():
+            assert not gc.isenabled()
+            if fails:
+                raise ImportError
+        assert gc.isenabled() == collects
+        assert not set_aside
+        monkeypatch.delitem(sys.modules, "torch")
+        with suppress(ImportError), import_quickly():
+            sys.modules["torch"] = sys
+            if fails:
+                raise ImportError
+        assert gc.isenabled() == collects
+        assert len(set_aside) == (not fails)
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def asks_for_a_task(path: Path) -> list[str]:

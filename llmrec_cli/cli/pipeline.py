@@ -14,6 +14,7 @@ from llmrec_cli.cli.reporting import show_comparison
 from llmrec_cli.methods import list_methods
 from llmrec_cli.models.baselines import baseline_names
 from llmrec_cli.training.launch import is_restarted, launch_processes
+from llmrec_cli.utils.imports import import_quickly
 
 
 def prepare_command(
@@ -86,7 +87,8 @@ def sft_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.train import sft  # imports torch, so after the recipe is checked
+    with import_quickly():
+        from llmrec_cli.pipeline.train import sft  # imports torch, so after the recipe
 
     if not launch_processes(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or is_restarted(), progress=screen.progress()))
@@ -118,7 +120,8 @@ def align_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
-    from llmrec_cli.pipeline.train import align  # imports torch, so after the recipe is checked
+    with import_quickly():
+        from llmrec_cli.pipeline.train import align  # imports torch, so after the recipe
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -151,9 +154,8 @@ def baseline_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
-    from llmrec_cli.pipeline.baseline import (
-        baseline,
-    )  # imports torch, so after the recipe is checked
+    with import_quickly():
+        from llmrec_cli.pipeline.baseline import baseline  # imports torch, so after the recipe
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -190,9 +192,8 @@ def eval_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
 
-    from llmrec_cli.pipeline.evaluate import (
-        evaluate,
-    )  # imports torch, so after the recipe is checked
+    with import_quickly():
+        from llmrec_cli.pipeline.evaluate import evaluate  # imports torch, so after the recipe
 
     runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
@@ -217,7 +218,8 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.run import run  # imports torch, so after the recipe is checked
+    with import_quickly():
+        from llmrec_cli.pipeline.run import run  # imports torch, so after the recipe
     from llmrec_cli.report.outputs import find_reports, write_reports
 
     if not launch_processes(loaded.launch, config):

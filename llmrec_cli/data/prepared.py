@@ -57,7 +57,7 @@ class Prepared:
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of a split: row, user, user_id, history, target, ..., as ``data.schema`` has them.
+        """Rows of a split: row, user, user_id, history, target, ..., as ``llmrec_cli.data.schema`` has them.
 
         Args:
             name: one of ``splits``.

@@ -19,6 +19,7 @@ from llmrec_cli.data.formats.parsing import printable
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.models.language_model import find_body
 from llmrec_cli.models.tokenizer import add_item_tokens, train_tokenizer
+from llmrec_cli.utils.imports import import_quickly
 
 # What a model folder or hub repository may hold: weights and settings, nothing that runs.
 #
@@ -259,7 +260,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     if str(source).startswith((".", "/")) and not Path(source).is_dir():
         raise ArtefactError(f"model.backbone = {str(source)!r}: no such folder")
     check_source(source, revision)
-    with loading(backbone(source)):
+    with loading(backbone(source)), import_quickly():
         return AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=False
         )
@@ -302,7 +303,9 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
         ArtefactError: it cannot be found, read, or is no causal LM.
         MachineError: an optional package is missing.
     """
-    from transformers import AutoModelForCausalLM
+    with import_quickly():
+        import transformers.modeling_utils  # noqa: F401  # what every architecture imports
+        from transformers import AutoModelForCausalLM
 
     check_source(source, section.revision)
     full_precision = section.tuning == "full"  # weights that are trained stay fp32 under autocast
