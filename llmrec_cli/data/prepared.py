@@ -1,4 +1,4 @@
-"""The prepared folder: parquet files, and a manifest written last that vouches for them.
+"""The prepared folder: parquet files, and a manifest with their hashes, written last.
 
 The same inputs give the same bytes on every run, machine and worker count: everything is ordered
 before it is written, writer settings are fixed, and the manifest holds no clock time and no path.
