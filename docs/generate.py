@@ -1,7 +1,8 @@
-"""Write the pages that follow from the code: a page per command, and every key of a recipe.
+"""Write the pages that follow from the code: commands, the keys of a recipe, the Python face.
 
 ``make docs`` runs it; ``tests/docs/test_docs_generated.py`` fails where a page is not what this
-makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``.
+makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``, and the list of metrics in
+``add-a-metric.md``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,35 @@ from __future__ import annotations
 from pathlib import Path
 
 from generate_commands import command_pages, nav_lines
+from generate_python import python_page
 from generate_recipe import recipe_page
+
+from llmrec_cli.evaluation.metrics import define_metrics
 
 DOCS = Path(__file__).resolve().parent
 MKDOCS = DOCS.parent / "mkdocs.yml"
 BEGIN, END = "# commands: written by make docs", "# end of commands"
+METRICS_PAGE = DOCS / "add-a-metric.md"
+METRICS_BEGIN, METRICS_END = "<!-- metrics: written by make docs -->", "<!-- end of metrics -->"
 
 
 def generated() -> dict[Path, str]:
     """Every file that is generated, and what it has to hold."""
     found = {DOCS / name: text for name, text in command_pages(DOCS).items()}
     found[DOCS / "recipe.md"] = recipe_page()
+    found[DOCS / "python.md"] = python_page()
     found[MKDOCS] = with_commands(MKDOCS.read_text(encoding="utf-8"))
+    found[METRICS_PAGE] = with_metrics(METRICS_PAGE.read_text(encoding="utf-8"))
     return found
+
+
+def with_metrics(page: str) -> str:
+    """The page with the metrics that there are between its two marks."""
+    before, rest = page.split(METRICS_BEGIN)
+    _, after = rest.split(METRICS_END)
+    rows = [f"| `{name}` | {definition} |" for name, definition in define_metrics().items()]
+    table = "\n".join(["| metric | of a row |", "|---|---|", *rows])
+    return f"{before}{METRICS_BEGIN}\n{table}\n\n{METRICS_END}{after}"
 
 
 def with_commands(config: str) -> str:

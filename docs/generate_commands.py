@@ -80,8 +80,10 @@ def commands(typer_app: Typer = app, above: tuple[str, ...] = ()) -> Iterator[Co
             yield _command((*above, name), info.callback)
     for group in typer_app.registered_groups:
         if group.typer_instance is not None:
-            name = group.name if isinstance(group.name, str) else group.typer_instance.info.name
-            yield from commands(group.typer_instance, (*above, str(name)))
+            group_name = (
+                group.name if isinstance(group.name, str) else group.typer_instance.info.name
+            )
+            yield from commands(group.typer_instance, (*above, str(group_name)))
 
 
 def nav_lines() -> list[str]:

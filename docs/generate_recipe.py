@@ -182,8 +182,8 @@ def _values(schema: dict[str, Any]) -> str:
     if kind == "object":
         inner = schema.get("additionalProperties")
         return f"table of {_values(inner)}" if isinstance(inner, dict) else "table"
-    words = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
-    return words.get(str(kind), "text") + _range(schema)
+    names = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
+    return names.get(str(kind), "text") + _range(schema)
 
 
 def _array(schema: dict[str, Any]) -> str:

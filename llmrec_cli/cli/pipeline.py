@@ -86,7 +86,7 @@ def sft_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.train import sft  # imports torch, so after the recipe is checked
+    from llmrec_cli.pipeline.train import sft  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or is_restarted(), progress=screen.progress()))
@@ -118,7 +118,7 @@ def align_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
-    from llmrec_cli.pipeline.train import align  # imports torch, so after the recipe is checked
+    from llmrec_cli.pipeline.train import align  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -153,7 +153,7 @@ def baseline_command(
 
     from llmrec_cli.pipeline.baseline import (
         baseline,
-    )  # imports torch, so after the recipe is checked
+    )  # torch: a wrong recipe is told before
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -192,7 +192,7 @@ def eval_command(
 
     from llmrec_cli.pipeline.evaluate import (
         evaluate,
-    )  # imports torch, so after the recipe is checked
+    )  # torch: a wrong recipe is told before
 
     runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
@@ -217,7 +217,7 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.run import run  # imports torch, so after the recipe is checked
+    from llmrec_cli.pipeline.run import run  # torch: a wrong recipe is told before
     from llmrec_cli.report.outputs import find_reports, write_reports
 
     if not launch_processes(loaded.launch, config):

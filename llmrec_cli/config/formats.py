@@ -1,12 +1,18 @@
 """The formats of sources: one value each, with the keys of `[data]` that it uses.
 
 Whoever needs to know asks a property of the value: no name of a format is compared.  No torch.
+
+Ours stand in one table.  A further format is one file of ``data/formats``, with its value as
+``FORMAT`` beside its reader; it is found by its file name, and imported by name as tasks are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 _EVERY: Final = (
@@ -16,7 +22,8 @@ _EVERY: Final = (
 _LINES: Final = ("on_bad_line", "bad_line_limit")
 _NAMES: Final = ("metadata", "untitled", "identity")
 _TIMES: Final = ("start", "end")
-_REVIEWS: Final = (*_NAMES, *_LINES, *_TIMES, "duplicates", "k_core", "min_rating")
+REVIEW_KEYS: Final = (*_NAMES, *_LINES, *_TIMES, "duplicates", "k_core", "min_rating")
+"""Keys of ``[data]`` that a source of ratings with times uses."""
 _PARTS: Final = ("splits.train", "splits.test")
 
 
@@ -75,15 +82,15 @@ class Format:
         return self.has_clock and (bool(time_column) or not self.names_columns)
 
 
-_FORMATS: Final = (
-    Format("amazon2014", ("reviews",), _REVIEWS, reader="amazon"),
-    Format("amazon2018", ("reviews",), _REVIEWS, reader="amazon"),
-    Format("amazon2023", ("reviews",), _REVIEWS, reader="amazon"),
-    Format("ratings2014", ("reviews",), _REVIEWS, reader="ratings"),
-    Format("ratings2018", ("reviews",), _REVIEWS, reader="ratings"),
-    Format("ratings2023", ("reviews",), _REVIEWS, reader="ratings"),
+_OURS: Final = (
+    Format("amazon2014", ("reviews",), REVIEW_KEYS, reader="amazon"),
+    Format("amazon2018", ("reviews",), REVIEW_KEYS, reader="amazon"),
+    Format("amazon2023", ("reviews",), REVIEW_KEYS, reader="amazon"),
+    Format("ratings2014", ("reviews",), REVIEW_KEYS, reader="ratings"),
+    Format("ratings2018", ("reviews",), REVIEW_KEYS, reader="ratings"),
+    Format("ratings2023", ("reviews",), REVIEW_KEYS, reader="ratings"),
     Format("split2023", _PARTS, ("splits.valid", *_NAMES), pre_split=True),
-    Format("interactions", ("reviews",), (*_REVIEWS, "columns"), folders=True),
+    Format("interactions", ("reviews",), (*REVIEW_KEYS, "columns"), folders=True),
     Format(
         "msl-windows",
         (*_PARTS, "metadata"),
@@ -108,12 +115,29 @@ _FORMATS: Final = (
     ),
 )
 
-FORMATS: Final[Mapping[str, Format]] = {form.name: form for form in _FORMATS}
+_FOLDER: Final = Path(__file__).parents[1] / "data" / "formats"
+_SHARED: Final = {"base", "parsing", "tables"}  # code of all readers
+
+
+def _find_others() -> Iterator[Format]:
+    """The formats that files of ``data/formats`` declare beside their reader, sorted by name."""
+    modules = {module.name for module in pkgutil.iter_modules([str(_FOLDER)])}
+    for name in sorted(modules - {form.reader for form in _OURS} - _SHARED):
+        module = importlib.import_module(f"llmrec_cli.data.formats.{name}")
+        found = getattr(module, "FORMAT", None)
+        if not isinstance(found, Format) or found.reader != name:
+            raise TypeError(
+                f"data/formats/{name}.py: FORMAT is {found!r}, expected a Format of the file's name"
+            )
+        yield found
+
+
+FORMATS: Final[Mapping[str, Format]] = {form.name: form for form in (*_OURS, *_find_others())}
 
 
 def list_users(key: str) -> list[str]:
     """Names of the formats in which a (dotted) key of ``[data]`` plays a part."""
-    return [form.name for form in _FORMATS if form.uses_key(key)]
+    return [form.name for form in FORMATS.values() if form.uses_key(key)]
 
 
 def list_splits(form: Format, *, clock: bool) -> tuple[str, ...]:

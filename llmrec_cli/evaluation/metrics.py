@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -128,7 +128,7 @@ def _require_inside(item_E: Ints, rows_E: pd.DataFrame, leaves: CatalogueEntries
 # With ``rank`` the target leaf's place among the first K distinct leaves, from 1:
 # HR@K = [rank <= K], NDCG@K = [rank <= K] / log2(rank + 1) (one relevant item, so the ideal is 1),
 # MRR@K = [rank <= K] / rank at the largest cut-off only: the list ends there, and so a list that
-# happens to be longer gains nothing.
+# happens to be longer gains nothing.  ``RANK_METRICS`` is the table of them.
 
 
 RANK: Final = "rank"  # int64, from 1; 0: not among the first max(cutoffs)
@@ -139,10 +139,46 @@ Short = Literal["refuse", "miss"]
 beam has not found, it does not recommend)."""
 
 
+@dataclass(frozen=True, slots=True)
+class RankMetric:
+    """A metric of one row: what a target is worth at its rank; nothing past the cut-off.
+
+    Attributes:
+        name: without its cut-off: ``hr`` is reported as ``hr@10``.
+        gain: of ranks, from 1: rank_R -> gain_R in [0, 1].
+        definition: the gain as text, for ``report.json``.
+        every_cutoff: reported at every cut-off, or at the largest one only.
+    """
+
+    name: str
+    gain: Callable[[NDArray[np.int64]], NDArray[np.float64]]
+    definition: str
+    every_cutoff: bool = True
+
+
+RANK_METRICS: Final = (
+    RankMetric("hr", lambda rank_R: np.ones(len(rank_R)), "1"),
+    RankMetric("ndcg", lambda rank_R: 1 / np.log2(rank_R + 1), "1 / log2(rank + 1)"),
+    RankMetric("mrr", lambda rank_R: 1 / rank_R, "1 / rank", every_cutoff=False),
+)
+"""All metrics of one row, in the order of reports.  A new one is one entry here."""
+
+
 def name_metrics(cutoffs: Sequence[int]) -> list[str]:
-    """Columns of ``score_rows``: ``hr@K`` and ``ndcg@K`` per cut-off, ``mrr@K`` of the largest."""
-    per_cutoff = [f"{metric}@{k}" for k in sorted(set(cutoffs)) for metric in ("hr", "ndcg")]
-    return [*per_cutoff, f"mrr@{max(cutoffs)}"]
+    """Columns of ``score_rows``, such as ``hr@K``: per cut-off, then those of the largest alone."""
+    each = [metric.name for metric in RANK_METRICS if metric.every_cutoff]
+    last = [metric.name for metric in RANK_METRICS if not metric.every_cutoff]
+    per_cutoff = [f"{name}@{k}" for k in sorted(set(cutoffs)) for name in each]
+    return [*per_cutoff, *(f"{name}@{max(cutoffs)}" for name in last)]
+
+
+def define_metrics() -> dict[str, str]:
+    """What each metric is of a row, such as ``hr@K``: ``1 if rank <= K``."""
+    return {
+        f"{metric.name}@K": f"{metric.definition} if rank <= K"
+        + ("" if metric.every_cutoff else ", K the largest cut-off")
+        for metric in RANK_METRICS
+    }
 
 
 def score_rows(
@@ -183,14 +219,13 @@ def metric_of_ranks(name: str, rank_R: NDArray[np.int64]) -> NDArray[np.float64]
     """One metric of every row, in [0, 1].
 
     Args:
-        name: ``hr@K``, ``ndcg@K`` or ``mrr@K``.
+        name: such as ``hr@K``, of a metric of ``RANK_METRICS``.
         rank_R: of the target, from 1; 0: not in the list.
     """
     kind, k = name.split("@")
+    gain = next(metric.gain for metric in RANK_METRICS if metric.name == kind)
     found_R = (rank_R > 0) & (rank_R <= int(k))
-    safe_R = np.maximum(rank_R, 1)
-    gain_R = {"hr": np.ones(len(rank_R)), "ndcg": 1 / np.log2(safe_R + 1), "mrr": 1 / safe_R}[kind]
-    return np.where(found_R, gain_R, 0.0)
+    return np.where(found_R, gain(np.maximum(rank_R, 1)), 0.0)
 
 
 def _require_long_enough(top: TopLists, rows: pd.DataFrame, seen: Seen) -> None:

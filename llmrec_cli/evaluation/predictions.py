@@ -20,6 +20,7 @@ from llmrec_cli.errors import ArtefactError
 from llmrec_cli.evaluation.metrics import (
     Seen,
     Short,
+    define_metrics,
     find_repeats,
     measure_lists,
     name_metrics,
@@ -231,9 +232,7 @@ SEEN: Final[tuple[Seen, ...]] = ("keep", "remove")
 
 DEFINITIONS: Final = {
     "rank": "place of the target among the list's distinct catalogue entries, from 1",
-    "hr@K": "1 if rank <= K",
-    "ndcg@K": "1 / log2(rank + 1) if rank <= K",
-    "mrr@K": "1 / rank if rank <= K, K the largest cut-off",
+    **define_metrics(),
     "low, high": "95 % percentile bootstrap over users (a user with all of his or her rows)",
     "seen": "keep: the row's history stays among the candidates; remove: it is dropped, except "
     "for the target's own entry",

@@ -2,7 +2,7 @@
 
 A method file defines one module-level ``METHOD = Method(...)``; the file name is the ``--method``
 name.  Options are parsed without importing torch, so a method imports ``llmrec_cli.tensors`` inside
-its functions.
+its functions.  The number of an equation is its paper's; *steps* are ours, those of docs/methods.
 
 Shape suffixes: P response positions of the whole micro-batch, A answers, G preference groups, K
 rejected answers of a group, R rows, D model width, V vocabulary, L layers, N trie nodes, F leaves.

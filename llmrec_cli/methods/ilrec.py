@@ -1,4 +1,7 @@
-"""ILRec: negatives, distillation and rewards from intermediate layers (arXiv:2602.17410)."""
+"""ILRec: negatives, distillation and rewards from intermediate layers (arXiv:2602.17410).
+
+The steps 1 to 7 are our numbering of the paper's terms (docs/methods/ilrec.md).
+"""
 
 from __future__ import annotations
 

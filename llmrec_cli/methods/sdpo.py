@@ -11,7 +11,7 @@ class SdpoOptions(_preference.SeveralNegatives):
 
 
 def loss(forward: Forward, batch: Batch, options: SdpoOptions, state: State) -> LossSums:
-    """``-log sigmoid(-log sum_i exp(beta D_i - beta D_w))`` summed over groups."""
+    """``-log sigmoid(-log sum_i exp(beta D_i - beta D_w))`` summed over groups; S-DPO."""
     from llmrec_cli.tensors.losses import sdpo
 
     return _preference.preference_loss(forward, batch, options, sdpo)

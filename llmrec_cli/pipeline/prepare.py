@@ -29,8 +29,8 @@ from llmrec_cli.data.cleaning import (
     filter_to_core,
     select_badly_rated,
 )
-from llmrec_cli.data.formats import Source, read
-from llmrec_cli.data.formats.base import Locate
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.base import Locate, Source
 from llmrec_cli.data.prepared import (
     Manifest,
     Prepared,

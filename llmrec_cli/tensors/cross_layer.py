@@ -1,7 +1,8 @@
 """ILRec's three losses from the logits of several layers (arXiv:2602.17410, docs/methods/ilrec.md).
 
 Logits of columns that are not legal are -inf, so one code serves the whole vocabulary and the legal
-tokens.  Values are per position; sums are the method's business.
+tokens.  Values are per position; sums are the method's business.  The paper
+does not number steps 1 to 7: we do, on that page.
 
 Shape suffixes: P response positions, L intermediate layers, X = 1 + L layers, the last one first,
 U columns: vocabulary tokens, or the legal columns of a batch; V vocabulary, D model width, E legal

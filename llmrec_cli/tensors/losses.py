@@ -1,4 +1,8 @@
-"""Losses as sums and counts: LML, MSL, and the preference losses of DPO's family."""
+"""Losses as sums and counts: LML, MSL, and the preference losses of DPO's family.
+
+The number of an equation is its paper's.  LML, ATS, S-DPO and DMPO are named without one: they are
+written as docs/methods has them.
+"""
 
 from __future__ import annotations
 

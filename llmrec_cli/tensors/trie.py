@@ -331,7 +331,7 @@ def _dot(scorer: Scorer, hidden_CD: Tensor, token_C: Tensor) -> Tensor:
 # Item probabilities laid over the trie: the mass of a node is the sum over the items below it.
 #
 # Leaves are numbered in trie order, so the leaves below a node are a range, and one cumulative sum
-# over the leaves gives the mass of every node as a difference (ILRec step 6, docs/methods).
+# over the leaves gives the mass of every node as a difference (ILRec step 6, our numbering).
 #
 # Shape suffixes: A answers (one probability row each), F leaves, N trie nodes.
 

@@ -1,17 +1,15 @@
-"""The pages of ``docs/`` and the README as the tests read them: prose, blocks, headings, links."""
+"""The pages of ``docs/``, README and CONTRIBUTING: prose, blocks, headings, links."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-sys.path.insert(0, str(DOCS))  # its generator is no package
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _MARK = re.compile(r"<!-- ([^>]*) -->\n\Z")

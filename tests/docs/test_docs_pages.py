@@ -13,7 +13,14 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from doc_pages import (
+from typer.main import get_command
+
+from llmrec_cli import methods
+from llmrec_cli.cli.app import app
+from llmrec_cli.config.data import DataFormat
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import BASELINES
+from tests.docs.doc_pages import (
     DOCS,
     PAGES,
     ROOT,
@@ -26,13 +33,6 @@ from doc_pages import (
     prose,
     read,
 )
-from typer.main import get_command
-
-from llmrec_cli import methods
-from llmrec_cli.cli.app import app
-from llmrec_cli.config.data import DataFormat
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.config.training import BASELINES
 
 RESULTS = ROOT / "benchmarks" / "results"
 PATH = re.compile(r"(?<![\w.~])/(?:home|root|work|tmp|usr|var|mnt|opt|Users)/\w|\b[A-Z]:\\\w")
@@ -183,9 +183,9 @@ def functions_of(path: str) -> frozenset[str]:
     for node in ast.parse(read(ROOT / path)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
-        for inner in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []:
-            if isinstance(inner, ast.FunctionDef):
-                found.add(f"{node.name}.{inner.name}")
+        if isinstance(node, ast.ClassDef):
+            inside = (inner for inner in node.body if isinstance(inner, ast.FunctionDef))
+            found.update(f"{node.name}.{inner.name}" for inner in inside)
     return frozenset(found)
 
 
@@ -212,6 +212,18 @@ def test_every_method_says_where_its_equations_stand() -> None:
     labels = {what.strip("`") for page, what, *_ in places() if page.startswith("docs/methods/")}
     assert {"LML", "MSL eq. 5", "MSL eq. 8", "ATS", "DPO eq. 7", "S-DPO", "DMPO"} <= labels
     assert {f"ILRec step {n}" for n in range(1, 8)} <= labels
+
+
+def test_every_number_of_an_equation_in_the_code_stands_on_a_page() -> None:
+    numbered = re.compile(r"\b([A-Z][\w-]+ (?:eq\.|step) \d+)")
+    code = {
+        label
+        for path in (ROOT / "llmrec_cli").rglob("*.py")
+        for label in numbered.findall(read(path))
+    }
+    pages = "\n".join(read(page) for page in (DOCS / "methods").glob("*.md"))
+    assert {"MSL eq. 5", "DPO eq. 7", "ILRec step 6"} <= code
+    assert [label for label in sorted(code) if f"`{label}`" not in pages] == []
 
 
 @pytest.mark.parametrize("name", [*methods.list_methods(), *BASELINES])

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import TINY
 
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models import baselines
 from llmrec_cli.models.baselines.contract import Baseline
+from tests.commands import TINY
 
 COUNTED = '''
 """Follows: what other users took right behind the last item of a history."""
@@ -37,7 +37,7 @@ def _count(options, users, n_leaves):
     return {"taken": taken}
 
 
-def _open(options, arrays, leaves):
+def _load(options, arrays, leaves):
     from llmrec_cli.models.base import FullScoreRanker, ScoredBy
 
     taken = arrays["taken"]
@@ -51,7 +51,7 @@ def _open(options, arrays, leaves):
     return FullScoreRanker(score_all, leaves, ScoredBy.SIMILARITY)
 
 
-BASELINE = Baseline("what follows", FollowsOptions, load=_open, count=_count)
+BASELINE = Baseline("what follows", FollowsOptions, load=_load, count=_count)
 '''
 TRAINED = '''
 """Bag: the mean of all items so far."""
@@ -85,15 +85,16 @@ from llmrec_cli.models import baselines
 _, own, run = sys.argv
 baselines.__path__.append(own)  # where a checkout has its own file
 from llmrec_cli import Recommender
-from llmrec_cli.cli import app as cli, exit_codes as exits
+from llmrec_cli.cli import app, exit_codes
 for words in WORDS:
     sys.argv = ["llmrec", *words]
-    if exits.guarded(cli.app):
+    if exit_codes.guarded(app.app):
         sys.exit(1)
 print(len(Recommender.load(run).recommend([], k=3)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "key"),
     [("follows", COUNTED, "weight=2.0"), ("bag", TRAINED, "hidden=8")],
@@ -144,7 +145,7 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("_shared", "contract", "nothing"):
         with pytest.raises(KeyError):
             baselines.find_baseline(name)
-    with pytest.raises(ValueError, match="expected one of open and build"):
+    with pytest.raises(ValueError, match="expected one of load and build"):
         Baseline("neither", Options)
     with pytest.raises(RecipeError, match="unknown model"):
         load_recipe("quickstart", ["baseline.nothing.hidden=3"])

@@ -1,7 +1,8 @@
 """Readers of raw files: ``read`` turns whatever a recipe names into a ``Source``.
 
 A format is read by the file of its name (``msl-windows``: ``msl_windows.py``), or by the one that
-its ``Format`` names, with a function ``read(section, locate, scratch) -> Source``.
+its ``Format`` names, with a function ``read(section, locate, scratch) -> Source``.  This file
+imports nothing heavy: ``config.formats`` imports it where a file declares a format of its own.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from llmrec_cli.config.data import DataSection, find_format
-from llmrec_cli.data.formats.base import Locate, Source
-from llmrec_cli.data.formats.parsing import read_only_beginnings
+from llmrec_cli.config import formats
 
-__all__ = ["Source", "check_beginnings", "read"]
+if TYPE_CHECKING:
+    from llmrec_cli.config.data import DataSection
+    from llmrec_cli.data.formats.base import Locate, Source
 
-Reader: TypeAlias = Callable[[DataSection, Locate, Path], Source]
+    Reader: TypeAlias = Callable[[DataSection, Locate, Path], Source]
 
 
 def find_reader(name: str) -> Reader:
     """What reads the files of a format of ``config.formats``."""
-    reader: Reader = importlib.import_module(f"{__name__}.{find_format(name).reader}").read
+    reader: Reader = importlib.import_module(f"{__name__}.{formats.FORMATS[name].reader}").read
     return reader
 
 
@@ -33,6 +34,8 @@ def check_beginnings(section: DataSection, locate: Locate) -> None:
     Raises:
         LlmrecError: what ``read`` would say of them.
     """
+    from llmrec_cli.data.formats.parsing import read_only_beginnings
+
     with TemporaryDirectory(prefix="llmrec-check-") as scratch, read_only_beginnings():
         read(section, locate, Path(scratch))
 

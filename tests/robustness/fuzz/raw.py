@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import Source, read
+from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 from llmrec_cli.pipeline.prepare import prepare
 from tests.robustness.fuzz.raw_seeds import FORMATS
