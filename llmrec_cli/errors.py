@@ -11,7 +11,7 @@
     └── GroupError               what ended one of many processes, with its exit code
 
 Messages are one line (a RecipeError may list several problems): they name the file, line or key,
-the value, and what was expected.  Only ``exits.py`` catches these; everything else raises.
+the value, and what was expected.  Only ``cli/exit_codes.py`` catches these; everything else raises.
 """
 
 from __future__ import annotations

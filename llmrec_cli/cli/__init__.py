@@ -1,1 +1,1 @@
-"""The command line: options in, text or JSON out.  Nothing else prints or chooses an exit code."""
+"""The command line. Only this package prints, and chooses exit codes."""

@@ -188,7 +188,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-# Raw material: official files, and synthetic ones.
+# Raw files: official ones, and synthetic ones.
 
 
 class What(StrEnum):

@@ -1,1 +1,1 @@
-"""A recipe: every key typed and documented, parsed once.  No torch."""
+"""Recipes: every key has a type and a description. No torch."""

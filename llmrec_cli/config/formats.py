@@ -1,4 +1,4 @@
-"""The formats of sources: one value each, which says what it uses of `[data]` and what it has.
+"""The formats of sources: one value each, with the keys of `[data]` that it uses.
 
 Whoever needs to know asks a property of the value: no name of a format is compared.  No torch.
 

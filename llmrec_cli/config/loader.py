@@ -37,7 +37,7 @@ from llmrec_cli.tasks.base import Task
 from llmrec_cli.utils.text import redact
 from llmrec_cli.utils.toml import format_value, parse, require_bounds
 
-# What is wrong with a recipe, as lines ``[table] key = value: what was expected``.  No torch.
+# Problems of a recipe, as lines ``[table] key = value: what was expected``. No torch.
 
 
 Table: TypeAlias = dict[str, Any]
@@ -193,7 +193,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-# Problems that no single table can see: names, parents, sources, the task, packed rows.
+# Problems across tables: names, parents, sources, the task, packed rows.
 
 
 def name_problems(recipe: Recipe) -> Iterator[str]:

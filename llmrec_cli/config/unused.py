@@ -1,4 +1,4 @@
-"""Keys that play no part, given the others: refused, or noted, where a recipe sets them.
+"""Keys of a recipe that have no effect, given the other keys: refused, or noted.
 
 A key of ``[data]`` that the format or the split does not use is refused: whoever set it expects
 other rows.  So is training of what is only counted.  Everything else that plays no part is a note:

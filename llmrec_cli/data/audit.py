@@ -1,4 +1,4 @@
-"""The audit of prepared data: leaks, doubles and ties; what is counted, and what it means.
+"""The audit of prepared data: counts of leaks, duplicates and ties, and their meaning.
 
     split files, items -> Check.measures -> counts of the manifest ("audit"), when data are prepared
     any prepared folder -> measure -> Measured, what those counts do not tell

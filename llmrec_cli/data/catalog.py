@@ -121,10 +121,9 @@ def _identity_of(tokens: object, title: object) -> tuple[str, ...] | str | None:
 
 # The catalogue: which items can be named, and how.
 #
-# An item is known by its title or by its semantic ID (a list of tokens).  Items whose titles or
+# An item is known by its title or by its semantic ID (a list of tokens). Items whose titles or
 # tokens are equal are told apart (``disambiguate``) or later share one leaf of the trie
-# (``merge``);
-# either way each stays one row of the catalogue.
+# (``merge``); either way each stays one row of the catalogue.
 
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
@@ -275,10 +274,10 @@ def _mostly_nameless(
     )
 
 
-# Which item somebody means: an id, a title, or something like a title.
+# Finding the item of a query: an id, a title, or a similar title.
 #
-# An id is taken as it stands or not at all: a neighbour of an id is another item.  A title may be
-# typed in part or with mistakes.
+# An id must match exactly, because a similar id is another item. A title may be incomplete or
+# misspelt.
 
 
 ENOUGH: Final = 0.8  # similarity below which a title is not taken for another one
@@ -378,7 +377,7 @@ def find_nearest(name: str, known: Iterable[str]) -> Sequence[str]:
     return [found for found, _, _ in process.extract(name, known, scorer=fuzz.ratio, limit=_SHOWN)]
 
 
-# All that a user of the prepared data has, over every split.
+# All items of a user of the prepared data, over all splits.
 
 
 def items_of_user(prepared: Prepared, user_id: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Cleaning: which interactions count.
+"""Cleaning: which interactions are kept.
 
 Everything here is relational and written once over narwhals lazy frames; which engine carries it
 out (``engines/``) changes no row.  Nothing is held in memory that grows with the interactions,

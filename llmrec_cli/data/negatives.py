@@ -1,4 +1,4 @@
-"""The other candidate of a validation or test pair, where the source has none: a fixed one.
+"""The fixed other candidate of a validation or test pair, for sources without pairs.
 
 Shape suffixes: I items.
 """

@@ -1,4 +1,4 @@
-"""The prepared folder: parquet files, and a manifest written last that vouches for them.
+"""The prepared folder: parquet files, and a manifest with their hashes, written last.
 
 The same inputs give the same bytes on every run, machine and worker count: everything is ordered
 before it is written, writer settings are fixed, and the manifest holds no clock time and no path.
@@ -57,7 +57,7 @@ class Prepared:
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of a split: row, user, user_id, history, target, ..., as ``llmrec_cli.data.schema`` has them.
+        """Rows of a split: row, user, user_id, history, target, ... (``llmrec_cli.data.schema``).
 
         Args:
             name: one of ``splits``.

@@ -18,7 +18,7 @@ from llmrec_cli.data.schema import ITEM_ID, TITLE
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse
 
-# What every kind of template shares: placeholders, and titles that stay on their line.
+# Shared code of templates: placeholders, and titles without line breaks.
 
 
 _PLACEHOLDER: Final = re.compile(r"\{(\w*)\}")
@@ -49,8 +49,8 @@ def one_line(title: str) -> str:
 
 # The rank-pair task in words: a history, two candidates, and which of them is liked more.
 #
-# DMPO's released files (arXiv:2405.16127, docs/data.md) are made of this text; it is rendered,
-# and taken apart again, byte for byte.
+# DMPO's released files (arXiv:2405.16127, docs/data.md) consist of this text. It is rendered and
+# parsed again, byte for byte.
 
 
 _PLACEHOLDERS: Final = {
@@ -177,12 +177,9 @@ def _split_around(text: str) -> tuple[str, str, str]:
 
 # Prompts: a history of titles becomes text.  The wording is data, one TOML file per domain.
 #
-# A template file has the keys of ``Wording``.  Titles are put in as they are: nothing in a title
-# is
-# ever read as a placeholder.  Prompt and response are tokenized separately (docs/methods), so a
-# prompt ends where the response begins.  Where items are known by semantic IDs, the engine puts
-# their
-# tokens between the same words (``training.rows``).
+# A template file has the keys of ``Wording``. Titles are inserted unchanged; nothing in a title is
+# read as a placeholder. Prompt and response are tokenized separately (docs/methods), so a prompt
+# ends where the response begins. Semantic IDs are inserted as tokens (``training.rows``).
 
 
 SEQUENCE: Final = "sequence"

@@ -1,4 +1,4 @@
-"""The rows of the splits as they are written, with dislikes; and sources that come split."""
+"""Writing the rows of the splits, with dislikes; also for sources that come split."""
 
 from __future__ import annotations
 
@@ -65,21 +65,19 @@ from llmrec_cli.data.splitting import (
 from llmrec_cli.data.table_files import TableFile, rows_schema
 from llmrec_cli.errors import DataError
 
-# What each user disliked: catalogue items that ``data.min_rating`` drops, with nothing to come.
+# Disliked items of each user: catalogue items that ``data.min_rating`` drops.
 #
-# Everything is asked of a few whole users at a time; the engine has ordered what they rated badly.
+# The code works on a few whole users at a time. The engine has sorted the bad ratings.
 #
-# A row may know what was rated badly before a moment of its user's time, never after it:
+# A row holds only bad ratings from before a moment of its user:
 #
 # valid, test:  before the row's own target
-# train:        before the user's first valid or test target, whatever ``data.sample`` keeps; a
-# user
-#               who is not evaluated has no such moment; with ``global-time``, before the first of
-#               all
+# train:        before the user's first valid or test target, even if ``data.sample`` drops it;
+#               all ratings, if the user is not evaluated;
+#               with ``global-time``, before the first valid or test target of any user
 #
-# An item that the log has too, up to that moment, is not disliked.  Moments are (TIMESTAMP,
-# POSITION)
-# as everywhere: ties in time break by input order.
+# An item that is also in the log up to that moment is not disliked. Moments are (TIMESTAMP,
+# POSITION), so ties in time are broken by input order.
 
 
 _BAD, _GOOD = "bad_", "good_"  # whose moment a column has
@@ -172,13 +170,12 @@ def _is_before(whose: str) -> pl.Expr:
 
 # Rows from the ordered log: one pass over whole users, in bounded memory, into the split files.
 #
-# The pass runs in this process whatever the engine: a history is a slice of a sequence that lies
-# contiguous by now, and a file of fixed row groups has one writer.  ``global-time`` writes its
-# rows
-# by user into scratch files, has the engine order those by time, and copies them.
+# The pass runs in this process with every engine: a history is a slice of a contiguous sequence,
+# and a file of fixed row groups has one writer. ``global-time`` writes its rows by user into
+# temporary files. The engine sorts these by time, and the pass copies them.
 #
-# In memory: a batch of users (``order.BATCH`` interactions, and the longest sequence of one user),
-# an unfinished row group of each split, and 8 bytes per item of the catalogue.
+# In memory: a batch of users (``splitting.BATCH`` interactions, and the longest sequence of one
+# user), an unfinished row group of each split, and 8 bytes per item of the catalogue.
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +309,7 @@ def _build_split_rows(split_batch: SplitBatch, end: Moment | None) -> dict[str, 
     return add_disliked(rows, windows, known, users.log, ends)
 
 
-# Rows of a source that comes already split: encoded, shortened and counted, never reshuffled.
+# Rows of a source that comes split: encoded, shortened and counted, in the same order.
 
 
 _ITEM_TYPE = pl.List(pl.Int32)

@@ -1,4 +1,4 @@
-"""Every column and file name that stages exchange, written once."""
+"""Names of columns and files that stages exchange. Each is defined once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From cleaned interactions to rows, one pass over whole users: order, targets, splits."""
+"""Splitting: from cleaned interactions to targets of training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -32,14 +32,12 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.errors import DataError
 
-# Ordering: the relations that rows are cut from, by user or by time, and what splits ask of them.
+# Ordering: the relations that rows are made from, sorted by user or by time.
 #
-# Relational like ``filters.py`` and on the same engine.  What comes out is a written relation
-# whose
-# files are read once, from the first to the last (``users.py``): everything that depends on order
-# alone (dense user numbers, places in a user's sequence, windows) needs no window function then,
-# and
-# no second shuffle.
+# It is relational like ``cleaning.py``, and runs on the same engine. The result is a written
+# relation, whose files are read once in order. So everything that depends only on order needs no
+# window function and no second shuffle: dense user numbers, positions in a user's sequence,
+# windows.
 
 
 Ints: TypeAlias = NDArray[np.int64]
@@ -121,7 +119,7 @@ def read_rows_at(relation: Path, rank_R: Ints) -> pl.DataFrame:
     return pl.concat(found)
 
 
-# The ordered log as a stream of whole users, with what they rated badly beside it.
+# The sorted log as a stream of whole users, with their bad ratings.
 #
 # Shape suffixes: N interactions of a batch.
 
@@ -196,15 +194,11 @@ def _make_batch(log: pl.DataFrame, first: int) -> UserBatch:
 
 # Splits: which interactions are targets of training, validation and test rows.
 #
-# A row is a window of one user's time-ordered interactions: a target and up to ``section.history``
-# interactions before it.  A protocol first makes a ``SplitPlan`` from what is known of the whole
-# log
-# (how many users have how many interactions; moments in order of time); then any batch of whole
-# users
-# can be cut on its own.  What a cut holds in memory: nothing that grows for a plain
-# ``leave-one-out`` or ``global-time``; 8 bytes per user for ``few-shot``; 8 bytes per kept row
-# where
-# ``section.sample`` thins a split.
+# A row is a window of one user's interactions in time order: a target and up to ``section.history``
+# interactions before it. A protocol first makes a ``SplitPlan`` from counts over the whole log
+# (interactions per user, moments in time order). Then each batch of whole users is split on its
+# own. Memory is constant for ``leave-one-out`` and ``global-time``, 8 bytes per user for
+# ``few-shot``, and 8 bytes per kept row with ``section.sample``.
 #
 # Shape suffixes: N interactions of a batch, R rows, S as in ``Sizes``.
 
@@ -417,7 +411,7 @@ def _is_at_or_after(moment: Moment, users: UserBatch) -> Bools:
     return later_N
 
 
-# Windows: rows as slices of one user's sequence, histories written out.
+# Windows: rows as slices of one user's sequence, with their histories.
 #
 # Shape suffixes: N interactions of a batch, R rows.
 

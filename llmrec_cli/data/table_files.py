@@ -35,7 +35,7 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.errors import ArtefactError
 
-# Parquet files of a prepared folder: schemas, and a writer whose bytes follow from the rows.
+# Parquet files of a prepared folder: schemas, and a deterministic writer.
 
 
 ROW_GROUP: Final = 1 << 18  # rows; at most these many are held back by a writer
@@ -141,10 +141,9 @@ class TableFile:
             self._writer.write_table(group, row_group_size=ROW_GROUP)
 
 
-# What readers of a prepared folder rely on, whoever wrote it: kinds of columns, ranges of indices.
+# Checks of a prepared folder when it is read: types of columns, ranges of indices.
 #
-# A manifest vouches for files that llmrec wrote, and not for those of a folder that was edited by
-# hand.
+# The manifest protects files that llmrec wrote, but not a folder that was edited by hand.
 
 
 _NEEDED: Final = (ROW, USER_ID, HISTORY, TARGET)  # in every row

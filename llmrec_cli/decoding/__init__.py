@@ -1,1 +1,1 @@
-"""How a language model searches the catalogue."""
+"""Decoding: the search of a language model for the best catalogue entries."""

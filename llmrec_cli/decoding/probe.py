@@ -1,4 +1,4 @@
-"""Looks at a backbone before it is trusted: a small twin, and a few tokens computed two ways."""
+"""The check of a backbone: a few tokens are computed in two ways, also on a small copy."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from llmrec_cli.models.loading import first_line, quiet
 from llmrec_cli.tensors.packing import pack
 from llmrec_cli.tensors.trie import Trie, build_trie
 
-# A small random twin of a model: the same architecture, with every width cut down.
+# A small random copy of a model: the same architecture with small widths.
 #
-# It computes in milliseconds on the CPU what the model itself computes in another size, so that an
-# architecture can be looked at without its weights, and past windows that would be long and dear.
+# It runs in milliseconds on the CPU. So an architecture can be checked without its weights, and
+# beyond windows that would be long and slow.
 
 
 VOCABULARY: Final = 96
@@ -189,13 +189,12 @@ def rotary_tables(config: Any) -> list[dict[str, Any]]:
     return inner or [found]
 
 
-# Whether a backbone computes in llmrec's ways what it computes alone, looked at before it is used.
+# The check of a backbone: llmrec's calls must give the same logits as one plain call.
 #
-# llmrec never calls a model whole: it applies the head's weights to the body's hidden states, lays
-# answers out behind one prompt with a mask and positions, and decodes over a cache.  A model that
-# changes its logits after the head, or that ignores a mask or positions, would give wrong losses
-# and
-# lists without a word.  So a few random tokens are computed both ways, and compared.
+# llmrec calls a model in parts: it applies the head to the body's hidden states, packs answers
+# after one prompt with a mask and positions, and decodes with a cache. A model that changes logits
+# after the head, or ignores masks or positions, would silently give wrong losses and lists. So a
+# few random tokens are computed in both ways, and compared.
 #
 # Shape suffixes: R rows of equal length, T tokens, D model width, V vocabulary, L leaves.
 

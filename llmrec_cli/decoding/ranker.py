@@ -19,7 +19,7 @@ from llmrec_cli.tensors.trie import Trie
 from llmrec_cli.training.collator import Collator, MicroBatch
 from llmrec_cli.training.rows import IntArray, Row
 
-# How likely a policy finds given answers: ``log pi(y | x)``, without gradients.
+# Log-probabilities of given answers: ``log pi(y | x)``, without gradients.
 
 
 def score_micro_batch(

@@ -33,10 +33,10 @@ from llmrec_cli.tensors.beam_search import (
 )
 from llmrec_cli.tensors.trie import ROOT, Scorer, Trie, child_log_probs, forced_log_probs, paths
 
-# Exact scores of every item of the catalogue, for full ranks and as the searches' judge.
+# Exact scores of all catalogue items, for full ranks and as a reference for the searches.
 #
-# Only nodes with a choice below them are read (the trie's *branching closure*); they are read in
-# depth-first order, a bounded number of tokens at a time, behind the prompt's cache.
+# Only nodes with a branching node below them are computed (the trie's *branching closure*). They
+# are computed in depth-first order, a bounded number of tokens at a time, after the prompt's cache.
 #
 # Shape suffixes: B users, T tokens of one call, L leaves, N trie nodes, E = N - 1 edges.
 
@@ -119,7 +119,7 @@ def _sum_paths(trie: Trie, edge_BE: Tensor) -> Tensor:
     return node_BN[:, trie.node_of_leaf_L.long()]
 
 
-# Drives a model through the three searches of the catalogue, one batch of users at a time.
+# Runs a model in the three searches of the catalogue, one batch of users at a time.
 #
 # Shape suffixes: B users, X prefixes fed at once, J tokens of a forced chain, T tree tokens of a
 # call, F children of a node, K list width, Q excluded leaves, L leaves, E trie edges, D model
@@ -350,8 +350,8 @@ def _score_forced(scorer: Scorer, fed: Fed) -> Tensor:
 #     rank_catalogue   the k best leaves: exact (proven), Hugging Face's beam, or by scoring all
 #     score_all        every leaf's score
 #
-# The model is used as it is: its body and its output weights.  ``model.generate`` and the
-# ``generation_config`` of a base model (sampling, top_k, repetition penalty) play no part.
+# ``model.generate`` is not used. The ``generation_config`` of a base model (sampling, top_k,
+# repetition penalty) has no effect.
 
 
 _SCORES_AT_ONCE = 1 << 25  # trie nodes x users of one batch when every item is scored: 128 MB

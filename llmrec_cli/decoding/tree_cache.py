@@ -1,4 +1,4 @@
-"""A key-value cache that holds one prompt per user and, behind it, a tree of responses.
+"""A key-value cache with one prompt per user, followed by a tree of responses.
 
 Tree tokens are appended along the sequence axis of the prompt's cache row and see the prompt, their
 own ancestors and themselves (a 4D mask), so that a prompt is computed and stored once, however many

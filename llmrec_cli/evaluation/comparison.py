@@ -1,4 +1,4 @@
-"""Entries side by side: metrics with intervals, paired differences, and what may be compared."""
+"""Comparison of entries: metrics with intervals, paired differences, comparability."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from llmrec_cli.evaluation.statistics import (
 from llmrec_cli.tasks import find_reported_task
 from llmrec_cli.utils.text import clean_line
 
-# What ``llmrec compare`` finds: entries under one protocol, with intervals, tests and cost.
+# The result of ``llmrec compare``: entries under one protocol, with intervals, tests and cost.
 #
-# An entry is one way to recommend: one run, or runs that differ in nothing but their seed.  These
-# values are all that tables, pictures and pages are made from.
+# An entry is one run, or several runs that differ only in their seed. Tables, figures and pages are
+# made from these values.
 
 
 Policy = Literal["keep", "remove", "pairs"]
@@ -222,9 +222,9 @@ FIGURE_COLUMNS: Final = (
 )
 
 
-# What a comparison is made from: evaluated runs and other tools' lists, opened.
+# The input of a comparison: evaluated runs and external lists.
 #
-# ``Entry`` is the raw material behind a ``comparison.Standing`` of the same name and place.
+# An ``Entry`` becomes a ``Standing`` with the same name and position.
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,9 +276,6 @@ class Entry:
     without_history: bool = False  # another tool's lists, from which it left the history out
 
 
-# What a comparison asks of its entries.
-
-
 @dataclass(frozen=True)
 class ComparisonConfig:
     """What is asked of entries of one task on one split."""
@@ -303,11 +300,11 @@ class ComparisonConfig:
         return tuple(name for name in self.metrics if name != POOLED)
 
 
-# What has to agree before two entries' figures may be set against each other.
+# Comparability: the properties that two entries must share.
 #
-# Same data, rows, catalogue, candidates, decoder and choice of a checkpoint; what an entry does
-# not
-# have (a conventional model decodes nothing, another tool's training is unknown) agrees with any.
+# They must share data, rows, catalogue, candidates, decoder and choice of a checkpoint. A property
+# that an entry does not have agrees with every value: a conventional model has no decoder, and
+# another tool's training is unknown.
 
 
 ROWS_OF = {"train": "training rows", "valid": "validation rows", "test": "test rows"}

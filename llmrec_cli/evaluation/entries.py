@@ -1,4 +1,4 @@
-"""Evaluated runs, opened without a model, as the entries of a comparison.
+"""The entries of a comparison: evaluated runs, read without a model.
 
     Run --load_evaluation--> Evaluation, Ground --load_run--> with traits, cost and family
     runs of one family --build_entries--> Entry: seeds together, a name of its own

@@ -1,4 +1,4 @@
-"""Lists of other tools in, and llmrec's data and lists out."""
+"""External lists: read lists of other tools, write llmrec's rows and lists."""
 
 from __future__ import annotations
 
@@ -57,11 +57,9 @@ from llmrec_cli.utils.files import write_atomically, write_folder
 # Lists that another tool has made, as an entry of a comparison, scored under our protocol.
 #
 # One line per recommended item, in any order: CSV or parquet with the columns ``item_id``,
-# ``user_id`` or ``row``, and ``score`` or ``rank`` (RecBole's ``user_id:token`` is ``user_id``),
-# or a
-# TREC run (``qid Q0 docno rank score tag``).  The score decides, as in trec_eval; equal scores go
-# by
-# rank, then by line.  Or our own ``predictions.parquet``.
+# ``user_id`` or ``row``, and ``score`` or ``rank`` (RecBole's ``user_id:token`` is ``user_id``), or
+# a TREC run (``qid Q0 docno rank score tag``). The score decides, as in trec_eval; equal scores go
+# by rank, then by line. Or our own ``predictions.parquet``.
 
 
 Missing = Literal["refuse", "miss"]

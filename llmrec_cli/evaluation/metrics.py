@@ -1,4 +1,4 @@
-"""Metrics of lists: HR, NDCG, MRR per row, and what goes beyond accuracy."""
+"""Metrics of lists: HR, NDCG and MRR per row, and figures over all lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.data.schema import HISTORY, RANKED, ROW, TARGET, USER_ID
 from llmrec_cli.errors import ArtefactError
 
-# From ranked items to recommended lists: the first distinct leaves, with history kept or removed.
+# From ranked items to lists: the first distinct leaves, with the history kept or removed.
 #
 # Shape suffixes: R rows, K list depth, E entries of all lists one after the other.
 
@@ -123,7 +123,7 @@ def _require_inside(item_E: Ints, rows_E: pd.DataFrame, leaves: CatalogueEntries
     return item_E
 
 
-# Ranking metrics, one value per row, and what the recommended lists look like as a whole.
+# Ranking metrics with one value per row, and figures over all lists.
 #
 # With ``rank`` the target leaf's place among the first K distinct leaves, from 1:
 # HR@K = [rank <= K], NDCG@K = [rank <= K] / log2(rank + 1) (one relevant item, so the ideal is 1),

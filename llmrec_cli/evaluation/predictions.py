@@ -1,4 +1,4 @@
-"""predictions.parquet and report.json: written, checked, read."""
+"""Writing, checking and reading of predictions.parquet and report.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from llmrec_cli.evaluation.statistics import bootstrap_means, count_users
 from llmrec_cli.models.base import NO_LEAF, RankedLists
 from llmrec_cli.utils.files import create_atomically
 
-# ``predictions.parquet``: what a run recommends to every row, written whole or not at all.
+# ``predictions.parquet``: the list of every row, written completely or not at all.
 
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -225,7 +225,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-# ``report.json``: one run's figures, with the protocol that they hold for.
+# ``report.json``: one run's figures, with their protocol.
 
 
 SEEN: Final[tuple[Seen, ...]] = ("keep", "remove")

@@ -1,4 +1,4 @@
-"""Rows of a split, ranked and scored by a Ranker, by all processes together.
+"""Ranking and scoring the rows of a split with a Ranker, on all processes.
 
 rank_rows           the lists of all rows; each process ranks its share
 score_items         the scores of chosen items of all rows

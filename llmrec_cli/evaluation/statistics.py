@@ -1,4 +1,4 @@
-"""Intervals and tests over users, and over seeds.
+"""Intervals and tests over users and over seeds.
 
 A user may own several rows, and rows of one user resemble each other: whatever is drawn here is a
 user with all of his or her rows, never a row.  Everything is a function of its arguments and the

@@ -1,4 +1,4 @@
-"""What DPO, S-DPO and DMPO share: options, needs, log-probabilities, statistics and a warning."""
+"""Shared code of DPO, S-DPO and DMPO: options, log-probabilities, statistics, a warning."""
 
 from __future__ import annotations
 

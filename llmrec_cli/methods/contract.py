@@ -1,4 +1,4 @@
-"""What a method is: a value that the training loop can run, the same for SFT and every alignment.
+"""The interface of a method: a value that the training loop runs, for SFT and alignments.
 
 A method file defines one module-level ``METHOD = Method(...)``; the file name is the ``--method``
 name.  Options are parsed without importing torch, so a method imports ``llmrec_cli.tensors`` inside

@@ -1,1 +1,1 @@
-"""Backbones, tokenizers, and conventional models: whatever ranks."""
+"""Backbones, tokenizers and conventional models."""

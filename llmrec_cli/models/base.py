@@ -1,4 +1,4 @@
-"""The Ranker: what validation, eval, audit, recommend, AUC and mined negatives ask of a model.
+"""The Ranker: the interface of every model that ranks, in validation, eval and elsewhere.
 
 A Ranker knows the catalogue's entries by number (their leaf in the trie) and histories as catalogue
 indices of items, oldest first.  Every model is one: the language model

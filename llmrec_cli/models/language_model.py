@@ -74,7 +74,7 @@ def _as_mask(config: Any, sees_BTS: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(sees_BTS[:, None], zero, torch.finfo(dtype).min)
 
 
-# Policies: a causal language model seen as its body and its head, which is never called whole.
+# Policies: a causal language model as a body and a head, which are called separately.
 
 
 class Policy(nn.Module):

@@ -1,4 +1,4 @@
-"""Backbones: their configuration judged, tokenizer and weights read, adapters put on."""
+"""Loading of backbones: check the configuration, read tokenizer and weights, add adapters."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from llmrec_cli.models.language_model import find_body
 from llmrec_cli.models.tokenizer import add_item_tokens, train_tokenizer
 from llmrec_cli.utils.imports import import_quickly
 
-# What a model folder or hub repository may hold: weights and settings, nothing that runs.
+# Allowed contents of a model folder or hub repository: weights and settings, no code.
 #
-# Transformers and PEFT follow what the files of a model say: Python files, kernels of the hub,
-# weights elsewhere, pickles.  Here it is refused, or taken out of the configuration, before they
-# see it.
+# The files of a model can make transformers and PEFT load Python files, kernels of the hub, weights
+# from elsewhere, and pickles. This code refuses such settings, or removes them from the
+# configuration.
 
 
 INDEX: Final = "model.safetensors.index.json"
@@ -211,8 +211,8 @@ def first_line(error: BaseException) -> str:
 
 # Backbones: any causal language model of the hub or a local folder, or a small Llama from scratch.
 #
-# A *base* is a model with its tokenizer, as an ordinary Hugging Face folder.  What is trained is a
-# *policy* around the model (``policy.py``).
+# A *base* is a model with its tokenizer, as a Hugging Face folder. Training uses a *policy* around
+# the model (``language_model.py``).
 
 
 transformers_logging.disable_progress_bar()  # it would tear ours

@@ -1,4 +1,4 @@
-"""``llmrec audit``: what prepared data say about a comparison, and how it is shown."""
+"""``llmrec audit``: properties of prepared data that affect a comparison."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from llmrec_cli.runs.run import Experiment, run_at
 from llmrec_cli.utils.progress import Progress
 from llmrec_cli.utils.text import clean_line
 
-# The story of ``llmrec audit``: what is wrong, or has to be known, about prepared data.
+# ``llmrec audit``: counts and verdicts about prepared data.
 #
 # prepared folder -> the manifest's counts, what the split files tell, Pop's score -> verdicts
 

@@ -1,4 +1,4 @@
-"""The backbone of a recipe: found or made, its tokenizer, and whether rows fit its context."""
+"""The backbone of a recipe: find or build it, and check that rows fit its context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmrec_cli.utils.locks import lock_to_make
 from llmrec_cli.utils.progress import Progress
 from llmrec_cli.utils.ragged import Ragged
 
-# The base of a recipe: the weights and the tokenizer below everything that is trained.
+# The base of a recipe: weights and tokenizer before any training.
 #
 # They come from the hub or a folder, or are built once from the catalogue (``backbone =
 # "scratch"``).
@@ -143,7 +143,7 @@ def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
             )
 
 
-# Whether tokenizer, catalogue and backbone fit together, asked before any weights are read.
+# Checks that tokenizer, catalogue and backbone fit together, before weights are read.
 #
 # Shape suffixes: I items.
 

@@ -1,4 +1,4 @@
-"""``llmrec compare``: evaluated runs and other tools' lists, side by side under one protocol."""
+"""``llmrec compare``: evaluated runs and external lists under one protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage works with: prepared data, tokens, trie and processes of a recipe."""
+"""The context of a stage: prepared data, tokens, trie and processes of a recipe."""
 
 from __future__ import annotations
 
@@ -87,9 +87,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False),  # constants, alike everywhere
         ],
     )
-
-
-# What every stage works with: prepared data, tokens and trie, and the processes at work.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The story of ``llmrec env``: what a bug report needs, and nothing that tells who or where.
+"""``llmrec env``: facts for a bug report, without names of users, machines or folders.
 
 No names of users, hosts or folders, and no variable of the environment beyond a few known ones.
 """

@@ -52,7 +52,7 @@ from llmrec_cli.utils.files import (
     translate_tensor_errors,
 )
 
-# The model of a finished run, or the base that everything begins with, to train or to decode.
+# Loading the model of a finished run, or the base, for training or decoding.
 
 
 PROBE: Final = "probe"  # of a manifest
@@ -201,7 +201,7 @@ def _load_with_adapter(bench: CatalogueContext, parent: Run | None, *, train: bo
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=train)
 
 
-# Finished runs as Rankers, whatever their kind: opened, checked, ready to rank.
+# Loading finished runs of every kind as Rankers.
 #
 # a language model's run      weights on its backbone       -> LanguageModelRanker
 # a trained baseline's run    weights                       -> FullScoreRanker

@@ -1,4 +1,4 @@
-"""What stops a training stage, asked before any stage is trained.
+"""Checks that could stop a training stage, made before any stage is trained.
 
     recipe -> one ``Plan`` per language-model run -> ``check_plan`` on prepared data and trie
 

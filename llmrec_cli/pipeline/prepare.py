@@ -72,7 +72,7 @@ from llmrec_cli.data.schema import (
 from llmrec_cli.data.splitting import plan_split, require_clock, sort_by_user
 from llmrec_cli.utils.locks import lock_to_make
 
-# What a prepared folder's manifest tells about how it came to be; nothing about the engine.
+# The history of a prepared folder in its manifest, without the engine.
 
 
 Facts: TypeAlias = dict[str, Any]
@@ -213,12 +213,12 @@ def _count_split(rows: pl.LazyFrame) -> Facts:
     return found
 
 
-# The story of `llmrec prepare`: raw files in, a prepared folder out.
+# ``llmrec prepare``: raw files in, a prepared folder out.
 #
 #     sources -> read -> clean -> name the items -> split -> audit -> parquet and manifest.json
 #
-# ``[data]``, the seed and the content of the sources decide every byte of the result, so a folder
-# that was made from the same three is simply reused.
+# ``[data]``, the seed and the content of the sources determine every byte of the result. So a
+# folder that was made from the same three is reused.
 
 
 Progress = Callable[[str], None]

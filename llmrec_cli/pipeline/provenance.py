@@ -1,4 +1,4 @@
-"""A language model's inputs: prepared data, and the base's tokenizer and weights, by their hashes.
+"""Provenance of a run: hashes of prepared data and of the backbone's tokenizer and weights.
 
 A run's manifest records them as facts; whoever uses the run afterwards compares these with what
 lies there now.

@@ -1,4 +1,4 @@
-"""What a stage trains on: its rows, and the transforms that its method asks for.
+"""The training data of a stage: its rows, and the transforms that its method needs.
 
 catalogue context + split -> rows
 contract.Needs -> row transforms:   AddNegatives (drawn, or mined from the parent or the policy),

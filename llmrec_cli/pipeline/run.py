@@ -1,4 +1,4 @@
-"""``llmrec run``: every stage in order; what is finished is kept, what stopped goes on."""
+"""``llmrec run``: every stage in order. Finished stages are kept, interrupted ones resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training command's hold on its run's folder: lock, start, trackers, cost, and the end.
+"""A training command's use of its run's folder: lock, start, trackers, cost, end.
 
 lock -> start_run -> the training, measured -> finish_run; input that turns out to be wrong
 before anything was trained leaves no folder behind

@@ -22,7 +22,7 @@ from llmrec_cli.training.trainer import Trainer, TrainerState
 from llmrec_cli.utils.files import ADAPTER_FOLDER, MODEL_FOLDER, hash_file
 from llmrec_cli.utils.progress import Progress
 
-# One training stage: open, check, train, write.  ``sft.py`` and ``align.py`` are its two uses.
+# One training stage: load, check, train, write. ``sft`` and ``align`` use it.
 
 
 def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:

@@ -1,4 +1,4 @@
-"""``llmrec validate``: check what can be checked without training, and show what would run."""
+"""``llmrec validate``: all checks without training, and a list of what would run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the report page.  matplotlib draws; its SVG goes into the page as it comes.
+"""Figures of the report page: matplotlib's SVG, unchanged.
 
 A picture is a document of its own behind a ``data:`` address: nothing in it can reach the page, and
 its text is text in the reader's fonts.  Sizes are in units of a picture, about CSS pixels.
@@ -142,7 +142,7 @@ def _draw_picture(size: tuple[float, float], alt: str, paint: Callable[[Figure],
     return Picture(f"data:image/svg+xml;base64,{coded}", alt, width, height)
 
 
-# What all pictures share: axes placed by margins, calm ticks, short numbers.
+# Shared code of figures: axes placed by margins, few ticks, short numbers.
 
 
 def _place_axes(figure: Figure, left: float, right: float, bottom: float, top: float) -> Axes:

@@ -1,4 +1,4 @@
-"""Names, titles and numbers as tables, pages and pictures show them."""
+"""Formatting of names, titles and numbers for tables, pages and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a comparison to files; the ending of a name chooses the format."""
+"""Writing a comparison to files. The file's suffix chooses the format."""
 
 from __future__ import annotations
 

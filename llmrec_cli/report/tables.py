@@ -40,9 +40,9 @@ from llmrec_cli.report.formatting import (
 )
 from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markdown
 
-# What the tables of a comparison hold, as text: the one source of all formats.
+# The cells of all tables as text, for every format.
 #
-# A cell is a few words that a narrow format may put on lines of their own.
+# A cell is a list of words, which a narrow format may put on separate lines.
 
 
 Cell = tuple[str, ...]

@@ -1,4 +1,4 @@
-"""``llmrec runs``: what lies under ``runs/``, and how far each run has come."""
+"""``llmrec runs``: the runs under ``runs/``, and the state of each."""
 
 from __future__ import annotations
 

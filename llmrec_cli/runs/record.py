@@ -1,4 +1,4 @@
-"""What a run's manifest records, and the refusals that rest on it.
+"""A run's manifest: what it records, and the checks that use it.
 
     start_run -> (training) -> finish_run -> count_opening, once per evaluation
 

@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, and the trackers that get its rows too."""
+"""The log of a run: metrics.jsonl, and trackers that also get its rows."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from llmrec_cli.utils.files import (
     write_json,
 )
 
-# A run's metrics rows in the trackers that its recipe names, each through Accelerate's class.
+# Trackers: they get the rows of ``metrics.jsonl``, through Accelerate's classes.
 #
-# Accelerate opens, feeds and closes them.  What it leaves to its caller stands here:
+# Accelerate opens, feeds and closes them. This code adds:
 #
 # - Trackers get the rows and nothing else: no settings, no source, no measurements of the machine,
 #   and, where the tracker lets itself be told, no name of the user or host.
@@ -370,7 +370,7 @@ def _silence_trackers(
     return heard
 
 
-# ``metrics.jsonl``: one JSON object per update, cut back to the checkpoint on resume.
+# ``metrics.jsonl``: one JSON object per update, truncated to the checkpoint on resume.
 
 
 class MetricsLog:

@@ -1,1 +1,1 @@
-"""Finished runs put to use: opened, asked for lists, exported."""
+"""Use of finished runs: loading, recommending, exporting."""

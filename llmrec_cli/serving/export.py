@@ -1,4 +1,4 @@
-"""``llmrec export``: a finished run as a folder for other tools, compared with the run first."""
+"""``llmrec export``: write a finished run as a Hugging Face folder, and check it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from llmrec_cli.utils.files import (
 )
 from llmrec_cli.utils.progress import Progress
 
-# What an exported folder holds beside its card: weights, tokenizer, catalogue, prompt, rank.py.
+# Contents of an export except its card: weights, tokenizer, catalogue, prompt, rank.py.
 
 
 CATALOGUE_FILE: Final = "catalogue.jsonl"
@@ -178,7 +178,7 @@ def _settings(bench: CatalogueContext) -> Mapping[str, Any]:
     }
 
 
-# What an export wrote, opened as others open it, and compared with the run's own scores.
+# The check of an export: load it with plain transformers, and compare scores with the run's.
 
 
 ROWS: Final = 4

@@ -1,4 +1,4 @@
-"""A finished run, opened from its folder alone, wherever that lies now.
+"""Loading of a finished run from its folder, even if the experiment was moved.
 
 Everything is looked up beside the run: its experiment may have been moved, and the working folder
 is another one.  Nothing is written.

@@ -1,4 +1,4 @@
-"""What a run recommends to one history, as values, and how a terminal shows it."""
+"""Recommendations for one history, as values and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
+"""``Recommender``: recommend with a finished run, from Python or ``llmrec recommend``.
 
 from llmrec_cli import Recommender
 recommender = Recommender.load("runs/quickstart/sft")
@@ -29,7 +29,7 @@ from llmrec_cli.serving.finished import Device, Finished, open_finished, open_fi
 from llmrec_cli.serving.recommendations import Recommendations, Recommended, Told
 from llmrec_cli.tensors.trie import paths
 
-# A history as somebody gives it: ids and titles, read as items of the catalogue.
+# A history as the user types it: ids and titles, matched to catalogue items.
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,6 @@ def _list_notes(
         yield f"{len(items)} items: the last {data.history} are used (data.history)"
     if in_prompt < min(len(items), data.history):
         yield f"the prompt has room for the last {in_prompt} items ({bench.encoder.why})"
-
-
-# ``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
-#
-# from llmrec_cli import Recommender
-# recommender = Recommender.load("runs/quickstart/sft")
-# for item in recommender.recommend(["a title", "an item id"], k=10):
-#     print(item.rank, item.title, item.probability)
 
 
 @dataclass(frozen=True)

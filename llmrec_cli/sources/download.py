@@ -1,4 +1,4 @@
-"""``llmrec download``: the official files, from the hosts that are known, whole or not at all."""
+"""``llmrec download``: official files from known hosts. A file appears only when complete."""
 
 from __future__ import annotations
 
@@ -166,15 +166,14 @@ def _fold_name(category: str) -> str:
     return category.replace("-", "_").lower()
 
 
-# One file from the web, whole or not at all: resumed, counted, hashed, renamed when complete.
+# Download of one file: resumed, counted, hashed, renamed when complete.
 #
-# What arrives is kept in ``.NAME.part``; ``.NAME.part.json`` says of which version of the file it
-# is.
-# A later try asks for the rest of that version (RFC 9110: ``Range`` with ``If-Range``).  Redirects
-# lead to http or https and never from https to http.  Proxies are those of the environment.
+# Partial data is kept in ``.NAME.part``. ``.NAME.part.json`` names the version of the file. A later
+# try requests the rest of that version (RFC 9110: ``Range`` with ``If-Range``). Redirects lead to
+# http or https, and never from https to http. Proxies come from the environment.
 #
-# pooch and huggingface_hub do not serve here (benchmarks/results/2026-11-30-download.md): neither
-# keeps what arrived before an interruption.
+# pooch and huggingface_hub are not used (benchmarks/results/2026-11-30-download.md): neither keeps
+# partial data after an interruption.
 
 
 TIMEOUT: Final = 60.0  # seconds without a byte

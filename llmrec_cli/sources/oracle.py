@@ -1,4 +1,4 @@
-"""How well anybody could do on the synthetic shop: the generator's own ranking of the next item.
+"""The oracle of the synthetic data: the generator's own ranking of the next item.
 
 The histories are those that ``prepare`` makes of the files with its default settings: ties in time
 by file order, a user's first review of an item, items with a usable title, iterated 5-core, last

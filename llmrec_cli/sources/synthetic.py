@@ -1,4 +1,4 @@
-"""``llmrec sample``: the shop as raw Amazon files of 2014, 2018 and 2023, with genuine dirt.
+"""``llmrec sample``: synthetic data as raw Amazon files, with the defects of real files.
 
 Titles with entities, stray spaces, markup fragments or none at all; items without metadata; tied
 times; optional keys that come and go; ids that look like numbers; ``asin`` that differs from

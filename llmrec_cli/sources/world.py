@@ -96,17 +96,14 @@ def make_series_name(draw: int) -> str:
     return f"{_FIRST[first]} {_SECOND[second]}"
 
 
-# An invented toy shop whose shoppers follow known rules: the truth behind ``llmrec sample``.
+# A synthetic toy shop whose users follow known rules, for ``llmrec sample``.
 #
 # Catalogue: brands of 3 series with 5 volumes each, a few *promoted* items (near-duplicate titles,
-# often bought, rated low) and a few *orphans* (no usable title).  The anchor of a history is its
-# last
-# series item.  The next item is drawn by ``list_rules`` among the items that the shopper has not
-# had:
-# next volume, planted complement, same brand, popularity, and now and then an interruption by a
-# promoted item or an orphan, which does not move the anchor.  A filter that drops promoted items
-# or
-# orphans therefore leaves the structure as it is.
+# often bought, rated low) and a few *orphans* (no usable title). The anchor of a history is its
+# last series item. The next item is drawn by ``list_rules`` among the items that the shopper has
+# not had: next volume, planted complement, same brand, popularity, and now and then an interruption
+# by a promoted item or an orphan, which does not move the anchor. A filter that drops promoted
+# items or orphans therefore leaves the structure as it is.
 #
 # Only whole numbers from PCG64's raw output decide, so every machine draws the same shop.
 

@@ -1,4 +1,4 @@
-"""The board of a sweep: every point that was tried, the best first."""
+"""The leaderboard of a sweep: all points, the best first."""
 
 from __future__ import annotations
 

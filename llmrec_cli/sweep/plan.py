@@ -1,4 +1,4 @@
-"""What a sweep is to do: its space, the run that is judged, and the recipe of every point.
+"""The plan of a sweep: its space, the run to judge, and the recipe of every point.
 
 Everything is checked here, before anything is imported that trains or stored that stays.
 """

@@ -1,4 +1,4 @@
-"""The study behind a sweep: optuna chooses points and remembers what they gave.
+"""The study of a sweep: optuna chooses points and stores their results.
 
 Several processes, also of several machines, may work on one study.  Each marks its trials with a
 name of its own and shows that it lives: by a lock in the study's folder, which the system releases

@@ -1,4 +1,4 @@
-"""One point of a sweep: an experiment of its own, trained by the ordinary commands.
+"""One point of a sweep: an experiment, trained by the normal commands.
 
     shared runs (made once a seed) --linked--> the point's experiment --> its run --> validation
 

@@ -1,4 +1,4 @@
-"""What a model is asked: one value per task, looked up by the name that recipes give it."""
+"""The tasks: one value each, by its name in recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task as a value: what it declares, which rules of a recipe follow, and what it is called.
+"""The interface of a task: its name, and the rules of a recipe that follow from it.
 
     recipe's prompt.task -> TASKS -> Task (declared needs; no torch)
                                      -> load_operations -> Operations (rows, evaluation, display)

@@ -1,4 +1,4 @@
-"""What the commands do for the generate task: rows of histories and items of the catalogue."""
+"""The operations of the generate task: rows of histories and catalogue items."""
 
 from __future__ import annotations
 

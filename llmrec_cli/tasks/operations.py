@@ -1,4 +1,4 @@
-"""What the commands do for a task: its rows, its evaluation, and how both are shown."""
+"""The operations of a task: its rows, its evaluation, and their display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rank-pair task: a history and two candidates, and which of them the user likes more (DMPO).
+"""The rank-pair task: which of two candidates the user likes more (DMPO).
 
 The answer is both titles, the liked one first (arXiv:2405.16127).
 """

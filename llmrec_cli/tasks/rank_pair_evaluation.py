@@ -1,4 +1,4 @@
-"""``llmrec eval`` for the rank-pair task: which of two answers a run finds likelier, and AUC."""
+"""``llmrec eval`` for the rank-pair task: scores of both answers, and AUC."""
 
 from __future__ import annotations
 

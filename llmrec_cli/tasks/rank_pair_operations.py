@@ -1,4 +1,4 @@
-"""What the commands do for the rank-pair task: pairs to train on, to choose by, and to show.
+"""The operations of the rank-pair task: pairs for training, for validation, and for display.
 
 given:  pairs of the source       -> the same pair rows in every epoch
 own:    (history, target) rows    -> one liked item against drawn ones, anew in every epoch

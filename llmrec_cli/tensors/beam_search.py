@@ -1,4 +1,4 @@
-"""Searching the catalogue trie: the pure steps, their bound and their proof.
+"""Search over the catalogue trie: the pure steps, and the bound that proves exactness.
 
 * Best first (exact).  A score is a sum of log-probabilities, so it only falls on the way down: a
   prefix bounds every item below it.  Finished items are kept best first, open prefixes that could

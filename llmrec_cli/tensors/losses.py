@@ -18,11 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from llmrec_cli.tensors.legal_softmax import HeadWeights, LegalLogits, legal_logits
 from llmrec_cli.tensors.trie import Trie
 
-# Losses as sums, and the statistics they need.  The mean is the training loop's business.
+# Losses as sums, and their statistics. The training loop computes the mean.
 #
 # Shape suffixes: P response positions, A active positions (fan-out > 1), U legal columns of a
-# batch,
-# D model width, V vocabulary.
+# batch, D model width, V vocabulary.
 
 
 CHUNK = 1 << 24
@@ -172,8 +171,7 @@ def adaptive_temperature(stats: Mapping[str, float | Tensor], fan_out: int, eta:
 #
 # They work on ``D(y|x) = log pi(y|x) - log pi_ref(y|x)``, summed over an answer's tokens, in nats.
 #
-# Shape suffixes: P response positions, A answers, G groups, K rejected answers of a group, C
-# chosen
+# Shape suffixes: P response positions, A answers, G groups, K rejected answers of a group, C chosen
 # ones: 1, shared by the group, or K, one beside each rejected answer (the rank-pair task).
 
 

@@ -1,4 +1,4 @@
-"""The catalogue as a flat trie: its nodes, their children, probabilities summed over them."""
+"""The catalogue as a flat trie: nodes, children, probabilities of children, masses of nodes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 
 # The catalogue as a flat trie of token sequences.
 #
-# Every item is a token sequence that ends in EOS; together they form a trie.  Its children at a
-# node
-# are the *legal* tokens there (``V_t`` in docs/methods).  Nodes are numbered breadth first and
+# Every item is a token sequence that ends in EOS; together they form a trie. Its children at a node
+# are the *legal* tokens there (``V_t`` in docs/methods). Nodes are numbered breadth first and
 # children are sorted by token, so that the child behind edge ``e`` is simply node ``e + 1`` and no
 # child pointers are stored.
 #
@@ -218,13 +217,11 @@ def _starts(counts: Tensor) -> Tensor:
 
 # Log-probabilities of a trie node's children, from the hidden state that reached it.
 #
-# Only legal columns of the output head are multiplied.  The vocabulary-wide sum that mask =
-# "after"
+# Only legal columns of the output head are multiplied. The vocabulary-wide sum that mask = "after"
 # needs is taken a block of columns at a time and never stored.
 #
 # Shape suffixes: P positions, D model width, V vocabulary, U columns, F children of a node
-# (padded),
-# C edges.  Scores are fp32 whatever the model's type; -inf is padding.
+# (padded), C edges. Scores are fp32 whatever the model's type; -inf is padding.
 
 
 NONE = -1

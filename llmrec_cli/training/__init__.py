@@ -1,1 +1,1 @@
-"""Training: a dataset, the order of its rows, collated batches made ahead, and one loop."""
+"""Training: dataset, sampler, collator, data loader, and one training loop."""

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, hashed, committed by one rename, pruned only afterwards."""
+"""Checkpoints: safetensors and JSON with hashes. One rename completes a checkpoint."""
 
 from __future__ import annotations
 

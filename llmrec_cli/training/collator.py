@@ -1,4 +1,4 @@
-"""Collating: rows become padded tensors, and what is to be predicted from them.
+"""The collator: rows become padded tensors with targets.
 
 A row is laid out in one of two ways.  *Chained*: all targets of a row stand one after the other in
 one sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their

@@ -1,4 +1,4 @@
-"""The processes of a run: work shared out, figures gathered, time and memory measured."""
+"""The processes of a run: distribute rows, gather results, measure time and memory."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ from torch import Tensor
 
 from llmrec_cli.utils.files import translate_os_errors
 
-# The processes (ranks) of a run and what they tell one another; every collective stands here.
+# The processes (ranks) of a run, and all collectives between them.
 #
-# A rank works on its share of the rows, by index.  What all need to know is added up, or put
-# together
-# again by row number, each row exactly once.
+# A rank works on its share of the rows, by index. Results are summed, or collected by row number,
+# each row exactly once.
 
 
 T = TypeVar("T")
@@ -278,9 +277,9 @@ def isolate_accelerate() -> Iterator[None]:
             values.update(earlier)
 
 
-# What a stage takes of the machine: its device, its processes and its highest memory.
+# Resources of a stage: its device, its processes and its peak memory.
 #
-# Nothing here ever ends a run: where the machine does not tell, nothing is recorded.
+# Failures here never end a run. Unknown figures are not recorded.
 
 
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

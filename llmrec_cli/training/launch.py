@@ -1,4 +1,4 @@
-"""How a run starts on many processes, stops on signals, and says which process failed."""
+"""Launching: start processes, stop on signals, report the process that failed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from llmrec_cli.config.training import LaunchSection
 
 
-# Stopping between two updates: a signal waits until the work in hand is whole and saved.
+# Stopping between two updates: a signal waits until the update is finished and saved.
 #
-# SIGINT means "interrupted", every other signal of the table "terminated".  A signal that was
-# ignored
-# when this process started (``nohup``, ``trap '' HUP``) stays ignored.
+# SIGINT means "interrupted", every other signal of the table "terminated". A signal that was
+# ignored when this process started (``nohup``, ``trap '' HUP``) stays ignored.
 
 
 _MEANINGS: Final = {
@@ -129,7 +128,7 @@ def defer_signals() -> Iterator[Stop]:
         signal.raise_signal(wanted)
 
 
-# This process as one of a group: whether it is, what it leaves behind, and with whom it ends.
+# This process in a process group: its rank, its failure note, and its launcher.
 
 
 FAILURES = "LLMREC_FAILURES"
@@ -241,9 +240,9 @@ def _is_alive(process: int) -> bool:
 
 # Starting a command on many processes, through Accelerate's launcher.
 #
-# The process that the user started becomes the launcher: it starts the same command once per rank,
-# passes signals on, and in the end tells what the rank that failed first had to say.  Under
-# ``accelerate launch`` or ``torchrun`` the command is a rank itself and starts nothing.
+# The process that the user started becomes the launcher. It starts the same command once per rank,
+# passes signals on, and prints the message of the rank that failed first. Under ``accelerate
+# launch`` or ``torchrun`` the command is a rank itself, and starts nothing.
 
 
 _WORDLESS = "process {} ended with exit code {} and said nothing"

@@ -1,4 +1,4 @@
-"""The reference model: the policy as it began, frozen, on the same base weights.
+"""The reference model: the policy's frozen initial weights, on the same base weights.
 
 Only what training changes is kept twice (an adapter, or all weights of a fully tuned model); for a
 reference pass the two are exchanged.  The lineage is base -> parent's weights -> policy.

@@ -1,4 +1,4 @@
-"""Which rows an update sees, and their batches, collated while the update before is computed."""
+"""Sampler and data loader: the rows of each update, collated ahead of the device."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every room needs: files, locks, text, progress."""
+"""Helpers for all packages: files, locks, text, progress."""

@@ -1,4 +1,4 @@
-"""Writing that survives a crash: temporary name in the same folder, fsync, rename, fsync.
+"""Names of files, and crash-safe writing: temporary name, fsync, rename, fsync.
 
 A temporary name is one process's alone, and locked while that process writes there.  What bears one
 and is not locked is of a process that was killed, and is removed when the same is written again.

@@ -1,4 +1,4 @@
-"""Locks: of what several commands could write at once, one process at a time writes it.
+"""File locks: only one process at a time writes a folder.
 
 A lock is on a file beside the folder.  The system releases it when its process ends,
 however that ends; the file stays, and says who holds it.  Whoever comes second waits and uses what

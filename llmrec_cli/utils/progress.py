@@ -1,4 +1,4 @@
-"""Progress that stories report and ``cli.py`` shows: bars on a terminal, plain lines elsewhere."""
+"""Progress of a command: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many token sequences in two arrays, which processes can map rather than copy."""
+"""Many token sequences in two arrays, which processes can map without copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for people: formatting, secrets, and what a terminal must not be sent."""
+"""Text output: formatting, removal of secrets, safety of terminals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 
 from rich.console import Console
 
-# Titles and names come from other people's files: what a terminal or a report may be shown.
+# Titles and names from other people's files, made safe for terminals and reports.
 
 
 # A terminal's own commands, 7-bit and C1 forms: ESC [ ... letter; ESC ] ... BEL or ESC \ and its
@@ -72,10 +72,10 @@ def _harmless(char: str) -> str:
     return "" if kind in {"Cc", "Cf"} and char not in _JOINERS else char
 
 
-# Secrets that came along in an address, an override or the environment: never written, never said.
+# Secrets in addresses, overrides or the environment are never written or printed.
 #
-# What is taken out: user and password of a URL; tokens by their well-known forms; values of
-# environment variables whose names say what they are (HF_TOKEN, WANDB_API_KEY, AWS_SECRET_...).
+# Removed are: user and password of a URL, tokens of well-known formats, and values of environment
+# variables with names such as HF_TOKEN, WANDB_API_KEY, AWS_SECRET_...
 
 
 HIDDEN: Final = "[secret]"
@@ -109,7 +109,7 @@ def redact_values(value: Any) -> Any:
     return value
 
 
-# stdout and stderr as consoles: a reader that leaves, or few letters, stop no work.
+# stdout and stderr: a closed reader or a small encoding does not stop the work.
 
 
 class Terminal(Console):

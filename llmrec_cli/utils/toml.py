@@ -1,4 +1,4 @@
-"""TOML of other people, within bounds: what can be shown and walked through by whatever follows."""
+"""Parsing of TOML from other people, with limits on size and depth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables of the environment that change a run: joined, refused, hidden, or recorded.
+"""Environment variables that affect a run: accepted, refused, hidden, or recorded.
 
 A recipe says what a run is.  A launcher's variables say who works on it; everything else that
 Accelerate would take from the environment is refused or hidden from it, and what a library below

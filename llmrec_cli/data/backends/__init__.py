@@ -1,4 +1,4 @@
-"""Who carries out relations over raw data: polars here, or Apache Spark."""
+"""The engines that clean and sort interactions: polars in this process, or Apache Spark."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ import polars as pl
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.backends.base import Engine, Log
 from llmrec_cli.data.backends.spark import on_spark
-
-# polars in this process, streaming, with a bound on its memory.
-
 
 POLARS: Final = Engine("polars", reading={"glob": False})  # a path is no pattern
 _BUDGET: Final = "POLARS_OOC_MEMORY_BUDGET_MB"
@@ -56,12 +53,11 @@ def _set_budget(value: str | None) -> None:
     pl.Config.load(pl.Config.save())
 
 
-# Who carries out the relational part of `prepare`: polars in this process, or Apache Spark.
+# The engine of `prepare`: polars in this process, or Apache Spark.
 #
-# The relations are written once, over narwhals (``filters.py``, ``order.py``); an engine is only
-# how
-# a parquet file becomes a lazy frame, and what has to be set up and taken down around that.  Both
-# give the same bytes: nothing in a prepared folder tells which one made it.
+# The relations are written once, over narwhals (``cleaning.py``, ``splitting.py``). An engine only
+# turns a parquet file into a lazy frame, and manages the setup around it. Both engines write the
+# same bytes.
 
 
 __all__ = ["Engine", "Log", "engine_of"]

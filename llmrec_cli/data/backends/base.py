@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The interface of an engine: what polars and Spark have to provide."""
 
 from __future__ import annotations
 

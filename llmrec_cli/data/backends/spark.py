@@ -1,4 +1,4 @@
-"""Apache Spark: a session of its own for one `prepare`, or the one that this process has already.
+"""The Spark engine: a new session for one `prepare`, or the existing session of this process.
 
 What Spark has to say goes to a log file, and a failure becomes one line.  Java and pyspark are
 looked for before anything is read.

@@ -1,4 +1,4 @@
-"""What a format hands on: interactions in a file, items with names, counts for the manifest."""
+"""The output of a reader: a file of interactions, items with names, counts for the manifest."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.errors import MachineError
 
-# What a reader hands on, whatever the raw files were.
+# The output of a reader, for every format.
 
 
 Locate = Callable[[str], Path]

@@ -1,4 +1,4 @@
-"""Anybody's interactions: CSV, parquet or JSON lines with columns named in the recipe."""
+"""The `interactions` format: CSV, parquet or JSON lines, with columns named in the recipe."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from llmrec_cli.errors import DataError, LineFault, MachineError
 
-# Lines of a raw file with their numbers, what is said of a bad one, and what becomes of it.
+# Numbered lines of a raw file, and the handling of bad lines.
 
 
 _SHOWN_BAD: Final = 5  # bad lines that a manifest quotes
@@ -145,8 +145,8 @@ def split_lines(data: bytes) -> list[bytes]:
 # Raw bytes, plain or gzip, as blocks of whole lines whose numbers are exact.
 #
 # Lines end at ``\n`` and nowhere else: text mode and ``splitlines`` also break at U+2028, form
-# feeds
-# and lone carriage returns, which occur inside reviews.  Memory is bounded by the longest line.
+# feeds and lone carriage returns, which occur inside reviews. Memory is bounded by the longest
+# line.
 
 
 BLOCK: Final = 2 << 20  # bytes read, or inflated, at a time
@@ -400,8 +400,7 @@ def parse_literal(line: bytes) -> object:
 # JSON lines (or Python literals) as typed records.
 #
 # The fast path decodes a whole block into msgspec Structs, skipping every field that nobody asked
-# for.  Only a block that it refuses is read again line by line, to accept what the fast path is
-# too
+# for. Only a block that it refuses is read again line by line, to accept what the fast path is too
 # strict for (lone surrogates in a review's text, Python literals) and to name every bad line.
 
 

@@ -228,7 +228,7 @@ def _parse_nanoseconds(cell: str) -> int:
     return micros * 1000 + (int(finer[1].ljust(3, "0")) if finer else 0)
 
 
-# Is this an interaction?  Ids there, rating on its scale, time plausible and in one unit.
+# Checks of an interaction: ids, rating on its scale, plausible time in one unit.
 
 
 Numbers = Any  # a sequence of numbers and None, or a numpy or pyarrow array
@@ -398,16 +398,13 @@ def _check_ratings(ratings: Numbers | None, fields: Fields, problems: _Problems)
 
 # CSV text as columns of strings.  Ids are never mistaken for numbers, ``NA`` is never null.
 #
-# As with JSON lines, pyarrow reads whole blocks; a block with quotes, or one that pyarrow refuses,
+# As with JSON lines, pyarrow reads whole blocks. A block with quotes, or one that pyarrow refuses,
 # is read record by record.
 #
-# A record ends where a line ends outside of quotes (RFC 4180), so a cell in quotes may hold line
-# breaks.  Where the quotes of a record are broken, nobody can tell where it ends.  Then its first
-# line is bad, and each line behind it counts as its inside, and is bad too, until one shows that
-# it
-# is none: it closes the quote; or it opens quotes of its own where a quote could not close; or it
-# has
-# all its cells, and numbers where numbers belong.
+# A record ends at a line end outside of quotes (RFC 4180), so a quoted cell may hold line breaks.
+# If the quotes of a record are broken, its end is unknown. Its first line is then bad. Each
+# following line is taken as part of it, and is bad too. This ends at a line that closes the quote,
+# or opens quotes where none could close, or has all cells with numbers in the columns of numbers.
 
 
 _NUMBER: Final = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*")
@@ -842,7 +839,7 @@ def _keep_exact(column: pa.Array, numbers: pa.Array) -> pa.Array:
         return numbers
 
 
-# Named columns of a CSV, parquet or JSON-lines file; which of them it is, its bytes tell.
+# Named columns of a CSV, parquet or JSON-lines file. The first bytes of the file tell its kind.
 #
 # A table may also be a folder of parquet files, as Spark, Dask and others write it; the names of
 # folders such as ``year=2018`` are then a column of it (Hive partitions).

@@ -1,4 +1,4 @@
-"""What a conventional model is: a value that `[baseline.NAME]`, training, eval and recommend use.
+"""The interface of a conventional model: a value that training, eval and recommend use.
 
 A file of this folder defines one module-level ``BASELINE = Baseline(...)``; the file name is the
 model's.  Options are parsed without torch and numpy, so a file imports both inside its functions.

@@ -1,4 +1,4 @@
-"""ItemKNN: entries that the same users took, by cosine similarity of their users.
+"""ItemKNN: entries that the same users have, by cosine similarity of their users.
 
 ``s(i, j) = |U_i & U_j| / (sqrt(|U_i| |U_j|) + shrink)``, of each entry the ``neighbours`` strongest
 are kept; a history scores ``sum_j decay^(age of j) s(i, j)``.  After Sarwar et al. (WWW 2001).

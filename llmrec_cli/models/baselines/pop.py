@@ -1,4 +1,4 @@
-"""Pop: recommend the most popular catalogue entries to everyone, the line every model must beat."""
+"""Pop: recommend the most popular catalogue entries to everyone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing but itself.
+"""The report: one self-contained HTML file.
 
 ``data`` is what it shows, as values; ``comparison`` and ``curves`` make sections of them; ``write``
 fills the templates.

@@ -1,4 +1,4 @@
-"""What the page consists of: numbered sections of blocks, which the templates show.
+"""The structure of the page: numbered sections of blocks.
 
 Text is text: the templates escape it.
 """

@@ -77,7 +77,7 @@ def describe_comparison(comparison: Comparison) -> str:
     return f"{entries}, on {rows} of {format_count(comparison.n_users, 'user')}.{rest}"
 
 
-# The leaderboard: every metric, what differs from the baseline, and what does not compare.
+# The leaderboard: every metric, differences from the baseline, and comparability.
 
 
 def build_leaderboard(comparison: Comparison) -> PageSection:
@@ -280,7 +280,7 @@ def _kinds_legend(comparison: Comparison) -> tuple[tuple[Picture, str], ...]:
     return tuple((draw_swatch(look, line=False), kind) for kind, look in kinds)
 
 
-# What every entry took, and what that bought.
+# Cost of every entry, and quality against cost.
 
 
 def build_costs(comparison: Comparison) -> PageSection:
@@ -397,7 +397,7 @@ def _interval_cell(interval: Interval) -> Cell:
     return format_figure(interval.mean), format_ends(interval.low, interval.high)
 
 
-# What the recommended lists look like, and how often a beam does not find the best ones.
+# Figures over all lists, and how often a beam misses the exact list.
 
 
 def build_lists(page: Page) -> PageSection:

@@ -1,4 +1,4 @@
-"""Sections of curves: how entries were trained, and what methods log while they train."""
+"""Sections with curves: training of the entries, and the values that methods log."""
 
 from __future__ import annotations
 

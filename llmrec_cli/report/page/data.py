@@ -1,4 +1,4 @@
-"""What the page shows beside the comparison, as values.
+"""The values that the page shows in addition to the comparison.
 
 Logs, audits and facts are read from the runs' folders (``report.page.gather``); groups of rows,
 beam errors and the users side by side are worked out here.  Shape suffixes: R rows, E entries.

@@ -1,4 +1,4 @@
-"""What the report page shows beside a comparison, read from the runs' folders."""
+"""Data of the report page, read from the runs' folders."""
 
 from __future__ import annotations
 

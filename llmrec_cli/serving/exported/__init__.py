@@ -1,1 +1,1 @@
-"""Files that an exported model brings along; nothing here is imported by llmrec."""
+"""Files that are copied into an export. llmrec does not import them."""

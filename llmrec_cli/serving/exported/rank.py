@@ -1,4 +1,4 @@
-"""Rank the catalogue beside this file with its model: torch and transformers suffice.
+"""Rank the catalogue in this folder with its model. It needs only torch and transformers.
 
     python rank.py "a title" "an item id"      an adapter also needs peft, and --base MODEL
 
