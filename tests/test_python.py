@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llmrec_cli import (
     train,
 )
 from llmrec_cli.errors import ArtefactError, RecipeError
+from llmrec_cli.pipeline import run
 from llmrec_cli.report.tables import comparison_to_csv
 from llmrec_cli.training import launch
 from tests.experiments import RECIPE, copied, make_experiment
@@ -237,6 +239,18 @@ def test_notes_of_an_evaluation_come_before_those_of_the_comparison(recipe: Reci
     first, *_, last = evaluate(after, ["align-msl"]).notes
     assert first.startswith("align-msl: warning: trained on legal tokens only")
     assert last.startswith("audit of after: ")
+
+
+def test_advice_of_libraries_to_developers_is_not_shown(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def advise(*args: object, **options: object) -> None:
+        warnings.warn("is deprecated", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(run, "train_run", advise)
+    train(recipe, "sft")  # where warnings are errors
+    with pytest.raises(FutureWarning):
+        advise()
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ torch is imported by what needs it: ``load_recipe`` and ``prepare`` do not.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,8 +181,13 @@ def evaluate(
     Raises:
         RecipeError: the recipe has no such run.
         DataError: the data were prepared from something else.
+<<<<<<< HEAD
         ArtefactError: nothing is prepared, or a run is not finished, was evaluated before, or
             is being evaluated.
+=======
+        ArtefactError: nothing is prepared, or a run is not finished, was evaluated before, or is
+            being evaluated.
+>>>>>>> face
         MachineError: no such device, or the disk refuses.
     """
     _require_choice("split", split, ("test", "valid"))
@@ -264,10 +269,14 @@ class _Notes:
         return self.shown.track(label, total, done, unit)
 
 
-def _isolated() -> AbstractContextManager[None]:
+@contextmanager
+def _isolated() -> Iterator[None]:
+    """Accelerate's state apart, and without libraries' advice on their next versions."""
     from llmrec_cli.training.distributed import isolate_accelerate
 
-    return isolate_accelerate()
+    with isolate_accelerate(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _note_processes(recipe: Recipe, notes: _Notes) -> None:
