@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: a page per command, and every key of a recipe.
+"""Write the pages that follow from the code: commands, the keys of a recipe, the Python face.
 
 ``make docs`` runs it; ``tests/docs/test_docs_generated.py`` fails where a page is not what this
 makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``, and the list of metrics in
@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from generate_commands import command_pages, nav_lines
+from generate_python import python_page
 from generate_recipe import recipe_page
 
 from llmrec_cli.evaluation.metrics import define_metrics
@@ -25,6 +26,7 @@ def generated() -> dict[Path, str]:
     """Every file that is generated, and what it has to hold."""
     found = {DOCS / name: text for name, text in command_pages(DOCS).items()}
     found[DOCS / "recipe.md"] = recipe_page()
+    found[DOCS / "python.md"] = python_page()
     found[MKDOCS] = with_commands(MKDOCS.read_text(encoding="utf-8"))
     found[METRICS_PAGE] = with_metrics(METRICS_PAGE.read_text(encoding="utf-8"))
     return found

@@ -1,7 +1,6 @@
-"""A page per command of ``llmrec``, from the function behind it: its docstring and annotations.
+"""A page per command of ``llmrec``, from the docstring and annotations of its function.
 
-They are what ``--help`` shows too; reading them rather than the help text keeps the pages the same
-for every version of Typer.
+``--help`` shows the same texts.  The pages do not depend on the version of Typer.
 """
 
 from __future__ import annotations
@@ -81,8 +80,10 @@ def commands(typer_app: Typer = app, above: tuple[str, ...] = ()) -> Iterator[Co
             yield _command((*above, name), info.callback)
     for group in typer_app.registered_groups:
         if group.typer_instance is not None:
-            name = group.name if isinstance(group.name, str) else group.typer_instance.info.name
-            yield from commands(group.typer_instance, (*above, str(name)))
+            group_name = (
+                group.name if isinstance(group.name, str) else group.typer_instance.info.name
+            )
+            yield from commands(group.typer_instance, (*above, str(group_name)))
 
 
 def nav_lines() -> list[str]:
@@ -118,16 +119,15 @@ def _index(by_page: dict[str, list[Command]]) -> str:
 INDEX = """
 # Commands
 
-A command reads a recipe or a finished run, calls one function of the package, and prints the
-result on stdout; progress and errors go to stderr.
+A command reads a recipe or a finished run. It prints its result on stdout. Progress and errors go
+to stderr.
 
-- `--json` prints the result as one JSON object, `--quiet` shows no progress. Every command has
-  both.
-- `--help` says what stands on a command's page here.
-- A recipe is a file, or a shipped recipe's name such as `quickstart`; `KEY=VALUE` after it
-  overrides any of its [keys](../recipe.md): `train.learning_rate=1e-4`.
-- Colours appear on terminals only, and nowhere with `NO_COLOR` set.
-- `llmrec --install-completion` completes commands and options in your shell.
+- `--json` prints the result as one JSON object. `--quiet` hides progress. Every command has both.
+- `--help` shows the text of the command's page.
+- A recipe is a file, or the name of a shipped recipe such as `quickstart`. `KEY=VALUE` after it
+  overrides one of its [keys](../recipe.md): `train.learning_rate=1e-4`.
+- Colours appear only on a terminal, and never if `NO_COLOR` is set.
+- `llmrec --install-completion` installs completion of commands and options in your shell.
 - Exit codes and common messages: [Troubleshooting](../troubleshooting.md).
 """
 

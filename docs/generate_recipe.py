@@ -1,4 +1,4 @@
-"""The page of recipes: every table and key, from the pydantic models that read them."""
+"""The page of recipes: every table and key, from the pydantic models of recipes."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ SAME_AS = ("train", "data", "prompt")  # tables that come again inside of others
 OPENING = """
 # Recipes
 
-A recipe is one experiment: a TOML file that every command reads. This page has every table and
-key, with its values, its default and its meaning, as the package itself checks them.
+A recipe is a TOML file. It describes one experiment, and every command reads it. This page lists
+every table and key with its values, its default and its meaning. The page is generated from the
+code that checks recipes.
 
-- Unknown keys, wrong types and values out of range are refused, all at once, with the nearest name.
-- `extends = "base.toml"` shares one level of settings: tables are merged, everything else is
-  replaced. The path is relative to the recipe file.
-- `key=value` on the command line overrides: `train.learning_rate=1e-3`. The value is TOML, or else
-  plain text.
-- A path that begins with `./` or `../` is relative to the recipe file, any other one to the folder
-  where you are.
-- A key that cannot play a part is refused (an `index` beside `format = "msl-windows"`); one that
-  another key switches off is noted on the screen (`model.lora` under `tuning = "full"`).
-- *absent* means that a key has no value unless you give it one.
-- `llmrec validate RECIPE` checks a recipe and the first lines of its sources without training.
+- llmrec refuses unknown keys, wrong types and values out of range. It lists all problems at once,
+  and suggests the nearest name.
+- `extends = "base.toml"` takes all other keys from another recipe. Tables are merged, other values
+  are replaced. The path is relative to the recipe file. The base must not extend a third file.
+- `key=value` on the command line overrides a key: `train.learning_rate=1e-3`. The value is read as
+  TOML. If it is not valid TOML, it is text.
+- A path that begins with `./` or `../` is relative to the recipe file. Any other path is relative
+  to the working directory.
+- llmrec refuses a key that cannot have an effect, such as `index` with `format = "msl-windows"`.
+  If another key switches it off, a note says so, such as for `model.lora` with `tuning = "full"`.
+- *absent* means that a key has no value by default.
+- `llmrec validate RECIPE` checks a recipe and the first lines of its sources. It trains nothing.
 
-Results go to the folder `out/name`, with the resolved recipe in every run.
+Results go to the folder `out/name`. Every run's folder holds the resolved recipe.
 """
 
 TRAIN_OF_BASELINES = """
-How a conventional model trains where its own `train` table is silent; of the recipe's `[train]`
-it takes only {shared}:
+Defaults of the `train` table of a conventional model. From the recipe's `[train]` it takes only
+{shared}:
 
 | key | {models} |
 |---|{dashes}|
@@ -54,8 +56,8 @@ it takes only {shared}:
 TEMPLATES = """
 ## Template files
 
-`prompt.template` names a wording: {names}, or a TOML file of your own with these keys. Titles are
-put in as they are; nothing in a title is ever read as a placeholder.
+`prompt.template` names a shipped wording: {names}. Or it is the path of your own TOML file with
+these keys. Titles are inserted unchanged. Nothing in a title is read as a placeholder.
 """
 
 
@@ -180,8 +182,8 @@ def _values(schema: dict[str, Any]) -> str:
     if kind == "object":
         inner = schema.get("additionalProperties")
         return f"table of {_values(inner)}" if isinstance(inner, dict) else "table"
-    words = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
-    return words.get(str(kind), "text") + _range(schema)
+    names = {"integer": "integer", "number": "number", "boolean": "`true`, `false`"}
+    return names.get(str(kind), "text") + _range(schema)
 
 
 def _array(schema: dict[str, Any]) -> str:

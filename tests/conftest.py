@@ -1,4 +1,4 @@
-"""Fixtures that every test may use, and the wall between the fast tier and the slow one.
+"""Fixtures that every test may use, and what a fast test may not do.
 
 ``make test`` runs what is not marked ``slow``: no process that imports torch, and no experiment but
 the one that all share.  A fast test that starts a Python process fails, unless it says by the
@@ -76,7 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_sessionstart() -> None:
-    """Every way to start a process asks the wall first."""
+    """Every way to start a process is asked about first."""
     started = subprocess.Popen.__init__
 
     def start(self: Any, args: Any, *rest: Any, **options: Any) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -71,9 +72,22 @@ class Ended:
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
-    """A command line as ``exits`` and ``cli`` carry it out, without a process of its own."""
+    """A command line as the entry point carries it out, without a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["llmrec", *words])
         code = exit_codes.guarded(app.app)
     shown = capsys.readouterr()
     return Ended(code, shown.out, shown.err)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Progress that remembers what it was told."""
+
+    said: list[str]
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Any:
+        return Silent().track(label, total, done, unit)

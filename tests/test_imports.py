@@ -1,4 +1,4 @@
-"""The house's walls: which room may import which, and what may be said where."""
+"""Imports run downwards: which folder of the package may import which, and what stays out."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def asks_for_a_task(path: Path) -> list[str]:
             if TASK_FILES.get(path.stem) == node.value:
                 continue
             if "-" in str(node.value) or id(node) in compared:
-                found.append(f"{path}:{node.lineno}: {node.value}")
+                found.append(f"{path}:{node.lineno}: {node.value!r}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The wall between the fast tier and the slow one holds."""
+"""The fast tier starts no process that it does not account for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The command line: every command by its name, and how the whole ends.
+"""The command line: the table of commands, and the entry point.
 
-Commands live in ``cli/``, the only place that prints results; ``exit_codes.py`` catches exceptions
-and chooses exit codes.
+Only ``cli/`` prints results.  ``exit_codes.py`` catches exceptions and chooses exit codes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from llmrec_cli.utils.text import let_go, out, show_any_text
 
 app = typer.Typer(
     name="llmrec",
-    help="Turn a language model into a recommender: prepare, sft, align, eval, from one recipe.",
+    help="Turn a language model into a recommender, from one recipe file.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -54,13 +53,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": inspect.env_command,
 }
 GROUPS = {
-    "recipes": "Shipped recipes: list, show, copy.",
-    "runs": "What was run: list, show.",
+    "recipes": "List, show and copy shipped recipes.",
+    "runs": "List runs, and show one run.",
 }
 
 
 def _register() -> None:
-    """Every command in the app, those of a group in an app of their own."""
+    """Add every command to the app. Each group has an app of its own."""
     apps = {"": app}
     for name, text in GROUPS.items():
         apps[name] = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
@@ -84,12 +83,12 @@ def _top(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the documented code (README, "Exit codes")."""
+    """Run the command line and exit with the documented code (docs/pipeline.md, "Exit codes")."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.warnoptions:  # libraries' advice to developers, not to users
+    if not sys.warnoptions:  # warnings of libraries are for developers
         warnings.simplefilter("ignore")
     show_any_text()
     code = ended(_command)

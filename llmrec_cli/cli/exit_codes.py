@@ -1,7 +1,7 @@
 """How a command ends: every exception and signal becomes one line on stderr and an exit code.
 
-The codes are those of the README ("Exit codes") and ``errors.py``.  A rank of a group leaves its
-line to the process that launched it.
+``docs/pipeline.md`` and ``errors.py`` list the codes.  In a process group, the launcher prints the
+line of the rank that failed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _NO_MEMORY = (
     "Resource temporarily unavailable",
 )
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)
-_LONGEST = 2000  # characters of a line; a key or a word may have any number
+_LONGEST = 2000  # characters of a line; keys and values have no limit
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
 
 def ended(command: Callable[[], object]) -> int:
-    """Run ``command`` with signals turned into exit codes too.
+    """Run ``command``; exceptions and signals become exit codes.
 
-    The first of them ends the command.  While it cleans up, only SIGINT and SIGTERM break in: a
-    closed terminal sends SIGHUP more than once, and a limit on processor time SIGXCPU every second.
-    After the command nothing is left to do but to say how it ended, and no signal comes between.
+    The first signal ends the command.  While the command cleans up, only SIGINT and SIGTERM
+    interrupt it: a closed terminal sends SIGHUP more than once, and a limit on processor time sends
+    SIGXCPU every second.  After the command, signals are ignored and the outcome is printed.
     """
     running, stopping = True, False
 
@@ -100,7 +100,7 @@ def _fail(message: str, code: int, *, secondary: bool = False) -> int:
 
 
 def shown(message: str) -> str:
-    """A message as the terminal gets it: each line harmless, and none without an end."""
+    """A message for the terminal: without control characters, and with long lines cut."""
     lines = map(clean_line, message.split("\n"))
     return "\n".join(
         line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line):,} characters)"
@@ -115,13 +115,13 @@ def _machine_line(error: BaseException) -> str:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Libraries' own ways to say so: torch on a GPU and the CPU, the loader, threads of polars."""
+    """Whether memory ran out, as torch (GPU, CPU), the dynamic loader or polars report it."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return "OutOfMemoryError" in names or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _left_alone(error: Exception) -> bool:
-    """Whether a collective failed because another process of the group is gone or silent."""
+    """Whether a collective failed because another process of the group ended or hangs."""
     names = {kind.__name__ for kind in type(error).__mro__}
     signs = ("gloo", "NCCL", "closed by peer", "reset by peer", "Timed out")
     is_runtime = isinstance(error, RuntimeError)

@@ -18,12 +18,16 @@ from llmrec_cli.cli.options import AsJson, Quiet, folders, recipes, shipped
 from llmrec_cli.cli.output import Screen
 from llmrec_cli.utils.text import clean_line
 
-# The shelf: shipped recipes, their schema, this machine, and what lies under ``runs/``.
+# Shipped recipes, their schema, this machine, and the runs under ``runs/``.
 
 
 RecipeName = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="Its name, e.g. quickstart.", autocompletion=recipes),
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name or path of a recipe, such as quickstart.",
+        autocompletion=recipes,
+    ),
 ]
 
 
@@ -44,7 +48,7 @@ def recipes_list_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
 def recipes_show_command(
     recipe: RecipeName,
     resolved: Annotated[
-        bool, typer.Option("--resolved", help="With all that it inherits, and every default.")
+        bool, typer.Option("--resolved", help="Include inherited keys and all defaults.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -63,15 +67,20 @@ def recipes_show_command(
 def recipes_copy_command(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A shipped one's name.", autocompletion=shipped),
+        typer.Argument(metavar="RECIPE", help="Name of a shipped recipe.", autocompletion=shipped),
     ],
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="Default: its own name, here.")
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="FILE",
+            help="File to write. Default: the recipe's name, in the working directory.",
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy a shipped recipe to change it, with what it extends; nothing is overwritten.
+    """Copy a shipped recipe and the files that it needs. Nothing is overwritten.
 
     Example: llmrec recipes copy quickstart --to mine.toml
     """
@@ -84,14 +93,14 @@ def recipes_copy_command(
 
 def schema_command(
     to: Annotated[
-        Path | None, typer.Option("--to", metavar="FILE", help="Write it instead of showing it.")
+        Path | None, typer.Option("--to", metavar="FILE", help="Write the schema to this file.")
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the JSON schema of recipes, with every method's options, for editors.
+    """Print the JSON schema of recipes, for editors. It includes the options of every method.
 
-    Editors that know TOML schemas (taplo, Even Better TOML) find it by a recipe's first line:
+    Editors that support TOML schemas (taplo, Even Better TOML) read the first line of a recipe:
     #:schema ./recipe.schema.json
 
     Example: llmrec schema --to recipe.schema.json
@@ -108,9 +117,9 @@ def schema_command(
 
 
 def env_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Show versions, processors, memory and devices, for a bug report.
+    """Show versions, processors, memory and devices. Bug reports need them.
 
-    No names of users, machines or folders are in it.
+    The output holds no names of users, machines or folders.
 
     Example: llmrec env
     """
@@ -124,13 +133,15 @@ def runs_list_command(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="Of all runs, or of one experiment.", autocompletion=folders
+            metavar="FOLDER",
+            help="Folder of all experiments, or of one experiment.",
+            autocompletion=folders,
         ),
     ] = Path("runs"),
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List experiments and their runs: how far each has come, and its headline.
+    """List experiments and their runs. Show the state and main metric of each.
 
     Example: llmrec runs ls
     """
@@ -144,12 +155,12 @@ def runs_list_command(
 
 def runs_show_command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run's folder.", autocompletion=folders)
+        Path, typer.Argument(metavar="RUN", help="Folder of a run.", autocompletion=folders)
     ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a run's files tell: its state, lineage, versions, command, and openings.
+    """Show the state, parents, versions, command and evaluations of a run.
 
     Example: llmrec runs show runs/quickstart/sft
     """
@@ -161,14 +172,14 @@ def runs_show_command(
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """For a pipe: columns of equal width."""
+    """Columns of equal width, for a pipe."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [zip(map(clean_line, row), widths, strict=True) for row in rows]
     return ["  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in padded]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """For a terminal: wrapped and never shortened; nothing in it is taken for markup."""
+    """A table for a terminal. Long cells wrap. Nothing in it is read as markup."""
     table = Table()
     for heading in headings:
         table.add_column(heading, overflow="fold")
@@ -196,28 +207,31 @@ def download_command(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="e.g. amazon2018/Gift_Cards; with --list, a generation or nothing.",
+            help="Data set, such as amazon2018/Gift_Cards. With --list: a generation, or nothing.",
             autocompletion=options.categories,
         ),
     ] = None,
-    to: Annotated[Path, typer.Option("--to", help="Folder of the files.")] = Path("raw"),
+    to: Annotated[Path, typer.Option("--to", help="Folder for the files.")] = Path("raw"),
     what: Annotated[
         list[What] | None,
         typer.Option(
             "--what",
-            help="reviews (5-core; of 2023 all), full (all reviews), meta (titles), ratings, "
-            "splits (official, 2023), or all of these but full; default: reviews and meta.",
+            help="Files to download: reviews (5-core; for 2023 all reviews), full (all "
+            "reviews), meta (titles), ratings, splits (official, 2023), or all "
+            "(everything except full). Default: reviews and meta.",
         ),
     ] = None,
     mirror: Annotated[
         str | None,
-        typer.Option("--from", metavar="URL", help="Your own copy instead of the official hosts."),
+        typer.Option(
+            "--from", metavar="URL", help="Address of a copy to use instead of the official hosts."
+        ),
     ] = None,
-    show_list: Annotated[bool, typer.Option("--list", help="Show what there is.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="List the data sets.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download official files, and go on where a download was interrupted.
+    """Download official files. The same command resumes an interrupted download.
 
     Example: llmrec download amazon2018/Gift_Cards --to raw
     """
@@ -237,18 +251,22 @@ def download_command(
 
 def sample_command(
     out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder; files of the same names are replaced.")
+        Path,
+        typer.Option("--out", help="Folder for the files. Files of the same names are replaced."),
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed. The same seed writes the same bytes.")
+    ] = 0,
     users: Annotated[int, typer.Option(min=1, help="Number of users.")] = 1000,
     items: Annotated[int, typer.Option(min=40, help="Number of items.")] = 320,
     generation: Annotated[
-        Literal["2014", "2018", "2023"], typer.Option("--format", help="Amazon file format.")
+        Literal["2014", "2018", "2023"],
+        typer.Option("--format", help="Generation of the Amazon file format."),
     ] = "2018",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write synthetic raw files in a true Amazon format, with structure to learn.
+    """Write synthetic raw files in an Amazon format. A model can learn their patterns.
 
     Example: llmrec sample --out raw/synthetic --users 1000 --items 320 --format 2018
     """

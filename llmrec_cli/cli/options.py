@@ -1,4 +1,4 @@
-"""Options that several commands share, and what the shell offers to complete them."""
+"""Options that several commands share, and their shell completion."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typer import Context
 
 from llmrec_cli.errors import LlmrecError
 
-# What the shell offers after Tab: names that are cheap to find; a broken file offers nothing.
+# Shell completion: only names that are cheap to find. A broken file completes nothing.
 
 
 RUNS = "runs"  # the default folder of all runs (``out`` of a recipe)
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Shipped recipes, TOML files, and folders on the way to some."""
+    """Shipped recipes, TOML files, and folders."""
     from llmrec_cli.config.loader import list_shipped_names
 
     return _beginning([*list_shipped_names(), *_paths(incomplete, ".toml")], incomplete)
@@ -32,7 +32,7 @@ def shipped(incomplete: str) -> list[str]:
 
 
 def folders(incomplete: str) -> list[str]:
-    """Experiments and runs under ``runs``, and any folder."""
+    """Experiments and runs under ``runs``, and other folders."""
     from llmrec_cli.utils.files import MANIFEST_FILE
 
     known = [path.as_posix() for path in Path(RUNS).glob("*") if path.is_dir()]
@@ -41,12 +41,12 @@ def folders(incomplete: str) -> list[str]:
 
 
 def recipes_and_folders(incomplete: str) -> list[str]:
-    """Whatever a command takes that reads a recipe or a folder."""
+    """Recipes and folders."""
     return _beginning([*recipes(incomplete), *folders(incomplete)], incomplete)
 
 
 def run_names(context: Context, incomplete: str) -> list[str]:
-    """Names of the runs of the recipe that stands before."""
+    """Names of the runs of the recipe on the command line."""
     from llmrec_cli.config.loader import load_recipe
     from llmrec_cli.runs.run import experiment_of
 
@@ -82,7 +82,7 @@ def categories(incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, suffix: str | None = None) -> list[str]:
-    """Folders (with a slash), and files of a suffix, that begin so; hidden ones stay hidden."""
+    """Visible folders (with a slash), and visible files with the suffix."""
     parent = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     try:
         inside = [path for path in parent.iterdir() if not path.name.startswith(".")]
@@ -109,17 +109,19 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. train.learning_rate=1e-4"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Keys to override, such as train.learning_rate=1e-4."
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Config = Annotated[
     Path | None,
     typer.Option(
         "--accelerate-config",
         metavar="FILE",
-        help="Accelerate's config file: FSDP, several machines.",
+        help="A config file of Accelerate, for FSDP or several machines.",
     ),
 ]
-Split = Annotated[Literal["test", "valid"], typer.Option(help="Which rows to rank.")]
+Split = Annotated[Literal["test", "valid"], typer.Option(help="Split whose rows are ranked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only the result, no progress.")]

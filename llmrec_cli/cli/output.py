@@ -1,6 +1,6 @@
-"""What a command shows: the result on stdout, as text or as JSON; progress on stderr.
+"""Output of a command: the result on stdout, as text or JSON; progress on stderr.
 
-Colours and boxes only where stdout is a terminal, and none with ``NO_COLOR`` set (rich's rules).
+Colours and boxes appear only on a terminal.  ``NO_COLOR`` switches colours off (rich's rules).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Where one command shows its progress and its result; ranks other than the first are mute."""
+    """Shows the progress and the result of one command; only the first rank prints."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -37,7 +37,7 @@ class Screen:
         return Rich(err) if err.is_terminal else Lines()
 
     def note(self, line: str) -> None:
-        """Say what a person should know beforehand; once, where llmrec starts processes itself."""
+        """Print a note before the work starts; once, not in every process."""
         if LAUNCHER not in os.environ:
             self.progress().say(line)
 
@@ -48,8 +48,8 @@ class Screen:
 
         Args:
             value: what ``--json`` prints, JSON-able.
-            lines: the same in words; control characters are dropped.
-            rich: the same for a terminal, in place of ``lines``.
+            lines: the same as text; control characters are dropped.
+            rich: the same for a terminal, instead of ``lines``.
         """
         if not is_first_rank():
             return

@@ -1,4 +1,4 @@
-"""The pipeline by stage: prepare, validate, baseline, sft, align, eval; and run, all of them."""
+"""The commands of the pipeline: prepare, validate, baseline, sft, align, eval, run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prepare_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read raw data, clean it, split it, and write the prepared folder.
+    """Clean and split raw data, and write the prepared folder.
 
     Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
     """
@@ -47,12 +47,15 @@ def validate_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     rows: Annotated[
-        bool, typer.Option("--rows", help="also show a training row, its tokens, and memory")
+        bool,
+        typer.Option(
+            "--rows", help="Also show a training row with its tokens, and estimate memory."
+        ),
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a recipe and its sources without training, and show what would run.
+    """Check a recipe and its sources, and show what would run. Nothing is trained.
 
     Example: llmrec validate quickstart --rows
     """
@@ -74,7 +77,7 @@ def sft_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune the backbone on the next item (plain SFT).
+    """Fine-tune the backbone to predict the next item (SFT).
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
     """
@@ -83,7 +86,7 @@ def sft_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.train import sft  # torch: a wrong recipe is told before
+    from llmrec_cli.pipeline.train import sft  # imports torch, so after the recipe is checked
 
     if not launch_processes(loaded.launch, config):
         _done(screen, sft(loaded, resume=resume or is_restarted(), progress=screen.progress()))
@@ -97,7 +100,7 @@ def align_command(
         typer.Option(
             "--method",
             "-m",
-            help=f"{', '.join(list_methods())}, or an [align.NAME] of the recipe.",
+            help=f"Method: {', '.join(list_methods())}, or an [align.NAME] of the recipe.",
             autocompletion=options.methods,
         ),
     ] = "msl",
@@ -106,7 +109,7 @@ def align_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Align the model with a method, from SFT's result or from the base.
+    """Align the model with a method. It starts from the SFT model or from the backbone.
 
     Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
     """
@@ -115,7 +118,7 @@ def align_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
-    from llmrec_cli.pipeline.train import align  # torch: a wrong recipe is told before
+    from llmrec_cli.pipeline.train import align  # imports torch, so after the recipe is checked
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -130,7 +133,7 @@ def baseline_command(
         typer.Option(
             "--model",
             "-m",
-            help=f"{', '.join(sorted(baseline_names()))}, or a [baseline.NAME] of the recipe.",
+            help=f"Model: {', '.join(sorted(baseline_names()))}, or a [baseline.NAME].",
             autocompletion=options.models,
         ),
     ] = "sasrec",
@@ -139,7 +142,7 @@ def baseline_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a conventional model on the same data, rows and rules as the language models.
+    """Train a conventional model on the language models' rows.
 
     Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
     """
@@ -148,7 +151,9 @@ def baseline_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
-    from llmrec_cli.pipeline.baseline import baseline  # torch: a wrong recipe is told before
+    from llmrec_cli.pipeline.baseline import (
+        baseline,
+    )  # imports torch, so after the recipe is checked
 
     if not launch_processes(loaded.launch, config):
         go_on = resume or is_restarted()
@@ -162,17 +167,20 @@ def eval_command(
         list[str] | None,
         typer.Option(
             "--run",
-            help="sft, align-NAME, baseline-NAME; default: all.",
+            help="Run to evaluate: sft, align-NAME or baseline-NAME. Default: all runs of the "
+            "recipe.",
             autocompletion=options.run_names,
         ),
     ] = None,
     split: Split = "test",
-    again: Annotated[bool, typer.Option("--again", help="Repeat an evaluation.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Evaluate again, and replace the report.")
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Rank the whole catalogue for every test row, and show the leaderboard.
+    """Rank the whole catalogue for every test row. Show the leaderboard.
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
@@ -182,7 +190,9 @@ def eval_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
 
-    from llmrec_cli.pipeline.evaluate import evaluate  # torch: a wrong recipe is told before
+    from llmrec_cli.pipeline.evaluate import (
+        evaluate,
+    )  # imports torch, so after the recipe is checked
 
     runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
@@ -198,7 +208,7 @@ def run_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run every stage of a recipe: prepare, each baseline, sft, each alignment, eval.
+    """Run all stages of a recipe. They are prepare, each baseline, sft, each alignment, eval.
 
     Example: llmrec run quickstart
     """
@@ -207,7 +217,7 @@ def run_command(
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = load_recipe(recipe, overrides or (), say=screen.note)
 
-    from llmrec_cli.pipeline.run import run  # torch: a wrong recipe is told before
+    from llmrec_cli.pipeline.run import run  # imports torch, so after the recipe is checked
     from llmrec_cli.report.outputs import find_reports, write_reports
 
     if not launch_processes(loaded.launch, config):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmrec_cli.pipeline.compare import Compared
 
 
-# Audit: what has to be known about prepared data.
+# Audit of prepared data.
 
 
 def audit_command(
@@ -24,7 +24,7 @@ def audit_command(
         str,
         typer.Argument(
             metavar="RECIPE|FOLDER",
-            help="A recipe that was prepared, or a folder: prepared data, a run, an experiment.",
+            help="A prepared recipe, or a folder of prepared data, a run or an experiment.",
             autocompletion=options.recipes_and_folders,
         ),
     ],
@@ -32,7 +32,7 @@ def audit_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check prepared data for leaks, doubles and ties, and say what each finding means.
+    """Check prepared data for leaks, duplicates and ties. Explain each finding.
 
     Example: llmrec audit quickstart
     """
@@ -45,7 +45,7 @@ def audit_command(
     screen.show({"audits": list(map(to_json, found))}, lines, tables)
 
 
-# Comparing what was evaluated, and exchanging rows and lists with other tools.
+# Comparing evaluated runs, and exchanging rows and lists with other tools.
 
 
 def compare_command(
@@ -53,38 +53,49 @@ def compare_command(
         list[str],
         typer.Argument(
             metavar="RUN",
-            help="Experiments' folders, runs' folders, recipes (with their KEY=VALUE overrides).",
+            help="Folders of experiments or runs, or recipes (with KEY=VALUE overrides).",
             autocompletion=options.recipes_and_folders,
         ),
     ],
     baseline: Annotated[
-        str | None, typer.Option(help="Entry that the others are set against; default: sft.")
+        str | None, typer.Option(help="Entry that the others are compared with. Default: sft.")
     ] = None,
     split: Annotated[
-        Literal["test", "valid"], typer.Option(help="Evaluations to compare.")
+        Literal["test", "valid"], typer.Option(help="Split whose evaluations are compared.")
     ] = "test",
     seen: Annotated[
         Literal["keep", "remove"] | None,
-        typer.Option(help="The history among the candidates; default: as it was evaluated."),
+        typer.Option(
+            help="Whether the history stays among the candidates. Default: as in the recipe of "
+            "the runs."
+        ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Metric of the contrasts; default: NDCG, largest cut-off.")
+        str | None,
+        typer.Option(
+            help="Metric of the paired differences. Default: NDCG at the largest cut-off."
+        ),
     ] = None,
     external: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Another tool's lists: CSV, parquet or TREC run."),
+        typer.Option(metavar="NAME=FILE", help="Lists of another tool: CSV, parquet or TREC run."),
     ] = None,
     missing: Annotated[
-        Literal["refuse", "miss"], typer.Option(help="Rows that such a file has no list for.")
+        Literal["refuse", "miss"],
+        typer.Option(
+            help="Rows without a list in such a file: refuse the file, or count them as misses."
+        ),
     ] = "refuse",
     out: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Also write .md, .csv, .tex, .json or .html."),
+        typer.Option(
+            metavar="FILE", help="Also write the comparison as .md, .csv, .tex, .json or .html."
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare evaluated runs: intervals, paired tests, cost, and what does not compare.
+    """Compare evaluated runs. Show intervals, paired tests, cost, and what is comparable.
 
     Example: llmrec compare runs/quickstart --baseline sft --out board.md --out report.html
     """
@@ -102,13 +113,15 @@ def compare_command(
 
 def export_data_command(
     recipe: RecipeArgument,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the files.")],
     overrides: Overrides = None,
-    format: Annotated[Literal["recbole"], typer.Option(help="Atomic files.")] = "recbole",
+    format: Annotated[
+        Literal["recbole"], typer.Option(help="Format of the files: RecBole's atomic files.")
+    ] = "recbole",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write prepared rows for another tool, split as they are.
+    """Write the prepared rows of each split for another tool.
 
     Example: llmrec export-data quickstart --to recbole/quickstart
     """
@@ -124,22 +137,25 @@ def export_lists_command(
         Path,
         typer.Option(
             metavar="RUN",
-            help="Folder of an evaluated run: runs/quickstart/sft.",
+            help="Folder of an evaluated run, such as runs/quickstart/sft.",
             autocompletion=options.folders,
         ),
     ],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="A file of that name is replaced.")],
+    to: Annotated[
+        Path, typer.Option(metavar="FILE", help="File to write. An existing file is replaced.")
+    ],
     format: Annotated[
-        Literal["trec", "csv"], typer.Option(help="TREC run, or a line per recommended item.")
+        Literal["trec", "csv"],
+        typer.Option(help="Format of the file: TREC run, or CSV with a line per recommended item."),
     ] = "trec",
     qrels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also the targets, for trec_eval.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the targets, for trec_eval.")
     ] = None,
     split: Split = "test",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write what an evaluated run recommends, for another tool.
+    """Write the lists of an evaluated run for another tool.
 
     Example: llmrec export-lists --run runs/quickstart/sft --to sft.trec --qrels test.qrels
     """
@@ -174,32 +190,42 @@ def sweep_command(
     overrides: Overrides = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE,VALUE", help="Values to try; all combinations."),
+        typer.Option(
+            metavar="KEY=VALUE,VALUE", help="A key and its values. All combinations are tried."
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N,N", help="Train each point with each; mean counts.")
+        str | None,
+        typer.Option(metavar="N,N", help="Seeds for each point. The mean over seeds is compared."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Points to try, where [sweep] has ranges.")
+        int | None, typer.Option(min=1, help="Number of points to try, if [sweep] has ranges.")
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(metavar="RUN", help="sft, align-NAME or baseline-NAME to judge.")
+        str | None,
+        typer.Option(metavar="RUN", help="Run to judge: sft, align-NAME or baseline-NAME."),
     ] = None,
     prune: Annotated[
-        bool | None, typer.Option("--prune", help="Stop points that fall behind the median.")
+        bool | None,
+        typer.Option("--prune", help="Stop points whose validation is worse than the median."),
     ] = None,
     study: Annotated[str, typer.Option(metavar="NAME", help="Name of the study.")] = "study",
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Optuna storage; default: SQLite in the study's folder."),
+        typer.Option(
+            metavar="URL", help="Optuna storage. Default: an SQLite file in the study's folder."
+        ),
     ] = None,
     workers: Annotated[
-        str, typer.Option(metavar="N", help="Points at once; auto: one per GPU.")
+        str,
+        typer.Option(
+            metavar="N", help="Number of points trained at the same time. auto: one per GPU."
+        ),
     ] = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search for settings on validation; resumes when typed again.
+    """Search for settings on validation. The same command resumes the search.
 
     Example: llmrec sweep quickstart --grid align.dmpo.beta=0.1,0.5 --seeds 1,2,3
     """

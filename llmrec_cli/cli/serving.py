@@ -1,4 +1,4 @@
-"""Using what was trained: recommend, export."""
+"""The commands that use a trained run: recommend, export."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RunFolder = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="Folder of a finished run: runs/quickstart/sft.",
+        help="Folder of a finished run, such as runs/quickstart/sft.",
         autocompletion=options.folders,
     ),
 ]
@@ -29,29 +29,30 @@ def recommend_command(
     history: Annotated[
         list[str] | None,
         typer.Option(
-            "--history", metavar="ITEM", help="A title, about as it is, or an id; oldest first."
+            "--history",
+            metavar="ITEM",
+            help="An item of the history: its id, or about its title. Oldest first.",
         ),
     ] = None,
     user: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="A user of the prepared data, with all of their items."),
+        typer.Option(
+            metavar="ID",
+            help="A user of the prepared data. The history is all of the user's items.",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Length of the list.")] = 10,
     keep: Annotated[
-        bool, typer.Option("--keep-history", help="Leave the history among the candidates.")
+        bool, typer.Option("--keep-history", help="Keep the history among the candidates.")
     ] = False,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Take titles letter for letter only.")
-    ] = False,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = (
-        "auto"
-    ),
+    exact: Annotated[bool, typer.Option("--exact", help="Accept only exact titles.")] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device.")] = ("auto"),
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Recommend the next items for a history or a user, with probabilities.
+    """Recommend the next items for a history or a user.
 
-    Example: llmrec recommend --run runs/quickstart/align-msl --history "some title"
+    Example: llmrec recommend --run runs/quickstart/align-msl --history "restless dragons"
     """
     from llmrec_cli.serving.recommendations import (
         recommendations_to_json,
@@ -78,33 +79,40 @@ def recommend_command(
 
 def export_command(
     run: RunFolder,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New folder for the export.")],
     overrides: Overrides = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Add a LoRA adapter to its base: one whole model.")
+        bool, typer.Option("--merge", help="Merge a LoRA adapter into its base model.")
     ] = False,
     licence: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="For the card, as the hub names it."),
+        typer.Option(
+            "--license", metavar="ID", help="Licence for the model card, as the hub names it."
+        ),
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(metavar="HUB_ID", help="What a base that is a local folder is called there."),
+        typer.Option(
+            metavar="HUB_ID", help="Name on the hub of a base model that is a local folder."
+        ),
     ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(metavar="HUB_ID", help="For the card; may be repeated.")
+        list[str] | None, typer.Option(metavar="HUB_ID", help="Data set for the model card.")
     ] = None,
     push_to: Annotated[
         str | None,
-        typer.Option(metavar="HUB_ID", help="Also upload it, with the hub's own login; private."),
+        typer.Option(
+            metavar="HUB_ID",
+            help="Also upload the export to this repository, with the hub's login. A new "
+            "repository is private.",
+        ),
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Create that repository for everybody to read.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run as an ordinary Hugging Face folder: model or adapter, catalogue, model card.
+    """Write a run as a standard Hugging Face folder. It holds the model or adapter, the catalogue
+    and a model card.
 
     Example: llmrec export --run runs/quickstart/align-msl --to exported --license apache-2.0
     """

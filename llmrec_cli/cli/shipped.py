@@ -1,4 +1,4 @@
-"""The story of ``llmrec recipes``: the recipes that travel with the package, listed and copied."""
+"""The recipes that are part of the package: list, show, copy (``llmrec recipes``)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DATA = re.compile(r'"((?:\.\./)+data/[^"\n]+)"')  # the embedded sample
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """One shipped recipe, in a line."""
+    """One shipped recipe, for a list."""
 
     name: str
     description: str
@@ -41,7 +41,7 @@ def list_shipped() -> list[Shipped]:
 
 
 def show_recipe(name: str, *, resolved: bool) -> str:
-    """The text of a recipe; ``resolved``: with everything that it inherits and all defaults.
+    """The text of a recipe; ``resolved``: with inherited keys and all defaults.
 
     Raises:
         RecipeError: no such recipe.
@@ -52,19 +52,19 @@ def show_recipe(name: str, *, resolved: bool) -> str:
 
 
 def copy_recipe(name: str, target: Path | None) -> list[Path]:
-    """Copy a shipped recipe to change it, with the base that it extends and its sample data.
+    """Copy a shipped recipe, with the recipe that it extends and its sample data.
 
-    Comments stay; the copy's ``name`` is that of its file, so that it is an experiment of its own.
+    Comments stay.  The copy's ``name`` is the name of its file, so it is a new experiment.
 
     Args:
-        target: a file that does not exist yet; None: the recipe's last name, in this folder.
+        target: a new file; None: the last part of the recipe's name, in the working directory.
 
     Returns:
-        What was written, the recipe first.
+        The written files, the recipe first.
 
     Raises:
         RecipeError: no such shipped recipe.
-        ArtefactError: a file would be overwritten with something else.
+        ArtefactError: a file exists with other content.
         MachineError: the disk refuses.
     """
     if name not in list_shipped_names():
@@ -90,7 +90,7 @@ def _describe_shipped(name: str) -> Shipped:
 
 
 def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
-    """Where each file goes and what it holds then."""
+    """The files of a copy, with their contents."""
     source = find_shipped_folder() / f"{name}.toml"
     text = source.read_text(encoding="utf-8")
     text = _NAME.sub(f'name = "{target.stem}"', text, count=1)
@@ -111,12 +111,12 @@ def _plan_copies(name: str, target: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def _rewrite_commands(text: str, name: str, target: Path) -> Iterator[str]:
-    """The text's lines; the commands in its comments are about the copy."""
+    """The text's lines; commands in comments name the copy."""
     for line in text.splitlines(keepends=True):
         is_command = line.startswith("#") and "llmrec " in line
         yield line.replace(name, target.as_posix()) if is_command else line
 
 
 def _strip_ascent(path: str) -> str:
-    """A path without its way up."""
+    """A path without its leading ``../``."""
     return path[path.index("data/") :]

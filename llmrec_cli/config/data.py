@@ -1,4 +1,4 @@
-"""`[data]` and `[prompt]` of a recipe, and what every table has in common.  No torch."""
+"""`[data]` and `[prompt]` of a recipe, and the base class of all tables.  No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmrec_cli.config.formats import FORMATS, Format, join_words, list_splits
 
 
 def one_or_many(value: object) -> object:
-    """A text alone, as a list of one."""
+    """A single text becomes a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -38,7 +38,7 @@ def _iso_date(value: str) -> str:
 
 
 def _as_text(value: object) -> object:
-    """TOML has dates of its own, without quotes."""
+    """TOML also has dates without quotes."""
     return value.isoformat() if type(value) is datetime.date else value
 
 
@@ -54,22 +54,22 @@ class Section(BaseModel):
 
 
 class Splits(Section):
-    """Files of a source that comes already split."""
+    """`[data.splits]`: files of a source that comes split."""
 
-    train: Strings = Field(default=(), description="paths of the training part")
+    train: Strings = Field(default=(), description="files of the training split")
     preference: Strings = Field(
         default=(),
-        description="paths of the pairs to align on (rank-pairs); absent: the training part",
+        description="files of the pairs to align on (rank-pairs only); absent: the training split",
     )
-    valid: Strings = Field(default=(), description="paths of the validation part")
-    test: Strings = Field(default=(), description="paths of the test part")
+    valid: Strings = Field(default=(), description="files of the validation split")
+    test: Strings = Field(default=(), description="files of the test split")
 
 
 Column = Annotated[str, Field(min_length=1)]
 
 
 def _column_or_false(value: object) -> object:
-    """A recipe says ``false`` where there is no such column; Python may say None."""
+    """A recipe writes ``false`` if there is no such column; Python may pass None."""
     if value is None:
         return False
     if value is True or not isinstance(value, str | bool):
@@ -84,17 +84,17 @@ TimeColumn = Annotated[
 
 
 class Columns(Section):
-    """Column names of `interactions` sources (CSV, parquet or JSON lines)."""
+    """`[data.columns]`: column names of `interactions` sources (CSV, parquet or JSON lines)."""
 
-    user: Column = Field(default="user_id", description="user column; read as a string")
-    item: Column = Field(default="item_id", description="item column; read as a string")
+    user: Column = Field(default="user_id", description="user column; ids are read as text")
+    item: Column = Field(default="item_id", description="item column; ids are read as text")
     timestamp: TimeColumn = Field(
         default="timestamp",
-        description="time column; false: there is none, and file order is time order, over all "
-        "files of reviews as listed",
+        description="time column. false: there is none, and the order of the lines is the order "
+        "in time, over all files of reviews as listed",
     )
     rating: Column | None = Field(
-        default=None, description="rating column, numbers on any scale; a cell may be empty"
+        default=None, description="rating column; numbers on any scale, and cells may be empty"
     )
     title: Column | None = Field(default=None, description="title column, in metadata files")
     brand: Column | None = Field(default=None, description="brand column, in metadata files")
@@ -107,7 +107,7 @@ class Columns(Section):
 
 
 class Sample(Section):
-    """How many rows of a split to keep, drawn with the recipe's seed; absent keeps all."""
+    """`[data.sample]`: rows to keep of each split, drawn with the recipe's seed; absent: all."""
 
     train: int | None = Field(default=None, ge=1, description="training rows")
     valid: int | None = Field(default=None, ge=1, description="validation rows")
@@ -115,7 +115,7 @@ class Sample(Section):
 
 
 class SparkSection(Section):
-    """`[data.spark]`: where Spark runs; absent: as ``spark-submit`` or Spark's own files say."""
+    """`[data.spark]`: where Spark runs; absent: Spark's own configuration decides."""
 
     master: str | None = Field(
         default=None, description='Spark master: "local[8]", "yarn", "spark://host:7077", ...'
@@ -126,7 +126,7 @@ class SparkSection(Section):
     )
 
 
-CIRCUMSTANCES = ("engine", "memory", "spark")  # keys of [data] that no prepared byte depends on
+CIRCUMSTANCES = ("engine", "memory", "spark")  # these keys change no prepared byte
 
 if TYPE_CHECKING:
     DataFormat: TypeAlias = str
@@ -135,74 +135,87 @@ else:
 
 
 class DataSection(Section):
-    """`[data]`: sources, cleaning, identity and split.
+    """`[data]`: sources, cleaning and split.
 
-    In a recipe file, a path that begins with ``./`` or ``../`` is relative to that file, any other
-    one to the folder in which the command runs; once loaded, all are relative to the latter.
+    In a recipe file, a path that begins with ``./`` or ``../`` is relative to the file.  Any other
+    path is relative to the working directory.
     """
 
-    format: DataFormat = Field(description="what the sources are; see docs/data.md")
+    format: DataFormat = Field(description="format of the source files; see docs/data.md")
     reviews: Strings = Field(
-        default=(), description="review, rating or interaction files, in order"
+        default=(), description="files of reviews, ratings or interactions, read in this order"
     )
-    metadata: Strings = Field(default=(), description="item metadata files (titles)")
+    metadata: Strings = Field(default=(), description="files of item metadata, such as titles")
     index: str | None = Field(
-        default=None, description="semantic-ID index, JSON: item id -> list of tokens"
+        default=None, description="JSON file of semantic IDs: item id -> list of tokens"
     )
-    splits: Splits = Field(default=Splits(), description="files of split sources")
+    splits: Splits = Field(default=Splits(), description="files of sources that come split")
     columns: Columns = Field(default=Columns(), description="column names of `interactions`")
     on_bad_line: Literal["stop", "skip"] = Field(
         default="stop",
-        description="a line that is wrong: stop and name it, or leave it out, count it in the "
-        "manifest and go on; a file that is damaged or of another kind always stops",
+        description='what a bad line does. "stop": prepare stops and names the line. "skip": '
+        "prepare leaves the line out, and the manifest counts it. A damaged file, or "
+        "a file of another format, always stops",
     )
     bad_line_limit: int = Field(
         default=100,
         ge=1,
-        description='on_bad_line = "skip": lines left out before it stops, over all files',
+        description='with on_bad_line = "skip": the most bad lines, over all files, before '
+        "prepare stops",
     )
     duplicates: Literal["first", "last", "keep"] = Field(
-        default="first", description="which of a user's repeated interactions with an item stays"
+        default="first", description="which interactions stay if a user has several with one item"
     )
     min_rating: float | None = Field(
-        default=None, description="drop ratings below this, and interactions without a rating"
+        default=None, description="drop interactions with a lower rating or without one"
     )
     k_core: int = Field(
         default=5,
         ge=0,
-        description="drop users and items with fewer interactions, until stable; 0: off; "
-        "cleaning is not applied to sources that come split",
+        description="drop users and items with fewer interactions, and repeat until all have as "
+        "many; 0: off. Sources that come split are not cleaned",
     )
-    start: Date | None = Field(default=None, description="drop what is earlier, ISO date (UTC)")
-    end: Date | None = Field(default=None, description="drop what is at or after, ISO date (UTC)")
+    start: Date | None = Field(
+        default=None, description="drop interactions before this ISO date (UTC)"
+    )
+    end: Date | None = Field(
+        default=None, description="drop interactions on or after this ISO date (UTC)"
+    )
     untitled: Literal["drop", "brand", "id"] = Field(
         default="drop",
-        description="items without a usable title: drop, or use brand or id as title",
+        description="items without a usable title: drop them, or use the brand or the id as title",
     )
     identity: Literal["merge", "disambiguate"] = Field(
         default="merge",
-        description="items with equal titles: one catalogue entry, or append brand, then a counter",
+        description="items with equal titles: merge them into one catalogue entry, or make the "
+        "titles differ (brand, then a number)",
     )
     split: Literal["leave-one-out", "global-time", "few-shot", "given"] = Field(
-        default="leave-one-out", description="protocol of the split; `given` for split sources"
+        default="leave-one-out",
+        description="rule of the split; `given` for sources that come split",
     )
     history: int = Field(
-        default=20, ge=1, description="longest history, items; oldest dropped, when prepared"
+        default=20, ge=1, description="most items of a history; prepare drops the oldest ones"
     )
     min_history: int = Field(
         default=1,
         ge=0,
-        description="shortest history, items; 0 keeps each user's first training row",
+        description="fewest items of a history; 0 keeps each user's first training row",
     )
-    few_shot_users: int = Field(default=100, ge=1, description="training users of split few-shot")
-    sample: Sample = Field(default=Sample(), description="rows to keep of each split")
+    few_shot_users: int = Field(
+        default=100, ge=1, description='with split = "few-shot": number of training users'
+    )
+    sample: Sample = Field(default=Sample(), description="number of rows to keep of each split")
     engine: Literal["polars", "spark"] = Field(
         default="polars",
-        description="who cleans and orders interactions: this process, or Apache Spark for what "
-        "outgrows a machine; the prepared folder is the same, byte for byte",
+        description="program that cleans and sorts interactions: polars in this process, or "
+        "Apache Spark for data too large for one machine. The prepared folder is the "
+        "same, byte for byte",
     )
     memory: int = Field(
-        default=1024, ge=64, description="MiB that polars fills before it spills to disk"
+        default=1024,
+        ge=64,
+        description="MiB of memory that polars may fill before it writes to disk",
     )
     spark: SparkSection = Field(default=SparkSection(), description="where Spark runs")
 
@@ -236,7 +249,7 @@ class DataSection(Section):
 
     @property
     def form(self) -> Format:
-        """What there is to know of the format."""
+        """The format's properties."""
         return FORMATS[self.format]
 
     def files(self) -> list[str]:
@@ -253,17 +266,17 @@ class DataSection(Section):
 
 
 def find_format(name: str) -> Format:
-    """The format of a ``[data]`` section that is plain values, as in a manifest."""
+    """The format of a ``[data]`` section that is read from a manifest."""
     return FORMATS[name]
 
 
 def has_clock(section: DataSection) -> bool:
-    """Whether the source has times that compare across users, rather than an order alone."""
+    """Whether the source has times that compare across users, not only an order."""
     return section.form.compares_times(section.columns.timestamp)
 
 
 def find_clock_problem(section: DataSection) -> str | None:
-    """What is asked of a source without times, as ``key = value: problem``; None: nothing."""
+    """A key that needs times, set for a source without times, as ``key = value: problem``."""
     if has_clock(section):
         return None
     form, untimed = section.form, "a source with columns.timestamp = false"
@@ -280,7 +293,7 @@ def find_clock_problem(section: DataSection) -> str | None:
 
 
 def get_dotted(section: Section, dotted: str) -> Any:
-    """The value behind a dotted key."""
+    """The value of a dotted key."""
     value: Any = section
     for key in dotted.split("."):
         value = getattr(value, key)
@@ -292,16 +305,15 @@ class PromptSection(Section):
 
     task: Literal["generate", "rank-pair"] = Field(
         default="generate",
-        description="what is asked: the next item's title, or which of two candidates the user "
-        "likes more (DMPO); of every stage",
+        description="task of all stages: name the next item, or rank two candidates (DMPO)",
     )
     template: str = Field(
         default="sequence",
-        description='"sequence" (items only, one after the other), a shipped domain wording '
-        "(books, games, toys, ...), or the path of a template TOML",
+        description='"sequence" (only the items, one after the other), a shipped wording (books, '
+        "games, toys, ...), or the path of a template file",
     )
     max_tokens: int = Field(
         default=512,
         ge=8,
-        description="longest prompt, tokens; oldest items dropped whole, when encoded",
+        description="most tokens of a prompt; the oldest items are dropped, each one whole",
     )

@@ -1,4 +1,4 @@
-"""`[eval]` of a recipe: the protocol of the final ranking, and how the catalogue is searched."""
+"""`[eval]` of a recipe: the protocol of evaluation, and the search of the catalogue."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ class DecodeSection(Section):
 
     search: Literal["exact", "beam", "all"] = Field(
         default="exact",
-        description="best-first with proof, token-synchronous beam, or every item's score",
+        description="search of the top K: best-first with a proof, beam search, or the score of "
+        "every item",
     )
     mask: Literal["before", "after"] = Field(
-        default="before", description="illegal tokens leave before or after the softmax"
+        default="before",
+        description="whether illegal tokens are removed before or after the softmax",
     )
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description="divides the logits, only with mask before; decode as you trained: MSL's tau",
+        description="softmax temperature of decoding; use MSL's tau for a model trained with it "
+        '(needs mask = "before")',
     )
     length_penalty: float = Field(
-        default=0.0, ge=0, description="score / length^penalty; 0: plain sum (exact needs 0)"
+        default=0.0,
+        ge=0,
+        description="the score is divided by length^penalty; 0: plain sum (exact search needs 0)",
     )
-    beams: int = Field(default=20, ge=1, description="beam width; at least the largest cut-off")
+    beams: int = Field(default=20, ge=1, description="beam width, at least the largest cut-off")
     beam_error: bool = Field(
-        default=False, description="also count the rows whose beam list differs from the exact one"
+        default=False, description="also count the rows whose beam list differs from the exact list"
     )
 
     @model_validator(mode="after")
@@ -58,16 +63,18 @@ class DecodeSection(Section):
 
 
 class EvalSection(Section):
-    """`[eval]`: the protocol of the final ranking."""
+    """`[eval]`: the protocol of evaluation."""
 
-    cutoffs: Cutoffs = Field(default=(5, 10), description="K of HR@K and NDCG@K")
+    cutoffs: Cutoffs = Field(default=(5, 10), description="values of K for HR@K and NDCG@K")
     seen: Literal["keep", "remove"] = Field(
-        default="keep", description="headline: the row's history stays among the candidates or not"
+        default="keep",
+        description="policy of the headline figures: the row's history stays among the "
+        "candidates, or not",
     )
     rows: int | None = Field(
         default=None,
         ge=1,
-        description="rows to rank, the same ones for every run and seed; absent: all",
+        description="number of rows to rank, the same rows for every run and seed; absent: all",
     )
     batch: int = Field(default=64, ge=1, description="rows decoded together")
     resamples: int = Field(
@@ -75,18 +82,21 @@ class EvalSection(Section):
     )
     auc: bool = Field(
         default=False,
-        description="also score every row's target beside one item that its user does not own "
-        "(disliked where there is one, else uniform): pairs.parquet, and AUC in report.json",
+        description="also report AUC: each target is compared with one item that its user does "
+        "not have (a disliked item if there is one, else a uniform draw). Writes "
+        "pairs.parquet",
     )
     decode: DecodeSection = Field(
         default=DecodeSection(), description="how the catalogue is ranked"
     )
     data: DataSection | None = Field(
         default=None,
-        description="another domain to evaluate on, keys as in `[data]`; absent: the same data",
+        description="another domain to evaluate on, with the keys of `[data]`; absent: the same "
+        "data",
     )
     prompt: PromptSection | None = Field(
-        default=None, description="its prompts, keys as in `[prompt]`; absent: the same prompts"
+        default=None,
+        description="prompts of that domain, with the keys of `[prompt]`; absent: the same prompts",
     )
 
     @model_validator(mode="after")

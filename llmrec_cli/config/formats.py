@@ -141,7 +141,7 @@ def list_users(key: str) -> list[str]:
 
 
 def list_splits(form: Format, *, clock: bool) -> tuple[str, ...]:
-    """The values of ``data.splitting`` that a source can be split by.
+    """The values of ``data.split`` that a source can be split by.
 
     Args:
         clock: whether the source, as the recipe reads it, has times that compare across users.

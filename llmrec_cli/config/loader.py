@@ -56,6 +56,10 @@ def list_problems(error: ValidationError, table: Table) -> Iterator[str]:
     problems = error.errors(include_url=False, include_context=False)
     by_place: dict[tuple[str, str], list[str]] = {}  # a union has one problem per branch: join
     hints: dict[tuple[str, str], str] = {}
+    for problem in problems:
+        if not problem["loc"]:  # pydantic does not say where a key stands that is no UTF-8
+            yield f"{format_value(problem['input'])}: unknown key: expected UTF-8"
+    problems = [problem for problem in problems if problem["loc"]]
     for problem in sorted(problems, key=lambda each: order.get(str(each["loc"][0]), 0)):
         place, expected, meaning = _locate(problem, table)
         by_place.setdefault((place, meaning), []).append(expected)

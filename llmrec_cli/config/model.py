@@ -1,4 +1,4 @@
-"""`[model]` of a recipe: the backbone and what of it is trained."""
+"""`[model]` of a recipe: the backbone, and which of its weights are trained."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from pydantic import Field, model_validator
 
 from llmrec_cli.config.data import Section, Strings
 
-TREE_ATTENTION = ("sdpa", "eager")  # implementations that take the mask of packed rows
+TREE_ATTENTION = ("sdpa", "eager")  # implementations that support the mask of packed rows
 
 
 class ScratchModel(Section):
     """`[model.scratch]`: the embedded backbone, a small Llama trained from scratch."""
 
-    hidden: int = Field(default=128, ge=8, description="width, a multiple of heads")
+    hidden: int = Field(default=128, ge=8, description="width; a multiple of heads")
     layers: int = Field(default=2, ge=1, description="decoder layers")
     heads: int = Field(default=4, ge=1, description="attention heads")
     feed_forward: int = Field(default=256, ge=8, description="width of the feed-forward block")
     dropout: float = Field(
-        default=0.2, ge=0, lt=1, description="of embeddings and block outputs, [0, 1)"
+        default=0.2, ge=0, lt=1, description="dropout of embeddings and block outputs, in [0, 1)"
     )
     vocabulary: int = Field(
-        default=4096, ge=300, description="size of the byte-level BPE trained on the catalogue"
+        default=4096,
+        ge=300,
+        description="vocabulary size of the byte-level BPE tokenizer, trained on the catalogue",
     )
-    tied: bool = Field(default=False, description="share input embeddings with the head")
+    tied: bool = Field(
+        default=False, description="whether the output head shares the input embeddings"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ScratchModel:
@@ -39,15 +43,15 @@ class Lora(Section):
     """`[model.lora]`: low-rank adapters."""
 
     r: int = Field(default=8, ge=1, description="rank")
-    alpha: float = Field(default=16, gt=0, description="scale numerator (scale = alpha / r)")
+    alpha: float = Field(default=16, gt=0, description="numerator of the scale (scale = alpha / r)")
     dropout: float = Field(
         default=0.05,
         ge=0,
         lt=1,
-        description="dropout of the adapter's input; a LoRA on the output head has none",
+        description="dropout of the adapters' input; an adapter of the output head has none",
     )
     targets: Strings = Field(
-        default=("q_proj", "v_proj"), description='module names, or "all-linear" alone'
+        default=("q_proj", "v_proj"), description='names of the adapted modules, or "all-linear"'
     )
 
 
@@ -59,20 +63,28 @@ class ModelSection(Section):
         min_length=1,
         description='"scratch", a hub id, or a local Hugging Face folder',
     )
-    revision: str | None = Field(default=None, description="hub revision, best a commit hash")
-    scratch: ScratchModel = Field(default=ScratchModel(), description="used by backbone scratch")
-    tuning: Literal["full", "lora"] = Field(default="full", description="what is trained")
-    lora: Lora = Field(default=Lora(), description="used by tuning lora")
+    revision: str | None = Field(
+        default=None, description="revision on the hub, preferably a commit hash"
+    )
+    scratch: ScratchModel = Field(default=ScratchModel(), description='with backbone = "scratch"')
+    tuning: Literal["full", "lora"] = Field(
+        default="full", description="all weights, or LoRA adapters"
+    )
+    lora: Lora = Field(default=Lora(), description='with tuning = "lora"')
     quantize: Literal["none", "8bit", "4bit"] = Field(
-        default="none", description="quantized base weights under LoRA (needs llmrec[quantized])"
+        default="none",
+        description="quantize the frozen weights under LoRA (needs llmrec[quantized])",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="of the backbone's weights and arithmetic"
+        default="float32", description="number format of the backbone's weights and arithmetic"
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = Field(
         default="sdpa", description="attention implementation"
     )
-    gradient_checkpointing: bool = Field(default=False, description="trade time for memory")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="recompute activations in the backward pass: less memory, more time",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ModelSection:

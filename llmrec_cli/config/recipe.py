@@ -1,8 +1,8 @@
-"""Recipes: one TOML file is one experiment, read by every subcommand.
+"""Recipes: one TOML file is one experiment, and every command reads it.
 
-The models are strict: unknown keys, wrong types and values out of range are refused.  Nothing here
-imports torch.  ``file.py`` reads files, applies ``extends`` and overrides; every problem is
-reported at once (``problems.py``).
+The models are strict: they refuse unknown keys, wrong types and values out of range.  Nothing here
+imports torch.  ``loader.py`` reads files, applies ``extends`` and overrides, and reports all
+problems at once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from llmrec_cli.tasks.base import Task
 
 
 def _add_file_keys(schema: dict[str, Any]) -> None:
-    """What a file may say and the loader takes out."""
-    extends = "a recipe file whose keys hold where this one is silent; one level"
+    """Keys of a file that the loader removes."""
+    extends = "a recipe file to take all other keys from; one level"
     first = {"extends": {"type": "string", "description": extends}}
     schema["properties"] = first | schema["properties"]
 
@@ -48,12 +48,15 @@ class Recipe(Section):
     model_config = ConfigDict(title="llmrec recipe", json_schema_extra=_add_file_keys)
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the folder of its runs"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the experiment's name, and the name of its folder",
     )
-    description: str = Field(default="", description="what it shows, one line")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is drawn")
+    description: str = Field(default="", description="what the experiment shows, in one line")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of all random choices")
     out: str = Field(
-        default="runs", min_length=1, description="folder of all runs, relative to where you are"
+        default="runs",
+        min_length=1,
+        description="folder of all experiments, relative to the working directory",
     )
     data: DataSection
     prompt: PromptSection = PromptSection()
@@ -62,11 +65,11 @@ class Recipe(Section):
     sft: StageSection = StageSection()
     baseline: Annotated[dict[str, BaselineSection], CONVENTIONAL] = Field(
         default_factory=dict,
-        description="tables [baseline.NAME]; NAME is the model, or model says it",
+        description="tables [baseline.NAME]; NAME is the model unless the key `model` names it",
     )
     align: Annotated[dict[str, AlignSection], ALIGNMENTS] = Field(
         default_factory=dict,
-        description="tables [align.NAME]; NAME is the method, or method says it",
+        description="tables [align.NAME]; NAME is the method unless the key `method` names it",
     )
     eval: EvalSection = EvalSection()
     launch: LaunchSection = LaunchSection()
@@ -120,7 +123,7 @@ class Recipe(Section):
         return self.eval.prompt or self.prompt
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values in the shape of a recipe file, for the run's own ``utils.toml``.
+        """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``.
 
         Without the keys that no recipe of this kind may set: it loads as it stands.
         """

@@ -25,112 +25,122 @@ from llmrec_cli.config.formats import join_words
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import baseline_names, find_baseline
 
-# `[train]` of a recipe: the training loop's settings, for every stage.  No torch.
+# `[train]` of a recipe: settings of the training loop.  No torch.
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainSection(Section):
-    """`[train]`: the training loop, for every stage; `[sft.train]` and the like override it."""
+    """`[train]`: the training loop of every stage; `[sft.train]` and the like override it."""
 
     rows: Literal["window", "sequence", "user"] = Field(
         default="window",
-        description="a row is one (history, target); or all targets of a user in one causal pass "
-        '(needs prompt.template = "sequence"); or all of them with their prompts, whose common '
-        "beginnings are computed once (any template; sdpa or eager attention)",
+        description='what one row is. "window": one history with its target. "sequence": all '
+        'targets of a user in one causal pass (needs prompt.template = "sequence"). '
+        '"user": all windows of a user in one packed row, where common beginnings are '
+        "computed once (any template; sdpa or eager attention)",
     )
     epochs: float = Field(
-        default=3, gt=0, description="passes over the training rows; max_steps may end them earlier"
+        default=3,
+        gt=0,
+        description="passes over the training rows; max_steps may end training earlier",
     )
     max_steps: int | None = Field(default=None, ge=1, description="stop after this many updates")
     batch: int = Field(default=128, ge=1, description="global batch, rows per update")
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="rows per forward pass on a device, at most; absent: its share of the batch",
+        description="most rows of a forward pass on a device; absent: the device's share of the "
+        "batch",
     )
     micro_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens per forward pass on a device, padding included, at most (a longer row "
-        "travels alone); absent: no limit",
+        description="most tokens of a forward pass on a device, padding included; a longer row "
+        "gets its own pass; absent: no limit",
     )
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak of AdamW's rate")
+    learning_rate: float = Field(default=1e-4, gt=0, description="highest learning rate of AdamW")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        default=(0.9, 0.999), description="AdamW's betas, [0, 1)"
+        default=(0.9, 0.999), description="AdamW's betas, in [0, 1)"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; not of norms, biases")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="AdamW's weight decay; norms and biases have none"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="after warm-up, down to 0 (constant: stays)"
+        default="linear", description="learning rate after warm-up: falls to 0, or stays constant"
     )
     warmup: float = Field(
-        default=20, ge=0, description="updates of linear warm-up; below 1: share of all updates"
+        default=20, ge=0, description="updates of linear warm-up; below 1: the share of all updates"
     )
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     validate_every: float = Field(default=1.0, gt=0, description="epochs between validations")
     validate_rows: int = Field(
-        default=1000, ge=1, description="validation rows of each validation (always the same ones)"
+        default=1000, ge=1, description="rows of a validation, always the same ones"
     )
     select: Literal["loss", "ndcg", "auc"] = Field(
         default="ndcg",
-        description="the best checkpoint: lowest loss, or highest NDCG at the largest of "
-        "eval.cutoffs (eval.decode, history kept), on validation; auc: highest paired AUC, of "
-        'task "rank-pair"',
+        description='validation figure that chooses the best checkpoint. "loss": the lowest loss. '
+        '"ndcg": the highest NDCG at the largest of eval.cutoffs, with eval.decode, '
+        'history kept. "auc": the highest paired AUC, for task "rank-pair"',
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after this many validations without a better one"
+        default=None, ge=1, description="stop after this many validations without improvement"
     )
     save_every: int | None = Field(
         default=None, ge=1, description="updates between checkpoints; absent: at each validation"
     )
-    keep: int = Field(default=2, ge=1, description="newest checkpoints kept; the best always is")
+    keep: int = Field(
+        default=2,
+        ge=1,
+        description="number of newest checkpoints to keep; the best one is always kept",
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
-        description="an update with a NaN or infinite loss or gradient: stop before it (exit code "
-        "4), or leave it out and go on",
+        description="what a NaN or infinity in loss or gradient does: training stops before the "
+        "update (exit code 4), or skips the update",
     )
     skip_limit: int = Field(
-        default=10, ge=1, description='on_nonfinite = "skip": updates left out before it stops'
+        default=10,
+        ge=1,
+        description='with on_nonfinite = "skip": most updates to skip before training stops',
     )
 
 
-# `[sft]`, `[align.NAME]` and `[launch]` of a recipe: what is trained, from what, and where.
+# `[sft]`, `[align.NAME]` and `[launch]` of a recipe.
 
 
 class StageSection(Section):
-    """`[sft]`: the supervised stage."""
+    """`[sft]`: supervised fine-tuning."""
 
-    train: TrainSection = Field(
-        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
-    )
+    train: TrainSection = Field(default=TrainSection(), description="keys of `[train]` to override")
 
 
 class AlignSection(Section):
-    """`[align.NAME]`: one alignment; the method's own options stand in the same table."""
+    """`[align.NAME]`: one alignment; the same table holds the method's options."""
 
     parent: str = Field(
         default="sft",
-        description='start from the SFT result ("sft"), the backbone itself ("base"), or the '
-        "result of another `[align.NAME]`",
+        description='where training starts: from the result of SFT ("sft"), the backbone '
+        '("base"), or another `[align.NAME]`',
     )
-    method: str = Field(description="the method: a file name in llmrec_cli/methods; default NAME")
-    train: TrainSection = Field(
-        default=TrainSection(), description="keys of `[train]` to override; whole once resolved"
+    method: str = Field(
+        description="name of the method, a file of llmrec_cli/methods; default NAME"
     )
+    train: TrainSection = Field(default=TrainSection(), description="keys of `[train]` to override")
 
     @property
     def options(self) -> Options:
-        """The method's own options, apart from the stage's keys."""
+        """The method's options, without the stage's keys."""
         return take_options(methods.find_method(self.method).options, self)
 
 
 @dataclass(frozen=True)
 class NamedTables:
-    """Tables such as ``[align.NAME]``: a union that one key tells apart, by default with NAME.
+    """Tables such as ``[align.NAME]``: a discriminated union; NAME is the discriminator's default.
 
-    Each kind of table is the stage's own section plus the options of one method or model.  The
-    union knows what the registry holds when the model around it is built.
+    Each member is the stage's section plus the options of one method or model.  The union holds
+    the methods that the registry knows when the surrounding model is built.
 
     Attributes:
         table: the tables' common name.
@@ -138,7 +148,7 @@ class NamedTables:
         section: the stage's own keys.
         registry: options by the name of the method or model.
         example: a table, for an error that wants one.
-        alone: names that are tables of their own: no other table may say them.
+        alone: methods or models that only the table of the same name may use.
     """
 
     table: str
@@ -149,12 +159,12 @@ class NamedTables:
     alone: tuple[str, ...] = ()
 
     def kinds(self) -> dict[str, type[Section]]:
-        """One model per method or model that there is."""
+        """One pydantic model per method or model."""
         options = self.registry()
         return {name: _join_options(self, name, options[name]) for name in options}
 
     def misnamed(self, tables: Mapping[str, Any]) -> dict[str, str]:
-        """What stands alone and is said by a table of another name: name of the table -> name."""
+        """Tables that use a name of ``alone`` under another name: table's name -> name."""
         return {
             name: only
             for name, section in tables.items()
@@ -174,7 +184,7 @@ class NamedTables:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """A table of any name says what it is; one of a known name does not have to."""
+        """A table whose NAME is no method or model must have the key."""
         found = handler(schema)
         by_name = found["additionalProperties"]["discriminator"]["mapping"]
         refs = {name: {"$ref": ref} for name, ref in by_name.items()}
@@ -197,7 +207,7 @@ class NamedTables:
 
 @cache
 def _join_options(tables: NamedTables, name: str, options: type[Options]) -> type[Section]:
-    """A table's model: the stage's own keys, then the options of the method or model ``name``.
+    """A table's model: the stage's keys, then the options of the method or model ``name``.
 
     Raises:
         TypeError: an option has the name of a key of the stage.
@@ -215,7 +225,7 @@ def _join_options(tables: NamedTables, name: str, options: type[Options]) -> typ
 
 
 def take_options(options: type[Options], section: Section) -> Options:
-    """The fields of ``options`` in a table that has them and more; they are checked already."""
+    """The fields of ``options`` out of a validated table."""
     fields = options.model_fields
     values = {field.alias or name: getattr(section, name) for name, field in fields.items()}
     return options.model_construct(section.model_fields_set & fields.keys(), **values)
@@ -232,23 +242,28 @@ ALIGNMENTS = NamedTables("align", "method", AlignSection, list_method_options, "
 class LaunchSection(Section):
     """`[launch]`: processes and devices."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to train")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of training and evaluation"
+    )
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description='on this machine; "auto": one per visible GPU, else one',
+        description='number of processes on this machine; "auto": one per visible GPU, or one on '
+        "the CPU",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of a process; absent: its share of the cores"
+        default=None,
+        ge=1,
+        description="CPU threads of a process; absent: the process's share of the cores",
     )
     timeout: int = Field(
         default=1800,
         ge=10,
-        description="seconds that a process waits for another one before the run ends; and what a "
-        "signal leaves it to write its checkpoint",
+        description="seconds that a process waits for another one before the run ends. After a "
+        "signal, the time to write a checkpoint",
     )
 
 
-# `[baseline.NAME]`: conventional models and how they are trained.  No torch.
+# `[baseline.NAME]`: conventional models and their training.  No torch.
 #
 # The defaults were chosen on validation (benchmarks/results/*-baseline-search.md).
 
@@ -274,34 +289,33 @@ OWN_TRAIN: dict[str, Any] = {
     "validate_every": 2,
     "patience": 5,
 }
-"""How a conventional model trains where its own table is silent.  Nothing of this comes from
-`[train]`: a language model's rate or ``max_steps`` would make a weak rival."""
+"""Defaults of a conventional model's training.  They do not come from `[train]`: a language
+model's learning rate or ``max_steps`` would train it badly."""
 
 TRAIN_OF: dict[str, dict[str, Any]] = {
     name: dict(own) for name in BASELINES if (own := find_baseline(name).train)
 }
-"""Where the search found other values for a model than ``OWN_TRAIN``'s."""
+"""Per model: the defaults that differ from ``OWN_TRAIN``."""
 
 SHARED_TRAIN = ("validate_rows", "select", "keep")
-"""What `[train]` sets for all: a checkpoint is chosen on the same validation rows by the same
-figure, and training stops by the same rule.  ``patience`` counts validations, which come at other
-distances here, so its number is the model's own."""
+"""Keys of `[train]` that hold for all models: checkpoints are chosen on the same validation rows by
+the same figure.  ``patience`` is not among them: it counts validations, whose spacing differs."""
 
 
 _KNOWN = join_words(list(BASELINES)).replace('"', "")
 
 
 class BaselineSection(Section):
-    """`[baseline.NAME]`: one conventional model; its own hyper-parameters stand there, too."""
+    """`[baseline.NAME]`: one conventional model; the same table holds its hyper-parameters."""
 
     model: str = Field(description=f"{_KNOWN}; default NAME")
     train: TrainSection = Field(
-        default=TrainSection(), description="keys to override; whole once resolved"
+        default=TrainSection(), description="keys of its training to override"
     )
 
     @property
     def options(self) -> Options:
-        """The model's own hyper-parameters, apart from the stage's keys."""
+        """The model's hyper-parameters, without the stage's keys."""
         return take_options(list_baseline_options()[self.model], self)
 
 
@@ -315,18 +329,18 @@ CONVENTIONAL = NamedTables(
 )
 
 
-# `[sweep]` of a recipe: which keys a search varies, and how.  No torch.
+# `[sweep]` of a recipe: the keys that a search varies.  No torch.
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Range(Section):
-    """Numbers from `low` to `high`; whole ones where both are whole."""
+    """Numbers from `low` to `high`; whole numbers if both are whole."""
 
     low: int | float = Field(description="the lowest value, included")
     high: int | float = Field(description="the highest value, included")
-    log: bool = Field(default=False, description="search evenly over orders of magnitude")
+    log: bool = Field(default=False, description="search on a logarithmic scale")
 
     @model_validator(mode="after")
     def _in_order(self) -> Range:
@@ -338,36 +352,39 @@ class Range(Section):
 
 
 class SweepSection(Section):
-    """`[sweep]`: a search over settings, judged on validation (`llmrec sweep`)."""
+    """`[sweep]`: a search for settings on validation (`llmrec sweep`)."""
 
     space: dict[str, list[Any] | Range] = Field(
         default_factory=dict,
-        description="keys in quotes, each with a list of values or `{ low, high, log }`: "
+        description="keys in quotes, each with a list of values or a range `{ low, high, log }`: "
         '`"align.dmpo.beta" = [0.1, 0.5]`',
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
         default="tpe",
-        description="how points are chosen: by what was seen so far, at random, or all of them",
+        description="how points are chosen: from earlier results (optuna's TPE), at random, or "
+        "all combinations",
     )
-    trials: int = Field(default=20, ge=1, description="points to try (a grid tries all of its own)")
+    trials: int = Field(
+        default=20, ge=1, description="number of points to try; a grid tries all of its points"
+    )
     seeds: list[Seed] = Field(
         default_factory=list,
-        description="each point is trained with each of these, and judged by the mean; absent: "
-        "the recipe's seed",
+        description="seeds of each point; a point is judged by the mean over them; absent: the "
+        "recipe's seed",
     )
     stage: str | None = Field(
         default=None,
-        description="the run that is judged: sft, align-NAME or baseline-NAME; absent: the one "
-        "that the keys belong to",
+        description="the run to judge: sft, align-NAME or baseline-NAME; absent: the run that the "
+        "keys belong to",
     )
     prune: bool = Field(
         default=False,
-        description="stop a point whose validations are worse than the median of those before it "
-        "(looks at the first seed)",
+        description="stop a point whose validation is worse than the median of the other points "
+        "(first seed only)",
     )
 
 
-# `[track]` of a recipe: who else gets the figures of a training run.  No torch.
+# `[track]` of a recipe: trackers of a training run.  No torch.
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -379,14 +396,14 @@ Names = Annotated[
 
 
 class TrackSection(Section):
-    """`[track]`: trackers that get the rows of `metrics.jsonl` too; a run does not depend on it."""
+    """`[track]`: trackers that also get the rows of `metrics.jsonl`; they do not change a run."""
 
     trackers: Names = Field(
         default=(),
-        description="by name; each needs its package: pip install 'llmrec[NAME]'",
+        description="names of trackers; each needs its package: pip install 'llmrec[NAME]'",
     )
     online: bool = Field(
         default=False,
-        description="wandb, mlflow and trackio send to servers; their own variables and logins "
-        "say where and as whom",
+        description="whether wandb, mlflow and trackio send to a server; their own variables and "
+        "logins choose server and account",
     )

@@ -50,20 +50,36 @@ _PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, 
 class Prepared:
     """A prepared folder whose files match its manifest."""
 
-    folder: Path
-    manifest: Manifest
-    items: pd.DataFrame  # ITEM, ITEM_ID, TITLE, BRAND, TOKENS (lists of str, or None), COUNT
+    folder: Path  # of parquet files and manifest.json
+    manifest: Manifest  # sources, settings, counts at each step, decisions, audit
+    items: pd.DataFrame  # item, item_id, title, brand, tokens (lists of str, or None), count
     reused: bool = False  # it was there already and fits what was asked
+    notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 
     def split(self, name: str) -> pd.DataFrame:
-        """Rows of a split; HISTORY, NEGATIVES and DISLIKED hold int32 arrays, the first in time."""
+        """Rows of a split: row, user, user_id, history, target, ..., as ``data.schema`` has them.
+
+        Args:
+            name: one of ``splits``.
+
+        Returns:
+            A row per target; history, negatives and disliked hold int32 arrays of catalogue
+            indices, the first in time.
+
+        Raises:
+            ArtefactError: the file is damaged.
+        """
         table = _read_table(self.folder / split_file(name))
         frame: pd.DataFrame = table.to_pandas()
         return frame
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits: SPLITS, and PREFERENCE where the source has one."""
+        """Names of the splits.
+
+        Returns:
+            train, valid, test, and preference where the source has one.
+        """
         files = self.manifest["files"]
         return tuple(name for name in in_order((*SPLITS, PREFERENCE)) if split_file(name) in files)
 

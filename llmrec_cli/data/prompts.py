@@ -66,14 +66,18 @@ class RankWording(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    history: str = Field(description="what comes before the question, with one {history}")
-    empty: str = Field(min_length=1, description="the same for a user without a history")
-    question: str = Field(description="the end of the prompt, with one {first}, one {second}")
+    history: str = Field(description="text before the question, with one {history}")
+    empty: str = Field(
+        min_length=1, description="text before the question for a user without a history"
+    )
+    question: str = Field(
+        description="the question at the end of the prompt, with one {first} and one {second}"
+    )
     item: str = Field(default=" <Title:{title}> ", description="one item, with one {title}")
     separator: str = Field(default="", description="text between two items of the history")
     answer: str = Field(
         default="{first}, {second}",
-        description="the answer: the liked item {first}, the other {second}",
+        description="the answer; {first} is the liked item, {second} the other one",
     )
 
     @field_validator("history", "question", "answer", "item")
@@ -207,11 +211,13 @@ class Wording(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    instruction: str = Field(min_length=1, description="what the model is asked to do")
+    instruction: str = Field(min_length=1, description="the instruction to the model")
     history: str = Field(description="the sentence that lists the history, with one {history}")
     empty: str = Field(min_length=1, description="the sentence for a user without a history")
     item: str = Field(
-        default='"{title}"', description="one title, with one {title}; a semantic ID stands bare"
+        default='"{title}"',
+        description="the wording of one title, with one {title}; semantic IDs are written without "
+        "it",
     )
     separator: str = Field(default=", ", min_length=1, description="text between two items")
     layout: str = Field(

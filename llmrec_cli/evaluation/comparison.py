@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,6 +36,7 @@ from llmrec_cli.evaluation.statistics import (
     sum_by_user,
 )
 from llmrec_cli.tasks import find_reported_task
+from llmrec_cli.utils.text import clean_line
 
 # What ``llmrec compare`` finds: entries under one protocol, with intervals, tests and cost.
 #
@@ -53,27 +54,27 @@ Kind = Literal["language model", "conventional", "external"]
 class Estimate:
     """A metric of an entry: mean over seeds of the mean over rows."""
 
-    mean: float
+    mean: float  # over seeds
     low: float  # 95 % interval, users drawn; NaN: unknown
-    high: float
-    by_seed: tuple[float, ...]
+    high: float  # its upper end
+    by_seed: tuple[float, ...]  # of each seed, in order
     seed_low: float  # 95 % interval over seeds (Student's t); NaN with one seed
-    seed_high: float
+    seed_high: float  # its upper end
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
     """An entry minus the baseline over the same rows, mean over seeds."""
 
-    mean: float
+    mean: float  # over seeds
     low: float  # 95 % interval, users drawn
-    high: float
+    high: float  # its upper end
     p: float  # two-sided sign-flip test over users
     p_holm: float  # after Holm's correction over all entries compared with the baseline
     detectable: float  # smallest true difference found with 80 % power at the uncorrected 5 % level
-    by_seed: tuple[float, ...]
-    seed_low: float
-    seed_high: float
+    by_seed: tuple[float, ...]  # of each seed, in order
+    seed_low: float  # 95 % interval over seeds (Student's t); NaN with one seed
+    seed_high: float  # its upper end
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,12 @@ class Cost:
     valid_seconds: float | None  # of this stage's validations
     lineage_seconds: float | None  # of the updates of this stage and every stage it stands on
     device: str | None  # "cpu", or a GPU's name
-    processes: int | None
+    processes: int | None  # that trained
     device_seconds: float | None  # lineage_seconds times processes
     tokens: int | None  # padded ones that training passed through the model, of the lineage
     peak_bytes: int | None  # highest memory of training: the device's, on a CPU the process's
     eval_seconds: float | None  # with loading the model
-    eval_peak_bytes: int | None
+    eval_peak_bytes: int | None  # highest memory of the evaluation
     milliseconds_per_row: float | None  # of decoding
 
 
@@ -97,36 +98,128 @@ class Cost:
 class Standing:
     """One entry."""
 
-    name: str
-    kind: Kind
+    name: str  # of the run; with its experiment's where several are compared
+    kind: Kind  # of model
     seeds: tuple[int, ...]  # empty where none is known
     sources: tuple[str, ...]  # one per seed: "EXPERIMENT/RUN", or the name of another tool's file
     why_not: str | None  # what differs from the baseline, headline policy; None: it compares
-    metrics: Mapping[Policy, Mapping[str, Estimate]]
+    metrics: Mapping[Policy, Mapping[str, Estimate]]  # by policy and metric
     contrasts: Mapping[Policy, Mapping[str, Contrast]]  # empty: baseline, or it does not compare
     lists: Mapping[Policy, Mapping[str, float]]  # coverage, gini, popularity, long_tail, short
     auc: Mapping[str, Any] | None  # of the generate task, as report.json has it
     beam_error: float | None  # share of rows whose beam list is not the exact one
-    cost: Cost
+    cost: Cost  # of training and evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Entries under one protocol, in the order given."""
 
-    split: str
-    policies: tuple[Policy, ...]
-    headline: Policy
-    metrics: tuple[str, ...]
+    split: str  # "test" or "valid"
+    policies: tuple[Policy, ...]  # the history among the candidates ("keep") or not ("remove")
+    headline: Policy  # the one of them that tables show
+    metrics: tuple[str, ...]  # names, such as "ndcg@10"
     compared: str  # the metric that tables show the contrast of
-    baseline: str | None
-    candidates: str
-    n_rows: int
-    n_users: int
-    resamples: int
-    seed: int
-    standings: tuple[Standing, ...]
+    baseline: str | None  # the entry that the others are set against
+    candidates: str  # what was ranked
+    n_rows: int  # evaluated rows
+    n_users: int  # users of these rows
+    resamples: int  # of the bootstrap
+    seed: int  # of the bootstrap
+    standings: tuple[Standing, ...]  # the entries
     notes: tuple[str, ...]  # what a reader has to know, one line each
+
+    def find_estimate(
+        self, entry: str, metric: str | None = None, seen: Policy | None = None
+    ) -> Estimate:
+        """One figure with its interval.
+
+        Args:
+            entry: name of an entry, such as "sft".
+            metric: such as "hr@5"; None: the one that is compared (``compared``).
+            seen: "keep" or "remove" the history; None: as the runs were evaluated (``headline``).
+
+        Returns:
+            Its mean, and the ends of its 95 % interval.
+
+        Raises:
+            ArtefactError: the comparison has no such entry, metric or policy.
+        """
+        found = {standing.name: standing for standing in self.standings}
+        metric, policy = metric or self.compared, seen or self.headline
+        _require_known("entry", entry, list(found))
+        _require_known("metric", metric, self.metrics)
+        _require_known("policy", policy, self.policies)
+        return found[entry].metrics[policy][metric]
+
+    def to_frame(self, metric: str | None = None, seen: Policy | None = None) -> pd.DataFrame:
+        """The leaderboard as a table of pandas, with the columns of ``compare --out board.csv``.
+
+        Args:
+            metric: of this metric alone, a row per entry; None: of all, a row per entry and metric.
+            seen: "keep" or "remove" the history; None: as the runs were evaluated (``headline``).
+
+        Returns:
+            Columns entry, kind, seeds, split, seen, metric, mean, low, high (ends of the 95 %
+            interval), difference_mean, ..., p, p_holm, detectable, comparable, and the cost.
+
+        Raises:
+            ArtefactError: the comparison has no such metric or policy.
+        """
+        policy = seen or self.headline
+        _require_known("policy", policy, self.policies)
+        _require_known("metric", metric, self.metrics)
+        rows = [
+            row
+            for row in self.list_figures()
+            if row["seen"] == policy and metric in (None, row["metric"])
+        ]
+        return pd.DataFrame(rows, columns=list(FIGURE_COLUMNS))
+
+    def list_figures(self) -> Iterator[dict[str, Any]]:
+        """Every figure there is.
+
+        Returns:
+            A row per entry, policy and metric, with the columns of ``to_frame``; None: unknown.
+        """
+        for standing in self.standings:
+            for policy in self.policies:
+                for metric, estimate in standing.metrics[policy].items():
+                    contrast = standing.contrasts[policy].get(metric)
+                    yield {
+                        "entry": clean_line(standing.name),
+                        "kind": standing.kind,
+                        "seeds": " ".join(map(str, standing.seeds)),
+                        "split": self.split,
+                        "seen": policy,
+                        "metric": metric,
+                        **{name: getattr(estimate, name) for name in _ESTIMATE},
+                        **{_name_column(name): getattr(contrast, name, None) for name in _CONTRAST},
+                        "comparable": standing.why_not or "yes",
+                        **{name: getattr(standing.cost, name) for name in _COST},
+                    }
+
+
+def _name_column(name: str) -> str:
+    """The column of a contrast's field."""
+    return name if name in ("p", "p_holm", "detectable") else f"difference_{name}"
+
+
+def _require_known(what: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise ArtefactError(f"no {what} {value!r}; there is {', '.join(known)}")
+
+
+_ESTIMATE = ("mean", "low", "high", "seed_low", "seed_high")
+_CONTRAST = ("mean", "low", "high", "p", "p_holm", "detectable", "seed_low", "seed_high")
+_COST = tuple(field.name for field in fields(Cost))
+FIGURE_COLUMNS: Final = (
+    *("entry", "kind", "seeds", "split", "seen", "metric"),
+    *_ESTIMATE,
+    *map(_name_column, _CONTRAST),
+    "comparable",
+    *_COST,
+)
 
 
 # What a comparison is made from: evaluated runs and other tools' lists, opened.
@@ -408,12 +501,8 @@ def _check_names(entries: Sequence[Entry], asked: ComparisonConfig) -> None:
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         raise ArtefactError(f"a comparison needs entries of different names, not {names}")
-    for label, value, known in (
-        ("baseline", asked.baseline, names),
-        ("metric", asked.compared, asked.averaged),
-    ):
-        if value is not None and value not in known:
-            raise ArtefactError(f"no {label} {value!r}; there is {', '.join(known)}")
+    _require_known("baseline", asked.baseline, names)
+    _require_known("metric", asked.compared, asked.averaged)
 
 
 def _score_entry(entry: Entry, policy: Policy, asked: ComparisonConfig) -> _Scored:

@@ -34,47 +34,48 @@ class PreferenceOptions(Options):
     """Options of every preference method."""
 
     beta: float = Field(
-        default=0.1, gt=0, description="weight of log-probability differences, 1/nat, > 0"
+        default=0.1, gt=0, description="weight of the log-probability differences, in 1/nat"
     )
     support: Literal["vocab", "legal"] = Field(
         default="vocab",
-        description='tokens that log pi is normalised over: "vocab" (the papers) or "legal" '
-        "(log pi is then the catalogue's log-probability)",
+        description='tokens of the softmax: "vocab" (as in the papers) or "legal" (an answer\'s '
+        "probability is then its probability within the catalogue)",
     )
     reference: Literal["precompute", "online"] = Field(
         default="online",
-        description='when log pi_ref is computed: "online" (every update) or "precompute" (once, '
-        "before training, and stored)",
+        description='when the reference model\'s log-probabilities are computed: "online" (at '
+        'every update) or "precompute" (once, before training)',
     )
     sft: float = Field(
         default=0.0,
         ge=0,
-        description="weight of the chosen answer's mean token cross-entropy in the loss, >= 0",
+        description="weight of the chosen answer's mean token cross-entropy in the loss",
     )
     negatives: Literal["uniform", "popularity", "in-batch", "disliked", "model"] = Field(
         default="model",
-        description='where rejected answers come from; "model": the first wrong ones of the '
-        "parent's own ranking",
+        description='source of the rejected answers; "model": the wrong items that the parent '
+        "ranks highest",
     )
     pool: int = Field(
         default=20,
         ge=1,
-        description='negatives = "model": drawn from this many first wrong answers, >= k',
+        description='with negatives = "model": number of highest-ranked wrong items to draw from, '
+        "at least k",
     )
     refresh: int = Field(
         default=0,
         ge=0,
-        description='negatives = "model": updates after which the policy itself is asked again; '
-        "0: the parent is asked, once",
+        description='with negatives = "model": updates after which the policy ranks again; 0: '
+        "only the parent ranks, once",
     )
     below: float = Field(
         default=4.0,
-        description='negatives = "disliked", data without min_rating: training targets rated under '
-        "this, on the scale of the data, are disliked",
+        description='with negatives = "disliked" and data without min_rating: training targets '
+        "rated lower than this are disliked",
     )
     short: Literal["error", "drop"] = Field(
         default="error",
-        description='what to do with a row that has too few possible negatives: "error" or "drop"',
+        description="a row with too few possible negatives: stop with an error, or drop the row",
     )
 
     @model_validator(mode="after")
@@ -90,7 +91,7 @@ class PreferenceOptions(Options):
 class SeveralNegatives(PreferenceOptions):
     """Options of the methods that set one answer against several."""
 
-    k: int = Field(default=3, ge=1, description="rejected answers of every target, >= 1")
+    k: int = Field(default=3, ge=1, description="number of rejected answers per target")
 
     @model_validator(mode="after")
     def _wide_enough(self) -> SeveralNegatives:

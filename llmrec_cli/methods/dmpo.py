@@ -15,8 +15,9 @@ class DmpoOptions(_preference.SeveralNegatives):
 
     variant: Literal["paper", "released"] = Field(
         default="paper",
-        description='"paper": the mean over negatives is inside the sigmoid; "released": as the '
-        "authors' code computes it, without a reference, one sigmoid for each negative, sft = 1.0",
+        description='"paper": the paper\'s equation, with the mean over negatives inside the '
+        'sigmoid. "released": the authors\' code, with one sigmoid per negative, no '
+        "reference model, and sft = 1.0",
     )
 
     @model_validator(mode="before")

@@ -34,50 +34,54 @@ class IlrecOptions(Options):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     n: int = Field(
-        default=4, ge=1, description="layers before the last that are used, 1 .. layers - 1"
+        default=4, ge=1, description="number of layers before the last one to use, 1 .. layers - 1"
     )
     ensemble: Literal["mean", "sum"] = Field(
         default="mean",
-        description='how the layers\' logits are joined: "mean" (the paper) or "sum" (the '
+        description='how the logits of the layers are combined: "mean" (the paper) or "sum" (the '
         "released code)",
     )
     phi: float = Field(
         default=1.0,
         gt=0,
-        description="a self-hard negative reaches phi times the target's value, > 0",
+        description="a token is a self-hard negative if its value is at least phi times the "
+        "target's",
     )
     space: Literal["probability", "logit"] = Field(
         default="probability",
-        description='the value compared: "probability" (the paper\'s figure) or "logit" (the '
+        description='value that phi compares: "probability" (the paper\'s figure) or "logit" (the '
         "released code)",
     )
-    a: float = Field(default=0.1, ge=0, description="CPO: strength of the penalty, >= 0")
+    a: float = Field(default=0.1, ge=0, description="CPO: weight of the penalty")
     lambda_: float = Field(
-        default=0.1, ge=0, alias="lambda", description="CPD: weight of the distillation, >= 0"
+        default=0.1, ge=0, alias="lambda", description="CPD: weight of the distillation"
     )
-    mu: float = Field(default=0.005, ge=0, description="CRR: weight of the reward term, >= 0")
+    mu: float = Field(default=0.005, ge=0, description="CRR: weight of the reward term")
     reward_temperature: float = Field(
-        default=1.0, gt=0, description="CRR: T_r, divides log-rewards, > 0"
+        default=1.0, gt=0, description="CRR: temperature T_r of the rewards"
     )
     scores: str = Field(
         default="sasrec",
-        description="CRR: name of the [baseline.NAME] run whose item probabilities are the rewards",
+        description="CRR: the [baseline.NAME] whose item probabilities are the rewards",
     )
     reward_history: Literal["keep", "zero"] = Field(
-        default="keep", description='CRR: "zero" takes the reward from items of the history'
+        default="keep",
+        description="CRR: whether items of the history keep their reward or get none",
     )
-    cpo: bool = Field(default=True, description="false: plain cross-entropy in place of CPO")
-    cpd: bool = Field(default=True, description="false: no distillation")
-    crr: bool = Field(default=True, description="false: no reward term, no scores needed")
+    cpo: bool = Field(default=True, description="whether to use CPO; false: plain cross-entropy")
+    cpd: bool = Field(default=True, description="whether to use CPD, the distillation")
+    crr: bool = Field(
+        default=True, description="whether to use CRR, the rewards; false: no scores are needed"
+    )
     negatives_from: Literal["ensemble", "final"] = Field(
         default="ensemble",
-        description='where self-hard negatives are looked for: "ensemble" (intermediate layers) or '
-        '"final" (the last layer, an ablation)',
+        description='source of self-hard negatives: "ensemble" (intermediate layers) or "final" '
+        "(the last layer, an ablation)",
     )
     support: Literal["vocab", "legal"] = Field(
         default="vocab",
-        description='tokens of every softmax: "vocab" (the paper) or "legal" (each negative is a '
-        "real item's token)",
+        description='tokens of every softmax: "vocab" (the paper) or "legal" (each negative is '
+        "then a token of some item)",
     )
 
     def penalises(self) -> bool:

@@ -21,20 +21,24 @@ class MslOptions(Options):
     """Options of MSL; the temperature is dimensionless and divides the logits."""
 
     tau: Annotated[float, Field(gt=0)] | Literal["ats"] = Field(
-        default=1.0, description='softmax temperature > 0, or "ats" to adapt it while training'
+        default=1.0, description='softmax temperature > 0, or "ats" to adapt it during training'
     )
     ats_eta: float = Field(
         default=0.25,
         gt=0,
         lt=1,
-        description="wanted mean probability of the target at the widest choice, (0, 1)",
+        description="ATS: desired mean probability of the target at the node with the most legal "
+        "tokens, in (0, 1)",
     )
     ats_rate: float = Field(
-        default=0.05, gt=0, le=1, description="step of tau's moving average per update, (0, 1]"
+        default=0.05,
+        gt=0,
+        le=1,
+        description="ATS: step of tau's moving average per update, in (0, 1]",
     )
-    ats_start: float = Field(default=1.5, gt=0, description="tau before the first update, > 0")
-    ats_min: float = Field(default=1.5, gt=0, description="smallest tau, > 0")
-    ats_max: float = Field(default=5.0, gt=0, description="largest tau, >= ats_min")
+    ats_start: float = Field(default=1.5, gt=0, description="ATS: tau before the first update")
+    ats_min: float = Field(default=1.5, gt=0, description="ATS: smallest tau")
+    ats_max: float = Field(default=5.0, gt=0, description="ATS: largest tau, at least ats_min")
 
     @model_validator(mode="after")
     def _ordered(self) -> MslOptions:

@@ -30,15 +30,26 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     experiment = experiment_of(recipe)
     for one in experiment.runs:
         if not one.is_pop:  # which eval fits
-            _TRAIN[one.kind](recipe, one, progress)
+            train_run(recipe, one, resume=True, progress=progress)
     names = experiment.names
     return evaluate(recipe, names, split="test", again=False, keep=True, progress=progress)
 
 
-_TRAIN: dict[RunKind, Callable[[Recipe, Run, Progress], object]] = {
-    RunKind.SFT: lambda recipe, _, say: sft(recipe, resume=True, progress=say),
-    RunKind.ALIGN: lambda recipe, one, say: align(recipe, one.table, resume=True, progress=say),
-    RunKind.BASELINE: lambda recipe, one, say: baseline(
-        recipe, one.table, resume=True, progress=say
+def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:
+    """Train one run of a recipe, whatever its kind; returns its folder.
+
+    Raises:
+        UserError: as the command of its kind.
+    """
+    return _TRAIN[run.kind](recipe, run.table, resume, progress)
+
+
+_TRAIN: dict[RunKind, Callable[[Recipe, str, bool, Progress], Path]] = {
+    RunKind.SFT: lambda recipe, _, resume, say: sft(recipe, resume=resume, progress=say),
+    RunKind.ALIGN: lambda recipe, table, resume, say: align(
+        recipe, table, resume=resume, progress=say
+    ),
+    RunKind.BASELINE: lambda recipe, table, resume, say: baseline(
+        recipe, table, resume=resume, progress=say
     ),
 }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,14 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from llmrec_cli.evaluation.comparison import Comparison, Contrast, Cost, Estimate, Policy, Standing
+from llmrec_cli.evaluation.comparison import (
+    FIGURE_COLUMNS,
+    Comparison,
+    Contrast,
+    Cost,
+    Estimate,
+    Standing,
+)
 from llmrec_cli.evaluation.predictions import to_jsonable
 from llmrec_cli.report.formatting import (
     NAME,
@@ -440,9 +447,6 @@ def _latex_text(text: str) -> str:
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_ESTIMATE = ("mean", "low", "high", "seed_low", "seed_high")
-_CONTRAST = ("mean", "low", "high", "p", "p_holm", "detectable", "seed_low", "seed_high")
-_COST = tuple(field.name for field in fields(Cost))
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
@@ -457,42 +461,11 @@ def comparison_to_csv(comparison: Comparison) -> str:
     A cell that a spreadsheet would take for a formula begins with an apostrophe.
     """
     out = io.StringIO()
-    writer = csv.DictWriter(out, _name_columns(), lineterminator="\n")
+    writer = csv.DictWriter(out, FIGURE_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for standing in comparison.standings:
-        for policy in comparison.policies:
-            for row in _metric_rows(standing, policy, comparison):
-                writer.writerow({name: _guard_cell(value) for name, value in row.items()})
+    for row in comparison.list_figures():
+        writer.writerow({name: _guard_cell(value) for name, value in row.items()})
     return out.getvalue()
-
-
-def _name_columns() -> list[str]:
-    of_contrast = [_name_difference(name) for name in _CONTRAST]
-    first = ["entry", "kind", "seeds", "split", "seen", "metric"]
-    return [*first, *_ESTIMATE, *of_contrast, "comparable", *_COST]
-
-
-def _metric_rows(
-    standing: Standing, policy: Policy, comparison: Comparison
-) -> Iterator[dict[str, Any]]:
-    for metric, estimate in standing.metrics[policy].items():
-        contrast = standing.contrasts[policy].get(metric)
-        yield {
-            "entry": clean_line(standing.name),
-            "kind": standing.kind,
-            "seeds": " ".join(map(str, standing.seeds)),
-            "split": comparison.split,
-            "seen": policy,
-            "metric": metric,
-            **{name: getattr(estimate, name) for name in _ESTIMATE},
-            **{_name_difference(name): getattr(contrast, name, None) for name in _CONTRAST},
-            "comparable": standing.why_not or "yes",
-            **{name: getattr(standing.cost, name) for name in _COST},
-        }
-
-
-def _name_difference(name: str) -> str:
-    return name if name in ("p", "p_holm", "detectable") else f"difference_{name}"
 
 
 def _guard_cell(value: Any) -> Any:

@@ -19,8 +19,8 @@ from llmrec_cli.utils.text import clean_line
 class Told:
     """An item of a history: what was asked, and what it was taken for."""
 
-    query: str
-    item_id: str
+    query: str  # as it was asked
+    item_id: str  # of the item that it was taken for
     title: str | None  # None: the catalogue has semantic IDs and no titles
     similarity: float  # 1: its id or title; below: a title like it
     used: bool  # False: too far back for the model to be told of it
@@ -31,11 +31,11 @@ class Recommended:
     """One recommended catalogue entry."""
 
     rank: int  # from 1
-    item_id: str
-    title: str | None
-    score: float
+    item_id: str  # as the raw file has it
+    title: str | None  # None: the catalogue has semantic IDs and no titles
+    score: float  # the higher the better; ``scored_by`` of the list says what it is
     probability: float | None  # over the whole catalogue, the history included; None: has none
-    log_probability: float | None
+    log_probability: float | None  # nats
     same_entry: tuple[str, ...]  # ids of other items that the model cannot tell from this one
 
 
@@ -44,8 +44,8 @@ class Recommendations:
     """A list for one history, best first."""
 
     history: tuple[Told, ...]  # oldest first
-    items: tuple[Recommended, ...]
-    scored_by: ScoredBy
+    items: tuple[Recommended, ...]  # best first; iterating over the list gives them
+    scored_by: ScoredBy  # what a score is
     notes: tuple[str, ...]  # what a reader has to know, one line each
 
     def __iter__(self) -> Iterator[Recommended]:

@@ -113,7 +113,7 @@ def _list_notes(
 
 @dataclass(frozen=True)
 class Recommender:
-    """A finished run, opened; make one with ``load``."""
+    """A finished run that recommends; ``load`` opens one."""
 
     finished: Finished
     bench: CatalogueContext
@@ -133,6 +133,9 @@ class Recommender:
             run: the run's folder, such as ``runs/quickstart/align-msl``.
             overrides: ``key=value`` over its recipe, such as ``eval.decode.temperature=2``.
             device: "auto" takes a GPU where there is one.
+
+        Returns:
+            The run, ready to recommend; several can be open at once.
 
         Raises:
             ArtefactError: no finished run, damaged, or its prepared data are not beside it.
@@ -162,9 +165,14 @@ class Recommender:
 
         Args:
             history: item ids or titles, oldest first; may be empty.
+            k: length of the list, at least 1.
             exclude_history: leave out what is in the history.  Probabilities are those over the
                 whole catalogue all the same.
             fuzzy: a title may be given in part or with mistakes; see ``history`` of the result.
+
+        Returns:
+            The entries, best first, with scores and probabilities; and what every item of the
+            history was taken for.
 
         Raises:
             DataError: an item is not found (the message names the nearest ones), or k < 1.
@@ -179,7 +187,16 @@ class Recommender:
         exclude_history: bool = True,
         fuzzy: bool = True,
     ) -> list[Recommendations]:
-        """``recommend`` for many histories, decoded together.
+        """``recommend`` for many histories, decoded together: much faster than one by one.
+
+        Args:
+            histories: item ids or titles of each, oldest first.
+            k: length of each list, at least 1.
+            exclude_history: leave out of each list what is in its history.
+            fuzzy: titles may be given in part or with mistakes.
+
+        Returns:
+            A list for each history, in their order.
 
         Raises:
             DataError: as ``recommend``.
@@ -213,6 +230,14 @@ class Recommender:
     ) -> Recommendations:
         """What comes next for a user of the prepared data, after everything that is known of them.
 
+        Args:
+            user_id: as the raw file has it.
+            k: length of the list, at least 1.
+            exclude_history: leave out what the user has.
+
+        Returns:
+            As ``recommend``; ``notes`` says how much is known of the user.
+
         Raises:
             DataError: no such user; the message names the nearest ids.
         """
@@ -222,7 +247,13 @@ class Recommender:
         return replace(found, notes=(note, *found.notes))
 
     def history_of(self, user_id: str) -> list[str]:
-        """Item ids that a user of the prepared data has, over all splits, oldest first.
+        """What a user of the prepared data has, over all splits.
+
+        Args:
+            user_id: as the raw file has it.
+
+        Returns:
+            Item ids, oldest first.
 
         Raises:
             DataError: no such user; the message names the nearest ids.

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType, gather, pad_across_processes
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -256,6 +257,27 @@ def make_single_rank(device: torch.device) -> Ranks:
     return Ranks(_Alone(device))
 
 
+@contextmanager
+def isolate_accelerate() -> Iterator[None]:
+    """Set Accelerate's state of this process aside; it is as before after the block.
+
+    Recipes of different precision or device can then follow each other in one process, and the
+    program around them keeps what it has set up.  Within a group the processes stay connected.
+    """
+    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    states = [AcceleratorState, GradientState, *([] if in_group else [PartialState])]
+    shared = [state._shared_state for state in states]  # what its _reset_state empties
+    before = [dict(values) for values in shared]
+    for values in shared:
+        values.clear()
+    try:
+        yield
+    finally:
+        for values, earlier in zip(shared, before, strict=True):
+            values.clear()
+            values.update(earlier)
+
+
 # What a stage takes of the machine: its device, its processes and its highest memory.
 #
 # Nothing here ever ends a run: where the machine does not tell, nothing is recorded.
@@ -283,7 +305,7 @@ class Usage:
         }
 
 
-@contextlib.contextmanager
+@contextmanager
 def measured(device: torch.device) -> Iterator[Usage]:
     """Time and highest memory of the block, apart from what came before it.
 

@@ -51,16 +51,25 @@ class Silent:
 class Lines:
     """Plain lines, a few per task, for logs and pipes."""
 
-    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        write: Callable[[str], object] | None = None,
+    ) -> None:
         self.stream: TextIO | None = stream or sys.stderr
         self.every = every  # seconds between two lines of one task
+        self.write = write or self._print
 
     def say(self, text: str) -> None:
         """Write one line; where nobody can read it any more, the work goes on."""
+        self.write(strip_controls(text))
+
+    def _print(self, line: str) -> None:
         if self.stream is None:  # stderr was closed by whoever started this
             return
         with suppress(OSError):
-            print(strip_controls(text), file=self.stream, flush=True)
+            print(line, file=self.stream, flush=True)
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:

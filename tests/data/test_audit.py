@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -36,7 +38,12 @@ ITEMS = pl.DataFrame(
 
 def rows(*given: tuple[int, list[int], int, int]) -> pl.LazyFrame:
     """Rows (user, history, target, time)."""
-    columns = {USER: pl.Int32, HISTORY: pl.List(pl.Int32), TARGET: pl.Int32, TIMESTAMP: pl.Int64}
+    columns: dict[str, Any] = {
+        USER: pl.Int32,
+        HISTORY: pl.List(pl.Int32),
+        TARGET: pl.Int32,
+        TIMESTAMP: pl.Int64,
+    }
     frame = pl.DataFrame(given, schema=columns, orient="row")
     return frame.lazy().with_columns(pl.format("u{}", USER).alias(USER_ID))
 

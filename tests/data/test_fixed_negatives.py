@@ -56,7 +56,7 @@ def test_a_negative_depends_on_its_row_and_the_seed_alone() -> None:
 def test_a_disliked_item_goes_before_a_uniform_one() -> None:
     """Users 0, 3, 6, ... disliked 6, 7 and two of what they own; user 0 owns 6 in training."""
     lists = [np.array([0, 3, 6, 7] if user % 3 == 0 else [], np.int32) for user in range(300)]
-    rows = TEST.assign(disliked=lists)
+    rows = TEST.assign(disliked=pd.Series(lists))
     found = drawn(rows=rows)
     assert found[0] == 7
     assert {found[user] for user in range(0, 300, 3)} == {6, 7}
@@ -69,7 +69,9 @@ def test_a_disliked_item_goes_before_a_uniform_one() -> None:
 
 
 def test_without_a_free_disliked_item_the_negative_is_uniform() -> None:
-    rows = TEST.assign(disliked=[np.array([0, 3], np.int32)] * 300)  # 3 has the target's title
+    rows = TEST.assign(
+        disliked=pd.Series([np.array([0, 3], np.int32)] * 300)
+    )  # 3 has the target's title
     assert drawn(rows=rows) == drawn()
     assert count_disliked(rows, drawn()) == 0
 

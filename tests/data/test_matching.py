@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import pytest
 
@@ -23,7 +25,7 @@ TITLES = {
 COUNTS = {"B02": 9, "B05": 5, "B07": 4}
 
 
-def finder(titles: dict[str, str | None] | None = None) -> Finder:
+def finder(titles: Mapping[str, str | None] | None = None) -> Finder:
     names = TITLES if titles is None else titles
     counts = [COUNTS.get(name, 1) for name in names]
     return Finder(pd.DataFrame({ITEM_ID: list(names), TITLE: list(names.values()), COUNT: counts}))

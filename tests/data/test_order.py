@@ -10,7 +10,7 @@ import pytest
 
 from llmrec_cli.data import splitting
 from llmrec_cli.data.backends import POLARS
-from llmrec_cli.data.backends.base import list_parts
+from llmrec_cli.data.backends.base import Log, list_parts
 from llmrec_cli.data.schema import ITEM, ITEM_ID, POSITION, RATING, TIMESTAMP, USER_ID
 
 LOG = pl.DataFrame(
@@ -25,14 +25,12 @@ LOG = pl.DataFrame(
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> splitting.Log:
+def log(tmp_path: Path) -> Log:
     LOG.write_parquet(tmp_path / "log.parquet")
     return POLARS.scan(tmp_path / "log.parquet")
 
 
-def test_the_log_is_ordered_and_has_the_catalogues_indices(
-    log: splitting.Log, tmp_path: Path
-) -> None:
+def test_the_log_is_ordered_and_has_the_catalogues_indices(log: Log, tmp_path: Path) -> None:
     items = pl.DataFrame({ITEM_ID: ["x", "y"], ITEM: pl.Series([0, 1], dtype=pl.Int32)})
     path = splitting.sort_by_user(log, items, POLARS, tmp_path / "by-user")
     rows = pl.concat(splitting.read_batches(path)).rows()
@@ -44,7 +42,7 @@ def test_the_log_is_ordered_and_has_the_catalogues_indices(
     ]
 
 
-def test_sizes_and_moments(log: splitting.Log, tmp_path: Path) -> None:
+def test_sizes_and_moments(log: Log, tmp_path: Path) -> None:
     sizes = splitting.count_sizes(log)
     assert (sizes.size_S.tolist(), sizes.users_S.tolist()) == ([2, 3], [1, 1])
     assert sizes.total(sizes.size_S) == 5

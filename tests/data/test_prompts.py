@@ -186,7 +186,7 @@ def test_an_item_without_a_title_cannot_stand_in_a_history(task: str, title: str
 
 
 def test_semantic_ids_and_bare_items_need_no_title() -> None:
-    ids = catalogue(None, None).assign(tokens=[["<a_1>"], ["<a_2>"]])
+    ids = catalogue(None, None).assign(tokens=pd.Series([["<a_1>"], ["<a_2>"]]))
     require_prompts("items", ids, shows_candidates=False)
     require_prompts("sequence", catalogue("", ""), shows_candidates=False)
     with pytest.raises(RecipeError, match="Did you mean items"):

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
-from experiments import typed
 
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all, measure_prepared, with_audit
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.pipeline.prepare import prepare
+from tests.experiments import typed
 
 # Neither ids nor titles are in this order, and users lie across both files.
 FIRST = [("u", "d"), ("v", "a"), ("u", "b"), ("u", "e")]

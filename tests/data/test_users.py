@@ -59,6 +59,7 @@ def test_batches_leave_no_trace_and_nobody_is_cut(
         ):
             assert (number, size) == (numbers[user], users.count(user))
             assert 0 <= place < size
+        assert batch.bad is not None
         theirs = batch.bad.filter(pl.col(USER_ID).is_in(batch.log[USER_ID].implode()))
         expected = bad.filter(pl.col(USER_ID).is_in(batch.log[USER_ID].implode()))
         assert theirs.equals(expected)

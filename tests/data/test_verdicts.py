@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,12 @@ CUTS = {UNSAMPLED: 100, CUT_ROWS: 0, CUT_ITEMS: 0}
 KEPT = {AS_READ: 100, NO_TARGET: 0, SHORT_HISTORY: 0, NO_TITLE: 0}
 
 
-def manifest(split: str = "leave-one-out", form: str = "amazon2018", **audit: Any) -> Any:
+def manifest(
+    audit: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    split: str = "leave-one-out",
+    form: str = "amazon2018",
+) -> Any:
     """A manifest in which nothing is wrong, but for what ``audit`` overrides."""
     clean = {
         "items that share a title or tokens": NOTHING | {"groups": 0},
@@ -74,7 +81,7 @@ def manifest(split: str = "leave-one-out", form: str = "amazon2018", **audit: An
         "cleaning": {name: dict(KEPT) for name in SPLITS} if split == "given" else [],
         "splits": {name: {"rows": 100} | CUTS for name in SPLITS},
         "catalogue": {"items": 100, "of these without a name, dropped": 0, "examples": []},
-        "audit": clean | audit,
+        "audit": {**clean, **audit},
     }
 
 
@@ -98,7 +105,7 @@ def test_rows_in_two_splits_are_a_leak(count: int, level: str) -> None:
     told = found(count, 100, *["u7"][:count])
     common = {"train and valid": NOTHING, "train and test": told, "valid and test": NOTHING}
     verdict = judged(
-        "rows that stand in two splits", manifest(**{"rows that stand in two splits": common})
+        "rows that stand in two splits", manifest({"rows that stand in two splits": common})
     )
     assert (verdict.level, verdict.count, verdict.of) == (level, count, 100)
     assert ("test rows stand in train" in verdict.text) == bool(count)
@@ -124,7 +131,7 @@ def test_cut_histories_are_told(count: int, level: str) -> None:
 
 def test_what_needs_attention_comes_warnings_first() -> None:
     told = manifest(
-        **{
+        {
             "items that share a title or tokens": found(2) | {"groups": 1},
             "test targets never seen in training": found(5),
         }
@@ -134,7 +141,7 @@ def test_what_needs_attention_comes_warnings_first() -> None:
 
 @pytest.mark.parametrize(("count", "level"), [(0, "ok"), (1, "note"), (4, "note"), (5, "warning")])
 def test_from_a_twentieth_of_the_rows_on_it_is_a_warning(count: int, level: str) -> None:
-    told = manifest(**{"test targets never seen in training": found(count)})
+    told = manifest({"test targets never seen in training": found(count)})
     assert judged("test targets never seen in training", told).level == level
 
 
@@ -142,11 +149,11 @@ def test_shared_tokens_name_the_surplus_and_the_targets() -> None:
     """48 items in 23 groups are 25 more items than token sequences."""
     tokens = ["<a_1>", "<b_2>"]
     told = manifest(
-        form="semantic-ids",
-        **{
+        {
             "items that share a title or tokens": found(48, 9922, tokens) | {"groups": 23},
             "test targets that share a title or tokens": found(122, 24772),
         },
+        form="semantic-ids",
     )
     verdict = judged("items that share a token sequence", told)
     assert "48 of 9,922 items share a token sequence" in verdict.text
@@ -158,7 +165,9 @@ def test_shared_tokens_name_the_surplus_and_the_targets() -> None:
 
 def test_items_without_a_name_count_among_all_only_where_nothing_else_was_dropped() -> None:
     named = {"items": 6343, "of these without a name, dropped": 1, "examples": ["5746"]}
-    given = judged("items without a name", manifest("given", "msl-windows") | {"catalogue": named})
+    given = judged(
+        "items without a name", manifest(split="given", form="msl-windows") | {"catalogue": named}
+    )
     assert (given.count, given.of, given.level) == (1, 6344, "note")
     cleaned = judged("items without a name", manifest() | {"catalogue": named})
     assert (cleaned.count, cleaned.of) == (1, None)
@@ -166,7 +175,7 @@ def test_items_without_a_name_count_among_all_only_where_nothing_else_was_droppe
 
 def test_repeats_of_any_split_are_told_and_tests_decide_the_level() -> None:
     splits = {"train": found(9, 10, "u"), "valid": NOTHING, "test": found(0, 10)}
-    told = manifest(**{"targets in their own history": splits})
+    told = manifest({"targets in their own history": splits})
     verdict = judged("targets in their own history", told)
     assert verdict.level == "note"
     assert "9 of 10 (90 %) in train" in verdict.text
@@ -189,7 +198,7 @@ SIDES = {"train and valid": 0, "train and test": 3, "valid and test": 0}
 def test_only_a_split_by_user_forbids_users_on_both_sides(
     split: str, form: str, level: str
 ) -> None:
-    told = manifest(split, form, **{"users in several splits": SIDES})
+    told = manifest({"users in several splits": SIDES}, split=split, form=form)
     verdict = judged("users in several splits", told)
     assert (verdict.level, verdict.count) == (level, 3)
     assert "3 in train and test" in verdict.text
@@ -197,7 +206,7 @@ def test_only_a_split_by_user_forbids_users_on_both_sides(
 
 def test_pairs_to_align_on_may_be_of_users_to_train_on() -> None:
     sides = {"train and valid": 0, "train and preference": 100, "preference and test": 0}
-    told = manifest("given", "rank-pairs", **{"users in several splits": sides})
+    told = manifest({"users in several splits": sides}, split="given", form="rank-pairs")
     assert judged("users in several splits", told).level == "ok"
 
 
@@ -209,17 +218,17 @@ LATER = {"training rows later than the earliest test row": {"count": 50, "of": 1
     [("leave-one-out", "note"), ("few-shot", "note"), ("global-time", "warning")],
 )
 def test_only_a_split_by_time_forbids_later_training(split: str, level: str) -> None:
-    assert judged("training later than test", manifest(split, **LATER)).level == level
+    assert judged("training later than test", manifest(LATER, split=split)).level == level
 
 
 def test_how_far_training_looks_ahead_is_told_in_rows_and_days() -> None:
     measured = Measured({"test": Ahead(0.47, 0.5, 1139)}, found(28), NOTHING, NOTHING, NOTHING)
-    verdict = judged("training later than test", manifest(**LATER), measured=measured)
+    verdict = judged("training later than test", manifest(LATER), measured=measured)
     assert "47 % of the training rows are still to come (median 50 %), over 1,139 days" in (
         verdict.text
     )
     assert verdict.figures["test: days to the end of training, median"] == 1139
-    tied = manifest(**{"interactions that tie in time": found(3, 100, "u") | {"interactions": 7}})
+    tied = manifest({"interactions that tie in time": found(3, 100, "u") | {"interactions": 7}})
     assert "28 of 100 (28 %) test targets tie" in (
         judged("interactions that tie in time", tied, measured=measured).text
     )
@@ -229,11 +238,11 @@ def test_what_cannot_be_told_says_so_and_is_no_alarm() -> None:
     unknown = dict.fromkeys(
         ("interactions that tie in time", "training rows later than the earliest test row")
     )
-    for verdict in judge_all(manifest("given", "msl-windows", **unknown)):
+    for verdict in judge_all(manifest(unknown, split="given", form="msl-windows")):
         if verdict.check in ("interactions that tie in time", "training later than test"):
             assert (verdict.level, verdict.count) == ("ok", None)
             assert "cannot be told" in verdict.text
-    no_times = manifest(form="interactions", **LATER)
+    no_times = manifest(LATER, form="interactions")
     no_times["data"]["columns"]["timestamp"] = None
     assert judged("training later than test", no_times).count is None
 
@@ -241,7 +250,7 @@ def test_what_cannot_be_told_says_so_and_is_no_alarm() -> None:
 @pytest.mark.parametrize(("hr", "level"), [(0.11, "ok"), (0.09, "note")])
 def test_pop_is_measured_against_ten_entries_at_random(hr: float, level: str) -> None:
     """102 items of 100 titles: ten of 100 entries hit once in ten."""
-    told = manifest(**{"items that share a title or tokens": found(4, 102) | {"groups": 2}})
+    told = manifest({"items that share a title or tokens": found(4, 102) | {"groups": 2}})
     score = {"hr@10": hr, "ndcg@10": 0.05}
     verdict = judged("score of Pop", told, pop={"test": {"keep": score, "remove": score}})
     assert verdict.level == level
@@ -250,7 +259,9 @@ def test_pop_is_measured_against_ten_entries_at_random(hr: float, level: str) ->
 
 
 def test_trained_pairs_are_a_leak() -> None:
-    told = manifest("given", "rank-pairs", **{"test pairs that are trained on": found(15, 1000)})
+    told = manifest(
+        {"test pairs that are trained on": found(15, 1000)}, split="given", form="rank-pairs"
+    )
     assert judged("test pairs that are trained on", told).level == "warning"
 
 
@@ -273,7 +284,12 @@ def test_percent_is_neither_0_nor_100_unless_it_is(fraction: float, shown: str) 
 
 def rows(*given: tuple[int, list[int], int, int]) -> pl.LazyFrame:
     """Rows (user, history, target, time)."""
-    columns = {USER: pl.Int32, HISTORY: pl.List(pl.Int32), TARGET: pl.Int32, TIMESTAMP: pl.Int64}
+    columns: dict[str, Any] = {
+        USER: pl.Int32,
+        HISTORY: pl.List(pl.Int32),
+        TARGET: pl.Int32,
+        TIMESTAMP: pl.Int64,
+    }
     frame = pl.DataFrame(given, schema=columns, orient="row")
     return frame.lazy().with_columns(pl.format("u{}", USER).alias(USER_ID))
 

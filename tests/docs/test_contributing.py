@@ -12,11 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from doc_pages import ROOT, read
-from experiments import typed
 
 import llmrec_cli
 from benchmarks.small import RECIPE
+from tests.docs.doc_pages import ROOT, read
+from tests.experiments import typed
 
 PACKAGE = Path(llmrec_cli.__file__).parent
 TEXT = read(ROOT / "CONTRIBUTING.md")

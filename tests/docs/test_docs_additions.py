@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from commands import TINY
-from doc_pages import DOCS, ROOT, Block, blocks, read
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llmrec_cli
 from llmrec_cli.models.tokenizer import train_tokenizer
+from tests.commands import TINY
+from tests.docs.doc_pages import DOCS, ROOT, Block, blocks, read
 
 pytestmark = pytest.mark.slow
 

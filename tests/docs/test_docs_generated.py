@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import pytest
 import typer
-from doc_pages import DOCS, name_of, read
 from generate import BEGIN, END, generated, unknown, with_commands
 from generate_commands import Command, Parameter, commands
 from generate_recipe import recipe_page
 
 from llmrec_cli.cli.app import COMMANDS
+from tests.docs.doc_pages import DOCS, name_of, read
 
 PAGES = generated()
 

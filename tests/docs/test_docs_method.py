@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doc_pages import DOCS, ROOT, blocks, read
 
 import llmrec_cli
 from llmrec_cli import methods
@@ -22,6 +21,7 @@ from llmrec_cli.pipeline.prepare import prepare
 from llmrec_cli.pipeline.train import align
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.utils.progress import Silent
+from tests.docs.doc_pages import DOCS, ROOT, blocks, read
 
 PAGE = read(DOCS / "add-a-method.md")
 TINY = [
@@ -111,7 +111,7 @@ def test_the_pages_method_computes_the_pages_equation(share: float) -> None:
     torch.manual_seed(0)
     forward = Forward(torch.randn(2, 4), Head(torch.randn(9, 4)))
     method = methods.find_method("smooth")
-    found = method.loss(forward, batch, method.options(share=share), {})
+    found = method.loss(forward, batch, method.options.model_validate({"share": share}), {})
 
     wanted = 0.0
     for hidden_D, tokens, target in zip(forward.hidden_PD, legal, target_P.tolist(), strict=True):

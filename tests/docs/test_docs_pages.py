@@ -13,7 +13,14 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from doc_pages import (
+from typer.main import get_command
+
+from llmrec_cli import methods
+from llmrec_cli.cli.app import app
+from llmrec_cli.config.data import DataFormat
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.training import BASELINES
+from tests.docs.doc_pages import (
     DOCS,
     PAGES,
     ROOT,
@@ -26,13 +33,6 @@ from doc_pages import (
     prose,
     read,
 )
-from typer.main import get_command
-
-from llmrec_cli import methods
-from llmrec_cli.cli.app import app
-from llmrec_cli.config.data import DataFormat
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.config.training import BASELINES
 
 RESULTS = ROOT / "benchmarks" / "results"
 PATH = re.compile(r"(?<![\w.~])/(?:home|root|work|tmp|usr|var|mnt|opt|Users)/\w|\b[A-Z]:\\\w")
@@ -183,9 +183,9 @@ def functions_of(path: str) -> frozenset[str]:
     for node in ast.parse(read(ROOT / path)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
-        for inner in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []:
-            if isinstance(inner, ast.FunctionDef):
-                found.add(f"{node.name}.{inner.name}")
+        if isinstance(node, ast.ClassDef):
+            inside = (inner for inner in node.body if isinstance(inner, ast.FunctionDef))
+            found.update(f"{node.name}.{inner.name}" for inner in inside)
     return frozenset(found)
 
 
@@ -270,3 +270,30 @@ def test_every_extra_is_named(page: str) -> None:
     extras = set(project["optional-dependencies"]) - {"dev"}
     named = re.findall(r"`([a-z]+)`", (ROOT / page).read_text())
     assert extras <= set(named)
+
+
+def keys_of_recipes() -> set[str]:
+    """``table.key`` of everything that ``docs/recipe.md`` lists."""
+    found, table = set(), ""
+    for line in read(DOCS / "recipe.md").splitlines():
+        heading, key = re.match(r"## \[([\w.]+)\]", line), re.match(r"\| `(\w+)` \|", line)
+        table = heading[1] if heading else table
+        if table and key:
+            found.add(f"{table}.{key[1]}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_keys_are_keys_of_a_recipe(page: Path) -> None:
+    known = keys_of_recipes()
+    known |= {key.rpartition(".")[0] for key in known}
+    tables = "data|prompt|model|train|eval|launch|track"
+    named = re.findall(rf"`((?:{tables})\.[a-z_.]*[a-z])`", read(page))
+    keys = [key for key in named if not key.endswith((".parquet", ".safetensors"))]
+    assert [key for key in keys if key not in known] == []
+
+
+def test_a_key_that_is_none_is_found() -> None:
+    known = keys_of_recipes()
+    assert {"data.split", "train.rows", "eval.decode.search", "data.columns.user"} <= known
+    assert not {"data.splitting", "data.schema"} & known

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_pages import ROOT
+
+from tests.docs.doc_pages import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from drawn import catalogue, draw, leaves_of, one_item, part, positions, states
 from pydantic import ValidationError
 
 from llmrec_cli import methods
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, Negatives, Options
+from tests.methods.random_batches import (
+    catalogue,
+    draw,
+    leaves_of,
+    one_item,
+    part,
+    positions,
+    states,
+)
 
 RUN_BY_SFT = {"lml"}
 """The quickstart's ``[sft]`` runs it, so no ``[align.*]`` has to."""

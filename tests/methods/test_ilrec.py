@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import V, catalogue, draw, leaves_of, legal_tokens, masses, positions, states
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -15,6 +14,16 @@ from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Batch, Forward, ItemScores, LossSums, Needs
 from llmrec_cli.methods.ilrec import METHOD, IlrecOptions
 from llmrec_cli.tensors.cross_layer import Choices, Rewards, cross_layer_terms
+from tests.methods.random_batches import (
+    V,
+    catalogue,
+    draw,
+    leaves_of,
+    legal_tokens,
+    masses,
+    positions,
+    states,
+)
 
 SUPPORTS = ("vocab", "legal")
 TARGETS = [0, 3, 8, 5]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from drawn import catalogue, part, positions, states
 
 from llmrec_cli.methods import find_method
+from tests.methods.random_batches import catalogue, part, positions, states
 
 
 def test_lml_is_the_sum_of_cross_entropies() -> None:

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drawn import EOS, D, part, positions, states
 from pydantic import ValidationError
 from torch import Tensor
-from trie_walk import walk
 
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Batch, Forward
 from llmrec_cli.methods.msl import METHOD, MslOptions
 from llmrec_cli.tensors.losses import adaptive_temperature
 from llmrec_cli.tensors.trie import Trie, build_trie, edges_of
+from tests.methods.random_batches import EOS, D, part, positions, states
+from tests.tensors.trie_walk import walk
 
 QUOTE, OTHER = 1, 0
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from drawn import catalogue, draw, legal_tokens, positions, states
 from pydantic import ValidationError
 from torch import Tensor
 
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Batch, Forward, Method, Negatives, Preferences
+from tests.methods.random_batches import catalogue, draw, legal_tokens, positions, states
 
 LOG2 = math.log(2)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import TINY
 
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models import baselines
 from llmrec_cli.models.baselines.contract import Baseline
+from tests.commands import TINY
 
 COUNTED = '''
 """Follows: what other users took right behind the last item of a history."""
@@ -85,10 +85,10 @@ from llmrec_cli.models import baselines
 _, own, run = sys.argv
 baselines.__path__.append(own)  # where a checkout has its own file
 from llmrec_cli import Recommender
-from llmrec_cli.cli import app as cli, exit_codes as exits
+from llmrec_cli.cli import app, exit_codes
 for words in WORDS:
     sys.argv = ["llmrec", *words]
-    if exits.guarded(cli.app):
+    if exit_codes.guarded(app.app):
         sys.exit(1)
 print(len(Recommender.load(run).recommend([], k=3)))
 """

@@ -153,7 +153,7 @@ def test_layers_of_packed_answers_are_those_of_one_sequence_each(family: str, tu
 def test_a_final_norm_of_another_name_is_said() -> None:
     model = policy().model.model
     assert final_norm(model) is model.norm
-    stranger = nn.Module()
+    stranger: Any = nn.Module()
     stranger.config = SimpleNamespace(model_type="stranger")
     with pytest.raises(ArtefactError, match="'stranger': no final norm found under norm, ln_f"):
         final_norm(stranger)

@@ -22,7 +22,8 @@ def test_leaves_are_ranked_by_their_items_counts_together() -> None:
     found = PopRanker(LEAVES).rank([[]], 5)
     assert found.leaf_BK.tolist() == [[4, 1, 0, 2, 3]]  # 0 and 2 tie: the lower item first
     assert found.score_BK.tolist() == [[9, 6, 4, 4, 0]]
-    assert (found.leaf_BK.dtype, found.score_BK.dtype) == (np.int64, np.float32)
+    assert found.leaf_BK.dtype == np.int64
+    assert found.score_BK.dtype == np.float32
     assert PopRanker(LEAVES).scored_by is ScoredBy.COUNT
 
 

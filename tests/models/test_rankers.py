@@ -62,7 +62,7 @@ def conventional(name: str) -> Ranker:
     if found.is_trained:
         model = build_sequential(name, options, LEAVES.n_leaves, LONGEST + 1, seed=1)
         return make_sequential_ranker(model, LEAVES, LONGEST)
-    assert found.open is not None
+    assert found.load is not None
     arrays = found.count(options, USERS, LEAVES.n_leaves) if found.count is not None else {}
     return found.load(options, arrays, LEAVES)
 

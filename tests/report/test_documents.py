@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from entries_made import compared, entry_of
 from markdown_it import MarkdownIt
 
 from llmrec_cli.evaluation.comparison import Comparison
@@ -21,6 +20,7 @@ from llmrec_cli.report.tables import (
     comparison_to_markdown,
     tabulate_comparison,
 )
+from tests.evaluation.sample_entries import compared, entry_of
 
 NAMES = [
     "align-msl",

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from pages_made import (
+
+from llmrec_cli.errors import MachineError
+from llmrec_cli.evaluation.entries import UNKNOWN
+from llmrec_cli.report.figures import shorten_label
+from llmrec_cli.report.formatting import cut_name, cut_text, typeset_ends, typeset_figure
+from llmrec_cli.report.page import Page, render_page, write_page
+from llmrec_cli.report.page.comparison import summarize_board
+from tests.report.sample_pages import (
     HOSTILE,
     Element,
     comparison_of,
@@ -22,13 +29,6 @@ from pages_made import (
     texts,
     without_pictures,
 )
-
-from llmrec_cli.errors import MachineError
-from llmrec_cli.evaluation.entries import UNKNOWN
-from llmrec_cli.report.figures import shorten_label
-from llmrec_cli.report.formatting import cut_name, cut_text, typeset_ends, typeset_figure
-from llmrec_cli.report.page import Page, render_page, write_page
-from llmrec_cli.report.page.comparison import summarize_board
 
 TITLES = {
     "leaderboard": "Leaderboard",
@@ -272,12 +272,12 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path, html: str) -> Non
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
-        "from pages_made import full_page\n"
+        "from tests.report.sample_pages import full_page\n"
         "from llmrec_cli.report.page import write_page\n"
         "write_page(Path(sys.argv[2]), full_page())\n"
     )
     file = tmp_path / "report.html"
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), str(file)]
+    words = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(file)]
     subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert file.read_text(encoding="utf-8") == html
     pictures = [drawn(img.attrs["src"]).text for img in parsed(html).all("img")]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import Opened, chromium
-from pages_made import HOSTILE, SCRIPT, drawn, full_page, texts
 
 from llmrec_cli.report.figures import SERIES
 from llmrec_cli.report.formatting import cut_name
 from llmrec_cli.report.page import render_page
+from tests.report.browser import Opened, chromium
+from tests.report.sample_pages import HOSTILE, SCRIPT, drawn, full_page, texts
 
 WIDTHS, SCHEMES = (390, 1280), ("light", "dark")
 UNFOLD = "document.querySelectorAll('details').forEach(d => d.open = true)"

@@ -8,7 +8,6 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 import pytest
-from entries_made import LEAVES, N_ITEMS, compared, entry_of, predictions_of
 
 from llmrec_cli.evaluation.comparison import Entry
 from llmrec_cli.evaluation.metrics import score_rows
@@ -23,6 +22,7 @@ from llmrec_cli.report.page.data import (
     slice_rows,
     sort_frames,
 )
+from tests.evaluation.sample_entries import LEAVES, N_ITEMS, compared, entry_of, predictions_of
 
 ITEMS = pd.DataFrame(
     {
@@ -140,19 +140,19 @@ def test_lists_mark_the_target_and_what_the_user_had() -> None:
     frame = entries[1].evaluations[0].predictions
     assert frame is not None
     others = [[i for i in ranked if i != t] for ranked, t in zip(frame.ranked, frame.target)]  # noqa: B905
-    run = replace(entries[1].evaluations[0], predictions=frame.assign(ranked=others))
+    run = replace(entries[1].evaluations[0], predictions=frame.assign(ranked=pd.Series(others)))
     entries[1] = replace(entries[1], evaluations=(run,))
     cases = choose_users(entries, compared(*entries), "keep")
     assert len(cases) == 10
     for case in cases:
         always, _never = case.lists
-        own = frame.set_index("row").loc[case.row]
+        own = frame.set_index("row").loc[case.row].to_dict()
         assert case.user == own["user_id"]
         assert case.history == tuple(find_title(ITEMS, item) for item in own["history"])
         assert always.rank == 1
         assert [item.target for item in always.items].count(True) == 1
         assert always.items[0].target
-        assert always.items[0].title == case.target == find_title(ITEMS, own["target"])
+        assert always.items[0].title == case.target == find_title(ITEMS, int(own["target"]))
         leaf = LEAVES.leaf_of_item_I[own["target"]]
         assert case.target_count == LEAVES.count_L[leaf]
         had = {find_title(ITEMS, item) for item in own["history"]}
@@ -164,7 +164,7 @@ def test_items_of_one_title_are_one_entry_for_users_too() -> None:
     made = entry("a", 1)
     frame = made.evaluations[0].predictions
     assert frame is not None
-    frame = frame.assign(target=0, ranked=[np.array([11, 3, 4, 5, 6])] * len(frame))
+    frame = frame.assign(target=0, ranked=pd.Series([np.array([11, 3, 4, 5, 6])] * len(frame)))
     made = replace(made, evaluations=(replace(made.evaluations[0], predictions=frame),))
     assert {case.lists[0].rank for case in choose_users([made], compared(made), "keep")} == {1}
 

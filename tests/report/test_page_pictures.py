@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from pages_made import HOSTILE, drawn, texts
 
 import llmrec_cli.report
 from llmrec_cli.evaluation.statistics import Interval
@@ -34,6 +33,7 @@ from llmrec_cli.report.figures import (
     format_tick,
 )
 from llmrec_cli.utils.text import clean_line
+from tests.report.sample_pages import HOSTILE, drawn, texts
 
 CSS = (Path(llmrec_cli.report.__file__).parent / "templates/page.css").read_text()
 BLUE = Look(SERIES[0], marker="o")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from entries_made import compared, entry_of, predictions_of
 from rich.cells import cell_len
 from rich.console import Console, Group
 
@@ -22,6 +21,7 @@ from llmrec_cli.report.formatting import (
     strip_zero,
 )
 from llmrec_cli.report.tables import comparison_to_lines, comparison_to_tables, tabulate_comparison
+from tests.evaluation.sample_entries import compared, entry_of, predictions_of
 
 COST = Cost(
     train_seconds=38.24,

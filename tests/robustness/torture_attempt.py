@@ -57,7 +57,7 @@ WRITING = ("save", "prune")
 START, LEFT = "start-up", "in between"
 LOADED = (align, sft, prepare, baseline, pyarrow.dataset, torch._dynamo, llama)
 """Imported before the fork, where commands import them late; as are ``transformers``' classes."""
-LIMIT = 180.0  # seconds after which an attempt hangs
+LIMIT = 600.0  # seconds after which an attempt hangs
 ALONE = 90.0  # seconds after which a rank must have noticed that the other one is gone
 SWALLOWED = ("unlink", "rmdir")  # of what is no longer needed: done again at the next chance
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import transformers.modeling_utils
-from experiments import RECIPE, copied, typed
-from hostile import MODULE, change_json, code, pickled, write_base, zipped
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.models import loading
 from llmrec_cli.pipeline.prepare import prepare
+from tests.experiments import RECIPE, copied, typed
+from tests.security.hostile import MODULE, change_json, code, pickled, write_base, zipped
 
 pytestmark = pytest.mark.slow
 

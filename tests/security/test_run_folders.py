@@ -16,8 +16,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from experiments import copied, typed
-from hostile import MODULE, RECIPE, change_json, code, pickled, sign, write_base, write_raw, zipped
 
 from llmrec_cli.config.loader import load_recipe
 from llmrec_cli.pipeline import loading
@@ -29,6 +27,18 @@ from llmrec_cli.training import launch
 from llmrec_cli.utils import files
 from llmrec_cli.utils.files import hash_file
 from llmrec_cli.utils.progress import Silent
+from tests.experiments import copied, typed
+from tests.security.hostile import (
+    MODULE,
+    RECIPE,
+    change_json,
+    code,
+    pickled,
+    sign,
+    write_base,
+    write_raw,
+    zipped,
+)
 
 pytestmark = [  # what peft has to say
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
@@ -97,6 +107,16 @@ def pickle_at(name: str, make: Callable[[Path], bytes] = pickled) -> Plant:
         vouch(root, file)
 
     return plant
+
+
+def without_reference(plant: Plant) -> Plant:
+    """The same where no reference is stored yet."""
+
+    def planted(root: Path, canary: Path) -> None:
+        shutil.rmtree(root / REFERENCE)
+        plant(root, canary)
+
+    return planted
 
 
 def vouch(root: Path, file: Path) -> None:
@@ -260,10 +280,7 @@ CASES: dict[str, tuple[Words, Plant, str]] = {  # typed, planted, refused how ("
         DMPO,
         from_the_start(
             "align-dmpo",
-            lambda root, canary: [
-                shutil.rmtree(root / REFERENCE),
-                pickle_at("align-dmpo/negatives/step-0/lists.json")(root, canary),
-            ],
+            without_reference(pickle_at("align-dmpo/negatives/step-0/lists.json")),
         ),
         "not valid JSON",
     ),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from experiments import typed
-from hostile import RECIPE, write_raw
 
-from llmrec_cli.pipeline import environment, exit_codes
-from llmrec_cli.runs import record, run
+from llmrec_cli.cli import exit_codes
+from llmrec_cli.pipeline import environment
+from llmrec_cli.runs import record
 from llmrec_cli.utils import text as redaction
 from llmrec_cli.utils.text import redact
+from tests.experiments import typed
+from tests.security.hostile import RECIPE, write_raw
 
 VALUES = {  # of the environment
     "HF_TOKEN": "hf_" + "Q" * 34,
@@ -110,7 +111,7 @@ def test_a_bug_tells_no_secret(
 
     monkeypatch.setattr("sys.argv", ["llmrec", "env"])
     if not guarded:
-        monkeypatch.setattr(exit_codes, "redacted", lambda text: text)
+        monkeypatch.setattr(exit_codes, "redact", lambda text: text)
     code = exit_codes.guarded(lambda: broken(home))
     said = capsys.readouterr().err + (home / "debug.log").read_text()
     assert code == 1
@@ -121,9 +122,8 @@ def test_without_redaction_the_run_folder_tells_them(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The control of the first test."""
-    monkeypatch.setattr(record, "redacted", lambda text: text)
-    for module in (record, run):
-        monkeypatch.setattr(module, "redacted_in", lambda value: value)
+    monkeypatch.setattr(record, "redact", lambda text: text)
+    monkeypatch.setattr(record, "redact_values", lambda value: value)
     for words in COMMANDS[1:3]:
         assert typed(capsys, *words).code == 0
     told = leaking_files(home)

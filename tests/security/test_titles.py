@@ -16,9 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from browsing import Opened, chromium
-from experiments import Ended, typed
-from hostile import RECIPE, write_raw
 from rich.console import Console
 
 from llmrec_cli import Recommender
@@ -27,6 +24,9 @@ from llmrec_cli.report import tables
 from llmrec_cli.report.page import write
 from llmrec_cli.serving import recommendations
 from llmrec_cli.utils import text
+from tests.experiments import Ended, typed
+from tests.report.browser import Opened, chromium
+from tests.security.hostile import RECIPE, write_raw
 
 PICTURE = "data:image/svg+xml;base64,"
 TITLES = (
@@ -280,7 +280,7 @@ def test_without_its_guard_a_document_obeys(
 ) -> None:
     """The controls: no formula is marked, nothing is escaped."""
     monkeypatch.setattr(tables, "_FORMULA", ())
-    monkeypatch.setattr(tables, "markdown", str)
+    monkeypatch.setattr(tables, "escape_markdown", str)
     monkeypatch.setattr(tables, "_latex_text", str)
     trusting = write._load_templates().overlay(autoescape=False)
     monkeypatch.setattr(write, "_load_templates", lambda: trusting)
@@ -351,7 +351,7 @@ def test_lists_stay_exact(home: Path, ran: dict[str, Ended]) -> None:
             assert all(one >= two for one, two in pairwise(scores))
 
 
-@pytest.mark.parametrize("guard", ["plain", "harmless"])
+@pytest.mark.parametrize("guard", ["titles", "screen"])
 def test_without_the_filter_an_escape_reaches_the_terminal(
     items: pd.DataFrame,
     guard: str,
@@ -360,10 +360,10 @@ def test_without_the_filter_an_escape_reaches_the_terminal(
 ) -> None:
     """The control: titles keep what is no control character, such as bidi overrides, and the
     question as it was typed is shown."""
-    monkeypatch.setattr(recommendations, "plain", lambda title: title)
-    if guard == "harmless":
-        monkeypatch.setattr(output, "harmless", lambda line: line)
+    monkeypatch.setattr(recommendations, "clean_line", lambda title: title)
+    if guard == "screen":
+        monkeypatch.setattr(output, "strip_controls", lambda line: line)
     asked = [word for item in items["item_id"] for word in ("--history", item)]
     ended = typed(capsys, "recommend", "--run", RUN, *asked, "-k", "99", "--keep-history")
-    assert harmless(ended.out) == (guard == "plain")  # the screen is a second filter
+    assert harmless(ended.out) == (guard == "titles")  # the screen is a second filter
     assert text.clean_line("\x1b[31ma\u202e") == "a"

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from adapters_made import BASES, PEFT_SAYS, Home, on_base
-from experiments import typed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,6 +20,8 @@ from llmrec_cli.serving.card import Wanted
 from llmrec_cli.serving.export import check_export, export
 from llmrec_cli.serving.finished import open_finished, open_finished_context
 from llmrec_cli.utils.progress import Silent
+from tests.experiments import typed
+from tests.models.sample_adapters import BASES, PEFT_SAYS, Home, on_base
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(words) for words in PEFT_SAYS)]
 TITLES = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_hub import fake_hub
 from huggingface_hub import HfApi
 
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.serving import export
+from tests.serving.fake_hub import fake_hub
 
 LOGIN = "hf_secret"
 

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any, get_args
 
 import pytest
-from llmrec_cli.sample import write_sample
 
 import llmrec_cli.tasks
 from llmrec_cli.config.data import DataFormat, PromptSection
@@ -23,6 +22,8 @@ from llmrec_cli.pipeline.loading import longest_row
 from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.prepare import prepare
 from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.runs.run import sft_run
+from llmrec_cli.sources.synthetic import write_sample
 from llmrec_cli.tasks import TASKS, find_reported_task
 from llmrec_cli.tasks.base import Task
 from llmrec_cli.tasks.operations import load_operations
@@ -87,7 +88,7 @@ def open_stage(task: Task, *words: str) -> TrainingStage:
     """The SFT stage of a task, on prepared data."""
     recipe = load_recipe("r.toml", [*words_of(task), *words])
     prepare(recipe, Path)
-    return check_plan(open_context(recipe, Silent()), plan_run(recipe, "sft"))
+    return check_plan(open_context(recipe, Silent()), plan_run(recipe, sft_run(recipe)))
 
 
 def allowed(model: Any, key: str) -> set[str]:

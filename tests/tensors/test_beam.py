@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from trie_walk import walk
 
 from llmrec_cli.tensors.beam_search import (
     NONE,
@@ -23,6 +22,7 @@ from llmrec_cli.tensors.beam_search import (
     no_open,
 )
 from llmrec_cli.tensors.trie import Trie, build_trie
+from tests.tensors.trie_walk import walk
 
 CPU = torch.device("cpu")
 INF = torch.inf

@@ -11,9 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cross_layer_slow import INF, dense, rewards
 from torch import Tensor
-from trie_walk import walk
 
 from llmrec_cli.tensors.cross_layer import (
     Choices,
@@ -25,6 +23,8 @@ from llmrec_cli.tensors.cross_layer import (
     token_rewards,
 )
 from llmrec_cli.tensors.trie import build_trie, edges_of, leaf_mass, leaf_ranges, paths
+from tests.tensors.cross_layer_slow import INF, dense, rewards
+from tests.tensors.trie_walk import walk
 
 Penalty = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 

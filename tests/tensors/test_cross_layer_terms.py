@@ -7,10 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from cross_layer_slow import draw, rewards, slow
 from torch import Tensor
 
 from llmrec_cli.tensors.cross_layer import Choices, Terms, cross_layer_terms, vocab_terms
+from tests.tensors.cross_layer_slow import draw, rewards, slow
 
 
 def every_choice() -> list[Choices]:

@@ -183,9 +183,11 @@ def test_gradcheck(dense_head: bool) -> None:
             1.5
         )
 
-    assert torch.autograd.gradcheck(total, (hidden, weight, bias))
+    assert bias is not None
+    inputs = (hidden, weight, bias)
+    assert torch.autograd.gradcheck(total, inputs)
     if dense_head:
-        assert torch.autograd.gradgradcheck(total, (hidden, weight, bias), fast_mode=True)
+        assert torch.autograd.gradgradcheck(total, inputs, fast_mode=True)
 
 
 def test_a_loss_beyond_the_range_of_exp_is_finite() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trie_walk import walk
 
 from llmrec_cli.tensors.trie import ROOT, build_trie, edges_of, leaf_mass, leaf_ranges, paths
+from tests.tensors.trie_walk import walk
 
 EOS = 9
 titles = st.lists(st.integers(0, 4), max_size=5).map(lambda title: [*title, EOS])

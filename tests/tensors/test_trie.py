@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trie_walk import walk
 
 from llmrec_cli.tensors.trie import (
     ROOT,
@@ -20,6 +19,7 @@ from llmrec_cli.tensors.trie import (
     tokens_to,
     widest_node,
 )
+from tests.tensors.trie_walk import walk
 
 EOS = 9
 titles = st.lists(st.integers(0, 4), max_size=5).map(lambda title: [*title, EOS])

@@ -17,9 +17,15 @@ class CaserOptions(Options):
     """Caser: convolutions over the last items, full softmax cross entropy."""
 
     hidden: int = Field(default=64, ge=2, description="width")
-    window: int = Field(default=5, ge=1, description="items that the filters look at")
-    filters: int = Field(default=8, ge=1, description="filters of each height, and vertical ones")
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="of embeddings and output, [0, 1)")
+    window: int = Field(default=5, ge=1, description="number of newest items that the filters see")
+    filters: int = Field(
+        default=8,
+        ge=1,
+        description="number of horizontal filters of each height, and number of vertical filters",
+    )
+    dropout: float = Field(
+        default=0.3, ge=0, lt=1, description="dropout of embeddings and output, in [0, 1)"
+    )
 
 
 def _build(options: CaserOptions, n_leaves: int, longest: int) -> Sequential:

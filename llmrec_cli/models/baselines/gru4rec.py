@@ -18,7 +18,9 @@ class Gru4recOptions(Options):
 
     hidden: int = Field(default=128, ge=2, description="width")
     layers: int = Field(default=1, ge=1, description="recurrent layers")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and output, [0, 1)")
+    dropout: float = Field(
+        default=0.4, ge=0, lt=1, description="dropout of embeddings and output, in [0, 1)"
+    )
 
 
 def _build(options: Gru4recOptions, n_leaves: int, longest: int) -> Sequential:

@@ -28,18 +28,20 @@ if TYPE_CHECKING:
 class ItemknnOptions(Options):
     """ItemKNN: cosine similarity of entries by the users they share."""
 
-    neighbours: int = Field(default=400, ge=1, description="most similar entries kept of each")
+    neighbours: int = Field(
+        default=400, ge=1, description="number of most similar entries to keep for each entry"
+    )
     shrink: float = Field(
         default=100.0,
         ge=0,
-        description="added to the denominator; larger trusts rare entries less, in users (a "
-        "catalogue of a few hundred entries wants about 5)",
+        description="number of users added to the denominator; a larger value gives rare entries "
+        "less weight (about 5 suits a few hundred entries)",
     )
     decay: float = Field(
         default=0.7,
         gt=0,
         le=1,
-        description="weight of an item of the history per place that it lies further back, (0, 1]",
+        description="factor per step back in the history, in (0, 1]; the newest item has weight 1",
     )
 
 

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 class SasrecOptions(Options):
     """SASRec: causal self-attention, full softmax cross entropy."""
 
-    hidden: int = Field(default=128, ge=2, description="width, a multiple of heads")
+    hidden: int = Field(default=128, ge=2, description="width; a multiple of heads")
     layers: int = Field(default=2, ge=1, description="attention blocks")
     heads: int = Field(default=2, ge=1, description="attention heads")
-    dropout: float = Field(default=0.4, ge=0, lt=1, description="of embeddings and blocks, [0, 1)")
+    dropout: float = Field(
+        default=0.4, ge=0, lt=1, description="dropout of embeddings and blocks, in [0, 1)"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> SasrecOptions:

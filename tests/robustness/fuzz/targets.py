@@ -1,4 +1,4 @@
-"""All targets, one list."""
+"""Every parser of llmrec under pseudo-random input (``make fuzz``): all targets, one list."""
 
 from __future__ import annotations
 

@@ -1,1 +1,0 @@
-"""Every parser of llmrec under pseudo-random input: ``make fuzz``."""

@@ -1,0 +1,147 @@
+"""Names of runs are cut and joined in one module, and every artefact's name is written once."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmrec_cli
+from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.recipe import PREPARED_FOLDERS
+from llmrec_cli.errors import RecipeError
+from llmrec_cli.runs.run import (
+    Run,
+    RunKind,
+    align_run,
+    experiment_of,
+    find_run_of_key,
+    find_tables,
+    run_at,
+)
+from llmrec_cli.utils import files
+
+PACKAGE = Path(llmrec_cli.__file__).parent
+CUTS_NAMES = "runs/run.py"
+FILES = {value for name, value in vars(files).items() if name.endswith("_FILE")} | {
+    files.HASHES_FILE
+}
+FOLDERS = {value for name, value in vars(files).items() if name.endswith("_FOLDER")}
+FOLDERS |= set(PREPARED_FOLDERS)
+OWNERS = {"utils/files.py": FILES | FOLDERS, "config/recipe.py": set(PREPARED_FOLDERS)}
+STANDALONE = "serving/exported/rank.py"  # travels with an export, imports nothing of ours
+RUN_NAME = re.compile(r"(align|baseline)-[a-z0-9_]*")
+
+
+def docstrings(tree: ast.Module) -> set[int]:
+    """Constants that stand alone as a statement."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def violations(path: Path, name: str) -> Iterator[str]:
+    """Where a module writes an artefact's name, or cuts or joins a run's."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    silent, own = docstrings(tree), OWNERS.get(name, set())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in silent and node.value in FILES - own:
+                yield f"{name}:{node.lineno}: the artefact {node.value}"
+            if name != CUTS_NAMES and RUN_NAME.fullmatch(node.value) and id(node) not in silent:
+                yield f"{name}:{node.lineno}: the run {node.value}"
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            folder = node.right.value if isinstance(node.right, ast.Constant) else None
+            if isinstance(folder, str) and folder in FOLDERS:
+                yield f"{name}:{node.lineno}: the folder {folder}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            cut = node.func.attr in ("partition", "split", "rpartition", "rsplit")
+            first = node.args[0] if node.args else None
+            if cut and isinstance(first, ast.Constant) and first.value == "-":
+                yield f"{name}:{node.lineno}: cuts at a hyphen"
+
+
+MODULES = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).as_posix()
+           not in (CUTS_NAMES, STANDALONE, "data/backends/base.py")]  # fmt: skip
+
+
+def test_nobody_else_cuts_a_run_name_or_writes_an_artefact_name() -> None:
+    found = [v for p in MODULES for v in violations(p, p.relative_to(PACKAGE).as_posix())]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('kind, _, name = run.partition("-")', "cuts at a hyphen"),
+        ('run = f"align-{name}"', "the run align-"),
+        ('name = run.removeprefix("baseline-")', "the run baseline-"),
+        ('POP = "baseline-pop"', "the run baseline-pop"),
+        ('path = folder / "report.json"', "the artefact report.json"),
+        ('path = folder / "adapter"', "the folder adapter"),
+        ('path = home / "prepared"', "the folder prepared"),
+    ],
+)
+def test_a_name_written_elsewhere_would_be_found(line: str, what: str, tmp_path: Path) -> None:
+    module = tmp_path / "x.py"
+    module.write_text(f'"""report.json is told of here."""\n{line}\n')
+    assert [found.partition(": ")[2] for found in violations(module, "x.py")] == [what]
+
+
+def test_runs_of_a_recipe_know_kind_folder_parent_and_command() -> None:
+    recipe = load_recipe("quickstart", ["align.msl.parent=dpo", "align.dpo.parent=sft"])
+    experiment = experiment_of(recipe)
+    names = experiment.names
+    assert names.index("align-dpo") < names.index("align-msl")
+    msl = experiment.find("align-msl")
+    assert msl is not None
+    assert (msl.kind, msl.table, msl.heading) == (RunKind.ALIGN, "msl", "[align.msl]")
+    assert (str(msl), msl.folder) == ("align-msl", recipe.folder / "align-msl")
+    assert [run.name for run in msl.lineage] == ["sft", "align-dpo", "align-msl"]
+    assert msl.lineage[0].parent is None
+    assert msl.command == ["align", "--method", "msl"]
+    assert msl.section(recipe) is recipe.align["msl"]
+    assert not msl.is_done
+    sft, sasrec = (experiment.find(name) for name in ("sft", "baseline-sasrec"))
+    assert sft is not None
+    assert sasrec is not None
+    assert (sft.heading, sft.command) == ("[sft]", ["sft"])
+    assert sasrec.command == ["baseline", "--model", "sasrec"]
+    assert (sasrec.is_language_model, sft.is_language_model) == (False, True)
+    assert experiment.find("align-nothing") is None
+    with pytest.raises(RecipeError, match=r"^\[align.nothing\]: not in the recipe \(it has msl, "):
+        align_run(recipe, "nothing")
+
+
+def test_a_run_in_another_experiment_has_its_parents_there() -> None:
+    recipe = load_recipe("quickstart", ["align.msl.parent=sft"])
+    run = align_run(recipe, "msl").within(Path("elsewhere"))
+    assert run.folder == Path("elsewhere/align-msl")
+    assert [link.folder for link in run.lineage] == [Path("elsewhere/sft"), run.folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "table"),
+    [
+        ("sft", RunKind.SFT, ""),
+        ("align-a-b", RunKind.ALIGN, "a-b"),
+        ("baseline-pop", RunKind.BASELINE, "pop"),
+        ("copy-of-align", RunKind.SFT, ""),
+        ("baseline", RunKind.SFT, ""),
+    ],
+)
+def test_a_folder_name_tells_the_kind(name: str, kind: RunKind, table: str) -> None:
+    assert run_at(Path("e", name)) == Run(kind, table, Path("e", name))
+
+
+def test_typed_names_and_swept_keys_name_their_tables() -> None:
+    assert find_tables(["sft", "align-a-b", "baseline-x", "foo", "align"]) == (["a-b", ""], ["x"])
+    keys = ("sft.train.batch", "align.msl.tau", "baseline.pop.train.batch", "align", "train.batch")
+    assert [find_run_of_key(key) for key in keys] == [
+        "sft",
+        "align-msl",
+        "baseline-pop",
+        None,
+        None,
+    ]

@@ -1,0 +1,100 @@
+"""A tiny training run on ragged rows, for tests of the loop in one process and in many."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmrec_cli.config.training import TrainSection
+from llmrec_cli.methods import find_method
+from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.loading import add_dropout
+from llmrec_cli.tensors.trie import build_trie
+from llmrec_cli.training import checkpoint
+from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import Row
+from llmrec_cli.training.sampler import Sampler
+from llmrec_cli.training.trainer import Trainer
+from llmrec_cli.utils.progress import Silent
+
+CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 2], [7, 6, 7, 2], [8, 2], [9, 9, 2]]
+METHODS: dict[str, dict[str, Any]] = {
+    "lml": {},
+    "msl": {"tau": 1.5},
+    "ats": {"tau": "ats", "ats_eta": 0.5},
+}
+
+
+def rows(n: int = 22) -> list[Row]:
+    """Ragged rows: one to three targets, histories of zero to four items."""
+    rng = np.random.default_rng(0)
+    made: list[Row] = []
+    for _ in range(n):
+        history = rng.integers(0, len(CATALOGUE), rng.integers(0, 5))
+        prompt = np.array([1, *(t for i in history for t in CATALOGUE[i])], dtype=np.int32)
+        made.append(
+            Row(
+                prompt,
+                tuple(rng.integers(0, len(CATALOGUE), rng.integers(1, 4)).tolist()),
+                number=len(made),
+            )
+        )
+    return made
+
+
+def job(
+    folder: Path,
+    method: str = "lml",
+    dropout: float = 0.2,
+    ranks: Ranks | None = None,
+    **section: Any,
+) -> Trainer:
+    config = LlamaConfig(
+        vocab_size=12,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_dropout=dropout,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    add_dropout(model, dropout)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = find_method("msl" if method == "ats" else method)
+    settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
+    return Trainer(
+        policy=Policy(model),
+        method=found,
+        options=found.options.model_validate(METHODS[method]),
+        trie=build_trie(CATALOGUE),
+        train_set=Dataset(rows()),
+        valid_set=Dataset(rows(5)),
+        sampler=Sampler(22, int(section.get("batch", settings["batch"])), 3),
+        rank_valid=lambda: {"ndcg@2": float(model.lm_head.weight.detach().abs().sum())},
+        section=TrainSection(**{**settings, **section}),
+        seed=3,
+        folder=folder,
+        ranks=ranks or Ranks(Accelerator(cpu=True)),
+        progress=Silent(),
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, bytes]:
+    newest = checkpoint.Checkpoints(folder / "checkpoints").newest()
+    assert newest is not None
+    return {p.name: p.read_bytes() for p in newest.folder.iterdir()}
