@@ -181,13 +181,8 @@ def evaluate(
     Raises:
         RecipeError: the recipe has no such run.
         DataError: the data were prepared from something else.
-<<<<<<< HEAD
-        ArtefactError: nothing is prepared, or a run is not finished, was evaluated before, or
-            is being evaluated.
-=======
         ArtefactError: nothing is prepared, or a run is not finished, was evaluated before, or is
             being evaluated.
->>>>>>> face
         MachineError: no such device, or the disk refuses.
     """
     _require_choice("split", split, ("test", "valid"))
