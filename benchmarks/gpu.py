@@ -90,7 +90,7 @@ SCALES: dict[Size, Scale] = {
 }
 
 
-def llama(bench: Bench, scale: Scale) -> Any:
+def llama(context: Bench, scale: Scale) -> Any:
     """Random weights; the head is sharpened, frozen and not tied."""
     config = LlamaConfig(
         **scale.llama,
@@ -99,26 +99,26 @@ def llama(bench: Bench, scale: Scale) -> Any:
         eos_token_id=decoding.EOS,
     )
     torch.manual_seed(0)
-    with bench.device:
+    with context.device:
         model = LlamaForCausalLM(config)
     head = model.get_output_embeddings().weight.requires_grad_(False)
     head.normal_(std=2 / config.hidden_size**0.5)
     return model
 
 
-def loss_heads(bench: Bench, scale: Scale, report: Report) -> None:
+def loss_heads(context: Bench, scale: Scale, report: Report) -> None:
     """The MSL loss head, forward and backward from hidden states, frozen and trained."""
     for trained in (False, True):
         drawn = loss_head.draw_problem(scale.head, trained=trained)
-        same = agreement(*head_ways(bench, bench.to_device(drawn)))
-        ways, leaves = head_ways(bench, bench.to_device(drawn, bench.dtype))
+        same = agreement(*head_ways(context, context.to_device(drawn)))
+        ways, leaves = head_ways(context, context.to_device(drawn, context.dtype))
         for leaf in leaves:
             leaf.grad = torch.zeros_like(leaf)  # an optimiser that zeroes gradients in place
         name = f"loss head, {'trained' if trained else 'frozen'}"
-        report.lines += bench.timed(name, backward_of(ways), same)
+        report.lines += context.timed(name, backward_of(ways), same)
 
 
-def head_ways(bench: Bench, p: loss_head.Problem) -> tuple[dict[str, Loss], list[Tensor]]:
+def head_ways(context: Bench, p: loss_head.Problem) -> tuple[dict[str, Loss], list[Tensor]]:
     """Every way to the same loss, and the leaves that get a gradient."""
     inside_BT = p.node_BT >= 0
     take_P = inside_BT.flatten().nonzero().squeeze(1)
@@ -139,13 +139,13 @@ def head_ways(bench: Bench, p: loss_head.Problem) -> tuple[dict[str, Loss], list
     return ways, [p.hidden_BTD, *([p.weight_VD] if trained else [])]
 
 
-def training_steps(bench: Bench, scale: Scale, report: Report) -> None:
+def training_steps(context: Bench, scale: Scale, report: Report) -> None:
     """One MSL step, forward and backward, beside the body's own; the head is frozen."""
-    policy = Policy(llama(bench, scale))
+    policy = Policy(llama(context, scale))
     problem = training_step.draw_problem(_small_model(scale))
-    collate = Collator(bench.to_device(problem.trie), cut_forced=True)
-    cut = collate(problem.rows).to(bench.device)
-    whole = Collator(collate.device_trie, cut_forced=False)(problem.rows).to(bench.device)
+    collate = Collator(context.to_device(problem.trie), cut_forced=True)
+    cut = collate(problem.rows).to(context.device)
+    whole = Collator(collate.device_trie, cut_forced=False)(problem.rows).to(context.device)
 
     def ours(micro: MicroBatch) -> Tensor:
         forward = Forward(policy(micro.input_ids_BT, micro.take_P)[0], policy.head())
@@ -161,17 +161,17 @@ def training_steps(bench: Bench, scale: Scale, report: Report) -> None:
         "ours": lambda: ours(cut),
     }
     same = agreement(losses, [_first_query(policy)])
-    policy.to(bench.dtype)
+    policy.to(context.dtype)
     losses["the body alone"] = lambda: policy(cut.input_ids_BT, cut.take_P).float().sum()
-    report.lines += bench.timed("training step", backward_of(losses), same)
-    whole_step = {"training step": lambda: ours(collate(problem.rows).to(bench.device))}
+    report.lines += context.timed("training step", backward_of(losses), same)
+    whole_step = {"training step": lambda: ours(collate(problem.rows).to(context.device))}
     for work, step in backward_of(whole_step).items():
-        report.synchronisations[work] = bench.synchronisations(step)
+        report.synchronisations[work] = context.synchronisations(step)
 
 
-def preference_steps(bench: Bench, scale: Scale, report: Report) -> None:
+def preference_steps(context: Bench, scale: Scale, report: Report) -> None:
     """One DMPO step: every answer behind its own prompt, and packed rows."""
-    policy = Policy(llama(bench, scale))
+    policy = Policy(llama(context, scale))
     cases: list[tuple[preferences.Support, int]] = [
         ("vocab", 3),
         ("vocab", 7),
@@ -180,21 +180,21 @@ def preference_steps(bench: Bench, scale: Scale, report: Report) -> None:
     ]
     for support, k in cases:
         case = preferences.draw_case(_small_model(scale), support, k)
-        losses = preference_losses(bench, policy, case)
+        losses = preference_losses(context, policy, case)
         policy.float()
         same = agreement(losses, [_first_query(policy)])
-        policy.to(bench.dtype)
+        policy.to(context.dtype)
         work = f"DMPO step, k = {k}, {support} log-probs"
-        report.lines += bench.timed(work, backward_of(losses), same)
+        report.lines += context.timed(work, backward_of(losses), same)
 
 
-def preference_losses(bench: Bench, policy: Policy, case: preferences.Case) -> dict[str, Loss]:
+def preference_losses(context: Bench, policy: Policy, case: preferences.Case) -> dict[str, Loss]:
     """The same loss from separate rows and from packed ones."""
-    trie = bench.to_device(case.problem.trie)
+    trie = context.to_device(case.problem.trie)
     cut = case.support == "legal"
-    packed = Collator(trie, cut_forced=cut, rejected=True)(case.packed).to(bench.device)
-    apart = Collator(trie, cut_forced=False)(case.apart).to(bench.device)
-    reference_A = case.reference_A.to(bench.device)
+    packed = Collator(trie, cut_forced=cut, rejected=True)(case.packed).to(context.device)
+    apart = Collator(trie, cut_forced=False)(case.apart).to(context.device)
+    reference_A = case.reference_A.to(context.device)
     options = preferences.DMPO.options.model_validate({"k": case.k, "support": case.support})
 
     def separate(everywhere: bool) -> Tensor:
@@ -217,7 +217,7 @@ def preference_losses(bench: Bench, policy: Policy, case: preferences.Case) -> d
     }
 
 
-def layer_losses(bench: Bench, scale: Scale, report: Report) -> None:
+def layer_losses(context: Bench, scale: Scale, report: Report) -> None:
     """ILRec's head over several layers, forward and backward from hidden states."""
     drawn = cross_layer.draw_problem(scale.head)
 
@@ -228,16 +228,16 @@ def layer_losses(bench: Bench, scale: Scale, report: Report) -> None:
             "ours": partial(cross_layer.ours, p),
         }
 
-    problem: cross_layer.Problem = bench.to_device(drawn)
+    problem: cross_layer.Problem = context.to_device(drawn)
     same = agreement(ways(problem), [problem.hidden_XBTD])
-    problem = bench.to_device(drawn, bench.dtype)
+    problem = context.to_device(drawn, context.dtype)
     name = f"ILRec head, {cross_layer.LAYERS} layers"
-    report.lines += bench.timed(name, backward_of(ways(problem)), same)
+    report.lines += context.timed(name, backward_of(ways(problem)), same)
 
 
-def decoders(bench: Bench, scale: Scale, report: Report) -> None:
+def decoders(context: Bench, scale: Scale, report: Report) -> None:
     """Top 10 of every user: Hugging Face's constrained beam search, ours, and prefill alone."""
-    model = llama(bench, scale).eval()
+    model = llama(context, scale).eval()
     vocabulary = scale.llama["vocab_size"]
     catalogue = decoding.titles(scale.items, vocabulary)
     trie = build_trie(catalogue)
@@ -247,12 +247,12 @@ def decoders(bench: Bench, scale: Scale, report: Report) -> None:
     beam = replace(exact, search="beam", beams=decoding.BEAMS)
 
     def generate(users: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-        with bench.device:  # where it makes its inputs
+        with context.device:  # where it makes its inputs
             return decoding.generate(model, catalogue, users, "before")
 
     @torch.no_grad()
     def prefill(users: Sequence[Sequence[int]]) -> None:
-        TreeCache(model.get_decoder(), users, bench.device)
+        TreeCache(model.get_decoder(), users, context.device)
 
     few = prompts[: scale.users[1]]
     leaf_of = dict(zip(map(tuple, catalogue), trie.leaf_of_item_I.tolist(), strict=True))
@@ -262,8 +262,8 @@ def decoders(bench: Bench, scale: Scale, report: Report) -> None:
         "ours, beam": rank_catalogue(model, trie, few, beam).leaf_BK.tolist() == theirs,
         "ours, exact": torch.equal(rank_catalogue(model, trie, few, exact).leaf_BK, best_BK),
     }
-    model.to(bench.dtype)
-    trie = trie.to(bench.device)
+    model.to(context.dtype)
+    trie = trie.to(context.device)
     for n_users in scale.users:
         users = prompts[:n_users]
         ways: dict[str, Callable[[], object]] = {
@@ -273,8 +273,8 @@ def decoders(bench: Bench, scale: Scale, report: Report) -> None:
             "prefill alone": partial(prefill, users),
         }
         work = f"top {decoding.BEAMS}, {n_users} users at once"
-        report.lines += bench.timed(work, ways, same, n_users)
-    counted = bench.synchronisations(partial(rank_catalogue, model, trie, few, exact))
+        report.lines += context.timed(work, ways, same, n_users)
+    counted = context.synchronisations(partial(rank_catalogue, model, trie, few, exact))
     report.synchronisations[f"exact top {decoding.BEAMS}, {len(few)} users"] = counted
 
 
@@ -313,12 +313,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     arguments.out.mkdir(parents=True, exist_ok=True)
     scale = SCALES[arguments.size]
-    bench = Bench(torch.device(arguments.device), torch.bfloat16, scale.repeats)
-    report = Report(machine() | device_facts(bench.device) | {"size": arguments.size})
+    context = Bench(torch.device(arguments.device), torch.bfloat16, scale.repeats)
+    report = Report(machine() | device_facts(context.device) | {"size": arguments.size})
     for name in [arguments.only] if arguments.only else SUITES:
         print(f"{name} ...", flush=True)
         try:
-            SUITES[name](bench, scale, report)
+            SUITES[name](context, scale, report)
         except Exception as error:  # one suite must not cost the others on a rented machine
             traceback.print_exc()
             report.failed[name] = f"{type(error).__name__}: {error}"

@@ -22,7 +22,7 @@ import polars as pl
 
 from benchmarks.table import Row, alternate
 from llmrec_cli.config.data import DataFormat, DataSection
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 
 LINES = {"ci": 30_000, "full": 1_000_000}
 REPEATS = {"ci": 3, "full": 2}
@@ -145,20 +145,20 @@ def _read_lines(path: Path, kind: str, lines: int) -> int:
         format=forms[kind], reviews=(path.name,), on_bad_line="skip", bad_line_limit=lines
     )
     with tempfile.TemporaryDirectory() as scratch:
-        source = read(section, path.with_name, Path(scratch))
+        source = read_source(section, path.with_name, Path(scratch))
     return int(source.notes["bad_lines"]["skipped"])
 
 
 def _read(path: Path) -> None:
     section = DataSection(format="amazon2018", reviews=(path.name,))
     with tempfile.TemporaryDirectory() as scratch:
-        read(section, path.with_name, Path(scratch))
+        read_source(section, path.with_name, Path(scratch))
 
 
 def _ours(path: Path) -> pd.DataFrame:
     section = DataSection(format="amazon2018", reviews=(path.name,))
     with tempfile.TemporaryDirectory() as scratch:
-        source = read(section, path.with_name, Path(scratch))
+        source = read_source(section, path.with_name, Path(scratch))
         frame = pl.read_parquet(source.interactions or "").drop("position")
     return _comparable(frame.to_pandas())
 

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.table import median_seconds
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.language_model import Policy
-from llmrec_cli.pipeline.context import CatalogueContext, open_context
 from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.setup import CatalogueContext, open_context
 from llmrec_cli.training.collator import Collator, Limits
 from llmrec_cli.training.rows import Row, sequence_rows, user_rows, window_rows
 from llmrec_cli.utils.progress import Lines
@@ -34,9 +34,9 @@ MSL = find_method("msl")
 class Pass:
     """Forward and backward over all rows of one kind."""
 
-    def __init__(self, bench: CatalogueContext, policy: Policy, rows: Sequence[Row]) -> None:
-        collate = Collator(bench.trie, cut_forced=True)
-        limits = Limits.of_section(bench.recipe.sft.train)
+    def __init__(self, context: CatalogueContext, policy: Policy, rows: Sequence[Row]) -> None:
+        collate = Collator(context.trie, cut_forced=True)
+        limits = Limits.of_section(context.recipe.sft.train)
         self.policy = policy
         self.targets = sum(len(row.targets) for row in rows)
         self.rows = len(rows)
@@ -59,17 +59,17 @@ class Pass:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; returns 1 where windows and user rows disagree."""
-    recipe = load_recipe(arguments[0], arguments[1:])
-    bench = open_context(recipe, Lines())
-    frame = bench.prepared.split("train")
+    recipe = read_recipe(arguments[0], arguments[1:])
+    context = open_context(recipe, Lines())
+    frame = context.prepared.split("train")
     users = frame["user"].drop_duplicates()
     chosen = users.sample(min(USERS, len(users)), random_state=0)
     part = frame[frame["user"].isin(set(chosen))].reset_index(drop=True)
-    policy = Policy(load_policy(bench, None, train=True, dropout=False))
-    kinds = {"window": window_rows(part, bench.encoder), "user": user_rows(part, bench.encoder)}
+    policy = Policy(load_policy(context, None, train=True, dropout=False))
+    kinds = {"window": window_rows(part, context.encoder), "user": user_rows(part, context.encoder)}
     if recipe.prompt.template == "sequence":
-        kinds["sequence"] = sequence_rows(part, bench.encoder, recipe.data.history)
-    passes = {kind: Pass(bench, policy, rows) for kind, rows in kinds.items()}
+        kinds["sequence"] = sequence_rows(part, context.encoder, recipe.data.history)
+    passes = {kind: Pass(context, policy, rows) for kind, rows in kinds.items()}
     windows, ours = passes["window"](), passes["user"]()
     agrees = bool((windows - ours).norm() <= 1e-4 * windows.norm())
     agrees &= len({each.targets for each in passes.values()}) == 1

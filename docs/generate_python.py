@@ -15,13 +15,16 @@ from generate_commands import NOTE
 import llmrec_cli
 from llmrec_cli import errors
 from llmrec_cli.evaluation.comparison import Contrast, Cost, Estimate, Standing
-from llmrec_cli.serving.recommendations import Recommended, Told
+from llmrec_cli.serving.recommender import MatchedItem, Recommended
 
 ORDER = (  # as a reader meets them: functions, then what they give
     *("load_recipe", "prepare", "train", "evaluate", "compare", "Recommender"),
     *("Recipe", "Prepared", "TrainedRun", "Comparison", "Recommendations"),
 )
-PARTS = {"Comparison": (Standing, Estimate, Contrast, Cost), "Recommendations": (Recommended, Told)}
+PARTS = {
+    "Comparison": (Standing, Estimate, Contrast, Cost),
+    "Recommendations": (Recommended, MatchedItem),
+}
 OPAQUE = ("Recommender",)  # its fields are the package's own
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 _SECTION = re.compile(rf"^({'|'.join(SECTIONS)}):$", re.M)

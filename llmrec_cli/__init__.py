@@ -39,16 +39,8 @@ if TYPE_CHECKING:
     from llmrec_cli.config.recipe import Recipe
     from llmrec_cli.data.prepared import Prepared
     from llmrec_cli.evaluation.comparison import Comparison
-    from llmrec_cli.pipeline.api import (
-        TrainedRun,
-        compare,
-        evaluate,
-        load_recipe,
-        prepare,
-        train,
-    )
-    from llmrec_cli.serving.recommendations import Recommendations
-    from llmrec_cli.serving.recommender import Recommender
+    from llmrec_cli.pipeline.api import TrainedRun, compare, evaluate, load_recipe, prepare, train
+    from llmrec_cli.serving.recommender import Recommendations, Recommender
 
 __version__ = "0.1.0"
 __all__ = [
@@ -69,7 +61,7 @@ _HOMES: Final = {
     "Comparison": "evaluation.comparison",
     "Prepared": "data.prepared",
     "Recipe": "config.recipe",
-    "Recommendations": "serving.recommendations",
+    "Recommendations": "serving.recommender",
     "Recommender": "serving.recommender",
     "TrainedRun": "pipeline.api",
     "compare": "pipeline.api",

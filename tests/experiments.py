@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from benchmarks.small import RECIPE
 from llmrec_cli.cli import app, exit_codes
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.utils.progress import Silent
 
@@ -44,7 +44,7 @@ def run_experiment(home: Path, name: str, *overrides: str) -> Path:
     (home / "tiny.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        recipe = load_recipe("tiny.toml", [f"name={name}", *overrides])
+        recipe = read_recipe("tiny.toml", [f"name={name}", *overrides])
         run(recipe, progress=Silent())
     return home / recipe.folder
 
@@ -75,7 +75,7 @@ def typed(capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
     """A command line as the entry point carries it out, without a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["llmrec", *words])
-        code = exit_codes.guarded(app.app)
+        code = exit_codes.catch_errors(app.app)
     shown = capsys.readouterr()
     return Ended(code, shown.out, shown.err)
 

@@ -196,8 +196,8 @@ def test_out_of_memory_is_a_result() -> None:
     def too_large() -> None:
         raise torch.OutOfMemoryError
 
-    bench = device.Bench(torch.device("cpu"), torch.bfloat16, repeats=3)
-    lines = bench.timed("work", {"peer": too_large, "ours": lambda: None}, {"ours": True})
+    context = device.Bench(torch.device("cpu"), torch.bfloat16, repeats=3)
+    lines = context.timed("work", {"peer": too_large, "ours": lambda: None}, {"ours": True})
     assert [len(line.seconds) for line in lines] == [0, 3]
     text = device.as_text(device.Report({}, lines))
     assert "| work | peer | out of memory |" in text
@@ -224,8 +224,8 @@ def test_agreement_is_of_loss_and_gradients() -> None:
 def test_a_copy_on_the_device_has_leaves_of_its_own() -> None:
     shape = gpu.SCALES["tiny"].head
     drawn = loss_head.draw_problem(shape, trained=True)
-    bench = device.Bench(torch.device("cpu"), torch.bfloat16, repeats=1)
-    moved = bench.to_device(drawn, torch.bfloat16)
+    context = device.Bench(torch.device("cpu"), torch.bfloat16, repeats=1)
+    moved = context.to_device(drawn, torch.bfloat16)
     for name in ("hidden_BTD", "weight_VD"):
         leaf: Tensor = getattr(moved, name)
         assert (leaf.dtype, leaf.is_leaf, leaf.requires_grad) == (torch.bfloat16, True, True)

@@ -240,7 +240,7 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         f"sys.argv = ['llmrec', *{words!r}]\n"
-        "assert exits.guarded(cli.app) == 0\n"
+        "assert exits.catch_errors(cli.app) == 0\n"
         f"heavy = {heavy!r} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
@@ -257,7 +257,7 @@ def test_no_help_builds_the_models_of_a_recipe() -> None:
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         "for words in ('', *cli.GROUPS, *cli.COMMANDS):\n"
         "    sys.argv = ['llmrec', *words.split(), '--help']\n"
-        "    assert exits.guarded(cli.app) == 0, words\n"
+        "    assert exits.catch_errors(cli.app) == 0, words\n"
         "    assert words or 'pydantic' not in sys.modules\n"
         f"heavy = {MODELS | TABLES!r} & set(sys.modules)\n"
         "heavy |= {name for name in sys.modules if name.startswith('llmrec_cli.config')}\n"
@@ -276,7 +276,7 @@ def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         f"sys.argv = ['llmrec', {command!r}, 'quickstart', 'train.batch=-1']\n"
-        "assert exits.guarded(cli.app) == 2\n"
+        "assert exits.catch_errors(cli.app) == 2\n"
         "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )

@@ -15,7 +15,7 @@ import typer
 
 from llmrec_cli import __version__
 from llmrec_cli.cli import inspect, pipeline, reporting, serving
-from llmrec_cli.cli.exit_codes import ended
+from llmrec_cli.cli.exit_codes import run_to_exit_code
 from llmrec_cli.training.launch import end_with_launcher
 from llmrec_cli.utils.text import let_go, out, show_any_text
 
@@ -91,7 +91,7 @@ def main() -> NoReturn:
     if not sys.warnoptions:  # warnings of libraries are for developers
         warnings.simplefilter("ignore")
     show_any_text()
-    code = ended(_command)
+    code = run_to_exit_code(_command)
     let_go()
     sys.exit(code)
 

@@ -36,7 +36,7 @@ _LONGEST = 2000  # characters of a line; keys and values have no limit
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
 
 
-def ended(command: Callable[[], object]) -> int:
+def run_to_exit_code(command: Callable[[], object]) -> int:
     """Run ``command``; exceptions and signals become exit codes.
 
     The first signal ends the command.  While the command cleans up, only SIGINT and SIGTERM
@@ -60,10 +60,10 @@ def ended(command: Callable[[], object]) -> int:
         finally:
             running = False
 
-    return guarded(heard)
+    return catch_errors(heard)
 
 
-def guarded(command: Callable[[], object]) -> int:
+def catch_errors(command: Callable[[], object]) -> int:
     """Run ``command``; turn every exception into one line on stderr and an exit code."""
     try:
         command()
@@ -93,13 +93,13 @@ def _fail(message: str, code: int, *, secondary: bool = False) -> int:
     if note_failure(message, code, secondary=secondary):
         return code  # whoever started this rank prints it
     words = [word for word in sys.argv[1:2] if not word.startswith("-")]
-    said = shown(f"{' '.join(['llmrec', *words])}: error: {message}")
+    said = format_message(f"{' '.join(['llmrec', *words])}: error: {message}")
     with suppress(OSError):  # stderr is full or gone: the code still tells
         err.print(said, markup=False, soft_wrap=True)
     return code
 
 
-def shown(message: str) -> str:
+def format_message(message: str) -> str:
     """A message for the terminal: without control characters, and with long lines cut."""
     lines = map(clean_line, message.split("\n"))
     return "\n".join(

@@ -14,7 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec_cli.cli import options
-from llmrec_cli.cli.options import AsJson, Quiet, folders, recipes, shipped
+from llmrec_cli.cli.options import (
+    AsJson,
+    Quiet,
+    complete_folders,
+    complete_recipes,
+    complete_shipped,
+)
 from llmrec_cli.cli.output import Screen
 from llmrec_cli.utils.text import clean_line
 
@@ -26,7 +32,7 @@ RecipeName = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="Name or path of a recipe, such as quickstart.",
-        autocompletion=recipes,
+        autocompletion=complete_recipes,
     ),
 ]
 
@@ -67,7 +73,9 @@ def recipes_show_command(
 def recipes_copy_command(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="Name of a shipped recipe.", autocompletion=shipped),
+        typer.Argument(
+            metavar="RECIPE", help="Name of a shipped recipe.", autocompletion=complete_shipped
+        ),
     ],
     to: Annotated[
         Path | None,
@@ -135,7 +143,7 @@ def runs_list_command(
         typer.Argument(
             metavar="FOLDER",
             help="Folder of all experiments, or of one experiment.",
-            autocompletion=folders,
+            autocompletion=complete_folders,
         ),
     ] = Path("runs"),
     as_json: AsJson = False,
@@ -155,7 +163,8 @@ def runs_list_command(
 
 def runs_show_command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run.", autocompletion=folders)
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a run.", autocompletion=complete_folders),
     ],
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -17,21 +17,21 @@ from llmrec_cli.errors import LlmrecError
 RUNS = "runs"  # the default folder of all runs (``out`` of a recipe)
 
 
-def recipes(incomplete: str) -> list[str]:
+def complete_recipes(incomplete: str) -> list[str]:
     """Shipped recipes, TOML files, and folders."""
     from llmrec_cli.config.loader import list_shipped_names
 
     return _beginning([*list_shipped_names(), *_paths(incomplete, ".toml")], incomplete)
 
 
-def shipped(incomplete: str) -> list[str]:
+def complete_shipped(incomplete: str) -> list[str]:
     """Shipped recipes."""
     from llmrec_cli.config.loader import list_shipped_names
 
     return _beginning(list_shipped_names(), incomplete)
 
 
-def folders(incomplete: str) -> list[str]:
+def complete_folders(incomplete: str) -> list[str]:
     """Experiments and runs under ``runs``, and other folders."""
     from llmrec_cli.utils.files import MANIFEST_FILE
 
@@ -42,29 +42,29 @@ def folders(incomplete: str) -> list[str]:
 
 def recipes_and_folders(incomplete: str) -> list[str]:
     """Recipes and folders."""
-    return _beginning([*recipes(incomplete), *folders(incomplete)], incomplete)
+    return _beginning([*complete_recipes(incomplete), *complete_folders(incomplete)], incomplete)
 
 
 def run_names(context: Context, incomplete: str) -> list[str]:
     """Names of the runs of the recipe on the command line."""
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
     from llmrec_cli.runs.run import experiment_of
 
     try:
-        recipe = load_recipe(str(context.params.get("recipe") or "quickstart"))
+        recipe = read_recipe(str(context.params.get("recipe") or "quickstart"))
     except LlmrecError:
         return []
     return _beginning(experiment_of(recipe).names, incomplete)
 
 
-def methods(incomplete: str) -> list[str]:
+def complete_methods(incomplete: str) -> list[str]:
     """Alignment methods."""
     from llmrec_cli.methods import list_methods
 
     return _beginning(list_methods(), incomplete)
 
 
-def models(incomplete: str) -> list[str]:
+def complete_models(incomplete: str) -> list[str]:
     """Conventional models."""
     from llmrec_cli.config.training import BASELINES
 
@@ -104,7 +104,7 @@ RecipeArgument = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="A TOML file, or a shipped recipe such as quickstart.",
-        autocompletion=recipes,
+        autocompletion=complete_recipes,
     ),
 ]
 Overrides = Annotated[

@@ -27,14 +27,14 @@ def prepare_command(
 
     Example: llmrec prepare recipes/amazon2018/gift-cards.toml data.k_core=5
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
     from llmrec_cli.data.audit import judge_all, with_audit
     from llmrec_cli.pipeline.audit import short_lines
-    from llmrec_cli.pipeline.prepare import prepare
+    from llmrec_cli.pipeline.prepare import prepare_data
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    prepared = prepare(
-        load_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
+    prepared = prepare_data(
+        read_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
     )
     told = short_lines(judge_all(with_audit(prepared)))
     told += ["what this means: llmrec audit RECIPE"] if told else []
@@ -60,11 +60,11 @@ def validate_command(
 
     Example: llmrec validate quickstart --rows
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
     from llmrec_cli.pipeline.validate import validate
 
     notes: list[str] = []
-    loaded = load_recipe(recipe, overrides or (), say=notes.append)
+    loaded = read_recipe(recipe, overrides or (), say=notes.append)
     lines = [*validate(loaded, rows=rows), *notes]
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"valid": True, "lines": lines}, ["valid", *notes] if quiet else lines)
@@ -82,10 +82,10 @@ def sft_command(
 
     Example: llmrec sft recipes/quickstart.toml train.epochs=5
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), say=screen.note)
+    loaded = read_recipe(recipe, overrides or (), say=screen.note)
 
     with import_quickly():
         from llmrec_cli.pipeline.train import sft  # imports torch, so after the recipe
@@ -103,7 +103,7 @@ def align_command(
             "--method",
             "-m",
             help=f"Method: {', '.join(list_methods())}, or an [align.NAME] of the recipe.",
-            autocompletion=options.methods,
+            autocompletion=options.complete_methods,
         ),
     ] = "msl",
     resume: Resume = False,
@@ -115,10 +115,10 @@ def align_command(
 
     Example: llmrec align --method msl recipes/quickstart.toml align.msl.tau=2
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
+    loaded = read_recipe(recipe, overrides or (), aligns=[method], say=screen.note)
 
     with import_quickly():
         from llmrec_cli.pipeline.train import align  # imports torch, so after the recipe
@@ -137,7 +137,7 @@ def baseline_command(
             "--model",
             "-m",
             help=f"Model: {', '.join(sorted(baseline_names()))}, or a [baseline.NAME].",
-            autocompletion=options.models,
+            autocompletion=options.complete_models,
         ),
     ] = "sasrec",
     resume: Resume = False,
@@ -149,10 +149,10 @@ def baseline_command(
 
     Example: llmrec baseline --model sasrec recipes/quickstart.toml baseline.sasrec.hidden=64
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
+    loaded = read_recipe(recipe, overrides or (), baselines=[model], say=screen.note)
 
     with import_quickly():
         from llmrec_cli.pipeline.baseline import baseline  # imports torch, so after the recipe
@@ -186,19 +186,19 @@ def eval_command(
 
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
-    from llmrec_cli.config.loader import load_recipe
-    from llmrec_cli.runs.run import experiment_of, find_tables
+    from llmrec_cli.config.loader import read_recipe
+    from llmrec_cli.runs.run import experiment_of, find_recipe_tables
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), *find_tables(run or ()), say=screen.note)
+    loaded = read_recipe(recipe, overrides or (), *find_recipe_tables(run or ()), say=screen.note)
 
     with import_quickly():
-        from llmrec_cli.pipeline.evaluate import evaluate  # imports torch, so after the recipe
+        from llmrec_cli.pipeline.evaluate import evaluate_runs  # imports torch, so after the recipe
 
     runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
         progress = screen.progress()
-        found = evaluate(loaded, runs, split=split, again=again, progress=progress)
+        found = evaluate_runs(loaded, runs, split=split, again=again, progress=progress)
         show_comparison(screen, found, full=False)
 
 
@@ -213,10 +213,10 @@ def run_command(
 
     Example: llmrec run quickstart
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
 
     screen = Screen(as_json=as_json, quiet=quiet)
-    loaded = load_recipe(recipe, overrides or (), say=screen.note)
+    loaded = read_recipe(recipe, overrides or (), say=screen.note)
 
     with import_quickly():
         from llmrec_cli.pipeline.run import run  # imports torch, so after the recipe

@@ -99,12 +99,12 @@ def compare_command(
 
     Example: llmrec compare runs/quickstart --baseline sft --out board.md --out report.html
     """
-    from llmrec_cli.pipeline.compare import Asked, compare, parse_external_files
+    from llmrec_cli.pipeline.compare import Asked, compare_runs, parse_external_files
     from llmrec_cli.report.outputs import check_outputs, write_output
 
     check_outputs(out or [])
     asked = Asked(split, baseline, seen, metric, parse_external_files(external or ()), missing)
-    screen, compared = Screen(as_json=as_json, quiet=quiet), compare(runs, asked)
+    screen, compared = Screen(as_json=as_json, quiet=quiet), compare_runs(runs, asked)
     for path in out or ():
         write_output(path, compared)
         screen.progress().say(f"written: {path}")
@@ -125,10 +125,10 @@ def export_data_command(
 
     Example: llmrec export-data quickstart --to recbole/quickstart
     """
-    from llmrec_cli.config.loader import load_recipe
+    from llmrec_cli.config.loader import read_recipe
     from llmrec_cli.evaluation.external_lists import export_data
 
-    files = list(map(str, export_data(load_recipe(recipe, overrides or ()), to)))
+    files = list(map(str, export_data(read_recipe(recipe, overrides or ()), to)))
     Screen(as_json=as_json, quiet=quiet).show({"format": format, "files": files}, files)
 
 
@@ -138,7 +138,7 @@ def export_lists_command(
         typer.Option(
             metavar="RUN",
             help="Folder of an evaluated run, such as runs/quickstart/sft.",
-            autocompletion=options.folders,
+            autocompletion=options.complete_folders,
         ),
     ],
     to: Annotated[

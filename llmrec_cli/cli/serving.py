@@ -18,7 +18,7 @@ RunFolder = Annotated[
         "--run",
         metavar="RUN",
         help="Folder of a finished run, such as runs/quickstart/sft.",
-        autocompletion=options.folders,
+        autocompletion=options.complete_folders,
     ),
 ]
 
@@ -54,12 +54,12 @@ def recommend_command(
 
     Example: llmrec recommend --run runs/quickstart/align-msl --history "restless dragons"
     """
-    from llmrec_cli.serving.recommendations import (
+    from llmrec_cli.serving.recommender import (
+        Recommender,
         recommendations_to_json,
         recommendations_to_lines,
         recommendations_to_tables,
     )
-    from llmrec_cli.serving.recommender import Recommender
 
     if user is not None and history:
         raise RecipeError("--user and --history: expected one of them")

@@ -14,7 +14,7 @@ from llmrec_cli.config.loader import (
     find_recipe,
     find_shipped_folder,
     list_shipped_names,
-    load_recipe,
+    read_recipe,
 )
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.runs.run import experiment_of
@@ -47,7 +47,7 @@ def show_recipe(name: str, *, resolved: bool) -> str:
         RecipeError: no such recipe.
     """
     if resolved:
-        return tomli_w.dumps(load_recipe(name).resolved())
+        return tomli_w.dumps(read_recipe(name).to_table())
     return find_recipe(name).read_text(encoding="utf-8")
 
 
@@ -83,7 +83,7 @@ def copy_recipe(name: str, target: Path | None) -> list[Path]:
 
 
 def _describe_shipped(name: str) -> Shipped:
-    recipe = load_recipe(name)
+    recipe = read_recipe(name)
     return Shipped(
         name, recipe.description, recipe.model.backbone, tuple(experiment_of(recipe).names)
     )

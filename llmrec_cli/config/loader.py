@@ -199,7 +199,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def name_problems(recipe: Recipe) -> Iterator[str]:
     """Tables that say the name of what is a table of its own."""
     for tables, found in ((ALIGNMENTS, recipe.align), (CONVENTIONAL, recipe.baseline)):
-        for name, only in tables.misnamed(found).items():
+        for name, only in tables.find_misnamed(found).items():
             said = getattr(found[name], tables.key)
             yield (
                 f"[{tables.table}.{name}] {tables.key} = {format_value(said)}: {only} is "
@@ -342,7 +342,7 @@ MAX_BYTES = 1 << 20
 Stage = TypeVar("Stage", StageSection, AlignSection, BaselineSection)
 
 
-def load_recipe(
+def read_recipe(
     name_or_path: str,
     overrides: Iterable[str] = (),
     aligns: Iterable[str] = (),

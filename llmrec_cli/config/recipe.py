@@ -122,7 +122,7 @@ class Recipe(Section):
         """How evaluation asks."""
         return self.eval.prompt or self.prompt
 
-    def resolved(self) -> dict[str, Any]:
+    def to_table(self) -> dict[str, Any]:
         """Plain values in the shape of a recipe file, for the run's own ``recipe.toml``.
 
         Without the keys that no recipe of this kind may set: it loads as it stands.

@@ -163,7 +163,7 @@ class NamedTables:
         options = self.registry()
         return {name: _join_options(self, name, options[name]) for name in options}
 
-    def misnamed(self, tables: Mapping[str, Any]) -> dict[str, str]:
+    def find_misnamed(self, tables: Mapping[str, Any]) -> dict[str, str]:
         """Tables that use a name of ``alone`` under another name: table's name -> name."""
         return {
             name: only

@@ -131,7 +131,7 @@ class Evidence:
         return data
 
     @property
-    def counted(self) -> Mapping[str, Any]:
+    def manifest_counts(self) -> Mapping[str, Any]:
         """The manifest's counts; None: could not be counted."""
         counts: Mapping[str, Any] = self.manifest["audit"]
         return counts
@@ -276,8 +276,8 @@ def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
 
 
 def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
-    found: Finding = evidence.counted[SHARED]
-    test: Finding = evidence.counted[SHARED_TARGETS]
+    found: Finding = evidence.manifest_counts[SHARED]
+    test: Finding = evidence.manifest_counts[SHARED_TARGETS]
     by_tokens = find_format(evidence.data["format"]).items_are_tokens
     name = "token sequence" if by_tokens else "title"
     check = Check(f"items that share a {name}", check.judge)
@@ -298,7 +298,7 @@ def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
     return check.found(_choose_level(test, least="note"), found, text, figures)
 
 
-def find_repeats(rows: Rows) -> dict[str, Finding]:
+def find_repeated_rows(rows: Rows) -> dict[str, Finding]:
     """Rows whose target also stands in their history, by split."""
     repeats = pl.col(HISTORY).list.contains(pl.col(TARGET))
     return {
@@ -308,7 +308,7 @@ def find_repeats(rows: Rows) -> dict[str, Finding]:
 
 
 def _judge_repeats(check: Check, evidence: Evidence) -> Verdict:
-    found: Mapping[str, Finding] = evidence.counted[check.name]
+    found: Mapping[str, Finding] = evidence.manifest_counts[check.name]
     test = found["test"]
     where = [f"{tell_part(rows)} in {name}" for name, rows in found.items() if rows["count"]]
     if not where:
@@ -339,7 +339,7 @@ def find_unheard(items: pl.DataFrame, shown: list[pl.LazyFrame], test: pl.LazyFr
 
 
 def _judge_unseen(check: Check, evidence: Evidence) -> Verdict:
-    test: Finding = evidence.counted[check.name]
+    test: Finding = evidence.manifest_counts[check.name]
     count, of = test["count"], test["of"]
     sentences = [f"All {of:,} test targets occur in training."]
     if count:
@@ -377,7 +377,7 @@ def _judge_users(check: Check, evidence: Evidence) -> Verdict:
 
     The other protocols part a user's sequence, or time.
     """
-    split, found = evidence.data["split"], evidence.counted[check.name]
+    split, found = evidence.data["split"], evidence.manifest_counts[check.name]
     by_user = split == "few-shot" or find_format(evidence.data["format"]).pairs
     sides = {pair: n for pair, n in found.items() if pair != "train and preference"}
     counts = ", ".join(f"{n:,} in {pair}" for pair, n in sides.items() if n)
@@ -424,7 +424,7 @@ def _find_common_rows(a: pl.LazyFrame, b: pl.LazyFrame, keys: list[list[str]]) -
 
 
 def _judge_rows(check: Check, evidence: Evidence) -> Verdict:
-    found: Mapping[str, Finding] = evidence.counted[check.name]
+    found: Mapping[str, Finding] = evidence.manifest_counts[check.name]
     where = [
         f"{tell_part(rows)} {pair.split()[-1]} rows stand in {pair.split()[0]}"
         for pair, rows in found.items()
@@ -453,7 +453,7 @@ def find_undecided(valid: pl.LazyFrame, test: pl.LazyFrame) -> Finding:
 
 
 def _judge_ties(check: Check, evidence: Evidence) -> Verdict:
-    found: Finding | None = evidence.counted[check.name]
+    found: Finding | None = evidence.manifest_counts[check.name]
     if found is None:
         given = evidence.data["split"] == "given"
         why = "the source comes split" if given else "it was not counted"
@@ -501,7 +501,7 @@ def measure_ahead(train: pl.LazyFrame, rows: pl.LazyFrame) -> Ahead:
 
 
 def _judge_later_training(check: Check, evidence: Evidence) -> Verdict:
-    found = evidence.counted[LATER]
+    found = evidence.manifest_counts[LATER]
     if found is None or not has_times(evidence.data):
         text = "Times do not compare across users: whether training looks ahead cannot be told."
         return check.ok(text, None)
@@ -546,7 +546,7 @@ def measure_concentration(rows: Rows) -> Finding:
 
 
 def _judge_concentration(check: Check, evidence: Evidence) -> Verdict:
-    found = evidence.counted[check.name]
+    found = evidence.manifest_counts[check.name]
     gini, top = found["gini"], found["share of the top 1 % of items"]
     text = (
         f"The most popular 1 % of the items hold {tell_percent(top)} of the training interactions "
@@ -561,7 +561,7 @@ def _judge_concentration(check: Check, evidence: Evidence) -> Verdict:
 
 def _judge_pop(check: Check, evidence: Evidence) -> Verdict | None:
     """Pop, the line that every model must beat, beside entries drawn at random."""
-    pop, shared = evidence.pop, evidence.counted[SHARED]
+    pop, shared = evidence.pop, evidence.manifest_counts[SHARED]
     if pop is None:
         return None
     entries = shared["of"] - shared["count"] + shared["groups"]
@@ -675,7 +675,7 @@ CHECKS: Final = (
         _judge_identity,
         {SHARED: find_shared_items, SHARED_TARGETS: find_shared_targets},
     ),
-    _make_check("targets in their own history", _judge_repeats, find_repeats),
+    _make_check("targets in their own history", _judge_repeats, find_repeated_rows),
     _make_check("test targets never seen in training", _judge_unseen, find_unseen_targets),
     _make_check("users in several splits", _judge_users, count_common_users),
     _make_check("rows that stand in two splits", _judge_rows, find_common_rows),

@@ -26,7 +26,7 @@ from llmrec_cli.data.table_files import (
     ITEMS_SCHEMA,
     TableFile,
     check_items,
-    check_rows,
+    check_table_rows,
     rows_schema,
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
@@ -84,7 +84,7 @@ class Prepared:
         return tuple(name for name in in_order((*SPLITS, PREFERENCE)) if split_file(name) in files)
 
 
-def describe_inputs(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
+def describe_sources(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
     """What a prepared folder depends on: the data section, the seed, the content of the sources.
 
     Paths are left out: sources count by their base name, size and SHA-256.  So is the engine: it
@@ -198,7 +198,7 @@ def load_prepared(folder: Path, reused: bool = False) -> Prepared:
             )
     items = _read_items(folder / ITEMS_FILE)
     for name in manifest["files"].keys() - {ITEMS_FILE}:
-        check_rows(folder / name, len(items))
+        check_table_rows(folder / name, len(items))
     return Prepared(folder, manifest, items, reused)
 
 

@@ -56,8 +56,8 @@ from llmrec_cli.data.splitting import (
     batch_users,
     build_rows,
     count_training_items,
-    draw_order,
     draw_sample,
+    draw_user_order,
     read_batches,
     sort_by_moment,
     split_users,
@@ -372,7 +372,7 @@ def hold_out_users(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.
     """
     parts = [rows[name] for name in (PREFERENCE, "train") if name in rows]
     users = pl.concat([part.select(USER_ID) for part in parts]).unique().sort(USER_ID)
-    held = users[draw_order(len(users), seed, "valid")[: -(-len(users) // 10)]]
+    held = users[draw_user_order(len(users), seed, "valid")[: -(-len(users) // 10)]]
     theirs = pl.concat([part.join(held, on=USER_ID, how="semi") for part in parts])
     best = theirs.unique((USER_ID, TARGET), keep="first", maintain_order=True)
     kept = {

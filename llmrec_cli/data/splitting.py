@@ -374,7 +374,7 @@ def draw_sample(n_rows: int, section: DataSection, seed: int, split: str) -> Int
     return draw_samples({split: n_rows}, section, seed).get(split, np.arange(n_rows))
 
 
-def draw_order(n: int, seed: int, stream: str) -> Ints:
+def draw_user_order(n: int, seed: int, stream: str) -> Ints:
     """0..n-1 in an order that the seed and the stream's name decide."""
     return draw_first(n, n, seed, stream)
 

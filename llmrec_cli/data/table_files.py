@@ -179,7 +179,7 @@ def check_items(file: Path, items: pa.Table) -> None:
         raise _make_error(file, f"item {int(np.argmax(tokenless))} has no tokens, and others have")
 
 
-def check_rows(file: Path, items: int) -> None:
+def check_table_rows(file: Path, items: int) -> None:
     """Refuse a split file whose rows are none of this catalogue; a row group is in memory at once.
 
     Args:

@@ -235,7 +235,7 @@ _NO_PART: Final = ("_name_or_path", "transformers_version", "dtype", "architectu
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProbeVerdict:
     """What a look at a backbone found; plain values, so that a manifest can keep it.
 
     Attributes:
@@ -264,12 +264,12 @@ class Verdict:
         return asdict(self)
 
 
-def read_verdict(found: object, key: str) -> Verdict | None:
+def read_verdict(found: object, key: str) -> ProbeVerdict | None:
     """A verdict that a manifest holds, if it is about the same thing."""
     if not isinstance(found, dict) or found.get("key") != key:
         return None
     try:
-        return Verdict(**found)
+        return ProbeVerdict(**found)
     except TypeError:  # of another version
         return None
 
@@ -283,7 +283,7 @@ def probe_key(config: Any, reach: int, *about: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None) -> Verdict:
+def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None) -> ProbeVerdict:
     """Look at a model as it is: its weights, dtype, device and adapter.
 
     Modes, attention and the random state are afterwards as they were; nothing keeps a gradient.
@@ -303,7 +303,7 @@ def probe(model: Any, key: str, reach: int, precision: torch.dtype | None = None
     return replace(verdict, seconds=round(time.perf_counter() - begun, 3))
 
 
-def _probe(model: Any, reach: int, precision: torch.dtype | None) -> Verdict:
+def _probe(model: Any, reach: int, precision: torch.dtype | None) -> ProbeVerdict:
     verdict = _look(model, precision)
     if verdict.tolerance > _TOLERANCE[torch.float32]:
         verdict.faults.update(_look_closer(model, verdict))
@@ -320,7 +320,7 @@ def _probe(model: Any, reach: int, precision: torch.dtype | None) -> Verdict:
     return verdict
 
 
-def _look_closer(model: Any, verdict: Verdict) -> dict[str, str]:
+def _look_closer(model: Any, verdict: ProbeVerdict) -> dict[str, str]:
     """What rounding hides in a model: faults of its small twin, which computes in float32."""
     twin = find_twin(inner_config(model), _masked_attention(model))
     if twin is None:
@@ -340,7 +340,9 @@ def _masked_attention(model: Any) -> str:
     return attention if attention in TREE_ATTENTION else "sdpa"
 
 
-def look_past(model: Any, name: str, tokens: int, precision: torch.dtype | None) -> Verdict | str:
+def look_past(
+    model: Any, name: str, tokens: int, precision: torch.dtype | None
+) -> ProbeVerdict | str:
     """Look behind a window, in a twin whose window is short; where there is none, in the model.
 
     Returns:
@@ -391,7 +393,7 @@ def find_twin(config: Any, attention: str) -> Any:
     return twin
 
 
-def refusal(verdict: Verdict, config: Any, *, packs: bool) -> str | None:
+def refusal(verdict: ProbeVerdict, config: Any, *, packs: bool) -> str | None:
     """What differs, and what works; None: nothing differs.
 
     Args:
@@ -414,7 +416,7 @@ def refusal(verdict: Verdict, config: Any, *, packs: bool) -> str | None:
     return None
 
 
-def _advice(verdict: Verdict, wrong: Mapping[str, str]) -> str:
+def _advice(verdict: ProbeVerdict, wrong: Mapping[str, str]) -> str:
     if verdict.works is not None:
         return f'what works: model.attention = "{verdict.works}"'
     if set(wrong) <= set(_PACKING):
@@ -435,7 +437,7 @@ def windows_within(config: Any, reach: int) -> dict[str, int]:
     found = {name: vars(text).get(name) for name in _WINDOWS}
     if "local" not in (getattr(text, "attention_layers", None) or ("local",)):
         found["window_size"] = None
-    if scaled := _scaled(text):
+    if scaled := _list_scaled(text):
         given = [table[_ROTARY] for table in scaled if isinstance(table.get(_ROTARY), int)]
         found[_ROTARY] = min(given, default=getattr(text, "max_position_embeddings", None))
     lengths = {name: n for name, n in found.items() if isinstance(n, int) and 0 < n < reach}
@@ -449,14 +451,14 @@ def with_window(config: Any, name: str, tokens: int) -> Any:
     if hasattr(text, name):
         setattr(text, name, tokens)
     if name == _ROTARY:
-        for table in _scaled(text):
+        for table in _list_scaled(text):
             table[name] = tokens
             if table.get("rope_type") == "dynamic":  # begins where the positions end
                 text.max_position_embeddings = tokens
     return changed
 
 
-def _scaled(text: Any) -> list[dict[str, Any]]:
+def _list_scaled(text: Any) -> list[dict[str, Any]]:
     """Settings of rotary positions that depend on a length."""
     return [table for table in rotary_tables(text) if table.get("rope_type") not in _AS_THEY_ARE]
 
@@ -497,7 +499,7 @@ class _Sample:
         """A prompt and the leaf behind it, but for its last token."""
         return self.prompts[prompt] + self.leaves[leaf][:-1]
 
-    def expected(self, prompt: int, leaf: int) -> Tensor:
+    def score_expected(self, prompt: int, leaf: int) -> Tensor:
         """log_TV of ``row``."""
         return self.log_probs[prompt][leaf]
 
@@ -514,14 +516,14 @@ class _Sample:
         return max(float(log_RTV.std(2).max()) for log_RTV in self.log_probs)
 
 
-def _look(model: Any, precision: torch.dtype | None, before: int = 0) -> Verdict:
+def _look(model: Any, precision: torch.dtype | None, before: int = 0) -> ProbeVerdict:
     """The parts alone.
 
     Args:
         before: tokens that all prompts have in front.
     """
     with _still(model, precision):
-        verdict = Verdict("", _tolerance(model, precision), {}, {})
+        verdict = ProbeVerdict("", _tolerance(model, precision), {}, {})
         try:
             sample = _draw_probe(model, before)
         except Exception as error:
@@ -649,7 +651,7 @@ def _causal(model: Any, sample: _Sample) -> float:
     """The model alone: whether it says the same of a prompt, whatever follows."""
     prompt = torch.tensor(sample.prompts[:1], device=model.device)
     log_TV = model(input_ids=prompt).logits[0].float().log_softmax(1).cpu()
-    return _largest(log_TV, sample.expected(0, 0)[: len(log_TV)], sample)
+    return _largest(log_TV, sample.score_expected(0, 0)[: len(log_TV)], sample)
 
 
 def _head(model: Any, sample: _Sample) -> float:
@@ -657,7 +659,7 @@ def _head(model: Any, sample: _Sample) -> float:
     policy = Policy(model)
     row_1T = torch.tensor([sample.row(0, 0)], device=model.device)
     hidden_TD = policy(row_1T, torch.arange(row_1T.shape[1], device=model.device))[0]
-    natural = _largest(_log_probs(policy, hidden_TD), sample.expected(0, 0), sample)
+    natural = _largest(_log_probs(policy, hidden_TD), sample.score_expected(0, 0), sample)
     head = policy.head()
     logits_TV = _logits(head, hidden_TD)
     scale = _LARGE / float(logits_TV.abs().max().clamp_min(1e-12))
@@ -689,7 +691,7 @@ def _logits_of(model: Any, row_1T: Tensor, hidden_TD: Tensor) -> Tensor | None:
     return logits_TV if replaced else None
 
 
-def _padded(model: Any, sample: _Sample) -> float:
+def _measure_padding(model: Any, sample: _Sample) -> float:
     """Rows of unlike lengths in one batch, padded on the right, without a mask."""
     rows = [sample.row(0, 0), sample.row(1, 1), sample.row(2, 2)]
     width = max(map(len, rows))
@@ -697,12 +699,18 @@ def _padded(model: Any, sample: _Sample) -> float:
     policy = Policy(model)
     hidden_PD = policy(ids_BT, torch.arange(ids_BT.numel(), device=model.device))[0]
     log_BTV = _log_probs(policy, hidden_PD).view(len(rows), width, -1)
-    expected = (sample.expected(0, 0), sample.expected(1, 1), sample.expected(2, 2))
+    expected = (
+        sample.score_expected(0, 0),
+        sample.score_expected(1, 1),
+        sample.score_expected(2, 2),
+    )
     found = zip(log_BTV, expected, strict=True)
     return max(_largest(log_TV[: len(e_TV)], e_TV, sample) for log_TV, e_TV in found)
 
 
-def _packed(sequences: Sequence[tuple[int, int, int]]) -> Callable[[Any, _Sample], float]:
+def _make_packed_check(
+    sequences: Sequence[tuple[int, int, int]],
+) -> Callable[[Any, _Sample], float]:
     """(row, prompt, leaf) of each sequence of a packed batch, to its largest difference."""
 
     def compare(model: Any, sample: _Sample) -> float:
@@ -715,14 +723,14 @@ def _packed(sequences: Sequence[tuple[int, int, int]]) -> Callable[[Any, _Sample
         hidden_PD = policy(laid.input_ids_BT.to(device), take_P, tree=laid.tree.to(device))[0]
         log_SWV = _log_probs(policy, hidden_PD).view(len(rows), width, -1)
         return max(
-            _largest(log_WV[: len(row)], sample.expected(prompt, leaf), sample)
+            _largest(log_WV[: len(row)], sample.score_expected(prompt, leaf), sample)
             for log_WV, row, (_, prompt, leaf) in zip(log_SWV, rows, sequences, strict=True)
         )
 
     return compare
 
 
-def _cached(model: Any, sample: _Sample) -> float:
+def _measure_cache(model: Any, sample: _Sample) -> float:
     """The decoder's lists: with a beginning that prompts share, and without."""
     worst = 0.0
     options = DecodeOptions(k=len(sample.leaves), mask="after")
@@ -740,11 +748,11 @@ _Part = tuple[Callable[[Any, _Sample], float], str]
 _PARTS: Final[dict[str, _Part]] = {  # how to compare, and what a difference means
     CAUSAL: (_causal, "what follows a token changes what is said at it, this is no causal model"),
     HEAD: (_head, "the logits are changed after the output head"),
-    PADDING: (_padded, "rows padded in one batch are not what each is alone"),
-    PACKED: (_packed(((0, 0, 0), (0, 0, 2))), "the mask or the positions are ignored"),
+    PADDING: (_measure_padding, "rows padded in one batch are not what each is alone"),
+    PACKED: (_make_packed_check(((0, 0, 0), (0, 0, 2))), "the mask or the positions are ignored"),
     TREE: (
-        _packed(((0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 0), (1, 2, 1))),
+        _make_packed_check(((0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 0), (1, 2, 1))),
         "the mask or the positions are ignored",
     ),
-    CACHE: (_cached, "the decoder's cache, mask or positions are ignored"),
+    CACHE: (_measure_cache, "the decoder's cache, mask or positions are ignored"),
 }

@@ -18,7 +18,7 @@ from llmrec_cli.models.language_model import find_body, head_weights, inference_
 from llmrec_cli.tensors.beam_search import (
     NONE,
     Chains,
-    Finished,
+    FinishedBeams,
     Open,
     add_finished,
     add_open,
@@ -141,7 +141,7 @@ class Reached:
 
 def exact_search(
     tree: TreeCache, scorer: Scorer, chains: Chains, k: int, excluded_BQ: Tensor, width: int
-) -> Finished:
+) -> FinishedBeams:
     """Best first in rounds, until no open prefix can reach the k-th leaf that is not excluded.
 
     Returns:
@@ -171,7 +171,7 @@ def exact_search(
 
 def beam_search(
     tree: TreeCache, scorer: Scorer, chains: Chains, n_beams: int, length_penalty: float
-) -> tuple[Finished, Tensor]:
+) -> tuple[FinishedBeams, Tensor]:
     """Hugging Face's beam search, list for list (see ``tensors.beam_search.beam_step``).
 
     A beam on a forced chain costs nothing with mask "before": it advances in step with the others,
@@ -243,8 +243,8 @@ def _expand_children(scorer: Scorer, reached: Reached) -> Open:
 
 
 def _finish_items(
-    finished: Finished, new: Open, scorer: Scorer, chains: Chains
-) -> tuple[Finished, Open]:
+    finished: FinishedBeams, new: Open, scorer: Scorer, chains: Chains
+) -> tuple[FinishedBeams, Open]:
     """Move the candidates that are finished items to the finished list; the others stay open.
 
     With mask "before" a forced chain has probability 1: an item at its end is finished unread.
@@ -259,8 +259,8 @@ def _finish_items(
 
 
 def _read_prefixes(
-    tree: TreeCache, scorer: Scorer, chains: Chains, picked: Open, finished: Finished
-) -> tuple[Reached, Finished]:
+    tree: TreeCache, scorer: Scorer, chains: Chains, picked: Open, finished: FinishedBeams
+) -> tuple[Reached, FinishedBeams]:
     """Feed open prefixes down to their next choice.
 
     With mask "after" forced tokens are paid for here, and an item at a chain's end is finished.
@@ -493,7 +493,7 @@ def _make_batches(
 
 def _search_batch(
     tree: TreeCache, scorer: Scorer, chains: Chains, options: DecodeOptions, excluded_BQ: Tensor
-) -> tuple[Finished, Tensor]:
+) -> tuple[FinishedBeams, Tensor]:
     """One batch's lists, and which of them are proven."""
     k, n_users = options.k, len(tree.hidden_BD)
     if options.search == "beam":
@@ -506,7 +506,7 @@ def _search_batch(
     score_BL = _score_all_leaves(tree, scorer, options.length_penalty)
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
-    return Finished(*keep_best(score_BL, leaf_BL, width)), proven_B
+    return FinishedBeams(*keep_best(score_BL, leaf_BL, width)), proven_B
 
 
 def _score_all_leaves(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:

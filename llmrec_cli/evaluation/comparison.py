@@ -267,7 +267,7 @@ class Entry:
 
     name: str
     kind: Kind
-    ground: EvaluatedData
+    evaluated_data: EvaluatedData
     evaluations: tuple[Evaluation, ...]  # one per seed, over the same rows
     traits: Mapping[
         str, ComparabilityKey
@@ -295,7 +295,7 @@ class ComparisonConfig:
         return tuple(name_metrics(self.cutoffs)) if self.cutoffs else METRICS
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def averaged_names(self) -> tuple[str, ...]:
         """The metrics that are a mean over rows or users."""
         return tuple(name for name in self.metrics if name != POOLED)
 
@@ -313,7 +313,7 @@ EXACT = ("exact", "all")  # ways of searching that give one list, the model's ow
 
 
 def build_comparability_keys(
-    evaluation: Evaluation, ground: EvaluatedData, kind: Kind
+    evaluation: Evaluation, evaluated_data: EvaluatedData, kind: Kind
 ) -> dict[str, ComparabilityKey]:
     """All that has to agree, by what it is of.
 
@@ -323,15 +323,17 @@ def build_comparability_keys(
     protocol = evaluation.report.get("protocol", {})
     task = find_reported_task(protocol)
     traits = {"task": _plain(protocol.get("task", task.name))}
-    traits |= _of_data(ground, known=SPLITS if evaluation.report else (ground.split,))
-    traits["evaluated"] = _rows(evaluation, len(ground.rows))
-    traits["catalogue"] = _plain(f"{ground.leaves.n_leaves:,} entries")
+    traits |= _of_data(
+        evaluated_data, known=SPLITS if evaluation.report else (evaluated_data.split,)
+    )
+    traits["evaluated"] = _rows(evaluation, len(evaluated_data.rows))
+    traits["catalogue"] = _plain(f"{evaluated_data.leaves.n_leaves:,} entries")
     traits["candidates"] = _plain(task.candidates.format(protocol.get("candidates", WHOLE)))
     if "template" in protocol:
         traits["template"] = _plain(protocol["template"])
     if "decoder" in protocol:
         traits |= _of_decoder(protocol["decoder"], kind)
-    return traits | _of_selection(evaluation.manifest, ground)
+    return traits | _of_selection(evaluation.manifest, evaluated_data)
 
 
 def explain_difference(entry: Entry, base: Entry, policy: Policy) -> str | None:
@@ -342,7 +344,7 @@ def explain_difference(entry: Entry, base: Entry, policy: Policy) -> str | None:
         if what in base.traits and ours.key != base.traits[what].key
     }
     hashed = [what for what, (ours, _) in differ.items() if not ours.words]
-    reasons = [f"other {_listed(hashed)}"] if hashed else []
+    reasons = [f"other {_join_listed(hashed)}"] if hashed else []
     for what, (ours, theirs) in differ.items():
         if ours.words and not (hashed and what in ("evaluated", "catalogue")):
             reasons.append(_told(what, ours.words, theirs.words))
@@ -358,7 +360,7 @@ def _told(what: str, ours: str, theirs: str) -> str:
     return f"{what}: {ours}, baseline {theirs}"
 
 
-def _listed(names: list[str]) -> str:
+def _join_listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -366,9 +368,9 @@ def _plain(words: str) -> ComparabilityKey:
     return ComparabilityKey(words, words)
 
 
-def _of_data(ground: EvaluatedData, known: tuple[str, ...]) -> dict[str, ComparabilityKey]:
+def _of_data(evaluated_data: EvaluatedData, known: tuple[str, ...]) -> dict[str, ComparabilityKey]:
     """The content of the prepared files; the manifest's own hash would differ with the seed."""
-    files = ground.manifest["files"]
+    files = evaluated_data.manifest["files"]
     names = {"items": ITEMS_FILE, **{ROWS_OF[split]: split_file(split) for split in known}}
     return {what: ComparabilityKey(files[name]["sha256"], "") for what, name in names.items()}
 
@@ -402,7 +404,7 @@ def _of_decoder(decoder: Mapping[str, Any], kind: Kind) -> dict[str, Comparabili
 
 
 def _of_selection(
-    manifest: Mapping[str, Any], ground: EvaluatedData
+    manifest: Mapping[str, Any], evaluated_data: EvaluatedData
 ) -> dict[str, ComparabilityKey]:
     """How the checkpoint was chosen; nothing for what was counted, or trained elsewhere."""
     settings = manifest.get("settings", {})
@@ -410,7 +412,7 @@ def _of_selection(
     select, n_rows = train.get("select"), train.get("validate_rows")
     if select is None or n_rows is None:
         return {}
-    n_rows = min(n_rows, ground.manifest["files"][split_file("valid")]["rows"])
+    n_rows = min(n_rows, evaluated_data.manifest["files"][split_file("valid")]["rows"])
     cutoffs = settings.get("eval", {}).get("cutoffs")
     at = f"@{max(cutoffs)}" if cutoffs and select == "ndcg" else ""
     return {"checkpoint": _plain(f"best {select}{at} on {n_rows:,} validation rows")}
@@ -499,12 +501,12 @@ def _check_names(entries: Sequence[Entry], asked: ComparisonConfig) -> None:
     if not names or len(set(names)) < len(names):
         raise ArtefactError(f"a comparison needs entries of different names, not {names}")
     _require_known("baseline", asked.baseline, names)
-    _require_known("metric", asked.compared, asked.averaged)
+    _require_known("metric", asked.compared, asked.averaged_names)
 
 
 def _score_entry(entry: Entry, policy: Policy, asked: ComparisonConfig) -> _Scored:
     frames = [_score_run(entry, run, policy, asked) for run in entry.evaluations]
-    values = [frame[list(asked.averaged)].to_numpy(np.float64) for frame in frames]
+    values = [frame[list(asked.averaged_names)].to_numpy(np.float64) for frame in frames]
     return _Scored(entry, policy, frames[0][USER_ID], np.stack(values))
 
 
@@ -515,14 +517,16 @@ def _score_run(
     if policy == "pairs" and run.pairs is not None:
         return score_users(run.pairs)
     if policy != "pairs" and run.predictions is not None:
-        return score_rows(run.predictions, entry.ground.leaves, asked.cutoffs, policy, "miss")
+        return score_rows(
+            run.predictions, entry.evaluated_data.leaves, asked.cutoffs, policy, "miss"
+        )
     raise ArtefactError(f"{run.label}: has no lists of the task that the others are of")
 
 
 def _group_by_rows(entries: Iterable[Entry]) -> list[list[Entry]]:
     groups = defaultdict(list)
     for entry in entries:
-        what = ("items", ROWS_OF[entry.ground.split], "evaluated")
+        what = ("items", ROWS_OF[entry.evaluated_data.split], "evaluated")
         key = tuple(trait.key for name, trait in entry.traits.items() if name in what)
         groups[key].append(entry)
     return list(groups.values())
@@ -541,7 +545,7 @@ def _estimate_together(
     ends = iter(zip(*bootstrap_percentiles(sums, asked.resamples, asked.seed), strict=True))
     found: dict[_At, dict[str, Estimate]] = {}
     for part in together:
-        by_seed = zip(asked.averaged, part.by_seed_SM.T.tolist(), strict=True)
+        by_seed = zip(asked.averaged_names, part.by_seed_SM.T.tolist(), strict=True)
         own = {name: _make_estimate(values, *next(ends)) for name, values in by_seed}
         if POOLED in asked.metrics:
             own[POOLED] = _estimate_pooled(part.entry, asked)
@@ -583,7 +587,7 @@ def _contrast_entries(
     for ours, theirs in pairs:
         seeds = _contrast_seeds(ours, theirs)
         own = {}
-        for name, of_seeds in zip(asked.averaged, seeds, strict=True):
+        for name, of_seeds in zip(asked.averaged_names, seeds, strict=True):
             mean, low, high, p, detectable = map(float, next(columns))
             own[name] = Contrast(mean, low, high, p, p, detectable, *of_seeds)
         found[ours.entry.name, ours.policy] = own
@@ -605,7 +609,7 @@ def _correct_p_values(
     corrected: dict[_At, dict[str, Contrast]] = {at: dict(own) for at, own in found.items()}
     for policy in asked.policies:
         family = [at for at in found if at[1] == policy]
-        for name in asked.averaged:
+        for name in asked.averaged_names:
             values = correct_holm([found[at][name].p for at in family])
             for at, value in zip(family, values, strict=True):
                 corrected[at][name] = replace(found[at][name], p_holm=value)
@@ -644,7 +648,7 @@ def _describe_lists(entry: Entry, policy: Policy, asked: ComparisonConfig) -> di
     depth, found = max(asked.cutoffs), []
     for run in entry.evaluations:
         if run.predictions is not None and policy != "pairs":
-            found.append(measure_lists(run.predictions, entry.ground.leaves, depth, policy))
+            found.append(measure_lists(run.predictions, entry.evaluated_data.leaves, depth, policy))
     values = [asdict(lists) for lists in found]
     return {name: float(np.mean([own[name] for own in values])) for name in LISTS}
 

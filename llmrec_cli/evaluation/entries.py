@@ -71,7 +71,7 @@ class PreparedFolders:
     _opened: dict[Path, EvaluatedData] = field(default_factory=dict)
 
     def load_data(self, folder: Path) -> EvaluatedData:
-        """The ground of a prepared folder.
+        """The evaluated data of a prepared folder.
 
         Raises:
             ArtefactError: it is not one, or damaged.
@@ -82,8 +82,10 @@ class PreparedFolders:
             by_tokens = self.leaves.get(folder)
             leaves = by_tokens or gather_entries(items, leaf_of_equal_titles(items))
             rows = prepared.split(self.split)
-            ground = EvaluatedData(folder, with_audit(prepared), self.split, items, rows, leaves)
-            self._opened[folder] = ground
+            evaluated_data = EvaluatedData(
+                folder, with_audit(prepared), self.split, items, rows, leaves
+            )
+            self._opened[folder] = evaluated_data
         return self._opened[folder]
 
     def find(self, run: Run, report: Mapping[str, Any]) -> EvaluatedData:
@@ -115,18 +117,18 @@ def load_evaluation(run: Run, folders: PreparedFolders) -> tuple[Evaluation, Eva
     report = read_json(path)
     pair_task = isinstance(report, dict) and "keep" not in report
     _check_report(path, report, pair_task=pair_task)
-    ground = folders.find(run, report)
+    evaluated_data = folders.find(run, report)
     predictions = pairs = None
     if not pair_task:
         predictions = read_predictions(run.predictions_file(split))
-        _check_lists(folder, predictions, report, ground)
+        _check_lists(folder, predictions, report, evaluated_data)
     if pair_task or "auc" in report:
         pairs = read_pairs(run.pairs_file(split))
-        _check_rows(folder, pairs, ground)
+        _check_rows(folder, pairs, evaluated_data)
     seed = manifest.get("settings", {}).get("seed")
     label = f"{folder.resolve().parent.name}/{run}"
     found = Evaluation(label, run.name, folder, seed, manifest, report, predictions, pairs)
-    return found, ground
+    return found, evaluated_data
 
 
 _OF_ALL: dict[str, type] = {
@@ -167,22 +169,27 @@ def _are_figures(cutoffs: Sequence[Any], metrics: Mapping[str, Any]) -> bool:
 
 
 def _check_lists(
-    folder: Path, predictions: pd.DataFrame, report: Mapping[str, Any], ground: EvaluatedData
+    folder: Path,
+    predictions: pd.DataFrame,
+    report: Mapping[str, Any],
+    evaluated_data: EvaluatedData,
 ) -> None:
-    _check_rows(folder, predictions, ground)
+    _check_rows(folder, predictions, evaluated_data)
     if len(predictions) != report["rows"]:
         raise ArtefactError(
             f"{folder}: its report has {report['rows']} rows, its predictions {len(predictions)}: "
             "they do not belong together"
         )
     again = f"evaluate it again: llmrec eval RECIPE --run {folder.name} --again"
-    if report["entries"] != ground.leaves.n_leaves:
+    if report["entries"] != evaluated_data.leaves.n_leaves:
         raise ArtefactError(
             f"{folder}: {report['entries']:,} catalogue entries by its tokens, "
-            f"{ground.leaves.n_leaves:,} by title: its tokenizer cannot tell some titles apart; "
-            f"its own figures are in {REPORT_FILE}; compare runs of a backbone that can"
+            f"{evaluated_data.leaves.n_leaves:,} by title: its tokenizer cannot tell some titles "
+            f"apart; its own figures are in {REPORT_FILE}; compare runs of a backbone that can"
         )
-    scored = score_rows(predictions, ground.leaves, report["protocol"]["cutoffs"], "keep", "miss")
+    scored = score_rows(
+        predictions, evaluated_data.leaves, report["protocol"]["cutoffs"], "keep", "miss"
+    )
     for name, recorded in report["keep"]["metrics"].items():
         found = scored[name].mean() if name in scored else np.nan
         if not abs(found - recorded["mean"]) < 1e-9:
@@ -192,19 +199,19 @@ def _check_lists(
             )
 
 
-def _check_rows(folder: Path, frame: pd.DataFrame, ground: EvaluatedData) -> None:
+def _check_rows(folder: Path, frame: pd.DataFrame, evaluated_data: EvaluatedData) -> None:
     """Every row must be the prepared one of its number."""
     row_R = frame[ROW].to_numpy(np.int64)
-    known = (row_R >= 0) & (row_R < len(ground.rows))
+    known = (row_R >= 0) & (row_R < len(evaluated_data.rows))
     if known.all():
-        prepared = ground.rows.iloc[row_R]
+        prepared = evaluated_data.rows.iloc[row_R]
         for column in (USER_ID, TARGET):
             known &= frame[column].to_numpy() == prepared[column].to_numpy()
     if not known.all():
         raise ArtefactError(
             f"{folder}: row {row_R[int(np.argmin(known))]} of its lists is not that of "
-            f"{ground.folder / split_file(ground.split)}; evaluate it again: llmrec eval RECIPE "
-            f"--run {folder.name} --again"
+            f"{evaluated_data.folder / split_file(evaluated_data.split)}; evaluate it again: "
+            f"llmrec eval RECIPE --run {folder.name} --again"
         )
 
 
@@ -213,7 +220,7 @@ class LoadedRun:
     """An evaluated run with all that decides where it belongs."""
 
     run: Evaluation
-    ground: EvaluatedData
+    evaluated_data: EvaluatedData
     kind: Kind
     traits: Mapping[str, ComparabilityKey]
     cost: Cost
@@ -226,12 +233,12 @@ def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
     Raises:
         ArtefactError: as ``load_evaluation``.
     """
-    evaluation, ground = load_evaluation(run, folders)
+    evaluation, evaluated_data = load_evaluation(run, folders)
     kind: Kind = "language model" if run.is_language_model else "conventional"
-    traits = build_comparability_keys(evaluation, ground, kind)
+    traits = build_comparability_keys(evaluation, evaluated_data, kind)
     cost = measure_cost(run, evaluation.manifest, evaluation.report)
     family = _identify_family(evaluation, traits, run)
-    return LoadedRun(evaluation, ground, kind, traits, cost, family)
+    return LoadedRun(evaluation, evaluated_data, kind, traits, cost, family)
 
 
 def _identify_family(
@@ -286,7 +293,7 @@ def _build_entry(name: str, group: Sequence[LoadedRun]) -> Entry:
     return Entry(
         name=name,
         kind=first.kind,
-        ground=first.ground,
+        evaluated_data=first.evaluated_data,
         evaluations=tuple(one.run for one in runs),
         traits=first.traits,
         cost=average_costs([one.cost for one in runs]),

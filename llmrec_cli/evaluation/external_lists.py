@@ -79,7 +79,7 @@ Floats = NDArray[np.float64]
 def load_external_entry(
     name: str,
     path: Path,
-    ground: EvaluatedData,
+    evaluated_data: EvaluatedData,
     asked: ComparisonConfig,
     missing: Missing,
     measure: Entry | None,
@@ -100,21 +100,21 @@ def load_external_entry(
     """
     if not asked.cutoffs:
         raise ArtefactError(f'{path}: lists of items, but task "rank-pair" ranks two candidates')
-    wanted = ground.rows
+    wanted = evaluated_data.rows
     if measure is not None and measure.evaluations[0].predictions is not None:
         wanted = wanted.iloc[measure.evaluations[0].predictions[ROW].to_numpy()]
-    lists, notes = _read_lists(path, ground)
+    lists, notes = _read_lists(path, evaluated_data)
     notes += _check_coverage(path, lists, wanted, missing)
     nothing = (np.array([], np.int64), np.array([], np.float32))
     ranked, scores = zip(*(lists.get(row, nothing) for row in wanted[ROW]), strict=True)
     predictions = build_predictions(wanted, ranked, scores)
     run = Evaluation(path.name, name, None, None, {}, {}, predictions, None)
-    without = _leaves_history_out(predictions, ground.leaves)
+    without = _leaves_history_out(predictions, evaluated_data.leaves)
     if without:
         notes.append("no list holds an item of its row's history; compare with --seen remove")
     notes.append("another tool's lists: how it was trained and chosen is not compared")
-    traits = build_comparability_keys(run, ground, "external")
-    entry = Entry(name, "external", ground, (run,), traits, UNKNOWN, without)
+    traits = build_comparability_keys(run, evaluated_data, "external")
+    entry = Entry(name, "external", evaluated_data, (run,), traits, UNKNOWN, without)
     return entry, [f"{name}: {note}" for note in notes]
 
 
@@ -135,12 +135,12 @@ def _check_coverage(path: Path, lists: Lists, wanted: pd.DataFrame, missing: Mis
     return notes
 
 
-def _read_lists(path: Path, ground: EvaluatedData) -> tuple[Lists, list[str]]:
+def _read_lists(path: Path, evaluated_data: EvaluatedData) -> tuple[Lists, list[str]]:
     if is_ours(path):
-        return _read_our_lists(path, ground), []
+        return _read_our_lists(path, evaluated_data), []
     listed = read_listed(path)
-    row_E, notes = _match_rows(listed, ground)
-    item_E = _match_items(listed, ground)
+    row_E, notes = _match_rows(listed, evaluated_data)
+    item_E = _match_items(listed, evaluated_data)
     _refuse_repeats(listed, row_E, item_E, "the item {} occurs twice in the list of its user")
     if listed.score_E is None and listed.rank_E is not None:
         _refuse_repeats(listed, row_E, listed.rank_E, "the rank {} occurs twice in a list")
@@ -152,47 +152,48 @@ def _read_lists(path: Path, ground: EvaluatedData) -> tuple[Lists, list[str]]:
     return dict(zip(rows, zip(*parts, strict=True), strict=True)), notes
 
 
-def _read_our_lists(path: Path, ground: EvaluatedData) -> Lists:
+def _read_our_lists(path: Path, evaluated_data: EvaluatedData) -> Lists:
     predictions = read_predictions(path)
     row_R = predictions[ROW].to_numpy(np.int64)
-    fits = (row_R >= 0) & (row_R < len(ground.rows))
+    fits = (row_R >= 0) & (row_R < len(evaluated_data.rows))
     if fits.all():
-        ours = ground.rows.iloc[row_R]
+        ours = evaluated_data.rows.iloc[row_R]
         for column in (USER_ID, TARGET):
             fits &= predictions[column].to_numpy() == ours[column].to_numpy()
     if not fits.all():
         row = row_R[int(np.argmin(fits))]
-        raise DataError(f"{path}: row {row} is not that user and target of {ground.split}")
+        raise DataError(f"{path}: row {row} is not that user and target of {evaluated_data.split}")
     item_E = np.concatenate([*predictions[RANKED]])
-    strange_E = (item_E < 0) | (item_E >= len(ground.items))
+    strange_E = (item_E < 0) | (item_E >= len(evaluated_data.items))
     if strange_E.any():
         found = item_E[int(np.argmax(strange_E))]
-        raise DataError(f"{path}: item {found}, expected 0 to {len(ground.items) - 1}")
+        raise DataError(f"{path}: item {found}, expected 0 to {len(evaluated_data.items) - 1}")
     lists = zip(predictions[RANKED], predictions[SCORES], strict=True)
     return dict(zip(row_R.tolist(), lists, strict=True))
 
 
-def _match_rows(listed: Listed, ground: EvaluatedData) -> tuple[Ints, list[str]]:
+def _match_rows(listed: Listed, evaluated_data: EvaluatedData) -> tuple[Ints, list[str]]:
     """Row number of every entry, and how a query was read."""
     if listed.kind == ROW:
-        return _match_numbers(listed, len(ground.rows)), []
-    users = ground.rows[USER_ID]
+        return _match_numbers(listed, len(evaluated_data.rows)), []
+    users = evaluated_data.rows[USER_ID]
     if listed.kind == QUERY and not users.isin(listed.key_E).any():
-        return _match_numbers(listed, len(ground.rows)), ["its queries are row numbers"]
+        return _match_numbers(listed, len(evaluated_data.rows)), ["its queries are row numbers"]
     notes = ["its queries are user ids"] if listed.kind == QUERY else []
-    row_of = dict(zip(users, ground.rows[ROW].tolist(), strict=True))
+    row_of = dict(zip(users, evaluated_data.rows[ROW].tolist(), strict=True))
     found = np.array([row_of.get(user, -1) for user in listed.key_E])
     if (found < 0).any():
         at = int(np.argmax(found < 0))
-        raise listed.fault(at, f"user {show_text(listed.key_E[at])} has no {ground.split} row")
+        user, split = show_text(listed.key_E[at]), evaluated_data.split
+        raise listed.fault(at, f"user {user} has no {split} row")
     several = users.isin(users[users.duplicated()]).to_numpy()
     if several[found].any():
         at = int(np.argmax(several[found]))
         raise listed.fault(
             at,
-            f"user {show_text(listed.key_E[at])} has several {ground.split} rows: name them by "
-            "their "
-            f'number in {ground.split}.parquet, from 0, in a column "row"',
+            f"user {show_text(listed.key_E[at])} has several {evaluated_data.split} rows: "
+            f"name them by their number in {evaluated_data.split}.parquet, from 0, in a column "
+            '"row"',
         )
     return found, notes
 
@@ -208,8 +209,8 @@ def _match_numbers(listed: Listed, n_rows: int) -> Ints:
     return found
 
 
-def _match_items(listed: Listed, ground: EvaluatedData) -> Ints:
-    known = {item: at for at, item in enumerate(ground.items[ITEM_ID])}
+def _match_items(listed: Listed, evaluated_data: EvaluatedData) -> Ints:
+    known = {item: at for at, item in enumerate(evaluated_data.items[ITEM_ID])}
     found = np.array([known.get(item, -1) for item in listed.item_E])
     if (found < 0).any():
         at = int(np.argmax(found < 0))
@@ -512,18 +513,18 @@ def export_lists(
         raise RecipeError(f'--qrels {relevant}: goes with --format trec, not "{format}"')
     run = run_at(folder)
     require_evaluated(run, split)
-    evaluation, ground = load_evaluation(run, PreparedFolders(split))
+    evaluation, evaluated_data = load_evaluation(run, PreparedFolders(split))
     if evaluation.predictions is None:
         raise ArtefactError(f"{folder}: has scored pairs, not lists")
-    frame, ids = evaluation.predictions, ground.items[ITEM_ID].to_numpy()
+    frame, ids = evaluation.predictions, evaluated_data.items[ITEM_ID].to_numpy()
     if format == "csv":
         heading = (ROW, USER_ID, ITEM_ID, "rank", "score")
         write_atomically(to, _format_table(",", heading, _make_csv_lines(frame, ids)).encode())
         return len(frame)
-    by_user = not ground.rows[USER_ID].duplicated().any()
+    by_user = not evaluated_data.rows[USER_ID].duplicated().any()
     queries = frame[USER_ID].tolist() if by_user else list(map(str, frame[ROW]))
-    _require_one_word(ground.folder, "item_id", ids)
-    _require_one_word(ground.folder, "user_id", queries)
+    _require_one_word(evaluated_data.folder, "item_id", ids)
+    _require_one_word(evaluated_data.folder, "user_id", queries)
     write_atomically(to, "".join(_make_trec_lines(frame, ids, queries, run.name)).encode())
     if relevant is not None:
         targets = zip(queries, ids[frame[TARGET]], strict=True)

@@ -100,7 +100,7 @@ class SeveralNegatives(PreferenceOptions):
         return self
 
 
-def needs(options: PreferenceOptions, k: int, *, reference: bool = True) -> Needs:
+def declare_needs(options: PreferenceOptions, k: int, *, reference: bool = True) -> Needs:
     """Negatives, and the reference's log-probabilities unless the method has no reference."""
     negatives = Negatives(
         k=k,
@@ -113,7 +113,7 @@ def needs(options: PreferenceOptions, k: int, *, reference: bool = True) -> Need
     return Needs(reference=options.reference if reference else None, negatives=negatives)
 
 
-def idle(options: PreferenceOptions) -> dict[str, str]:
+def find_idle_options(options: PreferenceOptions) -> dict[str, str]:
     """Options of a draw that is not made."""
     why = f'negatives = "{options.negatives}" has no use for it'
     drawn = {"pool": "model", "refresh": "model", "below": "disliked"}
@@ -175,7 +175,7 @@ def preference_loss(
     return LossSums(total, count=len(chosen_GC), stats=stats)
 
 
-def metrics(
+def report_metrics(
     stats: Mapping[str, float], count: float, options: PreferenceOptions, trie: Trie
 ) -> dict[str, float]:
     """Means over groups.
@@ -188,7 +188,7 @@ def metrics(
     return {name: value / count for name, value in stats.items()}
 
 
-def warning(logged: Mapping[str, float], options: PreferenceOptions) -> str | None:
+def warn_of_forgetting(logged: Mapping[str, float], options: PreferenceOptions) -> str | None:
     """Collapse that the loss and the accuracy do not show (docs/methods/preference.md)."""
     chosen = logged.get("d_chosen", 0.0)
     if chosen >= FORGETS:
@@ -204,7 +204,7 @@ def preference_method(
     options: type[PreferenceOptions],
     loss: Callable[[Forward, Batch, Any, State], LossSums],
     needs: Callable[[Any], Needs],
-    idle: Callable[[Any], Mapping[str, str]] = idle,
+    idle: Callable[[Any], Mapping[str, str]] = find_idle_options,
 ) -> Method:
     """A method of this family: all but its loss and its needs is shared."""
     return Method(
@@ -215,8 +215,8 @@ def preference_method(
         idle=idle,
         legal_only=legal_only,
         answer_log_probs=answer_log_probs,
-        metrics=metrics,
-        warning=warning,
+        metrics=report_metrics,
+        warning=warn_of_forgetting,
     )
 
 

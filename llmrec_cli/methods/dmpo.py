@@ -28,15 +28,17 @@ class DmpoOptions(_preference.SeveralNegatives):
         return values
 
 
-def needs(options: DmpoOptions) -> Needs:
+def _needs(options: DmpoOptions) -> Needs:
     """Negatives; the released variant needs no reference."""
-    return _preference.needs(options, options.k, reference=options.variant == "paper")
+    return _preference.declare_needs(options, options.k, reference=options.variant == "paper")
 
 
-def idle(options: DmpoOptions) -> dict[str, str]:
+def _idle(options: DmpoOptions) -> dict[str, str]:
     """As of the family; and the released variant's reference cancels."""
     cancels = {"reference": 'variant = "released" has no reference model'}
-    return _preference.idle(options) | (cancels if options.variant == "released" else {})
+    return _preference.find_idle_options(options) | (
+        cancels if options.variant == "released" else {}
+    )
 
 
 def loss(forward: Forward, batch: Batch, options: DmpoOptions, state: State) -> LossSums:
@@ -56,6 +58,6 @@ METHOD = _preference.preference_method(
     summary="prefer the target to the mean of several negatives (arXiv:2405.16127)",
     options=DmpoOptions,
     loss=loss,
-    needs=needs,
-    idle=idle,
+    needs=_needs,
+    idle=_idle,
 )

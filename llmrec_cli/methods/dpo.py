@@ -21,5 +21,5 @@ METHOD = _preference.preference_method(
     summary="prefer the target to one negative, relative to the parent (arXiv:2305.18290)",
     options=DpoOptions,
     loss=loss,
-    needs=lambda options: _preference.needs(options, k=1),
+    needs=lambda options: _preference.declare_needs(options, k=1),
 )

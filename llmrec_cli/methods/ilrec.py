@@ -97,7 +97,7 @@ class IlrecOptions(Options):
         return self.crr and self.mu > 0
 
 
-def idle(options: IlrecOptions) -> dict[str, str]:
+def _idle(options: IlrecOptions) -> dict[str, str]:
     """Options of terms that are switched off."""
     weights = {"a": ("cpo", options.cpo), "lambda_": ("cpd", options.cpd)}
     weights["mu"] = ("crr", options.crr)
@@ -108,12 +108,12 @@ def idle(options: IlrecOptions) -> dict[str, str]:
     if not options.penalises() and not options.rewards():
         why = "no term looks for negatives (cpo, crr)"
         found |= dict.fromkeys(("phi", "space", "negatives_from"), why)
-    if not needs(options).hidden_states:
+    if not _needs(options).hidden_states:
         found |= dict.fromkeys(("n", "ensemble"), "no term looks at the layers before the last")
     return found
 
 
-def needs(options: IlrecOptions) -> Needs:
+def _needs(options: IlrecOptions) -> Needs:
     """Hidden states for what looks at layers, item scores for CRR."""
     selects = options.penalises() or options.rewards()
     looks = options.distils() or (selects and options.negatives_from == "ensemble")
@@ -143,7 +143,7 @@ def loss(forward: Forward, batch: Batch, options: IlrecOptions, state: State) ->
     return LossSums(total, count=batch.positions, stats=stats | _counts(terms))
 
 
-def metrics(
+def _metrics(
     stats: Mapping[str, float], count: float, options: IlrecOptions, trie: Trie
 ) -> dict[str, float]:
     """Means over response positions.
@@ -156,7 +156,7 @@ def metrics(
 
 
 def _check(forward: Forward, batch: Batch, options: IlrecOptions) -> None:
-    wanted, layers_LPD = needs(options), forward.layers_LPD
+    wanted, layers_LPD = _needs(options), forward.layers_LPD
     found = 0 if layers_LPD is None else len(layers_LPD)
     if found < wanted.hidden_states:
         raise ValueError(
@@ -185,7 +185,7 @@ def _hidden(forward: Forward, options: IlrecOptions) -> Tensor:
     """Last hidden states, then the layers': [1 + L, P, D]; only CPD trains through the layers."""
     import torch
 
-    layers = needs(options).hidden_states
+    layers = _needs(options).hidden_states
     if forward.layers_LPD is None or not layers:
         return forward.hidden_PD[None]
     layers_LPD = forward.layers_LPD[:layers]
@@ -259,8 +259,8 @@ METHOD = Method(
     summary="self-hard negatives, distillation and rewards across layers (arXiv:2602.17410)",
     options=IlrecOptions,
     loss=loss,
-    needs=needs,
-    idle=idle,
+    needs=_needs,
+    idle=_idle,
     legal_only=lambda options: options.support == "legal",
-    metrics=metrics,
+    metrics=_metrics,
 )

@@ -41,13 +41,13 @@ class MslOptions(Options):
     ats_max: float = Field(default=5.0, gt=0, description="ATS: largest tau, at least ats_min")
 
     @model_validator(mode="after")
-    def _ordered(self) -> MslOptions:
+    def _check_order(self) -> MslOptions:
         if self.ats_min > self.ats_max:
             raise ValueError(f"ats_min = {self.ats_min:g} must be <= ats_max = {self.ats_max:g}")
         return self
 
 
-def idle(options: MslOptions) -> dict[str, str]:
+def _idle(options: MslOptions) -> dict[str, str]:
     """ATS's options, where tau is fixed."""
     if options.tau == "ats":
         return {}
@@ -106,7 +106,7 @@ def update_state(
     ``tau_outside`` is the share of recent updates whose wanted tau lay outside the limits: a moving
     average with the step ``RECENT``.  A batch without a row at that node changes nothing.
     """
-    wanted = _wanted(stats, options, trie)
+    wanted = _find_wanted_tau(stats, options, trie)
     if wanted is None:
         return state
     kept = min(max(wanted, options.ats_min), options.ats_max)
@@ -116,15 +116,15 @@ def update_state(
     }
 
 
-def metrics(
+def _metrics(
     stats: Mapping[str, float], count: float, options: MslOptions, trie: Trie
 ) -> dict[str, float]:
     """``tau_wanted``: what ATS asks for at this update, before the limits."""
-    wanted = _wanted(stats, options, trie)
+    wanted = _find_wanted_tau(stats, options, trie)
     return {} if wanted is None else {"tau_wanted": wanted}
 
 
-def warning(logged: Mapping[str, float], options: MslOptions) -> str | None:
+def _warning(logged: Mapping[str, float], options: MslOptions) -> str | None:
     """A tau that stays at a limit: it adapts to nothing."""
     share = logged.get("tau_outside", 0.0)
     if share <= 0.5:
@@ -153,7 +153,7 @@ def describe(options: MslOptions, trie: Trie, spell: Spell) -> str | None:
     )
 
 
-def _wanted(stats: Mapping[str, float], options: MslOptions, trie: Trie) -> float | None:
+def _find_wanted_tau(stats: Mapping[str, float], options: MslOptions, trie: Trie) -> float | None:
     """The tau that a global batch asks for, not clamped; None without ATS, or without a row."""
     from llmrec_cli.tensors.losses import adaptive_temperature
 
@@ -175,10 +175,10 @@ METHOD = Method(
     options=MslOptions,
     loss=loss,
     legal_only=lambda options: True,
-    idle=idle,
+    idle=_idle,
     init_state=init_state,
     update_state=update_state,
-    metrics=metrics,
-    warning=warning,
+    metrics=_metrics,
+    warning=_warning,
     describe=describe,
 )

@@ -21,5 +21,5 @@ METHOD = _preference.preference_method(
     summary="prefer the target to several negatives, softmax over them (arXiv:2406.09215)",
     options=SdpoOptions,
     loss=loss,
-    needs=lambda options: _preference.needs(options, options.k),
+    needs=lambda options: _preference.declare_needs(options, options.k),
 )

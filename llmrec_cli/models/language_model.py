@@ -175,7 +175,7 @@ def find_body(model: Any) -> Any:
     What a model does to its logits after the head is not seen here: ``decoding.probe`` looks at
     that before a model is used.
     """
-    return _unwrapped(model).get_decoder()
+    return _unwrap_model(model).get_decoder()
 
 
 def head_weights(model: Any) -> Head:
@@ -184,7 +184,7 @@ def head_weights(model: Any) -> Head:
     Raises:
         ArtefactError: no head, or one whose weights are no floating-point numbers (quantized).
     """
-    layer = _unwrapped(model).get_output_embeddings()
+    layer = _unwrap_model(model).get_output_embeddings()
     if layer is None:
         raise ArtefactError("no output head: expected one linear layer over the vocabulary")
     weight_VD: Tensor = layer.weight
@@ -198,8 +198,8 @@ def head_weights(model: Any) -> Head:
 
 def inner_config(model: Any) -> Any:
     """The configuration of a causal LM, below its adapter."""
-    return _unwrapped(model).config
+    return _unwrap_model(model).config
 
 
-def _unwrapped(model: Any) -> Any:
+def _unwrap_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model

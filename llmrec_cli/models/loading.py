@@ -249,7 +249,7 @@ def build_scratch(
     return model, tokenizer
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> Any:
+def read_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     """The tokenizer of a hub id or local folder.
 
     Raises:

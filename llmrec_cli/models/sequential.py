@@ -133,13 +133,13 @@ class Convolutional(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         padded_BSD = F.pad(hidden_BTD, (0, 0, self.window - 1, 0))
-        pooled_BTK = [self._pooled(conv, padded_BSD) for conv in self.horizontal]
+        pooled_BTK = [self._pool_windows(conv, padded_BSD) for conv in self.horizontal]
         window_BTDW = padded_BSD.unfold(1, self.window, 1)
         vertical_BTK = self.vertical(window_BTDW).flatten(2)
         projected: Tensor = self.project(torch.cat([*pooled_BTK, vertical_BTK], dim=2))
         return projected
 
-    def _pooled(self, conv: nn.Module, padded_BSD: Tensor) -> Tensor:
+    def _pool_windows(self, conv: nn.Module, padded_BSD: Tensor) -> Tensor:
         """The strongest response of a filter inside each place's window: [B, T, filters]."""
         response_BKS = F.relu(conv(padded_BSD.transpose(1, 2)))
         places = self.window - (padded_BSD.shape[1] - response_BKS.shape[2])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmrec_cli.config import loader
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.runs.run import Run, experiment_of, find_tables, run_at
+from llmrec_cli.runs.run import Run, experiment_of, find_recipe_tables, run_at
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.training.launch import count_processes, is_first_rank, is_rank
 from llmrec_cli.utils.progress import Advance, Lines, Silent
@@ -79,9 +79,9 @@ def load_recipe(
     Raises:
         RecipeError: every problem at once, one line each.
     """
-    aligns, baselines = find_tables(_require_list("runs", runs))
+    aligns, baselines = find_recipe_tables(_require_list("runs", runs))
     words, notes = _require_list("overrides", overrides), list[str]()
-    found = loader.load_recipe(str(recipe), words, aligns, baselines, say=notes.append)
+    found = loader.read_recipe(str(recipe), words, aligns, baselines, say=notes.append)
     for name in runs:
         _find_run(found, name)
     for note in notes:
@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, *, progress: bool | Callable[[str], object] = False)
     """
     from llmrec_cli.data.audit import judge_all, with_audit
     from llmrec_cli.pipeline.audit import short_lines
-    from llmrec_cli.pipeline.prepare import prepare as prepare_data
+    from llmrec_cli.pipeline.prepare import prepare_data
 
     notes = _Notes(progress)
     prepared = prepare_data(recipe, Path, notes.say)
@@ -193,7 +193,7 @@ def evaluate(
     notes = _Notes(progress)
     _note_processes(recipe, notes)
 
-    from llmrec_cli.pipeline.evaluate import evaluate as evaluate_runs
+    from llmrec_cli.pipeline.evaluate import evaluate_runs
 
     again, keep = existing == "again", existing == "keep"
     with _isolated():
@@ -232,8 +232,7 @@ def compare(
         DataError: a file of another tool is wrong.
         ArtefactError: nothing was evaluated, files are damaged, or there is no such baseline.
     """
-    from llmrec_cli.pipeline.compare import Asked, parse_external_files
-    from llmrec_cli.pipeline.compare import compare as compare_runs
+    from llmrec_cli.pipeline.compare import Asked, compare_runs, parse_external_files
 
     _require_choice("split", split, ("test", "valid"))
     _require_choice("seen", seen, (None, "keep", "remove"))

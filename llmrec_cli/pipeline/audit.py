@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec_cli.config.data import find_format
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.data.audit import (
     CUTOFF,
     HR,
@@ -137,7 +137,7 @@ def _draw_rows(rows: pd.DataFrame) -> pd.DataFrame:
 def _find_prepared(word: str, overrides: Sequence[str]) -> list[Path]:
     folder = Path(word)
     if not folder.is_dir():
-        recipe = load_recipe(word, overrides)
+        recipe = read_recipe(word, overrides)
         sections = {recipe.prepared: recipe.data}
         if recipe.eval.data is not None:
             sections[recipe.prepared_for_eval] = recipe.eval.data

@@ -19,10 +19,10 @@ from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models import loading
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens
+from llmrec_cli.training.rows import Ragged
 from llmrec_cli.utils.files import BASE_FOLDER, check_folder, read_json, write_folder, write_json
 from llmrec_cli.utils.locks import lock_to_make
 from llmrec_cli.utils.progress import Progress
-from llmrec_cli.utils.ragged import Ragged
 
 # The base of a recipe: weights and tokenizer before any training.
 #
@@ -43,7 +43,7 @@ def semantic_tokens(items: pd.DataFrame) -> list[str]:
 def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
     """The backbone's tokenizer, with the tokens of semantic IDs in it."""
     source = base_source(recipe)
-    tokenizer = loading.load_tokenizer(source, recipe.model.revision)
+    tokenizer = loading.read_tokenizer(source, recipe.model.revision)
     add_item_tokens(tokenizer, semantic_tokens(prepared.items))
     return tokenizer
 

@@ -25,8 +25,8 @@ from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import find_baseline
 from llmrec_cli.models.baselines.contract import Baseline
 from llmrec_cli.models.sequential import make_sequential_ranker
-from llmrec_cli.pipeline import context, loading
-from llmrec_cli.pipeline.session import RunSession, open_session
+from llmrec_cli.pipeline import loading, setup
+from llmrec_cli.pipeline.provenance import RunSession, open_session
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.tensors.trie import build_trie
@@ -59,82 +59,82 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         require_same_settings(recipe, run)
         progress.say(f"{folder}: already finished")
         return folder
-    bench = context.open_context(recipe, progress)
+    context = setup.open_context(recipe, progress)
     if recipe.baseline[name].model not in UNTRAINED:
-        context.require_rows(bench.prepared)
-    facts = loading.list_baseline_inputs(bench)
-    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+        setup.require_rows(context.prepared)
+    facts = loading.list_baseline_inputs(context)
+    with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return folder
-        session.outcome = _fit(bench, session, resume=resume, progress=progress)
+        session.outcome = _fit(context, session, resume=resume, progress=progress)
     return folder
 
 
 def _fit(
-    bench: context.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
+    context: setup.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     run = session.run
-    section = bench.recipe.baseline[run.table]
+    section = context.recipe.baseline[run.table]
     found, lock = find_baseline(section.model), lock_path(run.folder / MODEL_FOLDER)
     if found.is_trained:
-        return _train(bench, session, resume=resume, progress=progress)
+        return _train(context, session, resume=resume, progress=progress)
     if found.count is not None:
-        counted = partial(_write_counted, bench, found, section.options, run.folder)
-        bench.ranks.first(counted, lock)
+        counted = partial(_write_counted, context, found, section.options, run.folder)
+        context.ranks.first(counted, lock)
     return {}  # of Pop, training counts stand in the prepared folder
 
 
 def _write_counted(
-    bench: context.CatalogueContext, found: Baseline, options: Options, folder: Path
+    context: setup.CatalogueContext, found: Baseline, options: Options, folder: Path
 ) -> None:
     """Count over the training rows, and store what was counted."""
     assert found.count is not None  # noqa: S101 # as the caller has seen
-    owned = owned_entries([bench.prepared.split("train")], bench.leaf_of_item.astype(np.int64))
+    owned = owned_entries([context.prepared.split("train")], context.leaf_of_item.astype(np.int64))
     users = [sorted(leaves) for leaves in owned.values()]
-    arrays = found.count(options, users, bench.trie.n_leaves)
+    arrays = found.count(options, users, context.trie.n_leaves)
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     write_tensors(folder / MODEL_FOLDER, tensors)
 
 
 def _train(
-    bench: context.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
+    context: setup.CatalogueContext, session: RunSession, *, resume: bool, progress: Progress
 ) -> dict[str, Any]:
     run, name = session.run, session.run.table
-    section, device = bench.recipe.baseline[name].train, bench.ranks.device
-    model = loading.build_baseline(bench, name).to(device)
-    bench = replace(
-        bench, encoder=loading.make_leaf_encoder(bench)
+    section, device = context.recipe.baseline[name].train, context.ranks.device
+    model = loading.build_baseline(context, name).to(device)
+    context = replace(
+        context, encoder=loading.make_leaf_encoder(context)
     )  # the same rows, as leaf numbers
-    valid = context.choose_rows(bench.prepared.split("valid"), section.validate_rows)
-    rows = context.build_training_rows(bench, section.rows)
-    left_out = count_rows_left_out(bench.prepared.split("train"), rows)
-    if line := left_out.line(context.describe_passes(bench)):
+    valid = setup.choose_rows(context.prepared.split("valid"), section.validate_rows)
+    rows = setup.build_training_rows(context, section.rows)
+    left_out = count_rows_left_out(context.prepared.split("train"), rows)
+    if line := left_out.line(setup.describe_passes(context)):
         progress.say(f"{run}: train: {line}")
-    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
-    ranker = make_sequential_ranker(model, leaves, bench.recipe.data.history)
-    cutoff = max(bench.recipe.eval.cutoffs)
+    leaves = gather_entries(context.prepared.items, context.leaf_of_item)
+    ranker = make_sequential_ranker(model, leaves, context.recipe.data.history)
+    cutoff = max(context.recipe.eval.cutoffs)
     method = find_method("lml")  # over a vocabulary of entries: full softmax cross entropy
     trainer = Trainer(
         policy=model,
         method=method,
         options=method.options(),
-        trie=build_trie([[leaf] for leaf in bench.leaf_of_item.tolist()]).to(device),
+        trie=build_trie([[leaf] for leaf in context.leaf_of_item.tolist()]).to(device),
         train_set=Dataset(rows),
-        valid_set=Dataset(context.build_window_rows(bench, valid)),
-        sampler=Sampler(len(rows), section.batch, bench.recipe.seed),
+        valid_set=Dataset(setup.build_window_rows(context, valid)),
+        sampler=Sampler(len(rows), section.batch, context.recipe.seed),
         rank_valid=lambda: validation_metrics(
-            ranker, bench.ranks, valid, bench.leaf_of_item, cutoff
+            ranker, context.ranks, valid, context.leaf_of_item, cutoff
         ),
         section=section,
-        seed=bench.recipe.seed,
+        seed=context.recipe.seed,
         folder=run.folder,
-        ranks=bench.ranks,
+        ranks=context.ranks,
         progress=progress,
         label=run.name,
         trackers=session.trackers,
     )
     state = trainer.train(resume=resume)
-    if bench.ranks.is_first:
+    if context.ranks.is_first:
         write_tensors(run.folder / MODEL_FOLDER, model.state_dict())
     return {
         "steps": state.step,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmrec_cli.config.evaluation import EvalSection
-from llmrec_cli.config.loader import did_you_mean, load_recipe
+from llmrec_cli.config.loader import did_you_mean, read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.catalog import CatalogueEntries
@@ -54,7 +54,7 @@ class Compared:
     entries: tuple[Entry, ...]
 
 
-def compare(words: Sequence[str], asked: Asked) -> Compared:
+def compare_runs(words: Sequence[str], asked: Asked) -> Compared:
     """Compare runs.
 
     Args:
@@ -136,7 +136,7 @@ def _find_runs(words: Sequence[str], split: str, notes: list[str]) -> tuple[list
 def _find_experiment(word: str, overrides: Sequence[str]) -> Path:
     """The folder of a recipe's experiment; of what is no recipe, most likely a folder was meant."""
     try:
-        return load_recipe(word, overrides).folder
+        return read_recipe(word, overrides).folder
     except RecipeError:
         hint = "" if Path(word).is_file() else suggest_folder(Path(word))
         if not hint:
@@ -173,24 +173,32 @@ def _compare_loaded(
             f"{experiments[0]}: no run was evaluated on {asked.split} yet; run llmrec eval"
         )
     measure = _choose_measure(entries, asked.baseline)
-    ground = measure.ground if measure else folders.load_data(_find_prepared(experiments[0]))
+    evaluated_data = (
+        measure.evaluated_data if measure else folders.load_data(_find_prepared(experiments[0]))
+    )
     question = _ask_question(entries, measure, asked)
     for name, path in external.items():
         if name in {own.name for own in entries}:
             raise RecipeError(f"--external {name}={path}: an entry has that name; choose another")
-        entry, told = load_external_entry(name, path, ground, question, asked.missing, measure)
+        entry, told = load_external_entry(
+            name, path, evaluated_data, question, asked.missing, measure
+        )
         notes += told
         entries.append(entry)
-    notes += _summarise_audits({entry.ground.folder: entry.ground for entry in entries}.values())
+    notes += _summarise_audits(
+        {entry.evaluated_data.folder: entry.evaluated_data for entry in entries}.values()
+    )
     return Compared(build_comparison(entries, question, notes), tuple(entries))
 
 
-def _summarise_audits(grounds: Iterable[EvaluatedData]) -> Iterator[str]:
+def _summarise_audits(prepared_folders: Iterable[EvaluatedData]) -> Iterator[str]:
     """What a reader has to know about the data, a few words for each prepared folder."""
-    for ground in grounds:
-        found = [line.removeprefix("note: ") for line in short_lines(judge_all(ground.manifest))]
+    for evaluated_data in prepared_folders:
+        found = [
+            line.removeprefix("note: ") for line in short_lines(judge_all(evaluated_data.manifest))
+        ]
         if found:
-            name = ground.folder.resolve().parent.name
+            name = evaluated_data.folder.resolve().parent.name
             yield f"audit of {name}: {'; '.join(found)} (llmrec audit says more)"
 
 
@@ -228,7 +236,7 @@ def _ask_question(
     if asked.seen and asked.seen not in task.policies:
         raise RecipeError(f'--seen {asked.seen}: task "{task.name}" knows no seen items')
     default = f"ndcg@{max(question.cutoffs)}" if question.cutoffs else PAIRED
-    _require_known("--metric", asked.metric, question.averaged)
+    _require_known("--metric", asked.metric, question.averaged_names)
     known = [*(entry.name for entry in entries), *(asked.external or {})]
     _require_known("--baseline", asked.baseline, known)
     return replace(question, compared=asked.metric or default)

@@ -34,7 +34,7 @@ from llmrec_cli.evaluation.predictions import (
 )
 from llmrec_cli.evaluation.ranking import measure_left_out, rank_rows, score_items
 from llmrec_cli.models.base import Ranker
-from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_ranker
@@ -49,7 +49,7 @@ from llmrec_cli.runs.record import (
 )
 from llmrec_cli.runs.run import Experiment, Run, experiment_of
 from llmrec_cli.tasks.operations import load_operations
-from llmrec_cli.training.distributed import measured
+from llmrec_cli.training.distributed import measure_usage
 from llmrec_cli.training.rows import LeftOut
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
 from llmrec_cli.utils.progress import Progress, Silent
@@ -57,7 +57,7 @@ from llmrec_cli.utils.progress import Progress, Silent
 _BOTH: Final[tuple[Literal["exact", "beam"], ...]] = ("exact", "beam")
 
 
-def evaluate(
+def evaluate_runs(
     recipe: Recipe,
     names: Sequence[str],
     *,
@@ -98,18 +98,18 @@ def evaluate_catalogue(
     """
     if recipe.eval.data is not None:
         runs = _drop_baselines(runs, progress)
-    bench = context.open_context(recipe, progress, evaluation=True)
-    require_all_inputs(recipe, bench.codec.tokenizer, runs)
-    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
-    frame = context.choose_rows(bench.prepared.split(split), recipe.eval.rows)
-    others = _draw_candidates(bench, frame, split) if recipe.eval.auc else None
-    left_out = measure_left_out(bench.encoder, bench.ranks, frame)
-    if line := left_out.line(bench.encoder.why):
+    context = setup.open_context(recipe, progress, evaluation=True)
+    require_all_inputs(recipe, context.codec.tokenizer, runs)
+    leaves = gather_entries(context.prepared.items, context.leaf_of_item)
+    frame = setup.choose_rows(context.prepared.split(split), recipe.eval.rows)
+    others = _draw_candidates(context, frame, split) if recipe.eval.auc else None
+    left_out = measure_left_out(context.encoder, context.ranks, frame)
+    if line := left_out.line(context.encoder.why):
         progress.say(f"{split}: {line}")
     for run in runs:
-        with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
+        with open_evaluation(run, split, context.ranks, existing) as is_wanted:
             if is_wanted:
-                _evaluate_run(bench, leaves, frame, others, left_out, run, split, progress)
+                _evaluate_run(context, leaves, frame, others, left_out, run, split, progress)
     return compare_experiment(recipe, split, leaves)
 
 
@@ -146,7 +146,7 @@ def _drop_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
 
 
 def _evaluate_run(
-    bench: context.CatalogueContext,
+    context: setup.CatalogueContext,
     leaves: CatalogueEntries,
     frame: pd.DataFrame,
     others: list[int] | None,  # of each row, to score beside its target
@@ -155,14 +155,14 @@ def _evaluate_run(
     split: str,
     progress: Progress,
 ) -> None:
-    recipe, ranks = bench.recipe, bench.ranks
-    with measured(ranks.device) as whole:
-        ranker = _open_ranker(bench, leaves, run, progress)
+    recipe, ranks = context.recipe, context.ranks
+    with measure_usage(ranks.device) as whole:
+        ranker = _open_ranker(context, leaves, run, progress)
         begun = time.perf_counter()
         shown = Silent() if run.is_pop else progress
-        predictions = _rank_frame(bench, leaves, ranker, frame, f"eval {run}", shown)
+        predictions = _rank_frame(context, leaves, ranker, frame, f"eval {run}", shown)
         ranking = time.perf_counter() - begun
-    cost = whole.recorded(ranks)
+    cost = whole.to_record(ranks)
     pairs = None
     if others is not None:
         items = np.column_stack([frame[TARGET], others])
@@ -174,7 +174,7 @@ def _evaluate_run(
         report = build_report(
             {"keep": predictions, "remove": predictions},
             leaves,
-            _describe_protocol(bench, run, split),
+            _describe_protocol(context, run, split),
             resamples=resamples,
             seed=seed,
             short="miss",
@@ -193,18 +193,18 @@ def _evaluate_run(
 
 
 def _open_ranker(
-    bench: context.CatalogueContext, leaves: CatalogueEntries, run: Run, progress: Progress
+    context: setup.CatalogueContext, leaves: CatalogueEntries, run: Run, progress: Progress
 ) -> Ranker:
-    recipe = bench.recipe
+    recipe = context.recipe
     if run.is_pop:
         baseline(recipe, run.table, resume=True, progress=Silent())
     elif run.is_language_model:
         _warn_about_mask(recipe, run, progress)
-    return load_ranker(bench, leaves, run, scores_answers=recipe.eval.auc)
+    return load_ranker(context, leaves, run, scores_answers=recipe.eval.auc)
 
 
 def _rank_frame(
-    bench: context.CatalogueContext,
+    context: setup.CatalogueContext,
     leaves: CatalogueEntries,
     ranker: Ranker,
     frame: pd.DataFrame,
@@ -212,12 +212,12 @@ def _rank_frame(
     progress: Progress,
 ) -> pd.DataFrame:
     """Predictions for every row, deep enough with its history and without."""
-    ranks, depth = bench.ranks, max(bench.recipe.eval.cutoffs)
+    ranks, depth = context.ranks, max(context.recipe.eval.cutoffs)
     histories, seen = frame[HISTORY].tolist(), seen_leaves(frame, leaves.leaf_of_item_I)
     with progress.track(label, len(frame), unit="rows") as advance:
         found = rank_rows(ranker, ranks, histories, depth, seen, advance)
     differs = None
-    if bench.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
+    if context.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
         exact, beam = (
             rank_rows(ranker.searching(search), ranks, histories, depth).leaf_BK[:, :depth]
             for search in _BOTH
@@ -226,15 +226,15 @@ def _rank_frame(
     return list_predictions(frame, found, leaves, differs)
 
 
-def _draw_candidates(bench: context.CatalogueContext, frame: pd.DataFrame, split: str) -> list[int]:
+def _draw_candidates(context: setup.CatalogueContext, frame: pd.DataFrame, split: str) -> list[int]:
     """The other item of every row, always the same: a disliked one where there is one, else any.
 
     Raises:
         DataError: a user owns the whole catalogue.
     """
-    prepared, entry_I = bench.prepared, bench.leaf_of_item.astype(np.int64)
+    prepared, entry_I = context.prepared, context.leaf_of_item.astype(np.int64)
     owned = owned_entries([prepared.split(name) for name in prepared.splits], entry_I)
-    seed, stream = bench.recipe.seed, f"{split}-candidates"
+    seed, stream = context.recipe.seed, f"{split}-candidates"
     return fixed_negatives(frame, owned, entry_I, seed=seed, stream=stream)
 
 
@@ -249,9 +249,9 @@ def _pair_up(frame: pd.DataFrame, others: list[int], score_R2: NDArray[np.float6
     return frame[[ROW, USER_ID, TARGET]].assign(**columns).reset_index(drop=True)
 
 
-def _describe_protocol(bench: context.CatalogueContext, run: Run, split: str) -> Protocol:
-    recipe = bench.recipe
-    hashes = {"data": hash_file(bench.prepared.folder / MANIFEST_FILE)}
+def _describe_protocol(context: setup.CatalogueContext, run: Run, split: str) -> Protocol:
+    recipe = context.recipe
+    hashes = {"data": hash_file(context.prepared.folder / MANIFEST_FILE)}
     if run.manifest_file.is_file():
         hashes["run"] = hash_file(run.manifest_file)
     decoder: Mapping[str, Any] = (

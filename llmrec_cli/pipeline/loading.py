@@ -16,7 +16,7 @@ from llmrec_cli.config.model import TREE_ATTENTION
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.decoding.probe import (
-    Verdict,
+    ProbeVerdict,
     explain_attention,
     find_twin,
     probe,
@@ -36,9 +36,9 @@ from llmrec_cli.models.loading import DTYPES, check_adapter, loading
 from llmrec_cli.models.loading import backbone as named
 from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequential_ranker
 from llmrec_cli.models.tokenizer import Codec
-from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.backbone import SEQUENCE, base_source, semantic_tokens
-from llmrec_cli.pipeline.context import CatalogueContext
+from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_stage
 from llmrec_cli.runs.run import Run, baseline_run
 from llmrec_cli.training.checkpoint import WEIGHTS
@@ -59,7 +59,7 @@ PROBE: Final = "probe"  # of a manifest
 
 
 def load_policy(
-    bench: CatalogueContext,
+    context: CatalogueContext,
     parent: Run | None,
     *,
     train: bool,
@@ -81,16 +81,16 @@ def load_policy(
         ArtefactError: the run is not finished, does not fit the recipe's tuning, or computes here
             what the model alone does not.
     """
-    section = bench.recipe.model
-    torch.manual_seed(bench.recipe.seed)  # adapters and rows of new tokens are drawn
+    section = context.recipe.model
+    torch.manual_seed(context.recipe.seed)  # adapters and rows of new tokens are drawn
     if section.tuning == "full":
         model = _load_backbone(
-            bench, parent.folder / MODEL_FOLDER if parent else base_source(bench.recipe)
+            context, parent.folder / MODEL_FOLDER if parent else base_source(context.recipe)
         )
         if parent is None:
-            backbone.fit_vocabulary(model, bench.codec.tokenizer)
+            backbone.fit_vocabulary(model, context.codec.tokenizer)
     else:
-        model = _load_with_adapter(bench, parent, train=train)
+        model = _load_with_adapter(context, parent, train=train)
     if train and not dropout:
         backbone.remove_dropout(model)
     elif train and section.backbone == "scratch":
@@ -98,59 +98,59 @@ def load_policy(
     elif not train:
         model.eval()
     if section.quantize == "none":
-        model = model.to(bench.ranks.device)
-    _require_agreement(bench, model, parent, run, packs=packs)
+        model = model.to(context.ranks.device)
+    _require_agreement(context, model, parent, run, packs=packs)
     return model
 
 
-def _load_backbone(bench: CatalogueContext, source: str | Path) -> Any:
+def _load_backbone(context: CatalogueContext, source: str | Path) -> Any:
     """The model of a folder; of one that lacks the recipe's attention, what works is found out."""
-    section = bench.recipe.model
+    section = context.recipe.model
     try:
         return backbone.load_model(source, section)
     except ArtefactError:
         config = backbone.load_config(source, section.revision)
-        told = explain_attention(config, section.attention, longest_row(bench))
+        told = explain_attention(config, section.attention, longest_row(context))
         if told is None:
             raise
         raise ArtefactError(f"{named(source)}: {told}") from None
 
 
 def _require_agreement(
-    bench: CatalogueContext, model: Any, parent: Run | None, run: Run | None, *, packs: bool
+    context: CatalogueContext, model: Any, parent: Run | None, run: Run | None, *, packs: bool
 ) -> None:
     """Refuse a model that computes here what it does not compute alone; all processes alike.
 
     Raises:
         ArtefactError: names the part that differs, by how much, and what works.
     """
-    section, config = bench.recipe.model, inner_config(model)
+    section, config = context.recipe.model, inner_config(model)
     about = (section.attention, section.tuning, section.quantize, section.dtype)
-    key = probe_key(config, longest_row(bench), *about, str(bench.ranks.device.type))
+    key = probe_key(config, longest_row(context), *about, str(context.ranks.device.type))
     kept = _read_verdict_of(run, key)
     verdict = kept or _read_verdict_of(parent, key)
     if verdict is None:
         masked = section.attention in TREE_ATTENTION
         precision = None if masked or section.dtype == "float32" else DTYPES[section.dtype]
-        verdict = probe(model, key, longest_row(bench), precision)
+        verdict = probe(model, key, longest_row(context), precision)
     told = refusal(verdict, config, packs=packs)
-    if bench.ranks.most(int(told is not None)):
+    if context.ranks.most(int(told is not None)):
         told = told or "another process found that it computes here what it does not alone"
         raise ArtefactError(f"{named(section.backbone)}: {told}")
     if run is not None and kept is None:
         found = verdict.as_json()
-        bench.ranks.first(lambda: add_to_manifest(run, PROBE, found))
+        context.ranks.first(lambda: add_to_manifest(run, PROBE, found))
 
 
-def probe_twin(bench: CatalogueContext) -> str:
+def probe_twin(context: CatalogueContext) -> str:
     """What a small random twin of the backbone tells; weights are not read.
 
     Raises:
         ArtefactError: the twin differs, so that the backbone would be refused; or it lacks the
             recipe's attention.
     """
-    section, longest = bench.recipe.model, longest_row(bench)
-    source = base_source(bench.recipe)
+    section, longest = context.recipe.model, longest_row(context)
+    source = base_source(context.recipe)
     config = backbone.load_config(source, section.revision)
     told = explain_attention(config, section.attention, longest)
     if told is None:
@@ -164,16 +164,16 @@ def probe_twin(bench: CatalogueContext) -> str:
     return f"model type {config.model_type!r} computes here what it computes alone"
 
 
-def _read_verdict_of(run: Run | None, key: str) -> Verdict | None:
+def _read_verdict_of(run: Run | None, key: str) -> ProbeVerdict | None:
     """What a run's manifest says of the same architecture."""
     if run is None or not run.manifest_file.is_file():
         return None
     return read_verdict(run.read_manifest().get(PROBE), key)
 
 
-def longest_row(bench: CatalogueContext) -> int:
+def longest_row(context: CatalogueContext) -> int:
     """Tokens of the longest row that a recipe may feed, prompt and answers."""
-    room, recipe = bench.room, bench.recipe
+    room, recipe = context.room, context.recipe
     answers = room.longest * recipe.task.answer_items
     longest = room.prompt + answers
     if recipe.prompt.template == SEQUENCE:
@@ -181,14 +181,14 @@ def longest_row(bench: CatalogueContext) -> int:
     return longest if room.context is None else min(longest, room.context)
 
 
-def _load_with_adapter(bench: CatalogueContext, parent: Run | None, *, train: bool) -> Any:
+def _load_with_adapter(context: CatalogueContext, parent: Run | None, *, train: bool) -> Any:
     from peft import PeftModel
 
-    section = bench.recipe.model
-    model = _load_backbone(bench, base_source(bench.recipe))
-    vocabulary = bench.codec.tokenizer.get_vocab()
-    semantic = {vocabulary[token] for token in semantic_tokens(bench.prepared.items)}
-    drawn = backbone.fit_vocabulary(model, bench.codec.tokenizer)  # anew whenever one is loaded
+    section = context.recipe.model
+    model = _load_backbone(context, base_source(context.recipe))
+    vocabulary = context.codec.tokenizer.get_vocab()
+    semantic = {vocabulary[token] for token in semantic_tokens(context.prepared.items)}
+    drawn = backbone.fit_vocabulary(model, context.codec.tokenizer)  # anew whenever one is loaded
     if parent is None:
         return backbone.add_lora(model, section, sorted(semantic.union(drawn)))
     if section.quantize != "none" and train:
@@ -209,7 +209,7 @@ def _load_with_adapter(bench: CatalogueContext, parent: Run | None, *, train: bo
 
 
 def load_ranker(
-    bench: context.CatalogueContext,
+    context: setup.CatalogueContext,
     leaves: CatalogueEntries,
     run: Run,
     *,
@@ -224,20 +224,20 @@ def load_ranker(
         ArtefactError: the run is not finished, damaged, or does not fit its neighbours.
     """
     if not run.is_language_model:
-        return load_baseline(bench, leaves, run.table)
-    model = load_policy(bench, run, train=False, packs=scores_answers)
-    return make_language_ranker(bench, model, batch=bench.recipe.eval.batch)
+        return load_baseline(context, leaves, run.table)
+    model = load_policy(context, run, train=False, packs=scores_answers)
+    return make_language_ranker(context, model, batch=context.recipe.eval.batch)
 
 
 def make_language_ranker(
-    bench: context.CatalogueContext, model: Any, *, batch: int = DecodeOptions.batch
+    context: setup.CatalogueContext, model: Any, *, batch: int = DecodeOptions.batch
 ) -> LanguageModelRanker:
     """A language model as ``[eval.decode]`` lets it rank; it may go on training.
 
     Args:
         batch: rows decoded together.
     """
-    decode = bench.recipe.eval.decode
+    decode = context.recipe.eval.decode
     options = DecodeOptions(
         k=1,
         search=decode.search,
@@ -247,28 +247,28 @@ def make_language_ranker(
         beams=decode.beams,
         batch=batch,
     )
-    return LanguageModelRanker(model, bench.trie, bench.encoder.encode, options)
+    return LanguageModelRanker(model, context.trie, context.encoder.encode, options)
 
 
-def load_baseline(bench: context.CatalogueContext, leaves: CatalogueEntries, name: str) -> Ranker:
+def load_baseline(context: setup.CatalogueContext, leaves: CatalogueEntries, name: str) -> Ranker:
     """The Ranker of the finished ``[baseline.NAME]``.
 
     Raises:
         ArtefactError: the run is not finished, damaged, or made with other settings.
     """
-    section = bench.recipe.baseline[name]
+    section = context.recipe.baseline[name]
     found = find_baseline(section.model)
     if found.load is None:
-        model = load_sequential(bench, name)
-        return make_sequential_ranker(model, leaves, bench.recipe.data.history)
+        model = load_sequential(context, name)
+        return make_sequential_ranker(model, leaves, context.recipe.data.history)
     if found.count is None:
         return found.load(section.options, {}, leaves)
-    file = _require_finished(bench, name) / WEIGHTS
+    file = _require_finished(context, name) / WEIGHTS
     with translate_tensor_errors(file):
         return found.load(section.options, load_file(file), leaves)
 
 
-def load_sequential(bench: context.CatalogueContext, name: str) -> Sequential:
+def load_sequential(context: setup.CatalogueContext, name: str) -> Sequential:
     """The finished sequential model of ``[baseline.NAME]``, in evaluation mode.
 
     Raises:
@@ -276,22 +276,22 @@ def load_sequential(bench: context.CatalogueContext, name: str) -> Sequential:
             other settings.
         RecipeError: the model has no state of a history (pop, itemknn).
     """
-    model = build_baseline(bench, name)
-    file = _require_finished(bench, name) / WEIGHTS
+    model = build_baseline(context, name)
+    file = _require_finished(context, name) / WEIGHTS
     with translate_tensor_errors(file):
         model.load_state_dict(load_tensors(file))
-    return model.to(bench.ranks.device).eval()
+    return model.to(context.ranks.device).eval()
 
 
-def build_baseline(bench: context.CatalogueContext, name: str) -> Sequential:
+def build_baseline(context: setup.CatalogueContext, name: str) -> Sequential:
     """The untrained model of ``[baseline.NAME]``, its weights drawn from the recipe's seed.
 
     Raises:
         RecipeError: the model has no state of a history (pop, itemknn).
     """
-    options = require_sequential(bench.recipe, name)
-    longest, model = bench.recipe.data.history + 1, bench.recipe.baseline[name].model
-    return build_sequential(model, options, bench.trie.n_leaves, longest, bench.recipe.seed)
+    options = require_sequential(context.recipe, name)
+    longest, model = context.recipe.data.history + 1, context.recipe.baseline[name].model
+    return build_sequential(model, options, context.trie.n_leaves, longest, context.recipe.seed)
 
 
 def require_sequential(recipe: Recipe, name: str) -> Options:
@@ -318,33 +318,33 @@ def require_sequential(recipe: Recipe, name: str) -> Options:
     return section.options
 
 
-def make_leaf_encoder(bench: context.CatalogueContext) -> PromptEncoder:
+def make_leaf_encoder(context: setup.CatalogueContext) -> PromptEncoder:
     """Histories as leaf numbers, behind the number that begins a sequence: rows to train on."""
-    leaf_of_item = bench.leaf_of_item
-    codec = Codec(None, eos=-1, start=bench.trie.n_leaves)
+    leaf_of_item = context.leaf_of_item
+    codec = Codec(None, eos=-1, start=context.trie.n_leaves)
     catalogue = [[leaf] for leaf in leaf_of_item.tolist()]
-    longest = bench.recipe.data.history + 1
-    return PromptEncoder(None, codec, bench.prepared.items, catalogue, longest)
+    longest = context.recipe.data.history + 1
+    return PromptEncoder(None, codec, context.prepared.items, catalogue, longest)
 
 
-def list_baseline_inputs(bench: context.CatalogueContext) -> dict[str, Any]:
+def list_baseline_inputs(context: setup.CatalogueContext) -> dict[str, Any]:
     """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
     and how leaves are numbered."""
     return {
-        "prepared": hash_file(bench.recipe.prepared / MANIFEST_FILE),
-        "leaves": bench.trie.n_leaves,
-        "catalogue": hashlib.sha256(bench.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
+        "prepared": hash_file(context.recipe.prepared / MANIFEST_FILE),
+        "leaves": context.trie.n_leaves,
+        "catalogue": hashlib.sha256(context.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
     }
 
 
-def _require_finished(bench: context.CatalogueContext, name: str) -> Path:
+def _require_finished(context: setup.CatalogueContext, name: str) -> Path:
     """The stored model of a finished run, intact and made for this catalogue with these settings.
 
     Raises:
         ArtefactError: it is not; the message says what differs, or what to run.
     """
-    run = baseline_run(bench.recipe, name)
-    require_done(bench.recipe, run)
-    require_same_stage(bench.recipe, run, list_baseline_inputs(bench))
+    run = baseline_run(context.recipe, name)
+    require_done(context.recipe, run)
+    require_same_stage(context.recipe, run, list_baseline_inputs(context))
     check_folder(run.folder / MODEL_FOLDER)
     return run.folder / MODEL_FOLDER

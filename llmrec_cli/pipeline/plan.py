@@ -21,8 +21,8 @@ from llmrec_cli.methods.lml import LmlOptions
 from llmrec_cli.models.language_model import check_depth
 from llmrec_cli.pipeline import loading
 from llmrec_cli.pipeline.backbone import base_config
-from llmrec_cli.pipeline.context import CatalogueContext, open_context, require_rows
 from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.pipeline.setup import CatalogueContext, open_context, require_rows
 from llmrec_cli.runs.record import check_finished
 from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.tasks.operations import load_operations
@@ -30,7 +30,7 @@ from llmrec_cli.utils.progress import Progress
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """One language-model run of a recipe."""
 
     run: Run
@@ -40,19 +40,19 @@ class Plan:
     section: TrainSection
 
 
-def plan_run(recipe: Recipe, run: Run) -> Plan:
+def plan_run(recipe: Recipe, run: Run) -> StagePlan:
     """The plan of a language model's run."""
     if run.kind is RunKind.SFT:
-        return Plan(run, find_method("lml"), "lml", LmlOptions(), recipe.sft.train)
+        return StagePlan(run, find_method("lml"), "lml", LmlOptions(), recipe.sft.train)
     table = recipe.align[run.table]
-    return Plan(run, find_method(table.method), table.method, table.options, table.train)
+    return StagePlan(run, find_method(table.method), table.method, table.options, table.train)
 
 
 def check_runs(recipe: Recipe, progress: Progress) -> None:
     """Check every run of a recipe that is not finished, and what it is to be evaluated on.
 
     Args:
-        progress: told what ``open_workbench`` has to say.
+        progress: told what ``open_context`` has to say.
 
     Raises:
         UserError: the first thing that would stop a run; the message names its table.
@@ -60,9 +60,9 @@ def check_runs(recipe: Recipe, progress: Progress) -> None:
     runs = find_unfinished(recipe)
     if not runs:
         return
-    bench = open_context(recipe, progress)
-    check_plans(recipe, bench, runs)
-    other = bench
+    context = open_context(recipe, progress)
+    check_plans(recipe, context, runs)
+    other = context
     if recipe.eval.data is not None:
         other = open_context(recipe, progress, evaluation=True)
     load_operations(recipe.task).check_evaluation(other)
@@ -77,8 +77,8 @@ def find_unfinished(recipe: Recipe) -> list[Run]:
     return [run for run in experiment_of(recipe).runs if not check_finished(recipe, run)]
 
 
-def check_plans(recipe: Recipe, bench: CatalogueContext, runs: Sequence[Run]) -> None:
-    """Check runs on an open workbench.
+def check_plans(recipe: Recipe, context: CatalogueContext, runs: Sequence[Run]) -> None:
+    """Check runs on an open context.
 
     Raises:
         UserError: as ``check_runs``.
@@ -87,16 +87,16 @@ def check_plans(recipe: Recipe, bench: CatalogueContext, runs: Sequence[Run]) ->
     for run in runs:
         try:
             if run.is_language_model:
-                check_rows(check_plan(bench, plan_run(recipe, run)), run.kind is RunKind.ALIGN)
+                check_rows(check_plan(context, plan_run(recipe, run)), run.kind is RunKind.ALIGN)
             elif recipe.baseline[run.table].model not in UNTRAINED:
-                require_rows(bench.prepared)
+                require_rows(context.prepared)
         except UserError as error:
             if str(error).startswith(run.heading):
                 raise
             raise type(error)(f"{run.heading} {error}") from error
 
 
-def check_plan(bench: CatalogueContext, plan: Plan) -> TrainingStage:
+def check_plan(context: CatalogueContext, plan: StagePlan) -> TrainingStage:
     """Check one run.
 
     Returns:
@@ -107,9 +107,9 @@ def check_plan(bench: CatalogueContext, plan: Plan) -> TrainingStage:
         DataError: too few rows, or too few possible negatives.
         ArtefactError: the backbone has too few layers.
     """
-    recipe = bench.recipe
-    plan.method.init_state(plan.options, bench.trie)
-    stage = TrainingStage(bench, plan.method, plan.options, plan.section)
+    recipe = context.recipe
+    plan.method.init_state(plan.options, context.trie)
+    stage = TrainingStage(context, plan.method, plan.options, plan.section)
     if stage.needs.reference and plan.run.parent is None:
         raise RecipeError(
             f'{plan.run.heading} parent = "base": {plan.name} is measured against '
@@ -119,5 +119,5 @@ def check_plan(bench: CatalogueContext, plan: Plan) -> TrainingStage:
         check_depth(base_config(recipe).get_text_config(), stage.needs.hidden_states)
     if stage.needs.item_scores is not None:
         loading.require_sequential(recipe, stage.needs.item_scores.model)
-    require_rows(bench.prepared)
+    require_rows(context.prepared)
     return stage

@@ -29,13 +29,13 @@ from llmrec_cli.data.cleaning import (
     filter_to_core,
     select_badly_rated,
 )
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import Locate, Source
 from llmrec_cli.data.prepared import (
     Manifest,
     Prepared,
     check_fits,
-    describe_inputs,
+    describe_sources,
     load_prepared,
     read_file_states,
     require_unchanged,
@@ -224,7 +224,7 @@ def _count_split(rows: pl.LazyFrame) -> Facts:
 Progress = Callable[[str], None]
 
 
-def prepare(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None) -> Prepared:
+def prepare_data(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None) -> Prepared:
     """Prepare the data of a recipe, or reuse the folders where that was done before.
 
     Another domain's data to evaluate on (``[eval.data]``) get a folder of their own.
@@ -258,7 +258,7 @@ def _prepare(
     progress("checking the sources")
     require_clock(section)
     states = read_file_states(section, locate)
-    asked = describe_inputs(section, seed, locate)
+    asked = describe_sources(section, seed, locate)
     if not folder.exists():
         with lock_to_make(folder, progress):
             if not folder.exists():  # nobody made it while this process waited
@@ -285,7 +285,7 @@ def _make(
         scratch = Path(temporary)
         with open_engine(section, messages) as engine:
             progress("reading")
-            source = read(section, locate, scratch)
+            source = read_source(section, locate, scratch)
             require_names(section)
             _tell_of_reading(source.notes, section, progress)
             if source.interactions is None:
@@ -294,7 +294,9 @@ def _make(
                 _say_lines(describe_lost_rows(made.cleaning, section), progress)
             else:
                 cleaning = CleaningSteps(engine, scratch, progress)
-                made = make_rows(source.interactions, source.items, section, seed, cleaning, stage)
+                made = write_split_rows(
+                    source.interactions, source.items, section, seed, cleaning, stage
+                )
         _say_lines(describe_cuts(made, section), progress)
         write_items(stage, made.items)
         told = describe_preparation(made, stage, source.notes, section.files())
@@ -311,19 +313,19 @@ def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: P
     for name, found in _files(notes.get("reviews", {})):
         progress(f"{name}: {found['interactions']:,} interactions, times: {found['timestamp']}")
         if "ignored_index_column" in found:
-            progress(f"{name}: {_ignored(found['ignored_index_column'])}")
+            progress(f"{name}: {_describe_ignored(found['ignored_index_column'])}")
         if rated := found.get("ratings"):
-            progress(f"{name}: {_rated(rated, section.min_rating is not None)}")
+            progress(f"{name}: {_describe_rated(rated, section.min_rating is not None)}")
     metadata = notes.get("metadata", {})
     for name, column in metadata.get("ignored_index_column", {}).items():
-        progress(f"{name}: {_ignored(column)}")
+        progress(f"{name}: {_describe_ignored(column)}")
     if lost := metadata.get("rows_with_unreadable_details"):
         progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
         progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
 
 
-def _rated(found: Mapping[str, Any], threshold: bool) -> str:
+def _describe_rated(found: Mapping[str, Any], threshold: bool) -> str:
     """The range of a file's ratings, and how many interactions have none."""
     text = "no ratings"
     if found["lowest"] is not None:
@@ -334,7 +336,7 @@ def _rated(found: Mapping[str, Any], threshold: bool) -> str:
     return text
 
 
-def _ignored(column: str) -> str:
+def _describe_ignored(column: str) -> str:
     return f'column "{column}" looks like the unnamed index of a pandas table and is ignored'
 
 
@@ -347,7 +349,7 @@ def _files(reviews: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
             yield from ((f"{name}/{inside}", notes) for inside, notes in found.items())
 
 
-def make_rows(
+def write_split_rows(
     interactions: Path,
     known: pl.DataFrame,
     section: DataSection,

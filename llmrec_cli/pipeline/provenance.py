@@ -1,12 +1,10 @@
-"""Provenance of a run: hashes of prepared data and of the backbone's tokenizer and weights.
-
-A run's manifest records them as facts; whoever uses the run afterwards compares these with what
-lies there now.
-"""
+"""What a run is made from, and a run's session: lock, trackers, cost, end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +12,19 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
 from llmrec_cli.pipeline.backbone import HISTORY_FACT, base_source, history_fact
-from llmrec_cli.runs.record import BASE_FILES
+from llmrec_cli.runs.record import BASE_FILES, finish_run, start_run
 from llmrec_cli.runs.run import Run
+from llmrec_cli.runs.tracking import Trackers, open_trackers
+from llmrec_cli.training.distributed import Ranks, measure_usage
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file
+from llmrec_cli.utils.locks import lock_run, roll_back
+from llmrec_cli.utils.progress import Progress
+
+# Provenance of a run: hashes of prepared data and of the backbone's tokenizer and weights.
+#
+# A run's manifest records them as facts; whoever uses the run afterwards compares these with what
+# lies there now.
+
 
 COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
 _TOKENIZER: Final = (
@@ -108,3 +116,54 @@ def _hash_base(recipe: Recipe, weights: bool) -> dict[str, str]:
         names += ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
     found = {name: hash_file(folder / name) for name in names}
     return found if commit is None else found | {COMMIT: commit}
+
+
+# A training command's use of its run's folder: lock, start, trackers, cost, end.
+#
+# lock -> start_run -> the training, measured -> finish_run; input that turns out to be wrong
+# before anything was trained leaves no folder behind
+
+
+@dataclass
+class RunSession:
+    """A run's folder that this process, or its group, has for itself."""
+
+    run: Run
+    trackers: Trackers
+    is_finished: bool = False  # by another process, while this one waited: nothing is left to do
+    outcome: Mapping[str, Any] = field(default_factory=dict)  # for the manifest, set at the end
+
+
+@contextmanager
+def open_session(
+    recipe: Recipe,
+    run: Run,
+    facts: Mapping[str, Any],
+    ranks: Ranks,
+    progress: Progress,
+    *,
+    resume: bool,
+) -> Iterator[RunSession]:
+    """``start_run`` by the first process; without an exception, the run is done at the end.
+
+    What it took of the machine is measured on the way (of a resumed run: since it was resumed).
+
+    Raises:
+        ArtefactError: as ``start_run``; or another run of llmrec works in the folder.
+        MachineError, RecipeError: a tracker of the recipe cannot work here.
+    """
+    folder = run.folder
+    with (
+        open_trackers(recipe.track, folder, writes=ranks.is_first, say=progress.say) as trackers,
+        lock_run(folder) if ranks.is_first else nullcontext(),
+    ):
+        session, existed = RunSession(run, trackers), folder.exists()
+        ranks.first(lambda: start_run(recipe, run, facts, resume=resume))
+        if ranks.most(int(ranks.is_first and run.is_done)):
+            session.is_finished = True
+            yield session
+            return
+        with measure_usage(ranks.device) as usage, roll_back(folder, existed or not ranks.is_first):
+            yield session
+        cost = usage.to_record(ranks)
+        ranks.first(lambda: finish_run(run, session.outcome, cost))

@@ -20,8 +20,8 @@ from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.evaluation.ranking import rank_windows
 from llmrec_cli.methods.contract import ItemScores, Method, Needs
 from llmrec_cli.models.sequential import Sequential
-from llmrec_cli.pipeline.context import CatalogueContext
 from llmrec_cli.pipeline.loading import load_sequential, make_language_ranker, require_sequential
+from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.tensors.trie import leaf_ranges
 from llmrec_cli.training.checkpoint import WEIGHTS
@@ -70,7 +70,7 @@ from llmrec_cli.utils.progress import Progress
 class TrainingStage:
     """One training stage, before its model is loaded."""
 
-    bench: CatalogueContext
+    context: CatalogueContext
     method: Method
     options: Any
     section: TrainSection
@@ -84,12 +84,12 @@ class TrainingStage:
         wanted = self.needs.negatives
         if wanted is None:
             return None
-        leaves = gather_entries(self.bench.prepared.items, self.bench.leaf_of_item)
-        train, valid = (self.bench.prepared.split(name) for name in ("train", "valid"))
+        leaves = gather_entries(self.context.prepared.items, self.context.leaf_of_item)
+        train, valid = (self.context.prepared.split(name) for name in ("train", "valid"))
         if wanted.draw == "disliked":
             require_scale(train, wanted.below)
         users = gather_users(train, leaves, wanted.below, valid)
-        return NegativeSampler(wanted, leaves, users, self.bench.recipe.seed)
+        return NegativeSampler(wanted, leaves, users, self.context.recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def build_datasets(
         facts: what a stored reference depends on.
         transforms: of a task that completes its training rows itself; None: with negatives.
     """
-    bench, needs = stage.bench, stage.needs
-    order = Sampler(len(rows), stage.section.batch, bench.recipe.seed)
+    context, needs = stage.context, stage.needs
+    order = Sampler(len(rows), stage.section.batch, context.recipe.seed)
     reference = _make_reference(stage, policy)
     train, valid = list[RowTransform](transforms or ()), list[RowTransform]()
     negatives = stage.sampler() if transforms is None else None
     if negatives is not None:
-        ask = RankWrongEntries(bench, negatives, policy, reference)
+        ask = RankWrongEntries(context, negatives, policy, reference)
         mined, steps = folder / NEGATIVES_FOLDER, count_updates(len(rows), stage.section)
         train.append(
             _add_negatives(
@@ -145,18 +145,26 @@ def build_datasets(
     if needs.reference is not None and reference is not None:
         keep = KeepReference(
             reference,
-            Collator(bench.trie, cut_forced=stage.method.legal_only(stage.options), rejected=True),
+            Collator(
+                context.trie, cut_forced=stage.method.legal_only(stage.options), rejected=True
+            ),
             Limits.of_section(stage.section),
-            bench.ranks.device,
+            context.ranks.device,
         )
         valid.append(keep)
         if needs.reference == "precompute":
             steps = count_updates(len(rows), stage.section)
             store = ReferenceStore(
-                folder / f"{REFERENCE_FOLDER}-{bench.ranks.index}-of-{bench.ranks.count}", facts
+                folder / f"{REFERENCE_FOLDER}-{context.ranks.index}-of-{context.ranks.count}", facts
             )
             store_reference(
-                store, Dataset(rows, train), order, steps, keep.compute_rows, bench.ranks, progress
+                store,
+                Dataset(rows, train),
+                order,
+                steps,
+                keep.compute_rows,
+                context.ranks,
+                progress,
             )
             train = [*(transforms or ()), AddStoredReference(store)]
         else:
@@ -168,7 +176,7 @@ def build_datasets(
         ):
             into.append(
                 _add_item_scores(
-                    bench, needs.item_scores, split, only_catalogue_rows(own), progress
+                    context, needs.item_scores, split, only_catalogue_rows(own), progress
                 )
             )
     return StageData(
@@ -190,19 +198,21 @@ def _make_reference(stage: TrainingStage, policy: Any) -> Reference | None:
 class RankWrongEntries:
     """The first wrong entries for every target, by the reference or by the policy as it is now."""
 
-    bench: CatalogueContext
+    context: CatalogueContext
     sampler: NegativeSampler
     policy: Any
     reference: Reference | None
 
     def __call__(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         """For each row, for each of its targets: leaves, best first."""
-        windows = [window for row in rows for window in as_windows(row, self.bench.catalogue)]
+        windows = [window for row in rows for window in as_windows(row, self.context.catalogue)]
         owned = [sorted(self.sampler.owned(window)) for window in windows]
         asked = self.reference.active() if self.reference else nullcontext(self.policy)
         with asked as model:
-            ranker = make_language_ranker(self.bench, model.model)
-            found = rank_windows(ranker, self.bench.ranks, windows, owned, self.sampler.wanted.pool)
+            ranker = make_language_ranker(self.context, model.model)
+            found = rank_windows(
+                ranker, self.context.ranks, windows, owned, self.sampler.wanted.pool
+            )
         lists = iter(found)
         return [[next(lists) for _ in row.targets] for row in rows]
 
@@ -230,25 +240,29 @@ def _add_negatives(
             steps=steps,
             refresh=refresh,
             folder=folder,
-            writes=ask.bench.ranks.is_first,
+            writes=ask.context.ranks.is_first,
         )
     return AddNegatives(ask.sampler, rows, order, miner)
 
 
 def _add_item_scores(
-    bench: CatalogueContext, wanted: ItemScores, split: str, rows: Sequence[Row], progress: Progress
+    context: CatalogueContext,
+    wanted: ItemScores,
+    split: str,
+    rows: Sequence[Row],
+    progress: Progress,
 ) -> AddItemScores:
     """Item probabilities of each target's history, from the baseline that the method names."""
     return AddItemScores(
-        load_item_scores(bench, wanted.model, split, rows, progress.say),
-        leaf_ranges(bench.trie),
-        bench.leaf_of_item,
+        load_item_scores(context, wanted.model, split, rows, progress.say),
+        leaf_ranges(context.trie),
+        context.leaf_of_item,
         keeps_history=wanted.history == "keep",
     )
 
 
 def load_item_scores(
-    bench: CatalogueContext,
+    context: CatalogueContext,
     name: str,
     split: str,
     rows: Sequence[Row],
@@ -260,7 +274,7 @@ def load_item_scores(
         ArtefactError: the model is not finished; the message says what to run.
         RecipeError: no such table, or a model without a state of a history (pop, itemknn).
     """
-    recipe, (model, weights) = bench.recipe, _load_scorer(bench, name)
+    recipe, (model, weights) = context.recipe, _load_scorer(context, name)
     facts = {
         "model": weights,
         "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
@@ -268,7 +282,7 @@ def load_item_scores(
     }
     folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"
     vectors_QD = load_vectors(
-        folder, facts, lambda: compute_vectors(model, rows, bench.leaf_of_item), say
+        folder, facts, lambda: compute_vectors(model, rows, context.leaf_of_item), say
     )
     return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
 
@@ -282,11 +296,11 @@ def scorer_facts(stage: TrainingStage) -> dict[str, Any]:
     wanted = stage.needs.item_scores
     if wanted is None:
         return {}
-    return {"scores": {wanted.model: _load_scorer(stage.bench, wanted.model)[1]}}
+    return {"scores": {wanted.model: _load_scorer(stage.context, wanted.model)[1]}}
 
 
-def _load_scorer(bench: CatalogueContext, name: str) -> tuple[Sequential, str]:
+def _load_scorer(context: CatalogueContext, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
-    require_sequential(bench.recipe, name)
-    weights = baseline_run(bench.recipe, name).folder / MODEL_FOLDER / WEIGHTS
-    return load_sequential(bench, name), hash_file(weights)
+    require_sequential(context.recipe, name)
+    weights = baseline_run(context.recipe, name).folder / MODEL_FOLDER / WEIGHTS
+    return load_sequential(context, name), hash_file(weights)

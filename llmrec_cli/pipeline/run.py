@@ -8,9 +8,9 @@ from pathlib import Path
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
-from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.plan import check_runs
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align, sft
 from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.runs.tracking import require_trackers
@@ -25,14 +25,14 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     ``report.outputs.write_reports`` writes the comparison into the experiment's folder.
     """
     require_trackers(recipe.track)
-    prepare(recipe, Path, progress=progress.say)
+    prepare_data(recipe, Path, progress=progress.say)
     check_runs(recipe, Silent())
     experiment = experiment_of(recipe)
     for one in experiment.runs:
         if not one.is_pop:  # which eval fits
             train_run(recipe, one, resume=True, progress=progress)
     names = experiment.names
-    return evaluate(recipe, names, split="test", again=False, keep=True, progress=progress)
+    return evaluate_runs(recipe, names, split="test", again=False, keep=True, progress=progress)
 
 
 def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:

@@ -9,11 +9,10 @@ from typing import Any
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.models.language_model import Policy
-from llmrec_cli.pipeline import context, requirements
+from llmrec_cli.pipeline import requirements, setup
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.plan import check_plan, plan_run
-from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
-from llmrec_cli.pipeline.session import open_session
+from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
 from llmrec_cli.runs.record import require_done, require_same_settings
 from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
 from llmrec_cli.tasks.operations import StageRows, load_operations
@@ -46,17 +45,17 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
         require_same_settings(recipe, run)
         progress.say(f"{run.folder}: already finished")
         return run.folder
-    bench = context.open_context(recipe, progress)
-    stage = check_plan(bench, plan)
+    context = setup.open_context(recipe, progress)
+    stage = check_plan(context, plan)
     found = load_operations(recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
-    facts = _gather_facts(recipe, bench, parent) | requirements.scorer_facts(stage)
-    with open_session(recipe, run, facts, bench.ranks, progress, resume=resume) as session:
+    facts = _gather_facts(recipe, context, parent) | requirements.scorer_facts(stage)
+    with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return run.folder
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
         model = load_policy(
-            bench,
+            context,
             parent,
             train=True,
             dropout=dropout,
@@ -75,16 +74,16 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
             transforms=found.transforms,
         )
         progress.say(f"{run}: {len(found.rows):,} {section.rows} rows, {_count_parameters(policy)}")
-        for line in _describe_left_out(bench, section, found):
+        for line in _describe_left_out(context, section, found):
             progress.say(f"{run}: {line}")
-        meaning = chosen.describe(options, bench.trie, bench.codec.spell)
+        meaning = chosen.describe(options, context.trie, context.codec.spell)
         if meaning is not None:
             progress.say(f"{run}: {meaning}")
         trainer = Trainer(
             policy=policy,
             method=chosen,
             options=options,
-            trie=bench.trie,
+            trie=context.trie,
             train_set=data.train,
             valid_set=data.valid,
             sampler=data.sampler,
@@ -92,29 +91,29 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
             section=section,
             seed=recipe.seed,
             folder=run.folder,
-            ranks=bench.ranks,
+            ranks=context.ranks,
             progress=progress,
             label=run.name,
             trackers=session.trackers,
         )
         histories = {split: lost.facts() for split, lost in sorted(found.left_out.items())}
-        outcome = _record_outcome(trainer.train(resume=resume), bench.ranks.count)
+        outcome = _record_outcome(trainer.train(resume=resume), context.ranks.count)
         session.outcome = outcome | {"histories": histories}
-        if bench.ranks.is_first:
-            write_result(run.result_folder(recipe), policy.model, bench.codec.tokenizer)
+        if context.ranks.is_first:
+            write_result(run.result_folder(recipe), policy.model, context.codec.tokenizer)
     return run.folder
 
 
 def _describe_left_out(
-    bench: context.CatalogueContext, section: TrainSection, found: StageRows
+    context: setup.CatalogueContext, section: TrainSection, found: StageRows
 ) -> Iterator[str]:
     """What is left out of the rows on their way to the loss, one line each."""
     yield from found.notes
     for split, lost in sorted(found.left_out.items()):
         in_passes = split == "train" and section.rows == "sequence"
-        if line := lost.line(context.describe_passes(bench) if in_passes else bench.encoder.why):
+        if line := lost.line(setup.describe_passes(context) if in_passes else context.encoder.why):
             yield f"{split}: {line}"
-    known = len(bench.prepared.split("valid"))
+    known = len(context.prepared.split("valid"))
     if section.validate_rows is not None and section.validate_rows < known:
         yield (
             f"valid: checkpoints are chosen on {section.validate_rows:,} of {known:,} rows "
@@ -124,15 +123,15 @@ def _describe_left_out(
 
 def _packs_answers(stage: requirements.TrainingStage) -> bool:
     """Whether a stage computes several answers behind one prompt."""
-    packed = stage.bench.recipe.task.packs or stage.section.rows == "user"
+    packed = stage.context.recipe.task.packs or stage.section.rows == "user"
     return packed or stage.needs.negatives is not None
 
 
 def _gather_facts(
-    recipe: Recipe, bench: context.CatalogueContext, parent: Run | None
+    recipe: Recipe, context: setup.CatalogueContext, parent: Run | None
 ) -> dict[str, Any]:
     """Hashes of everything that the run stands on."""
-    facts = describe_inputs(recipe, bench.codec.tokenizer) | {"leaves": bench.trie.n_leaves}
+    facts = describe_inputs(recipe, context.codec.tokenizer) | {"leaves": context.trie.n_leaves}
     if parent:
         require_same_inputs(parent, facts, whole_model=recipe.model.tuning == "full")
     facts["lineage"] = [recipe.model.backbone]

@@ -37,12 +37,12 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     """
     require_trackers(recipe.track)
     sources = list(_sources(recipe))
-    yield from ("resolved recipe:", *_indent(tomli_w.dumps(redact_values(recipe.resolved()))))
+    yield from ("resolved recipe:", *_indent(tomli_w.dumps(redact_values(recipe.to_table()))))
     yield from sources
     if rows:
         yield from _trial(recipe)
     else:
-        yield from _prepared(recipe)
+        yield from _describe_prepared(recipe)
     for run in experiment_of(recipe).runs:
         state = "finished" if check_finished(recipe, run) else "would run"
         yield f"{run}: {state}"
@@ -77,7 +77,7 @@ def _check_sources(data: DataSection) -> None:
     require_names(data)
 
 
-def _prepared(recipe: Recipe) -> Iterator[str]:
+def _describe_prepared(recipe: Recipe) -> Iterator[str]:
     """What the prepared folders' manifests say."""
     for folder in dict.fromkeys((recipe.prepared, recipe.prepared_for_eval)):
         path = folder / MANIFEST_FILE
@@ -91,7 +91,7 @@ def _prepared(recipe: Recipe) -> Iterator[str]:
 
 def _trial(recipe: Recipe) -> Iterator[str]:
     """Rows and tokens through the real code, in a temporary folder."""
-    from llmrec_cli.pipeline.prepare import prepare
+    from llmrec_cli.pipeline.prepare import prepare_data
 
     folders = {recipe.prepared, recipe.prepared_for_eval}
     missing = sorted(f for f in folders if not (f / MANIFEST_FILE).is_file())
@@ -104,7 +104,7 @@ def _trial(recipe: Recipe) -> Iterator[str]:
         for folder in folders.difference(missing):
             (trial.folder / folder.name).symlink_to(folder.resolve())
         if missing:
-            prepare(trial, Path)
+            prepare_data(trial, Path)
         yield from _tokens(trial)
 
 
@@ -125,15 +125,15 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
 
 def _tokens(recipe: Recipe) -> Iterator[str]:
     """Catalogue, one training row, row counts and memory, through the real code."""
-    from llmrec_cli.pipeline.context import open_context
     from llmrec_cli.pipeline.plan import check_plans
+    from llmrec_cli.pipeline.setup import open_context
 
-    bench = open_context(recipe, Silent())
-    check_plans(recipe, bench, experiment_of(recipe).runs)
-    yield _catalogue(bench)
-    for split in bench.prepared.splits:
-        yield f"{split}: {len(bench.prepared.split(split)):,} rows"
-        yield from _left_out(bench, split)
+    context = open_context(recipe, Silent())
+    check_plans(recipe, context, experiment_of(recipe).runs)
+    yield _catalogue(context)
+    for split in context.prepared.splits:
+        yield f"{split}: {len(context.prepared.split(split)):,} rows"
+        yield from _left_out(context, split)
     if recipe.eval.data is not None:
         other = open_context(recipe, Silent(), evaluation=True)
         yield f"to evaluate on: {_catalogue(other)}"
@@ -142,8 +142,8 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
     longest = 0
     for number, run in enumerate(_language_models(recipe)):
         section = run.section(recipe).train
-        meaning = _meaning(bench, run)
-        shown = _show_stage(bench, run)
+        meaning = _meaning(context, run)
+        shown = _show_stage(context, run)
         longest = max(longest, shown.longest)
         steps = -(-shown.count // section.batch) * section.epochs
         steps = min(steps, section.max_steps or steps)
@@ -153,31 +153,31 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
         if number == 0:
             yield "one training row (token: loss and legal tokens where it is predicted):"
             yield from _indent("\n".join(shown.first))
-    yield from _agreement(bench)
-    yield from _memory(recipe, bench, longest)
+    yield from _agreement(context)
+    yield from _memory(recipe, context, longest)
 
 
-def _left_out(bench: Any, split: str) -> Iterator[str]:
+def _left_out(context: Any, split: str) -> Iterator[str]:
     """What the prompts of a split have no room for, of ``COUNTED`` rows at most."""
-    from llmrec_cli.pipeline.context import choose_rows
+    from llmrec_cli.pipeline.setup import choose_rows
     from llmrec_cli.tasks.operations import load_operations
 
-    frame = bench.prepared.split(split)
+    frame = context.prepared.split(split)
     some = choose_rows(frame, COUNTED)
-    if line := load_operations(bench.recipe.task).describe_left_out(bench, some):
+    if line := load_operations(context.recipe.task).describe_left_out(context, some):
         drawn = f" (of {COUNTED:,} rows that were looked at)" if len(some) < len(frame) else ""
         yield f"{split}: {line}{drawn}"
 
 
-def _agreement(bench: Any) -> Iterator[str]:
+def _agreement(context: Any) -> Iterator[str]:
     """Whether the backbone's architecture computes here what it computes alone."""
     from llmrec_cli.pipeline.loading import probe_twin
 
-    yield f"backbone: {probe_twin(bench)}"
+    yield f"backbone: {probe_twin(context)}"
 
 
-def _catalogue(bench: Any) -> str:
-    trie, items = bench.trie, bench.prepared.items
+def _catalogue(context: Any) -> str:
+    trie, items = context.trie, context.prepared.items
     branching = int((trie.fan_out(trie.parent_N[1:]) > 1).sum())
     return (
         f"catalogue: {len(items):,} items, {trie.n_leaves:,} distinct token sequences of at most "
@@ -186,18 +186,18 @@ def _catalogue(bench: Any) -> str:
     )
 
 
-def _show_stage(bench: Any, run: Run) -> Any:
+def _show_stage(context: Any, run: Run) -> Any:
     """A stage's training rows, as its task shows them."""
     from llmrec_cli.pipeline.plan import plan_run
     from llmrec_cli.pipeline.requirements import TrainingStage
     from llmrec_cli.tasks.operations import load_operations
 
-    plan = plan_run(bench.recipe, run)
-    stage = TrainingStage(bench, plan.method, plan.options, plan.section)
-    return load_operations(bench.recipe.task).show_rows(stage, run.kind is RunKind.ALIGN)
+    plan = plan_run(context.recipe, run)
+    stage = TrainingStage(context, plan.method, plan.options, plan.section)
+    return load_operations(context.recipe.task).show_rows(stage, run.kind is RunKind.ALIGN)
 
 
-def _meaning(bench: Any, run: Run) -> str | None:
+def _meaning(context: Any, run: Run) -> str | None:
     """What an alignment's options mean on this catalogue.
 
     Raises:
@@ -207,10 +207,10 @@ def _meaning(bench: Any, run: Run) -> str | None:
 
     if run.kind is not RunKind.ALIGN:
         return None
-    stage = bench.recipe.align[run.table]
+    stage = context.recipe.align[run.table]
     method = find_method(stage.method)
-    method.init_state(stage.options, bench.trie)
-    return method.describe(stage.options, bench.trie, bench.codec.spell)
+    method.init_state(stage.options, context.trie)
+    return method.describe(stage.options, context.trie, context.codec.spell)
 
 
 def _language_models(recipe: Recipe) -> list[Run]:
@@ -218,24 +218,24 @@ def _language_models(recipe: Recipe) -> list[Run]:
     return [sft_run(recipe), *(align_run(recipe, table) for table in recipe.align)]
 
 
-def _show_row(bench: Any, row: Any) -> Iterator[str]:
+def _show_row(context: Any, row: Any) -> Iterator[str]:
     import torch
 
     from llmrec_cli.tensors.trie import paths
 
-    words = bench.codec.tokenizer.convert_ids_to_tokens
+    words = context.codec.tokenizer.convert_ids_to_tokens
     yield "prompt: " + " ".join(words(row.prompt.tolist()))
-    leaf_B = bench.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
-    node_BT, token_BT, length_B = paths(bench.trie, leaf_B)
+    leaf_B = context.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
+    node_BT, token_BT, length_B = paths(context.trie, leaf_B)
     for nodes, tokens, length in zip(node_BT, token_BT, length_B.tolist(), strict=True):
-        legal = bench.trie.fan_out(nodes[:length]).tolist()
+        legal = context.trie.fan_out(nodes[:length]).tolist()
         shown = zip(words(tokens[:length].tolist()), legal, strict=True)
         yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
     if len(row.targets) > 3:
         yield f"... and {len(row.targets) - 3} more targets"
 
 
-def _memory(recipe: Recipe, bench: Any, longest: int) -> Iterator[str]:
+def _memory(recipe: Recipe, context: Any, longest: int) -> Iterator[str]:
     """Weights, optimizer and activations, from the model's config alone."""
     import torch
     from transformers import AutoModelForCausalLM

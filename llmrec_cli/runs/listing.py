@@ -56,7 +56,7 @@ def find_states(folder: Path) -> list[RunState]:
     experiments = [path for path in experiments if path.is_dir() and _is_experiment(path)]
     if not experiments:
         raise ArtefactError(f"{folder}: holds no experiment of llmrec")
-    return [read_state(run) for experiment in experiments for run in _order_runs(experiment)]
+    return [read_run_state(run) for experiment in experiments for run in _order_runs(experiment)]
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{folder}: not the folder of a run{hint}")
     manifest = run.read_manifest()
     shown = ("facts", "outcome", "opened", "command", "git", "llmrec", "python", "machine")
-    found = read_state(run)
+    found = read_run_state(run)
     state = state_to_json(found)
     if found.problem is None:
         del state["problem"]
@@ -92,7 +92,7 @@ def state_to_json(found: RunState) -> dict[str, Any]:
     return {**asdict(found), "folder": str(found.folder), "changed": changed}
 
 
-def read_state(run: Run) -> RunState:
+def read_run_state(run: Run) -> RunState:
     """How far a run has come; a damaged one is told, not raised."""
     folder = run.folder
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -72,7 +72,7 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
         return
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.recipe_file, tomli_w.dumps(redact_values(recipe.resolved())).encode())
+    write_atomically(run.recipe_file, tomli_w.dumps(redact_values(recipe.to_table())).encode())
     write_json(run.manifest_file, {**described, **collect_circumstances(), "status": "running"})
 
 

@@ -251,7 +251,7 @@ def _parse_name(name: str) -> tuple[RunKind, str]:
     return (RunKind(kind), table) if kind in _TABLED else (RunKind.SFT, "")
 
 
-def find_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
+def find_recipe_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """The alignments and the conventional models that typed run names ask for."""
     found = [_parse_name(name) for name in names]
     aligns, baselines = (

@@ -21,9 +21,9 @@ from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.prepared import read_manifest
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods import find_method
-from llmrec_cli.pipeline.context import CatalogueContext
+from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.report.formatting import POLICY_NAMES
-from llmrec_cli.serving.finished import Finished
+from llmrec_cli.serving.finished import FinishedRun
 from llmrec_cli.tasks.operations import load_operations
 from llmrec_cli.utils.files import REPORT_FILE, read_json
 from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markdown
@@ -125,10 +125,10 @@ def is_local(recipe: Recipe) -> bool:
     return Path(recipe.model.backbone).is_absolute()
 
 
-def gather_card(finished: Finished, bench: CatalogueContext, wanted: Wanted) -> Card:
+def gather_card(finished: FinishedRun, context: CatalogueContext, wanted: Wanted) -> Card:
     """The card of a language model's run."""
     recipe = finished.recipe
-    grounds = _grounds(finished, bench)
+    prepared_folders = _grounds(finished, context)
     base = base_name(recipe, wanted)
     is_adapter = recipe.model.tuning == "lora" and not wanted.merge
     scores = read_scores(finished.folder, finished.manifest)
@@ -136,27 +136,29 @@ def gather_card(finished: Finished, bench: CatalogueContext, wanted: Wanted) -> 
         metadata=_metadata(finished, wanted, is_adapter=is_adapter),
         results=scores.headline,
         name=f"{finished.experiment} {finished.run}",
-        summary=_summary(bench, finished, base),
+        summary=_summary(context, finished, base),
         description=recipe.description,
         load_code=_adapter_code(recipe, base) if is_adapter else FULL_CODE,
         load_notes=tuple(_load_notes(recipe, wanted, base, is_adapter=is_adapter)),
         rank_code=RANK_CODE if recipe.task.ranks_catalogue else None,
-        answer="semantic ID" if has_tokens(bench.prepared.items) else "title, in quotes",
+        answer="semantic ID" if has_tokens(context.prepared.items) else "title, in quotes",
         decoding=_decoding(recipe),
-        example=load_operations(recipe.task).make_example(bench),
+        example=load_operations(recipe.task).make_example(context),
         sources=[
             (source["name"] + use, f"{source['bytes']:,}", source["sha256"])
-            for use, manifest in grounds.items()
+            for use, manifest in prepared_folders.items()
             for source in manifest["sources"]
         ],
         splits=[
             (name + use, *(f"{counts[key]:,}" for key in ("rows", "users", "targets")))
-            for use, manifest in grounds.items()
+            for use, manifest in prepared_folders.items()
             for name, counts in manifest["splits"].items()
         ],
-        preparation=" ".join(_preparation(use, manifest) for use, manifest in grounds.items()),
+        preparation=" ".join(
+            _preparation(use, manifest) for use, manifest in prepared_folders.items()
+        ),
         training=tuple(_training(finished, base)),
-        evaluated_on=", ".join(s["name"] for s in bench.prepared.manifest["sources"]),
+        evaluated_on=", ".join(s["name"] for s in context.prepared.manifest["sources"]),
         protocol=scores.protocol,
         score_headings=scores.headings,
         scores=scores.rows,
@@ -166,7 +168,7 @@ def gather_card(finished: Finished, bench: CatalogueContext, wanted: Wanted) -> 
     )
 
 
-def _metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[str, Any]:
+def _metadata(finished: FinishedRun, wanted: Wanted, *, is_adapter: bool) -> dict[str, Any]:
     recipe = finished.recipe
     on_hub = wanted.base_model or not is_local(recipe)
     named: dict[str, Any] = {
@@ -183,14 +185,14 @@ def _metadata(finished: Finished, wanted: Wanted, *, is_adapter: bool) -> dict[s
     return named
 
 
-def _method(finished: Finished) -> str:
+def _method(finished: FinishedRun) -> str:
     stage = finished.run.section(finished.recipe)
     return getattr(stage, "method", "sft")
 
 
-def _summary(bench: CatalogueContext, finished: Finished, base: str | None) -> str:
+def _summary(context: CatalogueContext, finished: FinishedRun, base: str | None) -> str:
     start = f"{base}, fine-tuned" if base else "A small Llama, trained from scratch"
-    n_items, n_entries = len(bench.prepared.items), bench.trie.n_leaves
+    n_items, n_entries = len(context.prepared.items), context.trie.n_leaves
     entries = "" if n_items == n_entries else f" ({n_entries:,} that it can tell apart)"
     return (
         f"{start}: {finished.recipe.task.summary}, from a catalogue of {n_items:,} items{entries}."
@@ -225,12 +227,12 @@ def _decoding(recipe: Recipe) -> str:
     return f"{rule}. Probabilities are over the whole catalogue, the history included."
 
 
-def _grounds(finished: Finished, bench: CatalogueContext) -> dict[str, Mapping[str, Any]]:
+def _grounds(finished: FinishedRun, context: CatalogueContext) -> dict[str, Mapping[str, Any]]:
     """Manifests of the data, by what tells them apart: another domain may be evaluated on."""
     trained_on = read_manifest(finished.recipe.prepared)
     if finished.recipe.eval.data is None:
         return {"": trained_on}
-    return {" (trained on)": trained_on, " (evaluated on)": bench.prepared.manifest}
+    return {" (trained on)": trained_on, " (evaluated on)": context.prepared.manifest}
 
 
 def _preparation(use: str, manifest: Mapping[str, Any]) -> str:
@@ -245,7 +247,7 @@ def _preparation(use: str, manifest: Mapping[str, Any]) -> str:
     return f"{split}. Cleaning: {how}. Histories: at most {data['history']} items."
 
 
-def _training(finished: Finished, base: str | None) -> Iterator[str]:
+def _training(finished: FinishedRun, base: str | None) -> Iterator[str]:
     recipe, manifest = finished.recipe, finished.manifest
     stage, model = manifest["settings"]["stage"], recipe.model
     train = stage["train"]

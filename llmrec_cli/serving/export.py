@@ -28,10 +28,10 @@ from llmrec_cli.models.loading import (
     untie_adapted,
 )
 from llmrec_cli.pipeline.backbone import base_source, prompt_template
-from llmrec_cli.pipeline.context import CatalogueContext
 from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.serving.card import Wanted, base_name, gather_card, render_card
-from llmrec_cli.serving.finished import Finished, open_finished, open_finished_context
+from llmrec_cli.serving.finished import FinishedRun, open_finished, open_finished_context
 from llmrec_cli.tasks.operations import load_operations
 from llmrec_cli.utils.files import (
     ADAPTER_FOLDER,
@@ -61,21 +61,21 @@ def copy_result(source: Path, folder: Path, *, leave_out: tuple[str, ...] = ()) 
             shutil.copyfile(file, folder / file.name)
 
 
-def plain_bench(bench: CatalogueContext) -> CatalogueContext:
+def plain_context(context: CatalogueContext) -> CatalogueContext:
     """The same run on a base of plain weights, with an attention that every machine has."""
-    model = bench.recipe.model
+    model = context.recipe.model
     attention = model.attention if model.attention in TREE_ATTENTION else "sdpa"
     section = model.model_copy(update={"quantize": "none", "attention": attention})
-    return replace(bench, recipe=bench.recipe.model_copy(update={"model": section}))
+    return replace(context, recipe=context.recipe.model_copy(update={"model": section}))
 
 
-def write_merged(finished: Finished, bench: CatalogueContext, folder: Path) -> None:
+def write_merged(finished: FinishedRun, context: CatalogueContext, folder: Path) -> None:
     """An adapter added to its base, in the base's dtype, as one model.
 
     Args:
-        bench: of ``plain_bench``.
+        context: of ``plain_context``.
     """
-    model = load_policy(bench, finished.run, train=False, packs=False)
+    model = load_policy(context, finished.run, train=False, packs=False)
     merge(model).save_pretrained(folder)
     copy_result(finished.folder / ADAPTER_FOLDER, folder, leave_out=("adapter_",))
 
@@ -123,20 +123,20 @@ def require_portable(folder: Path, paths: tuple[Path, ...]) -> None:
                 )
 
 
-def write_ranking(bench: CatalogueContext, folder: Path) -> None:
+def write_ranking(context: CatalogueContext, folder: Path) -> None:
     """``catalogue.jsonl``, ``recommender.json`` and ``rank.py``: all that ranking needs."""
-    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in _items(bench))
+    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in _items(context))
     with (folder / CATALOGUE_FILE).open("w", encoding="utf-8", errors="replace") as stream:
         stream.writelines(lines)
-    write_json(folder / SETTINGS_FILE, _settings(bench))
+    write_json(folder / SETTINGS_FILE, _settings(context))
     script = files("llmrec_cli.serving.exported").joinpath(RANK_FILE).read_bytes()
     (folder / RANK_FILE).write_bytes(script)
 
 
-def _items(bench: CatalogueContext) -> list[dict[str, Any]]:
+def _items(context: CatalogueContext) -> list[dict[str, Any]]:
     """The catalogue, the most popular first: of equal entries, the one that is recommended."""
-    template = prompt_template(bench.recipe.prompt_for_eval.template)
-    items = bench.prepared.items
+    template = prompt_template(context.recipe.prompt_for_eval.template)
+    items = context.prepared.items
     by_tokens = has_tokens(items)  # then prompts show the tokens, too
     found = []
     for item in items[COUNT].sort_values(ascending=False, kind="stable").index:
@@ -146,7 +146,7 @@ def _items(bench: CatalogueContext) -> list[dict[str, Any]]:
             "item_id": items[ITEM_ID].iloc[item],
             "title": named,
             "count": int(items[COUNT].iloc[item]),
-            "tokens": bench.catalogue[item].tolist(),
+            "tokens": context.catalogue[item].tolist(),
         }
         if template is not None and not by_tokens:
             entry["text"] = template.render_item(title)
@@ -154,11 +154,11 @@ def _items(bench: CatalogueContext) -> list[dict[str, Any]]:
     return found
 
 
-def _settings(bench: CatalogueContext) -> Mapping[str, Any]:
-    prompt = bench.recipe.prompt_for_eval
-    decode = bench.recipe.eval.decode
+def _settings(context: CatalogueContext) -> Mapping[str, Any]:
+    prompt = context.recipe.prompt_for_eval
+    decode = context.recipe.eval.decode
     template = prompt_template(prompt.template)
-    wording: dict[str, Any] = {"start": bench.codec.start}
+    wording: dict[str, Any] = {"start": context.codec.start}
     if template is not None:
         wording = {
             "head": template.head,
@@ -166,7 +166,7 @@ def _settings(bench: CatalogueContext) -> Mapping[str, Any]:
             "separator": template.separator,
             "empty": template.no_history,
         }
-    limits = {"max_tokens": bench.encoder.max_tokens, "history": bench.recipe.data.history}
+    limits = {"max_tokens": context.encoder.max_tokens, "history": context.recipe.data.history}
     return {
         "prompt": wording | limits,
         "decode": {
@@ -174,7 +174,7 @@ def _settings(bench: CatalogueContext) -> Mapping[str, Any]:
             "temperature": decode.temperature,
             "length_penalty": decode.length_penalty,
         },
-        "dtype": "float32" if bench.recipe.model.tuning == "full" else bench.recipe.model.dtype,
+        "dtype": "float32" if context.recipe.model.tuning == "full" else context.recipe.model.dtype,
     }
 
 
@@ -189,7 +189,7 @@ Tokens = list[tuple[list[int], list[int]]]  # prompt, answer
 
 
 def check_export(
-    finished: Finished, bench: CatalogueContext, folder: Path, *, merged: bool
+    finished: FinishedRun, context: CatalogueContext, folder: Path, *, merged: bool
 ) -> float:
     """Compare the log-probabilities of all tokens at every place of a few answers.
 
@@ -198,7 +198,7 @@ def check_export(
     it, it has to be what was merged in the stored dtype.
 
     Args:
-        bench: of ``plain_bench``.
+        context: of ``plain_context``.
         folder: the exported one, which is not yet in its place.
 
     Returns:
@@ -207,9 +207,9 @@ def check_export(
     Raises:
         ExportError: a difference is larger than the order of additions explains.
     """
-    rows = _rows(bench)
-    compare = _Compared(finished, bench.codec.tokenizer)
-    model = load_policy(bench, finished.run, train=False, packs=False).float()
+    rows = _rows(context)
+    compare = _Compared(finished, context.codec.tokenizer)
+    model = load_policy(context, finished.run, train=False, packs=False).float()
     own_PV = torch.cat([_policy_scores(Policy(model), *row) for row in rows])
     expected, expected_PV = "in the run", own_PV
     if merged:
@@ -218,9 +218,9 @@ def check_export(
         _nudge(model)
         moved = float((_plain_scores(model, rows) - expected_PV).abs().max())
         compare(own_PV, expected_PV, ("in the run", "merged in fp32"), CLOSE + 4 * moved)
-        expected = f"merged in {bench.recipe.model.dtype}"
-        if bench.recipe.model.dtype != "float32":
-            model = merge(load_policy(bench, finished.run, train=False, packs=False)).float()
+        expected = f"merged in {context.recipe.model.dtype}"
+        if context.recipe.model.dtype != "float32":
+            model = merge(load_policy(context, finished.run, train=False, packs=False)).float()
             expected_PV = _plain_scores(model, rows)
     del model  # one model in memory at a time
     found_PV = _plain_scores(_open_plainly(finished, folder), rows)
@@ -232,7 +232,7 @@ def check_export(
 class _Compared:
     """Refuses scores that are not those of the run."""
 
-    finished: Finished
+    finished: FinishedRun
     tokenizer: Any
 
     def __call__(
@@ -253,14 +253,16 @@ class _Compared:
         )
 
 
-def _rows(bench: CatalogueContext) -> Tokens:
+def _rows(context: CatalogueContext) -> Tokens:
     """Prompts and answers of the prepared data; where it has no rows, items without a history."""
     for name in _SPLITS:
-        if name in bench.prepared.splits and len(frame := bench.prepared.split(name).head(ROWS)):
+        if name in context.prepared.splits and len(
+            frame := context.prepared.split(name).head(ROWS)
+        ):
             break
     else:
-        return [([bench.codec.start], item.tolist()) for item in bench.catalogue[:ROWS]]
-    encoded = load_operations(bench.recipe.task).encode_answers(bench, frame, name)
+        return [([context.codec.start], item.tolist()) for item in context.catalogue[:ROWS]]
+    encoded = load_operations(context.recipe.task).encode_answers(context, frame, name)
     return [(prompt.tolist(), answer.tolist()) for prompt, answer in encoded]
 
 
@@ -294,7 +296,7 @@ def _nudge(model: Any) -> None:
         weight.copy_(torch.nextafter(weight, torch.where(up, torch.inf, -torch.inf)))
 
 
-def _open_plainly(finished: Finished, folder: Path) -> Any:
+def _open_plainly(finished: FinishedRun, folder: Path) -> Any:
     """The exported model as its card says to load it, then in fp32; an adapter on its base."""
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -454,15 +456,15 @@ def export(
     _require_free(to)
     finished = open_finished(run, overrides)
     _check(finished, run, wanted)
-    bench = open_finished_context(finished, "cpu")
+    context = open_finished_context(finished, "cpu")
     progress.say(f"exporting {run}")
     found = 0.0
 
     def fill(folder: Path) -> None:
         nonlocal found
-        _fill(finished, bench, wanted, folder)
+        _fill(finished, context, wanted, folder)
         progress.say("comparing it with the run, as transformers opens it")
-        found = check_export(finished, plain_bench(bench), folder, merged=wanted.merge)
+        found = check_export(finished, plain_context(context), folder, merged=wanted.merge)
         progress.say(
             f"log-probabilities differ by at most {found:.1e} nats{_why(finished, wanted)}"
         )
@@ -472,7 +474,7 @@ def export(
     return Exported(to, files, found)
 
 
-def _why(finished: Finished, wanted: Wanted) -> str:
+def _why(finished: FinishedRun, wanted: Wanted) -> str:
     """What makes an export differ from its run, besides the order of additions."""
     model = finished.recipe.model
     reasons = []
@@ -486,18 +488,18 @@ def _why(finished: Finished, wanted: Wanted) -> str:
     return f": {'; '.join(reasons)}" if reasons else ""
 
 
-def _fill(finished: Finished, bench: CatalogueContext, wanted: Wanted, folder: Path) -> None:
+def _fill(finished: FinishedRun, context: CatalogueContext, wanted: Wanted, folder: Path) -> None:
     recipe = finished.recipe
     if recipe.model.tuning == "full":
         copy_result(finished.folder / MODEL_FOLDER, folder)
     elif wanted.merge:
-        write_merged(finished, plain_bench(bench), folder)
+        write_merged(finished, plain_context(context), folder)
     else:
         copy_result(finished.folder / ADAPTER_FOLDER, folder)
     make_portable(folder, base_name(recipe, wanted), recipe.model.revision)
     if recipe.task.ranks_catalogue:
-        write_ranking(bench, folder)
-    card = render_card(gather_card(finished, bench, wanted))
+        write_ranking(context, folder)
+    card = render_card(gather_card(finished, context, wanted))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     require_portable(folder, (recipe.folder, Path(recipe.model.backbone), folder))
 
@@ -510,7 +512,7 @@ def _require_free(to: Path) -> None:
         raise ArtefactError(f"--to {to}: is the folder that you are in; expected a new folder")
 
 
-def _check(finished: Finished, run: str | Path, wanted: Wanted) -> None:
+def _check(finished: FinishedRun, run: str | Path, wanted: Wanted) -> None:
     if finished.conventional:
         raise ArtefactError(
             f"{run}: a conventional model has no Hugging Face format; its weights are in "

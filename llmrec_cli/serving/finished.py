@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 
 from llmrec_cli.config.data import PromptSection
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, MachineError
-from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.backbone import base_source
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
 from llmrec_cli.runs.record import require_done
@@ -31,7 +31,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run that came to its end."""
 
     run: Run
@@ -49,7 +49,7 @@ class Finished:
         return not self.run.is_language_model
 
 
-def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished:
+def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> FinishedRun:
     """The run in a folder, with the recipe that lies there.
 
     Args:
@@ -71,7 +71,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             f"{folder}: holds the run {name}, and its files name it so: expected a folder {name} "
             "in its experiment's folder"
         )
-    recipe = load_recipe(str(file), overrides, whole=True)
+    recipe = read_recipe(str(file), overrides, whole=True)
     root = _find_working_folder(home.parent.parent, Path(recipe.out))
     recorded = parse(file.read_text(encoding="utf-8"))
     found = recipe.model_copy(
@@ -83,10 +83,10 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
         }
     )
     require_done(found, run)
-    return Finished(run, recipe.name, found, manifest)
+    return FinishedRun(run, recipe.name, found, manifest)
 
 
-def open_finished_context(finished: Finished, device: Device = "auto") -> context.CatalogueContext:
+def open_finished_context(finished: FinishedRun, device: Device = "auto") -> setup.CatalogueContext:
     """The run's data and catalogue, as ``llmrec eval`` ranks it, for this process alone.
 
     Raises:
@@ -98,11 +98,11 @@ def open_finished_context(finished: Finished, device: Device = "auto") -> contex
         check_folder(Path(base_source(recipe)))
     prepared = load_prepared(recipe.prepared)
     ranks = make_single_rank(_choose_device(device))
-    bench = context.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
+    context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
     whole_model = recipe.model.tuning == "full"
-    now = describe_inputs(recipe, bench.codec.tokenizer, weights=not whole_model)
+    now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)
     require_same_inputs(finished.run, now, whole_model=whole_model)
-    return bench
+    return context
 
 
 def _describe_folder(home: Path) -> str:

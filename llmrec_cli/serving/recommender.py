@@ -1,4 +1,4 @@
-"""``Recommender``: recommend with a finished run, from Python or ``llmrec recommend``.
+"""``Recommender``: a finished run that recommends, for programs; ``llmrec recommend`` uses it too.
 
 from llmrec_cli import Recommender
 recommender = Recommender.load("runs/quickstart/sft")
@@ -10,24 +10,146 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from llmrec_cli.data.catalog import CatalogueEntries, Finder, gather_entries, items_of_user
 from llmrec_cli.data.schema import ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.evaluation.predictions import to_jsonable
 from llmrec_cli.models.base import RankedLists, Ranker, ScoredBy
-from llmrec_cli.pipeline.context import CatalogueContext
 from llmrec_cli.pipeline.loading import load_ranker
-from llmrec_cli.serving.finished import Device, Finished, open_finished, open_finished_context
-from llmrec_cli.serving.recommendations import Recommendations, Recommended, Told
+from llmrec_cli.pipeline.setup import CatalogueContext
+from llmrec_cli.serving.finished import Device, FinishedRun, open_finished, open_finished_context
 from llmrec_cli.tensors.trie import paths
+from llmrec_cli.utils.text import clean_line
+
+# Recommendations for one history, as values and as text.
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedItem:
+    """An item of a history: what was asked, and what it was taken for."""
+
+    query: str  # as it was asked
+    item_id: str  # of the item that it was taken for
+    title: str | None  # None: the catalogue has semantic IDs and no titles
+    similarity: float  # 1: its id or title; below: a title like it
+    used: bool  # False: too far back for the model to be told of it
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """One recommended catalogue entry."""
+
+    rank: int  # from 1
+    item_id: str  # as the raw file has it
+    title: str | None  # None: the catalogue has semantic IDs and no titles
+    score: float  # the higher the better; ``scored_by`` of the list says what it is
+    probability: float | None  # over the whole catalogue, the history included; None: has none
+    log_probability: float | None  # nats
+    same_entry: tuple[str, ...]  # ids of other items that the model cannot tell from this one
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """A list for one history, best first."""
+
+    history: tuple[MatchedItem, ...]  # oldest first
+    items: tuple[Recommended, ...]  # best first; iterating over the list gives them
+    scored_by: ScoredBy  # what a score is
+    notes: tuple[str, ...]  # what a reader has to know, one line each
+
+    def __iter__(self) -> Iterator[Recommended]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def recommendations_to_json(found: Recommendations) -> dict[str, Any]:
+    """For ``json.dump``."""
+    plain_values: dict[str, Any] = to_jsonable(asdict(found))
+    return plain_values
+
+
+def recommendations_to_lines(found: Recommendations) -> list[str]:
+    """As plain lines."""
+    lines = [*_history_lines(found), f"recommended, by {_score_heading(found)}"]
+    width = len(str(len(found.items)))
+    for item in found.items:
+        name = _format_item(item.item_id, item.title) + _format_others(item)
+        lines.append(f"  {item.rank:>{width}}  {_format_score(found, item)}  {name}")
+    return lines + [f"note: {clean_line(note)}" for note in found.notes]
+
+
+def recommendations_to_tables(found: Recommendations) -> list[Table | Text]:
+    """For a terminal; titles are shown, never interpreted."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column(_score_heading(found), justify="right", no_wrap=True)
+    table.add_column("item")
+    table.add_column("id", overflow="fold")
+    for item in found.items:
+        title = clean_line(item.title or "-") + _format_others(item)
+        cells = (str(item.rank), _format_score(found, item), title, clean_line(item.item_id))
+        table.add_row(*map(Text, cells))
+    notes = [Text(f"note: {clean_line(note)}") for note in found.notes]
+    return [*map(Text, _history_lines(found)), table, *notes]
+
+
+def _history_lines(found: Recommendations) -> list[str]:
+    if not found.history:
+        return []
+    count = "1 item" if len(found.history) == 1 else f"{len(found.history)} items, oldest first"
+    return [f"history: {count}", *(f"  {_describe_match(told)}" for told in found.history)]
+
+
+def _score_heading(found: Recommendations) -> str:
+    has = found.items and found.items[0].probability is not None
+    return "probability" if has else str(found.scored_by)
+
+
+def _format_score(found: Recommendations, item: Recommended) -> str:
+    if item.probability is not None:
+        return f"{item.probability:.4f}" if item.probability >= 1e-4 else f"{item.probability:.1e}"
+    return f"{item.score:.0f}" if found.scored_by is ScoredBy.COUNT else f"{item.score:.4f}"
+
+
+def _describe_match(told: MatchedItem) -> str:
+    """``"hobit" -> The Hobbit [id] (0.91)`` where something else was typed."""
+    name = _format_item(told.item_id, told.title)
+    if told.query not in (told.item_id, told.title):
+        name = f'"{clean_line(told.query)}" -> {name} (similarity {told.similarity:.2f})'
+    return name if told.used else f"{name} - too far back to be used"
+
+
+def _format_item(item_id: str, title: str | None) -> str:
+    return clean_line(item_id) if title is None else f"{clean_line(title)} [{clean_line(item_id)}]"
+
+
+def _format_others(item: Recommended) -> str:
+    others = ", ".join(map(clean_line, item.same_entry))
+    return f" (the same to the model: {others})" if others else ""
+
+
+# ``Recommender``: recommend with a finished run, from Python or ``llmrec recommend``.
+#
+# from llmrec_cli import Recommender
+# recommender = Recommender.load("runs/quickstart/sft")
+# for item in recommender.recommend(["a title", "an item id"], k=10):
+#     print(item.rank, item.title, item.probability)
+
 
 # A history as the user types it: ids and titles, matched to catalogue items.
 
@@ -38,12 +160,12 @@ class History:
 
     items: tuple[int, ...]  # all of them, catalogue indices
     used: tuple[int, ...]  # the last ones, as many as the model takes
-    told: tuple[Told, ...]
+    told: tuple[MatchedItem, ...]
     notes: tuple[str, ...]
 
 
 def read_history(
-    bench: CatalogueContext,
+    context: CatalogueContext,
     finder: Finder,
     queries: Sequence[str],
     scored_by: ScoredBy,
@@ -64,21 +186,21 @@ def read_history(
         raise TypeError(f"history = {queries!r}: expected a list of ids or titles")
     matches = [finder.find(query, fuzzy=fuzzy) for query in queries]
     items = tuple(match.item for match in matches)
-    used = items[-bench.recipe.data.history :]
+    used = items[-context.recipe.data.history :]
     in_prompt = len(used)
     if scored_by in (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED):
-        in_prompt -= int(bench.encoder.encode_counted([used]).left_out_N[0])
+        in_prompt -= int(context.encoder.encode_counted([used]).left_out_N[0])
     first_used = len(items) - in_prompt
     told = tuple(
-        Told(
+        MatchedItem(
             match.query,
-            *name_item(bench.prepared.items, match.item),
+            *name_item(context.prepared.items, match.item),
             similarity=match.similarity,
             used=place >= first_used,
         )
         for place, match in enumerate(matches)
     )
-    return History(items, used, told, tuple(_list_notes(bench, items, in_prompt, scored_by)))
+    return History(items, used, told, tuple(_list_notes(context, items, in_prompt, scored_by)))
 
 
 def name_item(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
@@ -88,9 +210,9 @@ def name_item(items: pd.DataFrame, item: int) -> tuple[str, str | None]:
 
 
 def _list_notes(
-    bench: CatalogueContext, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
+    context: CatalogueContext, items: Sequence[int], in_prompt: int, scored_by: ScoredBy
 ) -> Iterator[str]:
-    data = bench.recipe.data
+    data = context.recipe.data
     if scored_by is ScoredBy.COUNT:
         yield "Pop recommends the same to everybody; a history is only left out"
     elif not items and scored_by is ScoredBy.SIMILARITY:
@@ -100,15 +222,15 @@ def _list_notes(
     if len(items) > data.history:
         yield f"{len(items)} items: the last {data.history} are used (data.history)"
     if in_prompt < min(len(items), data.history):
-        yield f"the prompt has room for the last {in_prompt} items ({bench.encoder.why})"
+        yield f"the prompt has room for the last {in_prompt} items ({context.encoder.why})"
 
 
 @dataclass(frozen=True)
 class Recommender:
     """A finished run that recommends; ``load`` opens one."""
 
-    finished: Finished
-    bench: CatalogueContext
+    finished: FinishedRun
+    context: CatalogueContext
     leaves: CatalogueEntries
     finder: Finder
     ranker: Ranker
@@ -139,11 +261,11 @@ class Recommender:
                 f'{run}: its task is "{finished.recipe.task.name}", which ranks two given items: '
                 'expected a run of task "generate"'
             )
-        bench = open_finished_context(finished, device)
-        items = bench.prepared.items
-        leaves = gather_entries(items, bench.leaf_of_item)
-        ranker = load_ranker(bench, leaves, finished.run)
-        return cls(finished, bench, leaves, Finder(items), ranker)
+        context = open_finished_context(finished, device)
+        items = context.prepared.items
+        leaves = gather_entries(items, context.leaf_of_item)
+        ranker = load_ranker(context, leaves, finished.run)
+        return cls(finished, context, leaves, Finder(items), ranker)
 
     def recommend(
         self,
@@ -196,7 +318,7 @@ class Recommender:
         if k < 1:
             raise DataError(f"k = {k}: expected at least 1")
         read = [
-            read_history(self.bench, self.finder, history, self.ranker.scored_by, fuzzy=fuzzy)
+            read_history(self.context, self.finder, history, self.ranker.scored_by, fuzzy=fuzzy)
             for history in histories
         ]
         leaf_of_item = self.leaves.leaf_of_item_I
@@ -250,8 +372,8 @@ class Recommender:
         Raises:
             DataError: no such user; the message names the nearest ids.
         """
-        items = items_of_user(self.bench.prepared, user_id)
-        ids: list[str] = self.bench.prepared.items[ITEM_ID].iloc[items].tolist()
+        items = items_of_user(self.context.prepared, user_id)
+        ids: list[str] = self.context.prepared.items[ITEM_ID].iloc[items].tolist()
         return ids
 
     def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
@@ -261,9 +383,9 @@ class Recommender:
             return found.score_BK
         if scored_by is not ScoredBy.PENALISED:
             return None
-        leaf_P = torch.from_numpy(found.leaf_BK).clamp_min(0).flatten().to(self.bench.trie.device)
-        length_BK = paths(self.bench.trie, leaf_P)[2].view(found.leaf_BK.shape).cpu()
-        penalty = self.bench.recipe.eval.decode.length_penalty
+        leaf_P = torch.from_numpy(found.leaf_BK).clamp_min(0).flatten().to(self.context.trie.device)
+        length_BK = paths(self.context.trie, leaf_P)[2].view(found.leaf_BK.shape).cpu()
+        penalty = self.context.recipe.eval.decode.length_penalty
         log_BK: NDArray[np.float32] = (
             torch.from_numpy(found.score_BK) * length_BK**penalty
         ).numpy()
@@ -290,7 +412,7 @@ class Recommender:
     def _describe_entry(
         self, rank: int, leaf: int, score: float, log_probability: float | None
     ) -> Recommended:
-        catalogue, trie = self.bench.prepared.items, self.bench.trie
+        catalogue, trie = self.context.prepared.items, self.context.trie
         item = int(self.leaves.item_of_leaf_L[leaf])
         first, last = trie.item_start_L1[leaf : leaf + 2].tolist()
         others = [other for other in trie.item_order_I[first:last].tolist() if other != item]

@@ -59,7 +59,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class SourceGeneration:
     """One release of the Amazon data."""
 
     name: str  # "amazon2018"
@@ -79,11 +79,11 @@ class Generation:
 
 
 @cache
-def load_generations() -> Mapping[str, Generation]:
+def load_generations() -> Mapping[str, SourceGeneration]:
     """Every generation by its name."""
     table = tomllib.loads(FILE.read_text(encoding="utf-8"))
     return {
-        name: Generation(
+        name: SourceGeneration(
             name=name,
             **{key: entry[key] for key in ("title", "page", "licence", "cite", "formats")},
             categories=tuple(entry["categories"]),
@@ -94,7 +94,7 @@ def load_generations() -> Mapping[str, Generation]:
     }
 
 
-def find_generation(name: str) -> Generation:
+def find_generation(name: str) -> SourceGeneration:
     """A generation by its name.
 
     Raises:
@@ -107,7 +107,7 @@ def find_generation(name: str) -> Generation:
     return known[name]
 
 
-def find_category(name: str) -> tuple[Generation, str]:
+def find_category(name: str) -> tuple[SourceGeneration, str]:
     """Generation and category of ``amazon2018/Gift_Cards``; case and ``-`` for ``_`` are forgiven.
 
     Raises:
@@ -125,7 +125,7 @@ def find_category(name: str) -> tuple[Generation, str]:
     return generation, found
 
 
-def mirror_hosts(generation: Generation, base: str) -> tuple[Host, ...]:
+def mirror_hosts(generation: SourceGeneration, base: str) -> tuple[Host, ...]:
     """A lab's own copy: laid out as the first host, or all files in one folder.
 
     Raises:
@@ -516,7 +516,7 @@ MB = 1_000_000
 class Downloaded:
     """What lies in the folder now."""
 
-    generation: Generation
+    generation: SourceGeneration
     files: Mapping[str, tuple[Fetched, ...]]  # by kind
     recipe: str  # TOML: a ``[data]`` table that reads them
 
@@ -547,7 +547,7 @@ def download_category(
     return Downloaded(generation, files, format_recipe(generation, files))
 
 
-def find_generations(name: str | None) -> list[Generation]:
+def find_generations(name: str | None) -> list[SourceGeneration]:
     """What can be downloaded: of one generation, or of all.
 
     Raises:
@@ -556,7 +556,7 @@ def find_generations(name: str | None) -> list[Generation]:
     return list(load_generations().values()) if name is None else [find_generation(name)]
 
 
-def format_generation(generation: Generation) -> list[str]:
+def format_generation(generation: SourceGeneration) -> list[str]:
     """A generation in words, a category a line."""
     return [
         f"{generation.name}: {generation.title}",
@@ -591,7 +591,7 @@ def describe_downloads(found: Downloaded) -> dict[str, Any]:
     return {"files": files, "recipe": found.recipe, **about}
 
 
-def format_recipe(generation: Generation, files: Mapping[str, Sequence[Fetched]]) -> str:
+def format_recipe(generation: SourceGeneration, files: Mapping[str, Sequence[Fetched]]) -> str:
     """The ``[data]`` table of a recipe that reads these files; empty where only titles came."""
     named = {kind: [_format_path(one.path) for one in several] for kind, several in files.items()}
     main = next((kind for kind in ("reviews", "full", "splits", "ratings") if kind in named), None)
@@ -613,7 +613,7 @@ class _Folder:
     """A folder of downloads, of one category."""
 
     folder: Path
-    generation: Generation
+    generation: SourceGeneration
     category: str
     progress: Progress
 
@@ -713,7 +713,7 @@ def _is_entry(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in fits.items())
 
 
-def _list_kinds(generation: Generation, kinds: Sequence[str]) -> list[str]:
+def _list_kinds(generation: SourceGeneration, kinds: Sequence[str]) -> list[str]:
     if "all" in kinds:  # whoever wants all reviews rather than the 5-core says so
         return [kind for kind in generation.kinds if kind != "full"]
     for kind in kinds:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmrec_cli import methods
-from llmrec_cli.config.loader import did_you_mean, load_recipe, parse_value
+from llmrec_cli.config.loader import did_you_mean, parse_value, read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import UNTRAINED, Range, SweepSection
 from llmrec_cli.errors import RecipeError
@@ -23,8 +23,8 @@ from llmrec_cli.runs.run import (
     RunKind,
     baseline_run,
     experiment_of,
+    find_recipe_tables,
     find_run_of_key,
-    find_tables,
 )
 from llmrec_cli.utils.toml import parse
 
@@ -48,7 +48,7 @@ _JUDGING = ("select", "validate_rows")  # keys of [train]
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep, checked."""
 
     word: str  # the recipe as it was named
@@ -111,7 +111,10 @@ class Plan:
 
     def _load_recipe(self, point: Point, seed: int, *further: str) -> tuple[Recipe, list[str]]:
         overrides = [*self.overrides, *format_overrides(point), f"seed={seed}", *further]
-        return load_recipe(self.word, overrides, *find_tables([self.run])), [self.word, *overrides]
+        return read_recipe(self.word, overrides, *find_recipe_tables([self.run])), [
+            self.word,
+            *overrides,
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What a study must have in common with the sweep that goes on with it."""
@@ -134,7 +137,7 @@ class Plan:
 
 def make_plan(
     word: str, overrides: Sequence[str], asked: Mapping[str, Any], grid: Iterable[str], study: str
-) -> Plan:
+) -> SweepPlan:
     """The sweep that a recipe and a command line ask for.
 
     Args:
@@ -146,7 +149,7 @@ def make_plan(
     Raises:
         RecipeError: what cannot be swept, or cannot be judged; no key, or an unknown one.
     """
-    recipe = load_recipe(word, overrides)
+    recipe = read_recipe(word, overrides)
     section = recipe.sweep or SweepSection()
     given = {key: value for key, value in asked.items() if value is not None}
     words = list(grid)
@@ -164,8 +167,8 @@ def make_plan(
         _require_sweepable(key)
     _check_values(word, overrides, space)
     run = section.stage or _find_judged_run(space)
-    plain = load_recipe(word, overrides, *find_tables([run]))
-    plan = Plan(word, tuple(overrides), plain, space, run, section, _check_study_name(study))
+    plain = read_recipe(word, overrides, *find_recipe_tables([run]))
+    plan = SweepPlan(word, tuple(overrides), plain, space, run, section, _check_study_name(study))
     _require_judge(plan)
     return plan
 
@@ -272,13 +275,13 @@ def _check_values(
         RecipeError: names the key, the value and what was expected.
     """
     for key, values in space.items():
-        tables = find_tables([find_run_of_key(key) or RunKind.SFT])
+        tables = find_recipe_tables([find_run_of_key(key) or RunKind.SFT])
         ends = [repr(values.low), repr(values.high)] if isinstance(values, Range) else values
         for text in ends:
-            load_recipe(word, [*overrides, f"{key}={text}"], *tables)
+            read_recipe(word, [*overrides, f"{key}={text}"], *tables)
 
 
-def _require_judge(plan: Plan) -> None:
+def _require_judge(plan: SweepPlan) -> None:
     """Refuse a run that has no figure on validation, or none that compares.
 
     Raises:

@@ -20,7 +20,7 @@ import tomli_w
 from llmrec_cli.config.loader import change_paths, find_recipe, merge_tables
 from llmrec_cli.errors import LlmrecError, MachineError, UserError
 from llmrec_cli.sweep.board import Board, Tried
-from llmrec_cli.sweep.plan import Plan, format_overrides
+from llmrec_cli.sweep.plan import SweepPlan, format_overrides
 from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
 from llmrec_cli.utils.files import write_atomically
 from llmrec_cli.utils.progress import Advance, Progress
@@ -34,7 +34,7 @@ BEST = "best.toml"
 
 
 def search_settings(
-    plan: Plan, *, storage: str | None, workers: int | Literal["auto"], progress: Progress
+    plan: SweepPlan, *, storage: str | None, workers: int | Literal["auto"], progress: Progress
 ) -> Board:
     """Try the points of a plan that are left; write the best one's recipe.
 
@@ -136,7 +136,7 @@ class _Workers:
         return Watch(should_prune, beat, should_stop=self._stop.is_set)
 
 
-def _list_places(plan: Plan, workers: int | Literal["auto"]) -> list[Place]:
+def _list_places(plan: SweepPlan, workers: int | Literal["auto"]) -> list[Place]:
     """Devices and threads of each worker."""
     devices = [] if plan.recipe.launch.device == "cpu" else _list_devices()
     count = workers if workers != "auto" else max(len(devices), 1)
@@ -158,7 +158,7 @@ def _list_devices() -> list[str]:
     return named[:count] if named else [str(i) for i in range(count)]
 
 
-def _write_best(plan: Plan, best: Tried) -> Path:
+def _write_best(plan: SweepPlan, best: Tried) -> Path:
     """The recipe of the best point, beside the study: the recipe as it was given, with its values.
 
     Raises:

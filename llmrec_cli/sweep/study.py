@@ -34,7 +34,7 @@ from llmrec_cli.config.training import Range
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.runs.record import list_differences
 from llmrec_cli.sweep.board import State, Tried
-from llmrec_cli.sweep.plan import Plan, Point, format_toml
+from llmrec_cli.sweep.plan import Point, SweepPlan, format_toml
 from llmrec_cli.utils.files import translate_os_errors
 from llmrec_cli.utils.locks import is_held, wait_for_lock
 
@@ -57,7 +57,7 @@ Say = Callable[[str], object]
 class SweepStudy:
     """Points of a plan, one after the other, until all are tried.  Safe for threads."""
 
-    def __init__(self, plan: Plan, study: Study, say: Say) -> None:
+    def __init__(self, plan: SweepPlan, study: Study, say: Say) -> None:
         self.plan = plan
         self._study = study
         self._say = say
@@ -135,7 +135,7 @@ class SweepStudy:
 
 @contextmanager
 def open_study(
-    plan: Plan, storage: str | None, say: Say = lambda text: None
+    plan: SweepPlan, storage: str | None, say: Say = lambda text: None
 ) -> Iterator[SweepStudy]:
     """The study of a plan, made or gone on with.
 
@@ -162,12 +162,12 @@ def open_study(
         sign.unlink(missing_ok=True)
 
 
-def _lock_study(plan: Plan, say: Say) -> AbstractContextManager[None]:
+def _lock_study(plan: SweepPlan, say: Say) -> AbstractContextManager[None]:
     """Hold the study's lock: SQLite's own do not keep two processes from taking one trial."""
     return wait_for_lock(plan.folder / ".open.lock", plan.folder, say)
 
 
-def _requeue_left_trials(plan: Plan, study: Study) -> None:
+def _requeue_left_trials(plan: SweepPlan, study: Study) -> None:
     """Queue again what dead processes left, and what failed for what another time may not lack."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_abandoned(plan.folder, trial):
@@ -250,7 +250,7 @@ def _hide_secret(text: str, storage: str | None) -> str:
     return text.replace(str(secret), "***") if secret else text
 
 
-def _load_study(plan: Plan, storage: str | None) -> Study:
+def _load_study(plan: SweepPlan, storage: str | None) -> Study:
     study = optuna.create_study(
         storage=_open_storage(plan.folder, storage),
         study_name=f"{plan.recipe.name}/{plan.study}",
@@ -290,7 +290,7 @@ def _open_storage(folder: Path, storage: str | None) -> optuna.storages.BaseStor
         raise MachineError(f"{mask_storage(storage)}: package {package} is not installed") from None
 
 
-def _make_sampler(plan: Plan, chosen: int) -> optuna.samplers.BaseSampler:
+def _make_sampler(plan: SweepPlan, chosen: int) -> optuna.samplers.BaseSampler:
     """What chooses a point; those of a grid are all queued beforehand.
 
     Args:
@@ -310,12 +310,12 @@ def _make_distribution(values: Any) -> BaseDistribution:
     return Floats(float(values.low), float(values.high), log=values.log)
 
 
-def _format_value(plan: Plan, key: str, value: Any) -> str:
+def _format_value(plan: SweepPlan, key: str, value: Any) -> str:
     """A parameter of optuna as TOML text; choices are that already."""
     return format_toml(value) if isinstance(plan.space[key], Range) else str(value)
 
 
-def _require_same(plan: Plan, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same(plan: SweepPlan, before: dict[str, Any], now: dict[str, Any]) -> None:
     for key, old, new in list_differences(before, now):
         raise ArtefactError(
             f"{plan.folder}: begun with {key} = {old!r}, now {new!r}; use the same recipe and "

@@ -25,7 +25,7 @@ from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import Run
-from llmrec_cli.sweep.plan import Plan, Point, list_needed_runs
+from llmrec_cli.sweep.plan import Point, SweepPlan, list_needed_runs
 from llmrec_cli.training.launch import LAUNCHER
 from llmrec_cli.utils.files import (
     BASE_FOLDER,
@@ -101,7 +101,7 @@ class _Experiment:
 class Trials:
     """The points of a plan as trainings.  Safe for threads, and for other sweeps in the folder."""
 
-    plan: Plan
+    plan: SweepPlan
     say: Callable[[str], object] = lambda text: None  # told of another sweep that is waited for
     _prepared: set[Path] = field(default_factory=set)  # folders whose data were checked
 

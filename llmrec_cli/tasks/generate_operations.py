@@ -14,14 +14,14 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.schema import HISTORY, TARGET
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.ranking import measure_left_out, validation_metrics
-from llmrec_cli.pipeline.context import (
+from llmrec_cli.pipeline.loading import make_language_ranker
+from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.pipeline.setup import (
     CatalogueContext,
     build_training_rows,
     build_window_rows,
     choose_rows,
 )
-from llmrec_cli.pipeline.loading import make_language_ranker
-from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
@@ -34,52 +34,52 @@ if TYPE_CHECKING:
     from llmrec_cli.pipeline.compare import Compared
 
 
-def make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
+def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     """Rows of a stage that learns to generate the next item."""
-    bench, recipe = stage.bench, stage.bench.recipe
-    rows = build_training_rows(bench, stage.section.rows)
+    context, recipe = stage.context, stage.context.recipe
+    rows = build_training_rows(context, stage.section.rows)
     sampler = stage.sampler()
-    valid = choose_rows(bench.prepared.split("valid"), stage.section.validate_rows)
+    valid = choose_rows(context.prepared.split("valid"), stage.section.validate_rows)
 
     def rank_valid(policy: Any) -> dict[str, float]:
-        ranker, cutoff = make_language_ranker(bench, policy.model), max(recipe.eval.cutoffs)
-        return validation_metrics(ranker, bench.ranks, valid, bench.leaf_of_item, cutoff)
+        ranker, cutoff = make_language_ranker(context, policy.model), max(recipe.eval.cutoffs)
+        return validation_metrics(ranker, context.ranks, valid, context.leaf_of_item, cutoff)
 
     usable = sampler.require(rows) if sampler else rows
-    valid_rows = build_window_rows(bench, valid)
+    valid_rows = build_window_rows(context, valid)
     left_out = {
-        "train": count_rows_left_out(bench.prepared.split("train"), rows),
+        "train": count_rows_left_out(context.prepared.split("train"), rows),
         "valid": count_rows_left_out(valid, valid_rows),
     }
     notes = sampler.dropped(rows, usable) if sampler else ()
     return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
 
 
-def check_rows(stage: TrainingStage, aligns: bool) -> None:
+def _check_rows(stage: TrainingStage, aligns: bool) -> None:
     """Refuse prompts without room for any item, and rows with too few possible negatives."""
-    require_prompt_room(stage.bench)
+    require_prompt_room(stage.context)
     _check_negatives(stage)
 
 
-def require_prompt_room(bench: CatalogueContext) -> None:
+def require_prompt_room(context: CatalogueContext) -> None:
     """Refuse a wording that leaves no room for any item."""
-    bench.encoder.encode([()])
+    context.encoder.encode([()])
 
 
-def show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
+def _show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
     """The first row with, beside each token of an answer, how many tokens are legal there."""
-    bench = stage.bench
-    rows = build_training_rows(bench, stage.section.rows)
-    longest = max(count_tokens(rows, bench.trie.to("cpu")))
-    return ShownRows(len(rows), tuple(_show_row(bench, rows[0])), longest)
+    context = stage.context
+    rows = build_training_rows(context, stage.section.rows)
+    longest = max(count_tokens(rows, context.trie.to("cpu")))
+    return ShownRows(len(rows), tuple(_show_row(context, rows[0])), longest)
 
 
-def describe_left_out(bench: CatalogueContext, frame: pd.DataFrame) -> str | None:
+def describe_left_out(context: CatalogueContext, frame: pd.DataFrame) -> str | None:
     """What the prompts of these rows have no room for."""
-    return measure_left_out(bench.encoder, bench.ranks, frame).line(bench.encoder.why)
+    return measure_left_out(context.encoder, context.ranks, frame).line(context.encoder.why)
 
 
-def evaluate(
+def _evaluate(
     recipe: Recipe, runs: Sequence[Run], split: str, existing: Existing, progress: Progress
 ) -> Compared:
     """Rank the whole catalogue for every row of the split."""
@@ -88,12 +88,12 @@ def evaluate(
     return evaluate_catalogue(recipe, runs, split=split, existing=existing, progress=progress)
 
 
-def encode_answers(
-    bench: CatalogueContext, frame: pd.DataFrame, split: str
+def _encode_answers(
+    context: CatalogueContext, frame: pd.DataFrame, split: str
 ) -> list[tuple[IntArray, IntArray]]:
     """Every row's prompt, and its target."""
-    prompts = bench.encoder.encode(frame[HISTORY].tolist())
-    answers = [bench.catalogue[item] for item in frame[TARGET]]
+    prompts = context.encoder.encode(frame[HISTORY].tolist())
+    answers = [context.catalogue[item] for item in frame[TARGET]]
     return list(zip(prompts, answers, strict=True))
 
 
@@ -107,7 +107,7 @@ class _NoPrompts:
 
 
 def _check_negatives(stage: TrainingStage) -> None:
-    sampler, prepared = stage.sampler(), stage.bench.prepared
+    sampler, prepared = stage.sampler(), stage.context.prepared
     if sampler is None:
         return
     wanted, batch = sampler.wanted, stage.section.batch
@@ -123,13 +123,13 @@ def _check_negatives(stage: TrainingStage) -> None:
         )
 
 
-def _show_row(bench: CatalogueContext, row: Row) -> Iterator[str]:
-    words = bench.codec.tokenizer.convert_ids_to_tokens
+def _show_row(context: CatalogueContext, row: Row) -> Iterator[str]:
+    words = context.codec.tokenizer.convert_ids_to_tokens
     yield "prompt: " + " ".join(words(row.prompt.tolist()))
-    leaf_B = bench.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
-    node_BT, token_BT, length_B = paths(bench.trie, leaf_B)
+    leaf_B = context.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
+    node_BT, token_BT, length_B = paths(context.trie, leaf_B)
     for nodes, tokens, length in zip(node_BT, token_BT, length_B.tolist(), strict=True):
-        legal = bench.trie.fan_out(nodes[:length]).tolist()
+        legal = context.trie.fan_out(nodes[:length]).tolist()
         shown = zip(words(tokens[:length].tolist()), legal, strict=True)
         yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
     if len(row.targets) > 3:
@@ -137,12 +137,12 @@ def _show_row(bench: CatalogueContext, row: Row) -> Iterator[str]:
 
 
 OPERATIONS = Operations(
-    make_rows=make_rows,
-    check_rows=check_rows,
-    show_rows=show_rows,
+    make_rows=_make_rows,
+    check_rows=_check_rows,
+    show_rows=_show_rows,
     describe_left_out=describe_left_out,
     check_evaluation=require_prompt_room,
-    evaluate=evaluate,
-    encode_answers=encode_answers,
-    make_example=lambda bench: None,  # rank.py, which an export brings, shows more
+    evaluate=_evaluate,
+    encode_answers=_encode_answers,
+    make_example=lambda context: None,  # rank.py, which an export brings, shows more
 )

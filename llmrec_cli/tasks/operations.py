@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from llmrec_cli.config.recipe import Recipe
     from llmrec_cli.pipeline.compare import Compared
-    from llmrec_cli.pipeline.context import CatalogueContext
     from llmrec_cli.pipeline.requirements import TrainingStage
+    from llmrec_cli.pipeline.setup import CatalogueContext
     from llmrec_cli.runs.record import Existing
     from llmrec_cli.runs.run import Run
     from llmrec_cli.training.dataset import RowTransform
@@ -57,7 +57,7 @@ class Operations:
         check_evaluation: whether the prompts of the test split can be made.
         evaluate: (recipe, runs, split, what to do with reports that exist, progress): score the
             split with every run, write reports, compare all evaluated runs.
-        encode_answers: (workbench, rows, split): a prompt and an answer as token ids, per row.
+        encode_answers: (context, rows, split): a prompt and an answer as token ids, per row.
         make_example: a prompt and its answers for a model card; None: nothing to show.
     """
 

@@ -22,20 +22,21 @@ from llmrec_cli.evaluation.auc import (
     write_pairs,
 )
 from llmrec_cli.models.language_model import Policy
-from llmrec_cli.pipeline import context
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
-from llmrec_cli.tasks.pairs import UserPairs, score_pairs
 from llmrec_cli.tasks.rank_pair_operations import (
+    UserPairs,
     choose_pairs,
     count_pairs_left_out,
     describe_candidates,
     make_pair_encoder,
+    score_pairs,
 )
-from llmrec_cli.training.distributed import measured
+from llmrec_cli.training.distributed import measure_usage
 from llmrec_cli.training.rows import LeftOut, PairRow
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
 from llmrec_cli.utils.progress import Progress
@@ -59,49 +60,49 @@ def evaluate_pairs(
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
-    bench = context.open_context(recipe, progress, evaluation=True)
-    require_all_inputs(recipe, bench.codec.tokenizer, runs)
-    frame = context.choose_rows(bench.prepared.split(split), recipe.eval.rows)
-    asked = choose_pairs(bench, frame, split)
+    context = setup.open_context(recipe, progress, evaluation=True)
+    require_all_inputs(recipe, context.codec.tokenizer, runs)
+    frame = setup.choose_rows(context.prepared.split(split), recipe.eval.rows)
+    asked = choose_pairs(context, frame, split)
     source = describe_candidates(frame, asked)
-    encoder = make_pair_encoder(bench, recipe.prompt_for_eval)
+    encoder = make_pair_encoder(context, recipe.prompt_for_eval)
     rows = encoder.encode(asked)
     histories = count_pairs_left_out(asked, rows)
     if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
         progress.say(f"{split}: {line}")
 
     def evaluate_run(run: Run) -> None:
-        with measured(bench.ranks.device) as usage:
+        with measure_usage(context.ranks.device) as usage:
             if run.is_pop:
-                scores = _by_popularity(bench, asked)
+                scores = _by_popularity(context, asked)
             else:
-                scores = _by_model(bench, rows, run, progress)
-        pairs, cost = _table(frame, asked, scores), usage.recorded(bench.ranks)
-        protocol = _protocol(bench, source, run, split)
-        bench.ranks.first(partial(_write, bench, pairs, protocol, cost, histories, run))
+                scores = _by_model(context, rows, run, progress)
+        pairs, cost = _table(frame, asked, scores), usage.to_record(context.ranks)
+        protocol = _protocol(context, source, run, split)
+        context.ranks.first(partial(_write, context, pairs, protocol, cost, histories, run))
 
     for run in runs:
-        with open_evaluation(run, split, bench.ranks, existing) as is_wanted:
+        with open_evaluation(run, split, context.ranks, existing) as is_wanted:
             if is_wanted:
                 evaluate_run(run)
     return compare_experiment(recipe, split)
 
 
 def _write(
-    bench: context.CatalogueContext,
+    context: setup.CatalogueContext,
     pairs: pd.DataFrame,
     protocol: PairProtocol,
     cost: Mapping[str, Any],
     histories: LeftOut,
     run: Run,
 ) -> None:
-    recipe = bench.recipe
+    recipe = context.recipe
     run.folder.mkdir(parents=True, exist_ok=True)
     write_pairs(run.pairs_file(protocol.split), pairs)
     report = build_pair_report(
         pairs,
         protocol,
-        _trained_users(bench),
+        _trained_users(context),
         resamples=recipe.eval.resamples,
         seed=recipe.seed,
     )
@@ -112,27 +113,27 @@ def _write(
 
 
 def _by_model(
-    bench: context.CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
+    context: setup.CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
 ) -> np.ndarray[Any, Any]:
-    recipe = bench.recipe
-    policy = Policy(load_policy(bench, run, train=False)).eval()
+    recipe = context.recipe
+    policy = Policy(load_policy(context, run, train=False)).eval()
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
         scores = score_pairs(
             policy,
             rows,
-            bench.trie,
+            context.trie,
             batch=recipe.eval.batch,
-            ranks=bench.ranks,
+            ranks=context.ranks,
             advance=advance,
         )
     return np.concatenate(scores)
 
 
 def _by_popularity(
-    bench: context.CatalogueContext, asked: Sequence[UserPairs]
+    context: setup.CatalogueContext, asked: Sequence[UserPairs]
 ) -> np.ndarray[Any, Any]:
-    count_I = bench.prepared.items[COUNT].to_numpy(np.float64)
+    count_I = context.prepared.items[COUNT].to_numpy(np.float64)
     return np.array([[count_I[u.liked], count_I[other]] for u in asked for other in u.others])
 
 
@@ -151,22 +152,22 @@ def _table(
     return table.assign(**columns).reset_index(drop=True)
 
 
-def _trained_users(bench: context.CatalogueContext) -> frozenset[str]:
+def _trained_users(context: setup.CatalogueContext) -> frozenset[str]:
     """Users with rows that the runs were trained on; none of another domain's."""
-    if bench.recipe.eval.data is not None:
+    if context.recipe.eval.data is not None:
         return frozenset()
-    splits = [name for name in ("train", PREFERENCE) if name in bench.prepared.splits]
-    return frozenset(user for name in splits for user in bench.prepared.split(name)[USER_ID])
+    splits = [name for name in ("train", PREFERENCE) if name in context.prepared.splits]
+    return frozenset(user for name in splits for user in context.prepared.split(name)[USER_ID])
 
 
-def _protocol(bench: context.CatalogueContext, source: str, run: Run, split: str) -> PairProtocol:
-    hashes = {"data": hash_file(bench.prepared.folder / MANIFEST_FILE)}
+def _protocol(context: setup.CatalogueContext, source: str, run: Run, split: str) -> PairProtocol:
+    hashes = {"data": hash_file(context.prepared.folder / MANIFEST_FILE)}
     if run.manifest_file.is_file():
         hashes["run"] = hash_file(run.manifest_file)
     return PairProtocol(
-        task=bench.recipe.task.name,
+        task=context.recipe.task.name,
         split=split,
         candidates=source,
-        template=Path(bench.recipe.prompt_for_eval.template).name,
+        template=Path(context.recipe.prompt_for_eval.template).name,
         hashes=hashes,
     )

@@ -77,30 +77,30 @@ def chain_nodes(trie: Trie, first_BX: Tensor, last_BX: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedBeams:
     """The best finished leaves of each user: score descending, equal scores by leaf index."""
 
     score_BK: Tensor
     leaf_BK: Tensor  # int64, NONE where the score is -inf
 
-    def rows(self, rows_B: Tensor) -> Finished:
-        return Finished(self.score_BK[rows_B], self.leaf_BK[rows_B])
+    def rows(self, rows_B: Tensor) -> FinishedBeams:
+        return FinishedBeams(self.score_BK[rows_B], self.leaf_BK[rows_B])
 
 
-def no_finished(n_users: int, width: int, device: torch.device) -> Finished:
+def no_finished(n_users: int, width: int, device: torch.device) -> FinishedBeams:
     """An empty list of ``width`` places for each user."""
     shape = (n_users, width)
-    return Finished(
+    return FinishedBeams(
         torch.full(shape, -torch.inf, device=device), torch.full(shape, NONE, device=device)
     )
 
 
-def add_finished(finished: Finished, score_BC: Tensor, leaf_BC: Tensor) -> Finished:
+def add_finished(finished: FinishedBeams, score_BC: Tensor, leaf_BC: Tensor) -> FinishedBeams:
     """Merge candidates (score -inf: none) and keep the best, as many as before."""
     width = finished.score_BK.shape[1]
     score_BC = torch.cat([finished.score_BK, score_BC], dim=1)
     leaf_BC = torch.cat([finished.leaf_BK, leaf_BC], dim=1)
-    return Finished(*keep_best(score_BC, leaf_BC, width))
+    return FinishedBeams(*keep_best(score_BC, leaf_BC, width))
 
 
 def keep_best(score_BC: Tensor, leaf_BC: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -121,28 +121,28 @@ def keep_best(score_BC: Tensor, leaf_BC: Tensor, width: int) -> tuple[Tensor, Te
     return score_BK, torch.where(score_BK.isfinite(), leaf_BK, NONE)
 
 
-def counted(leaf_BK: Tensor, excluded_BQ: Tensor) -> Tensor:
+def count_found(leaf_BK: Tensor, excluded_BQ: Tensor) -> Tensor:
     """True where a place of the list counts towards k: a leaf that is not excluded."""
     return (leaf_BK != NONE) & ~(leaf_BK[:, :, None] == excluded_BQ[:, None, :]).any(2)
 
 
-def kth_score(finished: Finished, excluded_BQ: Tensor, k: int) -> Tensor:
+def kth_score(finished: FinishedBeams, excluded_BQ: Tensor, k: int) -> Tensor:
     """Score of the k-th finished leaf that is not excluded, -inf while there are fewer.
 
     An open prefix below this score cannot change the first k: the proof of exactness.
     """
-    rank_BK = counted(finished.leaf_BK, excluded_BQ).cumsum(1)
+    rank_BK = count_found(finished.leaf_BK, excluded_BQ).cumsum(1)
     reached_BK = rank_BK >= k
     place_B1 = reached_BK.int().argmax(1, keepdim=True)
     score_B = finished.score_BK.gather(1, place_B1)[:, 0]
     return torch.where(reached_BK.any(1), score_B, -torch.inf)
 
 
-def cut_after_kth(finished: Finished, excluded_BQ: Tensor, k: int) -> Finished:
+def cut_after_kth(finished: FinishedBeams, excluded_BQ: Tensor, k: int) -> FinishedBeams:
     """Blank everything after the k-th leaf that is not excluded."""
-    counted_BK = counted(finished.leaf_BK, excluded_BQ)
+    counted_BK = count_found(finished.leaf_BK, excluded_BQ)
     beyond_BK = counted_BK.cumsum(1) - counted_BK.long() >= k
-    return Finished(
+    return FinishedBeams(
         finished.score_BK.masked_fill(beyond_BK, -torch.inf),
         finished.leaf_BK.masked_fill(beyond_BK, NONE),
     )
@@ -188,13 +188,13 @@ class BeamStep:
     """What one token-synchronous step decides."""
 
     running: Open  # the best K candidates that go on; node = the candidate's node
-    finished: Finished
+    finished: FinishedBeams
     lost_B: Tensor  # best score that was given up, -inf if none
     done_B: Tensor  # Hugging Face would add nothing more to this user's list
 
 
 def beam_step(
-    finished: Finished, new: Open, leaf_BC: Tensor, length: int, length_penalty: float
+    finished: FinishedBeams, new: Open, leaf_BC: Tensor, length: int, length_penalty: float
 ) -> BeamStep:
     """One step of Hugging Face's beam search, ``early_stopping = False``.
 

@@ -52,18 +52,18 @@ class LegalLogits:
 
     def log_probs(self, tau: float = 1.0) -> Tensor:
         """``log softmax_{V_t}(z / tau)``, [..., A, U]; -inf at illegal columns; tau > 0."""
-        return torch.log_softmax(self._masked(tau), dim=-1)
+        return torch.log_softmax(self._mask_logits(tau), dim=-1)
 
     def nll(self, tau: float = 1.0) -> Tensor:
         """``-log softmax_{V_t}(z / tau)(y)``, [..., A]; tau > 0.  MSL eq. 5, arXiv:2504.04178."""
-        masked_AU = self._masked(tau)
+        masked_AU = self._mask_logits(tau)
         return torch.logsumexp(masked_AU, dim=-1) - _at(masked_AU, self.target_A)
 
     def target_logits(self) -> Tensor:
         """``z(y)``, [..., A], raw."""
         return _at(self.logits_AU, self.target_A)
 
-    def _masked(self, tau: float) -> Tensor:
+    def _mask_logits(self, tau: float) -> Tensor:
         return (self.logits_AU / tau).masked_fill(~self.legal_AU(), -torch.inf)
 
 

@@ -144,7 +144,7 @@ def _looks(folder: Path) -> tuple[Any, ...]:
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters that training changes, by name; contiguous CPU copies."""
     named = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return {name: _stored(p) for name, p in named}
+    return {name: _copy_tensor(p) for name, p in named}
 
 
 def restore_weights(model: nn.Module, folder: Path) -> None:
@@ -206,7 +206,7 @@ def write_result(folder: Path, model: Any, tokenizer: Any) -> None:
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a finished model of our own as ``weights.safetensors``."""
-    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
+    stored = {name: _copy_tensor(tensor) for name, tensor in tensors.items()}
     write_folder(folder, lambda temporary: write_safetensors(temporary / WEIGHTS, stored))
 
 
@@ -216,12 +216,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {
-        f"{index}/{key}": _stored(value)
+        f"{index}/{key}": _copy_tensor(value)
         for index, parameter in enumerate(_parameters(optimizer))
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def _copy_tensor(tensor: Tensor) -> Tensor:
     """A whole, contiguous copy on the CPU."""
     return gather_pieces(tensor).cpu().contiguous().clone()

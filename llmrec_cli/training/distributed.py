@@ -67,7 +67,7 @@ class Ranks:
         return device
 
     @property
-    def sharded(self) -> bool:
+    def has_shards(self) -> bool:
         """Weights are spread over the processes: all must run the same forward passes."""
         spread = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         return self.accelerator.distributed_type in spread
@@ -115,7 +115,7 @@ class Ranks:
         Raises:
             RuntimeError: a row came back more than once, or not at all (a bug).
         """
-        if self.count == 1 or self.sharded:
+        if self.count == 1 or self.has_shards:
             return [values.cpu() for values, _ in work(range(n_rows))]
         mine = self.share(range(n_rows))
         columns = work(mine)
@@ -293,7 +293,7 @@ class Usage:
     seconds: float = 0.0  # by the clock on the wall
     peak_bytes: int = 0  # of this process: a GPU's allocated memory, else resident; 0: unknown
 
-    def recorded(self, ranks: Ranks) -> dict[str, Any]:
+    def to_record(self, ranks: Ranks) -> dict[str, Any]:
         """JSON-able; the highest of all processes, which come here together."""
         peak = ranks.most(self.peak_bytes)
         return {
@@ -305,7 +305,7 @@ class Usage:
 
 
 @contextmanager
-def measured(device: torch.device) -> Iterator[Usage]:
+def measure_usage(device: torch.device) -> Iterator[Usage]:
     """Time and highest memory of the block, apart from what came before it.
 
     On Linux the kernel's high-water mark is set back first (``clear_refs``, proc(5)).  Elsewhere it

@@ -1,18 +1,11 @@
-"""Training and decoding rows: a prompt and the catalogue items that follow it.
-
-A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the item,
-and no mask is ever stored.  A *window* has one target.  Two kinds of rows hold many windows of a
-user and equal them (``as_windows``) in loss and gradient: in a *sequence* each target sees
-everything before it in one causal pass; in a *user row* every target has the prompt that a template
-makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to the
-rank-pair task, whose answers are texts rather than items.
-"""
+"""Rows: histories and targets as token ids, and the encoder that makes prompts of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Final, NamedTuple, Protocol
+from itertools import chain
+from typing import Any, Final, NamedTuple, Protocol, overload
 
 import numpy as np
 import pandas as pd
@@ -23,7 +16,63 @@ from llmrec_cli.data.prompts import SEQUENCE, Template, require_titles
 from llmrec_cli.data.schema import HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
-from llmrec_cli.utils.ragged import Ragged
+
+# Many token sequences in two arrays, which processes can map without copies.
+
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ragged(Sequence[Tokens]):
+    """Sequence s is ``token_T[start_S1[s] : start_S1[s + 1]]``; what comes out is a view."""
+
+    token_T: Tokens
+    start_S1: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence[int] | Tokens]) -> Ragged:
+        """Copied into two arrays; itself where it is one already."""
+        if isinstance(sequences, Ragged):
+            return sequences
+        kept = list(sequences)
+        start_S1 = np.cumsum([0, *map(len, kept)])
+        tokens = np.fromiter(chain.from_iterable(kept), np.int32, int(start_S1[-1]))
+        return cls(tokens, start_S1)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What ``from_arrays`` takes."""
+        return {"token_T": self.token_T, "start_S1": self.start_S1}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Ragged:
+        return cls(arrays["token_T"], arrays["start_S1"])
+
+    def __len__(self) -> int:
+        return len(self.start_S1) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Tokens: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Tokens]: ...
+    def __getitem__(self, at: int | slice) -> Tokens | list[Tokens]:
+        if isinstance(at, slice):
+            return [self[s] for s in range(*at.indices(len(self)))]
+        s = range(len(self))[at]
+        return self.token_T[self.start_S1[s] : self.start_S1[s + 1]]
+
+
+# Training and decoding rows: a prompt and the catalogue items that follow it.
+#
+# A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the
+# item,
+# and no mask is ever stored.  A *window* has one target.  Two kinds of rows hold many windows of a
+# user and equal them (``as_windows``) in loss and gradient: in a *sequence* each target sees
+# everything before it in one causal pass; in a *user row* every target has the prompt that a
+# template
+# makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to the
+# rank-pair task, whose answers are texts rather than items.
+
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]

@@ -58,7 +58,7 @@ class TrainerState:
         return dict(vars(self))
 
 
-def read_state(checkpoint: Path, stored: Mapping[str, Any]) -> TrainerState:
+def read_trainer_state(checkpoint: Path, stored: Mapping[str, Any]) -> TrainerState:
     """The state that a checkpoint holds; one of an older llmrec holds less.
 
     Raises:
@@ -190,7 +190,7 @@ class Trainer:
             collator,
             limits._replace(rows=limits.rows or self.section.batch),
             self.ranks,
-            shared=not self.ranks.sharded,  # where weights are spread, every rank sees all rows
+            shared=not self.ranks.has_shards,  # where weights are spread, every rank sees all rows
         )
 
     def make_collator(self) -> Collator:
@@ -303,7 +303,7 @@ class Trainer:
     def _validation_loss(self, module: Any) -> float:
         """Mean loss of the validation rows, with the same negatives every time."""
         sums: Sums = {"total": torch.zeros(()), "count": torch.zeros(())}
-        run = module if self.ranks.sharded else self.ranks.accelerator.unwrap_model(module)
+        run = module if self.ranks.has_shards else self.ranks.accelerator.unwrap_model(module)
         for own in self.valid_loader.iterate_passes(0):
             total, further = run(self._complete(self.valid_set, own), self.state.method)
             add_sums(sums, total, {"count": further["count"]})
@@ -417,7 +417,7 @@ class Trainer:
             return
         for reason in found.skipped:
             self.progress.say(f"skipped a damaged checkpoint: {reason}")
-        state = read_state(found.folder, found.state)
+        state = read_trainer_state(found.folder, found.state)
         if state.method.keys() != self.state.method.keys():
             stored, expected = (", ".join(s.method) or "nothing" for s in (state, self.state))
             raise ArtefactError(

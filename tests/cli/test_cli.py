@@ -109,7 +109,7 @@ def test_every_exception_is_one_line_and_its_documented_code(
     def command() -> None:
         raise error
 
-    assert exit_codes.guarded(command) == code
+    assert exit_codes.catch_errors(command) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
@@ -128,7 +128,7 @@ def test_the_traceback_of_a_bug_lies_in_the_folder_of_its_run(
         with lock_run(folder):
             raise RuntimeError("surprise")
 
-    assert exit_codes.guarded(command) == 1
+    assert exit_codes.catch_errors(command) == 1
     assert "runs/new/sft/debug.log" in capsys.readouterr().err
     assert "surprise" in (folder / "debug.log").read_text()
     assert not (tmp_path / "debug.log").exists()
@@ -145,7 +145,7 @@ def test_hostile_text_in_an_error_is_shown_and_not_interpreted(
     def command() -> None:
         raise DataError("title '[/] [bold]x[/bold] \x1b[31mred' is odd")
 
-    assert exit_codes.guarded(command) == 2
+    assert exit_codes.catch_errors(command) == 2
     shown = capsys.readouterr().err
     assert "[/] [bold]x[/bold]" in shown
     assert "\x1b" not in shown
@@ -155,7 +155,7 @@ def test_a_line_of_an_error_has_an_end(capsys: pytest.CaptureFixture[str]) -> No
     def command() -> None:
         raise RecipeError("x.toml: 1 problem\n  " + "k" * 90_000 + ": unknown key")
 
-    assert exit_codes.guarded(command) == 2
+    assert exit_codes.catch_errors(command) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("x.toml: 1 problem")
     assert 1000 < len(second) < 3000
@@ -176,7 +176,7 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
         raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("sys.argv", ["llmrec", command])
-    assert exit_codes.guarded(stopped) == 143
+    assert exit_codes.catch_errors(stopped) == 143
     assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
     assert ("--resume" in typed(capsys, command, "--help").out) == (advice == "go on with --resume")
 
@@ -196,7 +196,7 @@ def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(exit_codes, "_fail", said)
     monkeypatch.setattr("sys.argv", ["llmrec"])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = exit_codes.ended(failing)
+    code = exit_codes.run_to_exit_code(failing)
     signal.raise_signal(signal.SIGTERM)  # and on the way out
     return code
 
@@ -235,7 +235,7 @@ def test_every_signal_ends_a_command_and_leaves_no_half_of_a_folder(
     for heard in SIGNALS:
         signal.signal(heard, signal.SIG_DFL)
     monkeypatch.setattr("sys.argv", ["llmrec", "prepare"])
-    assert exit_codes.ended(command) == (130 if number == signal.SIGINT else 143)
+    assert exit_codes.run_to_exit_code(command) == (130 if number == signal.SIGINT else 143)
     assert cleaned == [number]
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
     said = capsys.readouterr().err
@@ -246,7 +246,7 @@ def test_every_signal_ends_a_command_and_leaves_no_half_of_a_folder(
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_was_ignored_before_the_start_is_ignored(number: int) -> None:
     signal.signal(number, signal.SIG_IGN)
-    assert exit_codes.ended(lambda: signal.raise_signal(number)) == 0
+    assert exit_codes.run_to_exit_code(lambda: signal.raise_signal(number)) == 0
     assert signal.getsignal(number) == signal.SIG_IGN
 
 
@@ -286,7 +286,7 @@ def test_a_line_number_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise DataError("reviews.json:100: bad")
 
-    assert exit_codes.guarded(command) == 2
+    assert exit_codes.catch_errors(command) == 2
     assert "reviews.json:100: bad" in capsys.readouterr().err
 
 

@@ -215,7 +215,7 @@ def test_names_that_are_not_utf_8(
         (["validate", "quickstart", f"name={name}"], 2),
     ):
         monkeypatch.setattr(sys, "argv", ["llmrec", *words])
-        assert exit_codes.guarded(app.app) == code, words
+        assert exit_codes.catch_errors(app.app) == code, words
         shown = capsys.readouterr()
         assert "caf" in shown.out + shown.err
 

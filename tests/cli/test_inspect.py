@@ -27,18 +27,18 @@ from typer.testing import CliRunner
 from llmrec_cli.cli import options
 from llmrec_cli.cli.app import app
 from llmrec_cli.cli.shipped import copy_recipe
-from llmrec_cli.config.loader import list_shipped_names, load_recipe
+from llmrec_cli.config.loader import list_shipped_names, read_recipe
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.pipeline import environment
-from llmrec_cli.pipeline.compare import Asked, compare
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.compare import Asked, compare_runs
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.runs import listing
 from llmrec_cli.runs.listing import (
     describe_run,
     find_headline,
     find_states,
     format_size,
-    read_state,
+    read_run_state,
 )
 from llmrec_cli.runs.run import read_run_manifest, run_at
 from llmrec_cli.serving.recommender import Recommender
@@ -75,7 +75,7 @@ def test_a_copy_loads_and_is_the_same_experiment_of_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     [target, *_] = copy_recipe(name, Path("deep/mine.toml"))
-    ours, theirs = load_recipe(str(target)).resolved(), load_recipe(name).resolved()
+    ours, theirs = read_recipe(str(target)).to_table(), read_recipe(name).to_table()
     assert ours.pop("name") == "mine"
     assert theirs.pop("name") != "mine"
     files = [
@@ -94,8 +94,8 @@ def test_a_copied_quickstart_finds_its_sample(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert told("recipes", "copy", "quickstart", "--to", "mine.toml").splitlines()[0] == "mine.toml"
-    recipe = load_recipe("mine.toml")
-    assert len(prepare(recipe, Path).items) == 311
+    recipe = read_recipe("mine.toml")
+    assert len(prepare_data(recipe, Path).items) == 311
     assert recipe.data.reviews == ("data/sample/amazon2018/Synthetic_Toys.json.gz",)
 
 
@@ -191,7 +191,7 @@ def running(**train: object) -> dict[str, object]:
 
 
 def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> None:
-    found = read_state(run_at(a_run(tmp_path / "e" / "sft", running(), ROWS)))
+    found = read_run_state(run_at(a_run(tmp_path / "e" / "sft", running(), ROWS)))
     assert found.progress == "stopped at step 93 of 155"
     assert (found.best, found.best_step) == (0.4, 62)
     assert (found.experiment, found.run) == ("e", "sft")
@@ -208,38 +208,38 @@ def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> No
 def test_max_steps_and_select_count(
     train: dict[str, object], steps: int, best: float, tmp_path: Path
 ) -> None:
-    found = read_state(run_at(a_run(tmp_path / "e" / "sft", running(**train), ROWS)))
+    found = read_run_state(run_at(a_run(tmp_path / "e" / "sft", running(**train), ROWS)))
     assert (found.steps, found.best) == (steps, best)
 
 
 def test_a_run_whose_folder_is_claimed_is_running(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "e" / "sft", running(), ROWS[:1])
     with FileLock(tmp_path / "e" / ".sft.lock"):
-        assert read_state(run_at(folder)).progress == "running at step 31 of 155"
-    assert read_state(run_at(folder)).state == "stopped"
+        assert read_run_state(run_at(folder)).progress == "running at step 31 of 155"
+    assert read_run_state(run_at(folder)).state == "stopped"
 
 
 def test_done_evaluated_and_damaged_runs(tmp_path: Path) -> None:
     done = a_run(tmp_path / "e" / "baseline-pop", {"status": "done"}, [])
-    assert read_state(run_at(done)).progress == "done"
+    assert read_run_state(run_at(done)).progress == "done"
     report = {
         "protocol": {"seen": "remove", "cutoffs": [5, 10]},
         "remove": {"metrics": {"ndcg@10": {"mean": 0.25}}},
     }
     (done / "report.json").write_text(json.dumps(report))
-    assert (read_state(run_at(done)).state, read_state(run_at(done)).metric) == (
+    assert (read_run_state(run_at(done)).state, read_run_state(run_at(done)).metric) == (
         "evaluated",
         "ndcg@10 (remove)",
     )
     assert find_headline({"protocol": {}, "metrics": {"auc_paired": {"mean": 0.7}}})[1] == 0.7
     (done / "manifest.json").write_text("{")
-    found = read_state(run_at(done))
+    found = read_run_state(run_at(done))
     assert found.state == "damaged"
     assert found.problem is not None
     assert "not valid JSON" in found.problem
     for content in ("[" * 5000, "null", '{"facts": []}', '{"settings": {"stage": 1}}'):
         (done / "manifest.json").write_text(content)
-        assert read_state(run_at(done)).state == "damaged"
+        assert read_run_state(run_at(done)).state == "damaged"
         with pytest.raises(ArtefactError, match=r"manifest\.json: not"):
             describe_run(done)
     (done / "manifest.json").write_text('{"settings": {}, "facts": {}}')
@@ -301,7 +301,7 @@ def test_hostile_names_stay_text_in_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda folder: compare([str(folder)], Asked()),
+        lambda folder: compare_runs([str(folder)], Asked()),
         lambda folder: Recommender.load(folder),
         lambda folder: describe_run(folder),
     ],
@@ -372,12 +372,12 @@ def test_names_are_offered_for_every_kind_of_word(
     a_run(Path("runs/e/sft"), running(), [])
     Path("sub").mkdir()
     Path("sub/own.toml").write_text("")
-    assert options.folders("runs/") == ["runs/e", "runs/e/", "runs/e/sft"]
-    assert options.recipes("su") == ["sub/"]
-    assert options.recipes("sub/") == ["sub/own.toml"]
+    assert options.complete_folders("runs/") == ["runs/e", "runs/e/", "runs/e/sft"]
+    assert options.complete_recipes("su") == ["sub/"]
+    assert options.complete_recipes("sub/") == ["sub/own.toml"]
     assert "runs/e" in options.recipes_and_folders("runs/")
-    assert options.methods("d") == ["dmpo", "dpo"]
-    assert options.models("s") == ["sasrec"]
+    assert options.complete_methods("d") == ["dmpo", "dpo"]
+    assert options.complete_models("s") == ["sasrec"]
     assert options.categories("amazon2018/Gi") == ["amazon2018/Gift_Cards"]
 
 
@@ -445,7 +445,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m"
 
 @pytest.mark.slow
 def test_colour_in_a_terminal_and_none_under_no_color(tmp_path: Path) -> None:
-    prepare(load_recipe("quickstart", [f"out={tmp_path}"]), Path)
+    prepare_data(read_recipe("quickstart", [f"out={tmp_path}"]), Path)
     words = ("audit", str(tmp_path / "quickstart"))
     assert COLOUR.search(in_terminal(*words, cwd=tmp_path))
     plain = in_terminal(*words, cwd=tmp_path, NO_COLOR="1")

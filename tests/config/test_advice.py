@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import RecipeError
 
 LOG: dict[str, Any] = {"data": {"format": "amazon2018", "reviews": "r", "metadata": "m"}}
@@ -32,7 +32,7 @@ def problems(folder: Path, table: dict[str, Any], *overrides: str) -> list[str]:
     path = folder / "r.toml"
     path.write_text(tomli_w.dumps(table))
     try:
-        load_recipe(str(path), overrides)
+        read_recipe(str(path), overrides)
     except RecipeError as error:
         return str(error).split("\n  ")[1:]
     return []

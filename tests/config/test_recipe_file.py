@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from llmrec_cli import methods
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import (
     ALIGNMENTS,
@@ -63,12 +63,12 @@ def good(tmp_path: Path) -> Path:
 
 def problems(path: Path, *overrides: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(str(path), overrides)
+        read_recipe(str(path), overrides)
     return str(caught.value)
 
 
 def test_stages_inherit_the_shared_train_table(good: Path) -> None:
-    recipe = load_recipe(str(good))
+    recipe = read_recipe(str(good))
     assert recipe.sft.train.epochs == 7
     assert recipe.sft.train.batch == 16
     assert recipe.align["msl"].train.epochs == 7
@@ -77,34 +77,34 @@ def test_stages_inherit_the_shared_train_table(good: Path) -> None:
 
 
 def test_a_resolved_recipe_loads_to_the_same_recipe(good: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(str(good), ["train.clip=0.5"])
+    recipe = read_recipe(str(good), ["train.clip=0.5"])
     again = tmp_path / "again.toml"
-    again.write_text(tomli_w.dumps(recipe.resolved()))
-    assert load_recipe(str(again)) == recipe
+    again.write_text(tomli_w.dumps(recipe.to_table()))
+    assert read_recipe(str(again)) == recipe
 
 
 def test_dotted_paths_are_relative_to_the_recipe(good: Path, tmp_path: Path) -> None:
-    data = load_recipe(str(good)).data
+    data = read_recipe(str(good)).data
     assert data.metadata == (str(tmp_path / "meta.json"),)
     assert data.reviews == ("raw/reviews.json",)
 
 
 def test_overrides_win_and_may_add_tables(good: Path) -> None:
-    recipe = load_recipe(str(good), ["train.learning_rate=3e-3", "align.msl.tau=2", "name=other"])
+    recipe = read_recipe(str(good), ["train.learning_rate=3e-3", "align.msl.tau=2", "name=other"])
     assert recipe.train.learning_rate == 3e-3
     assert recipe.align["msl"].options.tau == 2  # type: ignore[attr-defined]  # options of msl
     assert recipe.name == "other"
 
 
 def test_a_wanted_alignment_gets_default_options(good: Path) -> None:
-    recipe = load_recipe(str(good), aligns=["lml"])
+    recipe = read_recipe(str(good), aligns=["lml"])
     assert recipe.align["lml"].parent == "sft"
 
 
 def test_extends_is_one_level_and_the_nearer_value_wins(good: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.toml"
     child.write_text('extends = "good.toml"\nname = "child"\n[train]\nepochs = 1\n')
-    recipe = load_recipe(str(child))
+    recipe = read_recipe(str(child))
     assert (recipe.name, recipe.train.epochs, recipe.data.format) == ("child", 1, "amazon2018")
     grandchild = tmp_path / "grandchild.toml"
     grandchild.write_text('extends = "child.toml"\n')
@@ -146,7 +146,7 @@ def test_a_recipe_is_validated_once(good: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(BaseModel, "model_validate", classmethod(counted))
     monkeypatch.setattr(BaseModel, "__init__", made)
-    recipe = load_recipe(str(good), ["model.scratch.hidden=64"], ["ilrec"], ["sasrec", "gru4rec"])
+    recipe = read_recipe(str(good), ["model.scratch.hidden=64"], ["ilrec"], ["sasrec", "gru4rec"])
     assert validated == [Recipe]
     assert recipe.align["ilrec"].options == IlrecOptions.model_construct()
     assert recipe.baseline["gru4rec"].train.learning_rate == 2e-3
@@ -202,7 +202,7 @@ def every_key() -> list[str]:
                 keys += walk(value, f"{prefix}{key}.")
         return keys
 
-    return walk(recipe.resolved(), "")
+    return walk(recipe.to_table(), "")
 
 
 @pytest.mark.parametrize("key", every_key())
@@ -227,7 +227,7 @@ def every_value() -> dict[str, object]:
     plain: dict[str, object] = {}
     recipe = Recipe.model_validate(
         {"name": "x", "data": {"format": "amazon2018", "reviews": "a", "metadata": "b"}}
-    ).resolved()
+    ).to_table()
     for key in every_key():
         value: object = recipe
         for part in key.split("."):
@@ -337,8 +337,8 @@ def test_an_unknown_recipe_names_the_nearest_shipped_one() -> None:
 def test_recipes_are_checked_without_torch(good: Path) -> None:
     code = (
         "import sys\n"
-        "from llmrec_cli.config.loader import load_recipe\n"
-        f"load_recipe({str(good)!r})\n"
+        "from llmrec_cli.config.loader import read_recipe\n"
+        f"read_recipe({str(good)!r})\n"
         "sys.exit('torch' in sys.modules or 'pandas' in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -379,14 +379,14 @@ def test_any_document_is_a_recipe_or_is_refused_by_its_keys(
         base = tomllib.loads(GOOD) if over_a_good_one else {}
         path.write_text(tomli_w.dumps({**base, **document}), encoding="utf-8")
         try:
-            recipe = load_recipe(str(path))
+            recipe = read_recipe(str(path))
         except RecipeError as error:
             first, *problems = str(error).split("\n  ")
             assert first.startswith(str(path))
             assert problems or ": " in first
             return
-        Path(name, "again.toml").write_text(tomli_w.dumps(recipe.resolved()), encoding="utf-8")
-        assert load_recipe(str(Path(name, "again.toml"))) == recipe
+        Path(name, "again.toml").write_text(tomli_w.dumps(recipe.to_table()), encoding="utf-8")
+        assert read_recipe(str(Path(name, "again.toml"))) == recipe
 
 
 GOOD_VALUES = st.fixed_dictionaries(
@@ -415,7 +415,7 @@ def test_a_recipe_of_drawn_values_survives_its_resolved_form(values: dict[str, A
     with tempfile.TemporaryDirectory() as name:
         path, again = Path(name, "good.toml"), Path(name, "again.toml")
         path.write_text(GOOD)
-        recipe = load_recipe(str(path), overrides)
-        again.write_text(tomli_w.dumps(recipe.resolved()), encoding="utf-8")
-        assert load_recipe(str(again)) == recipe
+        recipe = read_recipe(str(path), overrides)
+        again.write_text(tomli_w.dumps(recipe.to_table()), encoding="utf-8")
+        assert read_recipe(str(again)) == recipe
         assert recipe.seed == values.get("seed", 0)

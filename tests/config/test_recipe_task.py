@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import RecipeError
 
 PAIRS = """
@@ -33,7 +33,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> str:
     path = tmp_path / "r.toml"
     path.write_text(text)
     try:
-        load_recipe(str(path), overrides)
+        read_recipe(str(path), overrides)
     except RecipeError as error:
         return str(error).partition("\n  ")[2]
     return ""
@@ -124,12 +124,12 @@ def test_paths_of_other_data_are_anchored_too(tmp_path: Path) -> None:
     )
     path = tmp_path / "sub" / "r.toml"
     path.write_text(text)
-    recipe = load_recipe(str(path))
+    recipe = read_recipe(str(path))
     assert recipe.eval.data is not None
     assert recipe.eval.data.reviews == (str(tmp_path / "sub" / "other.json"),)
     assert recipe.prompt_for_eval.template == str(tmp_path / "sub" / "own.toml")
     assert recipe.prepared_for_eval == recipe.folder / "prepared-eval"
-    plain = load_recipe(str(path), ["eval.data.reviews=x.json"])
+    plain = read_recipe(str(path), ["eval.data.reviews=x.json"])
     assert plain.eval.data is not None
     assert plain.eval.data.reviews == ("x.json",)
 

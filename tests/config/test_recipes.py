@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, load_recipe
+from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, read_recipe
 from llmrec_cli.data.prompts import template_names
 from llmrec_cli.sources.download import find_category, load_generations
 
@@ -50,7 +50,7 @@ def test_the_promised_recipes_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_loads(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = read_recipe(name)
     assert recipe.description
     assert recipe.align, "a recipe without an alignment shows nothing"
 
@@ -65,12 +65,12 @@ def test_a_shipped_recipe_opens_with_command_needs_and_expectation(name: str) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_recipe_uses_a_shipped_template(name: str) -> None:
-    assert load_recipe(name).prompt.template in ["sequence", *template_names()]
+    assert read_recipe(name).prompt.template in ["sequence", *template_names()]
 
 
 def test_names_of_runs_are_distinct() -> None:
     """Two recipes of one name would write into the same folder."""
-    names = [load_recipe(name).name for name in NAMES]
+    names = [read_recipe(name).name for name in NAMES]
     assert len(set(names)) == len(names)
 
 
@@ -86,11 +86,11 @@ def test_recipes_share_by_extending(name: str) -> None:
     """No copied backbones: a recipe with a hub backbone takes it from its base file."""
     table = tomllib.loads(text(name))
     assert table.get("model", {}).get("backbone", "scratch") == "scratch"
-    assert "extends" in table or load_recipe(name).model.backbone == "scratch"
+    assert "extends" in table or read_recipe(name).model.backbone == "scratch"
 
 
 def test_the_quickstart_reads_the_shipped_sample() -> None:
-    data = load_recipe("quickstart").data
+    data = read_recipe("quickstart").data
     for path in (*data.reviews, *data.metadata):
         assert Path(path).is_file(), path
 
@@ -98,7 +98,7 @@ def test_the_quickstart_reads_the_shipped_sample() -> None:
 @pytest.mark.parametrize("category", ["toy", "clothing", "book"])
 def test_the_papers_setting_of_msl(category: str) -> None:
     """The released script's values, docs/methods/msl.md."""
-    recipe = load_recipe(f"papers/msl-{category}")
+    recipe = read_recipe(f"papers/msl-{category}")
     lora, data, decode = recipe.model.lora, recipe.data, recipe.eval.decode
     assert recipe.model.backbone == "meta-llama/Meta-Llama-3-8B"
     assert (lora.r, lora.alpha, lora.dropout, lora.targets) == (8, 16, 0.05, ("q_proj", "v_proj"))
@@ -124,7 +124,7 @@ def test_the_papers_setting_of_msl(category: str) -> None:
 @pytest.mark.parametrize("category", ["instruments", "arts", "games"])
 def test_the_papers_setting_of_ilrec(category: str) -> None:
     """docs/methods/ilrec.md."""
-    recipe = load_recipe(f"papers/ilrec-{category}")
+    recipe = read_recipe(f"papers/ilrec-{category}")
     lora, data, decode = recipe.model.lora, recipe.data, recipe.eval.decode
     assert recipe.model.backbone == "meta-llama/Llama-3.1-8B"
     assert (lora.r, lora.alpha, lora.targets) == (64, 32, ("all-linear",))
@@ -155,7 +155,7 @@ def test_the_papers_setting_of_ilrec(category: str) -> None:
 @pytest.mark.parametrize("name", ["dmpo-games-k1", "dmpo-games-k3", "dmpo-cross-domain"])
 def test_the_papers_setting_of_dmpo(name: str) -> None:
     """The released script's values, docs/methods/preference.md."""
-    recipe = load_recipe(f"papers/{name}")
+    recipe = read_recipe(f"papers/{name}")
     lora, stage, crosses = recipe.model.lora, recipe.align["dmpo"], name == "dmpo-cross-domain"
     assert recipe.model.backbone == "meta-llama/Llama-2-7b-chat-hf"
     assert (lora.r, lora.alpha, lora.targets) == (8, 16, ("all-linear",))
@@ -180,7 +180,7 @@ def test_the_papers_setting_of_dmpo(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_official_files_come_with_the_command_that_fetches_them(name: str) -> None:
     """What a recipe reads from ``raw/`` and an official host has is what ``download`` brings."""
-    recipe = load_recipe(name)
+    recipe = read_recipe(name)
     tables = [recipe.data, *([recipe.eval.data] if recipe.eval.data else [])]
     wanted = {
         Path(file).name

@@ -15,20 +15,19 @@ import pandas as pd
 import pytest
 from transformers import LlamaConfig
 
-from llmrec_cli.config.loader import list_shipped_names, load_recipe
+from llmrec_cli.config.loader import list_shipped_names, read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Question, load_rank_template, load_template, template_names
 from llmrec_cli.data.schema import HISTORY, ITEM_ID, TARGET, TOKENS
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.pipeline.context import (
+from llmrec_cli.pipeline.prepare import prepare_data
+from llmrec_cli.pipeline.setup import (
     CatalogueContext,
     build_training_rows,
     build_window_rows,
     open_context,
 )
-from llmrec_cli.pipeline.prepare import prepare
-from llmrec_cli.tasks.pairs import parse_pairs
-from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder
+from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder, parse_pairs
 from llmrec_cli.training.rows import Row, as_windows
 from llmrec_cli.utils.progress import Silent
 
@@ -134,7 +133,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(name: str, folder: Path, backbone: Path) -> Recipe:
     """A shipped recipe with its own prompts, on small files and a base of this machine."""
-    shipped = load_recipe(name)
+    shipped = read_recipe(name)
     words = [f"out={folder / 'runs'}"]
     for table, data in (("data", shipped.data), ("eval.data", shipped.eval.data)):
         if data is not None:
@@ -144,7 +143,7 @@ def small(name: str, folder: Path, backbone: Path) -> Recipe:
             words += [f"{table}.few_shot_users=4"] if data.split == "few-shot" else []
     if shipped.model.backbone != "scratch":
         words += [f"model.backbone={backbone}"]
-    recipe = load_recipe(name, words)
+    recipe = read_recipe(name, words)
     assert (recipe.prompt, recipe.eval.prompt) == (shipped.prompt, shipped.eval.prompt)
     return recipe
 
@@ -162,12 +161,12 @@ def spans(prompt: list[Any] | str, names: Sequence[list[Any] | str]) -> bool:
 
 
 def check(
-    bench: CatalogueContext, recipe: Recipe, prompt: Sequence[int], history: Sequence[int]
+    context: CatalogueContext, recipe: Recipe, prompt: Sequence[int], history: Sequence[int]
 ) -> None:
     """Refuse a prompt that lacks an item of its history; looks at the files, not at the code."""
     assert len(history) > 0
-    tokenizer = bench.codec.tokenizer
-    numbers = [int(bench.prepared.items[ITEM_ID].iloc[item].lstrip("I")) for item in history]
+    tokenizer = context.codec.tokenizer
+    numbers = [int(context.prepared.items[ITEM_ID].iloc[item].lstrip("I")) for item in history]
     if recipe.data.format == "semantic-ids":
         ids = [[tokenizer.get_vocab()[token] for token in INDEX[n]] for n in numbers]
         assert spans(list(prompt), ids)
@@ -175,25 +174,25 @@ def check(
     assert spans(tokenizer.decode(prompt), [TITLES[number] for number in numbers])
 
 
-def check_pairs(bench: CatalogueContext, recipe: Recipe, template: str) -> None:
+def check_pairs(context: CatalogueContext, recipe: Recipe, template: str) -> None:
     encoder = make_pair_encoder(
-        bench, recipe.prompt_for_eval if template == "eval" else recipe.prompt
+        context, recipe.prompt_for_eval if template == "eval" else recipe.prompt
     )
-    for split in bench.prepared.splits:
-        frame = bench.prepared.split(split)
-        asked = parse_pairs(frame) if "negatives" in frame else choose_pairs(bench, frame, split)
+    for split in context.prepared.splits:
+        frame = context.prepared.split(split)
+        asked = parse_pairs(frame) if "negatives" in frame else choose_pairs(context, frame, split)
         for pairs, row in zip(asked, encoder.encode(asked), strict=True):
             for prompt, other in zip(row.prompts, pairs.others, strict=True):
-                titles = bench.prepared.items["title"]
-                text = bench.codec.tokenizer.decode(prompt)
+                titles = context.prepared.items["title"]
+                text = context.codec.tokenizer.decode(prompt)
                 assert spans(text, [titles.iloc[item] for item in pairs.history])
                 assert all(titles.iloc[item] in text for item in (pairs.liked, other))
 
 
-def check_windows(bench: CatalogueContext, recipe: Recipe, rows: Sequence[Row]) -> None:
+def check_windows(context: CatalogueContext, recipe: Recipe, rows: Sequence[Row]) -> None:
     for row in rows:
-        for window in as_windows(row, bench.catalogue):
-            check(bench, recipe, window.prompt.tolist(), window.history)
+        for window in as_windows(row, context.catalogue):
+            check(context, recipe, window.prompt.tolist(), window.history)
 
 
 @pytest.mark.parametrize("name", list_shipped_names())
@@ -201,16 +200,18 @@ def test_every_item_of_a_history_is_in_the_prompt(
     name: str, tmp_path: Path, backbone: Path
 ) -> None:
     recipe = small(name, tmp_path, backbone)
-    prepare(recipe, Path)
-    bench = open_context(recipe, Silent())
+    prepare_data(recipe, Path)
+    context = open_context(recipe, Silent())
     if recipe.prompt.task == "rank-pair":
-        check_pairs(bench, recipe, "train")
+        check_pairs(context, recipe, "train")
         check_pairs(open_context(recipe, Silent(), evaluation=True), recipe, "eval")
         return
-    check_windows(bench, recipe, build_training_rows(bench, recipe.sft.train.rows))
-    frame = bench.prepared.split("test")
-    check_windows(bench, recipe, build_window_rows(bench, frame))
-    assert len({row.prompt.tobytes() for row in build_window_rows(bench, frame)}) == distinct(frame)
+    check_windows(context, recipe, build_training_rows(context, recipe.sft.train.rows))
+    frame = context.prepared.split("test")
+    check_windows(context, recipe, build_window_rows(context, frame))
+    assert len({row.prompt.tobytes() for row in build_window_rows(context, frame)}) == distinct(
+        frame
+    )
 
 
 def distinct(frame: pd.DataFrame) -> int:
@@ -234,12 +235,15 @@ def test_no_two_histories_of_the_papers_recipe_share_a_prompt(
     folder = (shared_data / reviews).parent
     files = [f"data.reviews={shared_data / reviews}", f"data.index={folder / index}"]
     words = [*files, "data.k_core=0", f"out={tmp_path / 'runs'}", f"model.backbone={backbone}"]
-    recipe = load_recipe("papers/ilrec-instruments", words)
-    prepare(recipe, Path)
-    bench = open_context(recipe, Silent())
-    assert bench.recipe.prompt.template == "instruments"
-    frame, tokens = bench.prepared.split("test"), bench.prepared.items[TOKENS].map(tuple).tolist()
+    recipe = read_recipe("papers/ilrec-instruments", words)
+    prepare_data(recipe, Path)
+    context = open_context(recipe, Silent())
+    assert context.recipe.prompt.template == "instruments"
+    frame, tokens = (
+        context.prepared.split("test"),
+        context.prepared.items[TOKENS].map(tuple).tolist(),
+    )
     spelt = {tuple(tokens[item] for item in history) for history in frame[HISTORY]}
-    prompts = bench.encoder.encode(frame[HISTORY].tolist())
+    prompts = context.encoder.encode(frame[HISTORY].tolist())
     assert len(spelt) > len(frame) * 0.9
     assert len({prompt.tobytes() for prompt in prompts}) == len(spelt)

@@ -11,7 +11,7 @@ import tomli_w
 
 from llmrec_cli.config.data import Columns, DataFormat, DataSection, Splits, get_dotted
 from llmrec_cli.config.formats import FORMATS
-from llmrec_cli.config.loader import list_shipped_names, load_recipe
+from llmrec_cli.config.loader import list_shipped_names, read_recipe
 from llmrec_cli.data.formats import find_reader
 from llmrec_cli.errors import RecipeError
 from tests.experiments import typed
@@ -41,7 +41,7 @@ def outcome(folder: Path, table: dict[str, Any], *overrides: str) -> tuple[list[
     path, notes = folder / "r.toml", list[str]()
     path.write_text(tomli_w.dumps(table))
     try:
-        load_recipe(str(path), overrides, say=notes.append)
+        read_recipe(str(path), overrides, say=notes.append)
     except RecipeError as error:
         return str(error).split("\n  ")[1:], notes
     return [], notes
@@ -71,10 +71,10 @@ def test_the_smallest_recipe_of_a_format_loads_and_so_does_its_resolved_form(
     """Every default is written out there, and what plays no part is not."""
     table = smallest(form)
     assert outcome(tmp_path, table) == ([], [])
-    recipe = load_recipe(str(tmp_path / "r.toml"))
-    resolved = recipe.resolved()
+    recipe = read_recipe(str(tmp_path / "r.toml"))
+    resolved = recipe.to_table()
     assert outcome(tmp_path, resolved) == ([], [])
-    assert load_recipe(str(tmp_path / "r.toml")) == recipe
+    assert read_recipe(str(tmp_path / "r.toml")) == recipe
     assert ("index" in resolved["data"]) == (form == "semantic-ids")
     assert ("k_core" in resolved["data"]) == FORMATS[form].uses_key("k_core")
     assert recipe.every_value()["data"]["k_core"] == 5  # a run's record compares all of them
@@ -225,7 +225,7 @@ def test_a_key_that_another_one_switches_off_is_noted(
     assert problems == []
     assert note.startswith(f"note: [{table}] {key} = ")
     assert words in note
-    resolved = load_recipe(str(tmp_path / "r.toml"), [override]).resolved()
+    resolved = read_recipe(str(tmp_path / "r.toml"), [override]).to_table()
     problems, notes = outcome(tmp_path, resolved)
     assert problems == []
     assert note in notes  # what was set is not lost
@@ -258,7 +258,7 @@ def test_one_note_for_one_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list_shipped_names())
 def test_no_shipped_recipe_sets_what_plays_no_part(name: str) -> None:
     notes: list[str] = []
-    recipe = load_recipe(name, say=notes.append)
+    recipe = read_recipe(name, say=notes.append)
     assert notes == []
     assert get_dotted(recipe.data, "format") in FORMATS
 
@@ -267,11 +267,11 @@ def test_a_runs_own_record_may_state_every_key(tmp_path: Path) -> None:
     """Older versions wrote all defaults into ``recipe.toml``."""
     path = tmp_path / "r.toml"
     path.write_text(tomli_w.dumps(WINDOWS))
-    recipe = load_recipe(str(path))
+    recipe = read_recipe(str(path))
     path.write_text(tomli_w.dumps(recipe.every_value()))
     with pytest.raises(RecipeError, match="k_core = 5: format"):
-        load_recipe(str(path))
-    assert load_recipe(str(path), whole=True) == recipe
+        read_recipe(str(path))
+    assert read_recipe(str(path), whole=True) == recipe
 
 
 def test_a_note_is_seen_once_by_whoever_types_a_command(

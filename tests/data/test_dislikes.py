@@ -29,7 +29,7 @@ from llmrec_cli.data.schema import (
     USER,
     USER_ID,
 )
-from llmrec_cli.pipeline.prepare import make_rows, prepare
+from llmrec_cli.pipeline.prepare import prepare_data, write_split_rows
 
 Rating = tuple[str, str, float | None, int]  # user, item, rating, time; its place breaks ties
 Moment = tuple[int, int]
@@ -64,7 +64,7 @@ def made(folder: Path, ratings: list[Rating], seed: int = 0, **keys: object) -> 
     section = DataSection.model_validate(asked)
     with TemporaryDirectory(dir=folder) as scratch:
         trail = CleaningSteps(POLARS, Path(scratch))
-        items = make_rows(interactions, known, section, seed, trail, folder).items
+        items = write_split_rows(interactions, known, section, seed, trail, folder).items
     names = ("train", "valid", "test")
     splits = {name: pl.read_parquet(folder / f"{name}.parquet") for name in names}
     log = read.filter(pl.col(RATING) >= 4.0).join(items, on=ITEM_ID)
@@ -201,7 +201,7 @@ def test_gift_cards_equal_a_plain_count(shared_data: Path, tmp_path: Path) -> No
         "min_rating": 4.0,
     }
     recipe = Recipe.model_validate({"name": "cards", "out": str(tmp_path), "data": data})
-    prepared = prepare(recipe, Path)
+    prepared = prepare_data(recipe, Path)
 
     raw = raw[raw["asin"].isin(prepared.items[ITEM_ID])]
     raw = raw.sort_values("unixReviewTime", kind="stable").reset_index()

@@ -15,7 +15,7 @@ from llmrec_cli.config.data import DataSection
 from llmrec_cli.data import prepared as store
 from llmrec_cli.data.prepared import (
     check_fits,
-    describe_inputs,
+    describe_sources,
     load_prepared,
     stage_folder,
     write_items,
@@ -214,7 +214,7 @@ def section(folder: Path, **keys: object) -> DataSection:
 
 def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> None:
     def asked(seed: int = 0, **keys: object) -> store.Manifest:
-        return describe_inputs(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
+        return describe_sources(section(tmp_path, **keys), seed, lambda name: tmp_path / name)
 
     with stage_folder(tmp_path / "prepared") as stage:
         write_prepared(stage, ITEMS, ROWS_OF, asked())
@@ -243,6 +243,6 @@ def test_a_folder_fits_the_same_choices_and_contents_only(tmp_path: Path) -> Non
 def test_a_missing_source_names_its_key(tmp_path: Path) -> None:
     asked = section(tmp_path, reviews=("absent.csv",))
     with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: No such file"):
-        describe_inputs(asked, 0, lambda name: tmp_path / name)
+        describe_sources(asked, 0, lambda name: tmp_path / name)
     with pytest.raises(DataError, match=r"^data\.reviews = absent\.csv: Is a directory"):
-        describe_inputs(asked, 0, lambda _: tmp_path)
+        describe_sources(asked, 0, lambda _: tmp_path)

@@ -29,8 +29,8 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.data.splitting import (
     draw_first,
-    draw_order,
     draw_sample,
+    draw_user_order,
     plan_split,
     require_clock,
     sort_by_user,
@@ -204,7 +204,7 @@ def test_sample_keeps_order_and_is_a_fixed_function_of_the_seed() -> None:
 def test_the_first_of_a_shuffle_need_not_all_be_drawn_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = draw_order(5000, 3, "train")
+    whole = draw_user_order(5000, 3, "train")
     key = np.array([3, crc32(b"train")], np.uint64)
     assert (whole == np.argsort(np.random.Philox(key=key).random_raw(5000), kind="stable")).all()
     monkeypatch.setattr("llmrec_cli.data.splitting._DRAWN", 64)

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import tomli_w
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all, measure_prepared, with_audit
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import typed
 
 # Neither ids nor titles are in this order, and users lie across both files.
@@ -48,7 +48,7 @@ def asked(folder: Path, *files: str, **data: object) -> Path:
 
 def sequences(recipe: Recipe) -> dict[str, str]:
     """Each user's items in order, as the test rows tell."""
-    prepared = prepare(recipe, Path)
+    prepared = prepare_data(recipe, Path)
     ids = prepared.items["item_id"]
     test = pl.read_parquet(prepared.folder / "test.parquet")
     rows = test.select("user_id", "history", "target").rows()
@@ -64,12 +64,12 @@ def test_file_order_is_time_order_over_all_files_as_listed(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "z", FIRST)
     write(tmp_path / "a", SECOND)
-    recipe = load_recipe(str(asked(tmp_path, "z", "a")), ["name=listed"])
+    recipe = read_recipe(str(asked(tmp_path, "z", "a")), ["name=listed"])
     assert sequences(recipe) == {"u": "dbeac", "v": "acebd"}
-    other = load_recipe(str(asked(tmp_path, "a", "z")), ["name=turned"])
+    other = read_recipe(str(asked(tmp_path, "a", "z")), ["name=turned"])
     assert sequences(other) == {"u": "acdbe", "v": "cebda"}
-    (tmp_path / "again.toml").write_text(tomli_w.dumps(recipe.resolved()))
-    assert load_recipe("again.toml").data.columns.timestamp is False
+    (tmp_path / "again.toml").write_text(tomli_w.dumps(recipe.to_table()))
+    assert read_recipe("again.toml").data.columns.timestamp is False
 
 
 def test_repeats_keep_the_first_or_the_last_of_the_file(
@@ -79,7 +79,7 @@ def test_repeats_keep_the_first_or_the_last_of_the_file(
     csv(tmp_path / "r", [("u", item) for item in "abcad"])
     for keep, order in (("first", "abcd"), ("last", "bcad"), ("keep", "abcad")):
         path = asked(tmp_path, "r", duplicates=keep)
-        assert sequences(load_recipe(str(path), [f"name={keep}"])) == {"u": order}
+        assert sequences(read_recipe(str(path), [f"name={keep}"])) == {"u": order}
 
 
 def test_the_audit_says_that_there_is_an_order_and_no_time(
@@ -87,7 +87,7 @@ def test_the_audit_says_that_there_is_an_order_and_no_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     csv(tmp_path / "r", [*FIRST, *SECOND])
-    prepared = prepare(load_recipe(str(asked(tmp_path, "r"))), Path)
+    prepared = prepare_data(read_recipe(str(asked(tmp_path, "r"))), Path)
     audit = prepared.manifest["audit"]
     assert audit["training rows later than the earliest test row"] is None
     assert prepared.manifest["data"]["columns"]["timestamp"] is False
@@ -120,13 +120,13 @@ def test_the_audit_says_that_there_is_an_order_and_no_time(
 def test_what_goes_by_the_clock_is_refused(override: str, words: str, tmp_path: Path) -> None:
     path = asked(tmp_path, "r")
     with pytest.raises(RecipeError) as error:
-        load_recipe(str(path), [override])
+        read_recipe(str(path), [override])
     assert str(error.value).split("\n  ")[1:] == [words]
     key, _, value = override.removeprefix("data.").partition("=")
-    recipe = load_recipe(str(path))  # and one that was not loaded from a file
+    recipe = read_recipe(str(path))  # and one that was not loaded from a file
     section = recipe.data.model_copy(update={key: value})
     with pytest.raises(DataError, match=r"has no times"):
-        prepare(recipe.model_copy(update={"data": section, "out": str(tmp_path)}), Path)
+        prepare_data(recipe.model_copy(update={"data": section, "out": str(tmp_path)}), Path)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_is_neither_a_column_nor_false_is_refused(
     value: str, shown: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError) as error:
-        load_recipe(str(asked(tmp_path, "r")), [f"data.columns.timestamp={value}"])
+        read_recipe(str(asked(tmp_path, "r")), [f"data.columns.timestamp={value}"])
     (line,) = str(error.value).split("\n  ")[1:]
     expected = "expected a column's name, or false: no time column"
     assert line.startswith(f"[data.columns] timestamp = {shown}: {expected}")

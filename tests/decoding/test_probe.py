@@ -18,7 +18,7 @@ from llmrec_cli.decoding.probe import (
     HEAD,
     PACKED,
     TREE,
-    Verdict,
+    ProbeVerdict,
     attention_of,
     build_twin,
     explain_attention,
@@ -245,7 +245,7 @@ def test_an_attention_that_a_model_lacks_is_told_with_what_works() -> None:
 
 def test_separate_rows_are_what_works_where_only_packing_differs() -> None:
     llama = config("llama")
-    found = Verdict("", 1e-4, {}, {PACKED: "no mask", TREE: "no mask"})
+    found = ProbeVerdict("", 1e-4, {}, {PACKED: "no mask", TREE: "no mask"})
     assert refusal(found, llama, packs=False) is None
     assert 'what works: separate rows (rows = "window"' in (refusal(found, llama, packs=True) or "")
     both = replace(found, faults={**found.faults, CACHE: "no mask"})
@@ -255,8 +255,8 @@ def test_separate_rows_are_what_works_where_only_packing_differs() -> None:
 def test_a_verdict_is_read_again_only_for_what_it_is_about() -> None:
     llama, other = config("llama"), config("llama", rms_norm_eps=1e-3)
     key = probe_key(llama, 100, "sdpa")
-    kept = json.loads(json.dumps(Verdict(key, 1e-4, {CAUSAL: 0.0}, {}).as_json()))
-    assert read_verdict(kept, key) == Verdict(key, 1e-4, {CAUSAL: 0.0}, {})
+    kept = json.loads(json.dumps(ProbeVerdict(key, 1e-4, {CAUSAL: 0.0}, {}).as_json()))
+    assert read_verdict(kept, key) == ProbeVerdict(key, 1e-4, {CAUSAL: 0.0}, {})
     assert key != probe_key(llama, 100, "eager")
     assert key != probe_key(other, 100, "sdpa")
     assert probe_key(llama, 10, "sdpa") == probe_key(llama, 100, "sdpa"), "no window in between"

@@ -76,7 +76,7 @@ def say_all(home: Path, *commands: list[str]) -> str:
         "import sys\nfrom llmrec_cli.cli import app, exit_codes\n"
         f"for words in {commands!r}:\n"
         "    sys.argv = ['llmrec', *words]\n"
-        "    assert exit_codes.guarded(app.app) == 0, words\n"
+        "    assert exit_codes.catch_errors(app.app) == 0, words\n"
     )
     done = run_child(home, "-c", code)
     assert done.returncode == 0, done.stderr

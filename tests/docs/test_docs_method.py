@@ -15,9 +15,9 @@ import pytest
 
 import llmrec_cli
 from llmrec_cli import methods
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.utils.progress import Silent
@@ -76,9 +76,9 @@ def test_the_pages_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     recipe = tmp_path / "my-recipe.toml"
     recipe.write_text(f'extends = "{ROOT / "recipes" / "quickstart.toml"}"\n{table}')
     monkeypatch.chdir(tmp_path)
-    loaded = load_recipe(str(recipe), TINY)
+    loaded = read_recipe(str(recipe), TINY)
     assert loaded.align["smooth"].options.model_dump() == {"share": 0.2}
-    prepare(loaded, Path)
+    prepare_data(loaded, Path)
     folder = align(loaded, "smooth", resume=False, progress=Silent())
     rows = MetricsLog(folder / "metrics.jsonl").rows()
     assert len(rows) > 10

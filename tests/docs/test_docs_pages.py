@@ -18,7 +18,7 @@ from typer.main import get_command
 from llmrec_cli import methods
 from llmrec_cli.cli.app import app
 from llmrec_cli.config.data import DataFormat
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import BASELINES
 from tests.docs.doc_pages import (
     DOCS,
@@ -119,7 +119,7 @@ def test_typed_commands_are_understood(block: Block, monkeypatch: pytest.MonkeyP
         if recipe and not is_placeholder(recipe):
             aligns = [values["method"]] if "method" in values else []
             baselines = [values["model"]] if "model" in values else []
-            load_recipe(recipe, overrides, aligns, baselines)
+            read_recipe(recipe, overrides, aligns, baselines)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def load(text: str, folder: Path) -> None:
     whole = re.search(r"(?m)^format =", text) is not None
     recipe = folder / "page.toml"
     recipe.write_text(text if whole else base + text, encoding="utf-8")
-    load_recipe(str(recipe))
+    read_recipe(str(recipe))
 
 
 @pytest.mark.parametrize("text", ["[trian]\n", "[train]\nbatch = 0\n", '[align.mls]\nk = "x"\n'])

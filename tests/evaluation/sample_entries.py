@@ -63,7 +63,7 @@ def protocol(seen: Any = "keep", **changes: Any) -> Protocol:
     return Protocol(**{**values, **changes})
 
 
-def ground(frame: pd.DataFrame, **hashes: str) -> EvaluatedData:
+def evaluated_data(frame: pd.DataFrame, **hashes: str) -> EvaluatedData:
     """Prepared data whose files have the SHA-256 given, or their name in its place."""
     files = {f"{name}.parquet": {"sha256": hashes.get(name, name), "rows": 500} for name in FILES}
     rows = frame[["row", "user_id", "history", "target"]]
@@ -95,7 +95,7 @@ def entry_of(
         manifest = {"settings": settings | {"seed": seed}}
         runs.append(Evaluation(f"e/{name}", name, None, seed, manifest, report, frame, None))
     frame = predictions_of(1, rows)
-    place = ground(frame, **(hashes or {}))
+    place = evaluated_data(frame, **(hashes or {}))
     return Entry(
         name, kind, place, tuple(runs), build_comparability_keys(runs[0], place, kind), UNKNOWN
     )

@@ -34,7 +34,7 @@ from llmrec_cli.evaluation.comparison import (
 )
 from llmrec_cli.evaluation.entries import UNKNOWN
 from llmrec_cli.report.tables import comparison_to_lines
-from tests.evaluation.sample_entries import ground, predictions_of, question
+from tests.evaluation.sample_entries import evaluated_data, predictions_of, question
 
 PROTOCOL = PairProtocol("test", "as given", "games", {"data": "1"}, "rank-pair")
 
@@ -144,7 +144,7 @@ def entry_of(
     for seed, frame in enumerate(frames):
         report = build_pair_report(frame, protocol, resamples=50)
         runs.append(Evaluation(name, name, None, seed, {}, report, None, frame))
-    place = ground(predictions_of(1), test=data)
+    place = evaluated_data(predictions_of(1), test=data)
     traits = build_comparability_keys(runs[0], place, "language model")
     return Entry(name, "language model", place, tuple(runs), traits, UNKNOWN)
 

@@ -207,7 +207,7 @@ def test_the_order_of_rows_in_a_file_changes_nothing() -> None:
     frame = ours.evaluations[0].predictions
     assert frame is not None
     run = replace(ours.evaluations[0], predictions=frame[::-1])
-    traits = build_comparability_keys(run, ours.ground, ours.kind)
+    traits = build_comparability_keys(run, ours.evaluated_data, ours.kind)
     turned = replace(ours, evaluations=(run,), traits=traits)
     assert compared(base, turned, baseline="base") == compared(base, ours, baseline="base")
 
@@ -230,7 +230,7 @@ def test_bad_requests_are_one_clear_line(
 
 def test_entries_of_other_validation_rows_are_not_drawn_together() -> None:
     ours, theirs = (
-        replace(entry, ground=replace(entry.ground, split="valid"))
+        replace(entry, evaluated_data=replace(entry.evaluated_data, split="valid"))
         for entry in (entry_of("ours"), entry_of("theirs", hashes={"valid": "other"}))
     )
     assert _group_by_rows([ours, theirs]) == [[ours], [theirs]]

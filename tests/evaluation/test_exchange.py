@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.evaluation.external_lists import export_data, export_lists, force_falling
 from llmrec_cli.evaluation.predictions import read_predictions
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import make_experiment, typed
 
 
@@ -51,7 +51,7 @@ def as_recbole_reads(path: Path) -> pd.DataFrame:
 
 
 def test_recboles_files_hold_the_prepared_rows(home: Path) -> None:
-    export_data(load_recipe("tiny.toml", ["name=x"]), Path("recbole"))
+    export_data(read_recipe("tiny.toml", ["name=x"]), Path("recbole"))
     items = pd.read_parquet("runs/x/prepared/items.parquet")
     ids = items["item_id"].to_numpy()
     for split in ("train", "valid", "test"):
@@ -71,7 +71,7 @@ def test_recboles_files_hold_the_prepared_rows(home: Path) -> None:
     assert "alias_of_item_id: [item_id_list]" in settings
     assert len(list(Path("recbole").iterdir())) == 5
     with pytest.raises(ArtefactError, match="recbole: exists already"):
-        export_data(load_recipe("tiny.toml", ["name=x"]), Path("recbole"))
+        export_data(read_recipe("tiny.toml", ["name=x"]), Path("recbole"))
 
 
 def with_items(tmp_path: Path, **changes: str) -> str:
@@ -95,14 +95,14 @@ k_core = 0
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        prepare(load_recipe("odd.toml"), Path)
+        prepare_data(read_recipe("odd.toml"), Path)
     return str(tmp_path / "odd.toml")
 
 
 def test_quotes_in_titles_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = with_items(tmp_path)
     monkeypatch.chdir(tmp_path)
-    export_data(load_recipe(recipe), tmp_path / "out")
+    export_data(read_recipe(recipe), tmp_path / "out")
     back = as_recbole_reads(tmp_path / "out/odd.item")
     assert back["title"].tolist() == [[f'"{item}"', "a", "b"] for item in "wxyz"]
 
@@ -113,7 +113,7 @@ def test_ids_of_two_words_are_refused_and_nothing_is_written(
     recipe = with_items(tmp_path, x="two words")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="item_id 'two words' is not one word"):
-        export_data(load_recipe(recipe), tmp_path / "out")
+        export_data(read_recipe(recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -31,7 +31,7 @@ ROWS = pd.DataFrame(
 WANTED = {0: [0, 1, 2], 1: [3, 1], 2: [4, 5, 2]}  # places of the targets: 1, 2, 3
 
 
-def ground(rows: pd.DataFrame = ROWS) -> EvaluatedData:
+def evaluated_data(rows: pd.DataFrame = ROWS) -> EvaluatedData:
     names = ("items", "train", "valid", "test")
     files = {f"{name}.parquet": {"sha256": name, "rows": len(rows)} for name in names}
     items = pd.DataFrame({"item_id": ITEMS})
@@ -55,7 +55,7 @@ def asked(**changes: Any) -> ComparisonConfig:
 def opened(
     path: Path, missing: Any = "refuse", rows: pd.DataFrame = ROWS
 ) -> tuple[Entry, list[str]]:
-    return load_external_entry("other", path, ground(rows), asked(), missing, None)
+    return load_external_entry("other", path, evaluated_data(rows), asked(), missing, None)
 
 
 def lists(entry: Entry) -> dict[int, list[int]]:
@@ -258,7 +258,7 @@ def test_a_task_of_pairs_has_no_lists(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(SCORES)
     pairs = asked(policies=("pairs",), cutoffs=())
     with pytest.raises(ArtefactError, match='task "rank-pair" ranks two candidates'):
-        load_external_entry("x", tmp_path / "x.csv", ground(), pairs, "refuse", None)
+        load_external_entry("x", tmp_path / "x.csv", evaluated_data(), pairs, "refuse", None)
 
 
 @pytest.fixture(scope="module")

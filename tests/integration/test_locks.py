@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 
 from benchmarks.small import RECIPE
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data import formats
 from llmrec_cli.data.prepared import load_prepared, write_manifest
@@ -30,8 +30,8 @@ from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models import loading
 from llmrec_cli.pipeline import backbone
 from llmrec_cli.pipeline import prepare as prepare_module
-from llmrec_cli.pipeline.prepare import prepare
-from llmrec_cli.pipeline.session import open_session
+from llmrec_cli.pipeline.prepare import prepare_data
+from llmrec_cli.pipeline.provenance import open_session
 from llmrec_cli.runs import record
 from llmrec_cli.runs.run import run_at, sft_run
 from llmrec_cli.sweep.trial import _link_folders
@@ -106,7 +106,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(RECIPE)
-    return load_recipe("tiny.toml")
+    return read_recipe("tiny.toml")
 
 
 def names_in(folder: Path) -> set[str]:
@@ -117,9 +117,11 @@ def test_two_prepares_make_one_folder_that_its_manifest_vouches_for(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both lost, or the manifest of one vouched for rows of the other."""
-    monkeypatch.setattr(prepare_module, "read", meeting.before(formats.read))
+    monkeypatch.setattr(prepare_module, "read_source", meeting.before(formats.read_source))
     said: list[str] = []
-    found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path, said.append))
+    found = meeting.hold(
+        lambda: prepare_data(recipe, Path), lambda: prepare_data(recipe, Path, said.append)
+    )
     assert [one.result().reused for one in found] == [False, True]
     assert meeting.entries == 1
     assert "runs/tiny/prepared: waiting for process 1 on elsewhere, which works on it" in said
@@ -138,7 +140,7 @@ def test_without_a_lock_a_manifest_still_vouches_for_its_own_rows(
     own = tmp_path / "lock"
     monkeypatch.setattr(locks, "_acquire_lock", lambda *_: FileLock(own))  # holds nothing
     monkeypatch.setattr(prepare_module, "write_manifest", meeting.before(write_manifest))
-    found = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
+    found = meeting.hold(lambda: prepare_data(recipe, Path), lambda: prepare_data(recipe, Path))
     assert found[0].result().manifest == found[1].result().manifest
     assert meeting.entries == 2
     load_prepared(recipe.prepared)
@@ -149,7 +151,7 @@ def test_one_that_fails_leaves_the_folder_to_the_one_that_waits(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes back the lock's file and the folders that were made for it."""
-    original = formats.read
+    original = formats.read_source
 
     def read(*args: Any) -> Any:
         meeting.enter()
@@ -157,8 +159,10 @@ def test_one_that_fails_leaves_the_folder_to_the_one_that_waits(
             raise DataError("no")
         return original(*args)
 
-    monkeypatch.setattr(prepare_module, "read", read)
-    first, second = meeting.hold(lambda: prepare(recipe, Path), lambda: prepare(recipe, Path))
+    monkeypatch.setattr(prepare_module, "read_source", read)
+    first, second = meeting.hold(
+        lambda: prepare_data(recipe, Path), lambda: prepare_data(recipe, Path)
+    )
     assert isinstance(first.exception(), DataError)
     assert not second.result().reused
     assert names_in(recipe.folder) == {
@@ -174,9 +178,9 @@ def test_a_prepare_that_fails_alone_leaves_nothing(
     def read(*_: Any) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(prepare_module, "read", read)
+    monkeypatch.setattr(prepare_module, "read_source", read)
     with pytest.raises(DataError):
-        prepare(recipe, Path)
+        prepare_data(recipe, Path)
     assert names_in(Path()) == {"tiny.toml"}
 
 
@@ -186,17 +190,17 @@ def test_sources_that_change_while_they_are_read_are_refused(
     """The manifest would vouch for a source that the rows are not from."""
     source = tmp_path / "reviews.json.gz"
     source.write_bytes(Path(recipe.data.reviews[0]).read_bytes())
-    changed = load_recipe("tiny.toml", [f'data.reviews="{source}"'])
-    original = formats.read
+    changed = read_recipe("tiny.toml", [f'data.reviews="{source}"'])
+    original = formats.read_source
 
     def read(*args: Any) -> Any:
         found = original(*args)
         os.utime(source, ns=(0, 0))
         return found
 
-    monkeypatch.setattr(prepare_module, "read", read)
+    monkeypatch.setattr(prepare_module, "read_source", read)
     with pytest.raises(DataError, match=r"reviews\.json\.gz: changed while it was read"):
-        prepare(changed, Path)
+        prepare_data(changed, Path)
     assert not changed.folder.exists()
 
 
@@ -204,7 +208,7 @@ def test_two_commands_build_one_base(
     recipe: Recipe, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of sft, baseline and align on a fresh folder, two died here."""
-    prepared = prepare(recipe, Path)
+    prepared = prepare_data(recipe, Path)
     monkeypatch.setattr(loading, "build_scratch", meeting.before(loading.build_scratch))
 
     def build() -> None:
@@ -232,7 +236,7 @@ def test_what_is_finished_is_read_without_a_lock(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing can be written, no lock can be made either."""
-    prepared = prepare(recipe, Path)
+    prepared = prepare_data(recipe, Path)
     backbone.ensure_scratch(recipe, prepared, Silent())
     vectors = load_vectors(tmp_path / "scores/x", {}, lambda: torch.ones(1))
 
@@ -240,7 +244,7 @@ def test_what_is_finished_is_read_without_a_lock(
         raise AssertionError("locked")
 
     monkeypatch.setattr(locks, "_acquire_lock", refuse)
-    assert prepare(recipe, Path).reused
+    assert prepare_data(recipe, Path).reused
     backbone.ensure_scratch(recipe, prepared, Silent())
     assert torch.equal(load_vectors(tmp_path / "scores/x", {}, lambda: torch.zeros(1)), vectors)
 
@@ -517,6 +521,6 @@ def test_a_sweep_links_nothing_that_is_being_written(recipe: Recipe) -> None:
     for name in ("whole", ".whole.1-1.tmp"):
         (scores / name).mkdir(parents=True)
     (scores / ".whole.lock").touch()
-    point = load_recipe("tiny.toml", ["name=point"])
+    point = read_recipe("tiny.toml", ["name=point"])
     _link_folders(recipe, point, ["scores"])
     assert names_in(point.folder) == {"scores", "scores/whole"}

@@ -12,15 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli import Recommender
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Template
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.pipeline import backbone, context
-from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline import backbone, setup
+from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.loading import load_policy
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.training import checkpoint
@@ -124,11 +124,11 @@ def test_semantic_ids_on_a_pretrained_model_train_and_save_their_tokens(
         assert all(file.get_slice(name).get_shape()[0] == 11 for name in names)
 
     monkeypatch.chdir(tmp_path)
-    bench = context.open_context(load_recipe("ids.toml"), Silent())
+    context = setup.open_context(read_recipe("ids.toml"), Silent())
     drawn = []
     for _ in range(2):
         torch.rand(1)  # whatever was drawn before must not matter
-        drawn.append(checkpoint.trained_weights(load_policy(bench, None, train=True)))
+        drawn.append(checkpoint.trained_weights(load_policy(context, None, train=True)))
     assert drawn[0].keys() == drawn[1].keys()
     assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
@@ -180,7 +180,7 @@ def test_a_text_prompt_over_semantic_ids_tells_users_apart(
     (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
     monkeypatch.chdir(tmp_path)
     words = [f"model.backbone={hub_folder}", f"model.tuning={tuning}", f"train.rows={rows}"]
-    recipe = load_recipe("ids.toml", words)
+    recipe = read_recipe("ids.toml", words)
     run(recipe, progress=Silent())
     for name in ("sft", "align-msl", "align-ilrec"):
         found = pd.read_parquet((recipe.folder / name) / "predictions.parquet")
@@ -190,14 +190,14 @@ def test_a_text_prompt_over_semantic_ids_tells_users_apart(
         assert len({tuple(ranked) for ranked in found["ranked"]}) > 1
 
     opened = Recommender.load(recipe.folder / "align-ilrec")
-    items = opened.bench.prepared.items
+    items = opened.context.prepared.items
     row = found.iloc[4]
     history = [items["item_id"].iloc[item] for item in row["history"]]
     again = opened.recommend(history, 10, exclude_history=False)
     ranked = [items["item_id"].iloc[item] for item in row["ranked"][:10]]
     assert [item.item_id for item in again] == ranked
-    (prompt,) = opened.bench.encoder.encode([row["history"].tolist()])
-    told = "".join(opened.bench.codec.tokenizer.convert_ids_to_tokens(prompt))
+    (prompt,) = opened.context.encoder.encode([row["history"].tolist()])
+    told = "".join(opened.context.codec.tokenizer.convert_ids_to_tokens(prompt))
     listed = ",\u0120".join("".join(INDEX[item]) for item in history)
     assert f"before:\u0120{listed}\u010a\u010a###" in told
 
@@ -209,15 +209,15 @@ def test_a_run_whose_histories_were_empty_is_not_ranked_with_full_ones(
     write_ids(tmp_path)
     (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe("ids.toml", [f"model.backbone={hub_folder}", "train.max_steps=1"])
-    prepare(recipe, Path)
+    recipe = read_recipe("ids.toml", [f"model.backbone={hub_folder}", "train.max_steps=1"])
+    prepare_data(recipe, Path)
     sft(recipe, resume=False, progress=Silent())
     path = (recipe.folder / "sft") / "manifest.json"
     manifest = json.loads(path.read_text())
     assert manifest["facts"].pop("history") == "semantic IDs"
     path.write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match="trained with history = None, now it is 'semantic IDs"):
-        evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
+        evaluate_runs(recipe, ["sft"], split="test", again=False, progress=Silent())
 
 
 @pytest.mark.parametrize("titled", [False, True])
@@ -230,13 +230,13 @@ def test_a_base_of_our_own_spells_the_words_around_semantic_ids(
     (tmp_path / "meta.json").write_text(json.dumps(titles))
     monkeypatch.chdir(tmp_path)
     words = ["model.scratch.hidden=16", 'data.metadata=["./meta.json"]' if titled else "seed=0"]
-    recipe = load_recipe("ids.toml", words)
-    assert prepare(recipe, Path).items["title"].notna().any() == titled
-    bench = context.open_context(recipe, Silent())
-    vocabulary = bench.codec.tokenizer.get_vocab()
+    recipe = read_recipe("ids.toml", words)
+    assert prepare_data(recipe, Path).items["title"].notna().any() == titled
+    context = setup.open_context(recipe, Silent())
+    vocabulary = context.codec.tokenizer.get_vocab()
     assert {"\u0120musical", "\u0120Response"} <= set(vocabulary), "words, and not letters"
     assert not any("iddle" in token for token in vocabulary), "no prompt has a title"
-    prompts = bench.encoder.encode([[0, 1, 2], [2, 1, 0]])
+    prompts = context.encoder.encode([[0, 1, 2], [2, 1, 0]])
     assert prompts[0].tolist() != prompts[1].tolist()
     assert len(prompts[0]) == len(prompts[1]) < 120
 
@@ -247,13 +247,13 @@ def test_a_base_for_empty_histories_is_not_built_upon(
     write_ids(tmp_path)
     (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe("ids.toml", ["model.scratch.hidden=16"])
-    prepare(recipe, Path)
+    recipe = read_recipe("ids.toml", ["model.scratch.hidden=16"])
+    prepare_data(recipe, Path)
     with monkeypatch.context() as older:
         older.setattr(backbone, "history_fact", lambda recipe: {})
-        context.open_context(recipe, Silent())
+        setup.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match=r"built with history = None, .* now has semantic IDs"):
-        context.open_context(recipe, Silent())
+        setup.open_context(recipe, Silent())
 
 
 def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
@@ -269,9 +269,9 @@ def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
     for name in ("plain", "mine"):
         heard = Lines(io.StringIO())
         words = [f"model.backbone={hub_folder}", f"prompt.template={name}.toml", f"name={name}"]
-        recipe = load_recipe("ids.toml", words)
-        prepare(recipe, Path)
-        context.open_context(recipe, heard)
+        recipe = read_recipe("ids.toml", words)
+        prepare_data(recipe, Path)
+        setup.open_context(recipe, heard)
         assert isinstance(heard.stream, io.StringIO)
         said[name] = heard.stream.getvalue().splitlines()
     assert said["plain"] == []
@@ -288,7 +288,7 @@ def test_a_template_that_is_none_is_refused_when_data_are_prepared(
     (tmp_path / "ids.toml").write_text(TEXT_OVER_IDS)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="Did you mean instruments"):
-        prepare(load_recipe("ids.toml", ["prompt.template=instrument"]), Path)
+        prepare_data(read_recipe("ids.toml", ["prompt.template=instrument"]), Path)
 
 
 def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
@@ -304,7 +304,7 @@ def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
     for name, rows in (("lines", lines), ("titles", titles)):
         (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"model.backbone={hub_folder}"]
-    titled = load_recipe(
+    titled = read_recipe(
         "ids.toml",
         [
             *words,
@@ -313,16 +313,16 @@ def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
             "name=titled",
         ],
     )
-    by_ids = load_recipe("ids.toml", words)
+    by_ids = read_recipe("ids.toml", words)
     for recipe in (titled, by_ids):
-        prepare(recipe, Path)
-        context.open_context(recipe, Silent())
+        prepare_data(recipe, Path)
+        setup.open_context(recipe, Silent())
 
     def forget(template: Template, titles: list[str]) -> str:
         return template.head + template.tail
 
     monkeypatch.setattr(Template, "render", forget)
-    for refuse in (lambda: prepare(titled, Path), lambda: opened(titled)):
+    for refuse in (lambda: prepare_data(titled, Path), lambda: opened(titled)):
         with pytest.raises(DataError, match=r"item 'I0' \(title 'Fiddle 0'\) does not show it"):
             refuse()
 
@@ -338,4 +338,4 @@ def test_prepare_and_every_stage_refuse_prompts_that_lose_items(
 
 
 def opened(recipe: Recipe) -> None:
-    context.open_context(recipe, Silent())
+    setup.open_context(recipe, Silent())

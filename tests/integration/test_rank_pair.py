@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.data.prepared import Prepared
 from llmrec_cli.data.prompts import Question, load_rank_template
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.pipeline import run as run_module
 from llmrec_cli.pipeline.backbone import require_tokens
-from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate
+from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate_runs
 from llmrec_cli.pipeline.validate import validate
 from llmrec_cli.runs.run import run_at
 from llmrec_cli.sources.synthetic import write_sample
@@ -159,10 +159,10 @@ def test_a_stored_reference_trains_as_an_asked_one(finished: Path) -> None:
 
 def test_the_test_split_is_opened_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
-    recipe = load_recipe("pairs.toml")
+    recipe = read_recipe("pairs.toml")
     with pytest.raises(ArtefactError, match="was evaluated on test before"):
-        evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
-    board = evaluate(recipe, ["sft"], split="valid", again=False, progress=Silent()).comparison
+        evaluate_runs(recipe, ["sft"], split="test", again=False, progress=Silent())
+    board = evaluate_runs(recipe, ["sft"], split="valid", again=False, progress=Silent()).comparison
     assert (board.split, [own.name for own in board.standings]) == ("valid", ["sft"])
 
 
@@ -170,7 +170,7 @@ def test_a_method_that_expects_another_k_is_stopped(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(finished)
-    recipe = load_recipe("pairs.toml", ["align.dmpo.k=3"], aligns=[])
+    recipe = read_recipe("pairs.toml", ["align.dmpo.k=3"], aligns=[])
     with pytest.raises(DataError, match="has 2 pairs in the source, but the method takes k = 3"):
         list(validate(recipe, rows=True))
 
@@ -180,7 +180,7 @@ def test_validate_shows_a_pair_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(finished)
     before = sorted(finished.rglob("*"))
-    shown = "\n".join(validate(load_recipe("pairs.toml", ["name=fresh"]), rows=True))
+    shown = "\n".join(validate(read_recipe("pairs.toml", ["name=fresh"]), rows=True))
     for expected in ("preference: 18 rows", "  chosen: ", "  rejected: ", "align-dmpo: 18 window"):
         assert expected in shown
     assert sorted(finished.rglob("*")) == before
@@ -222,7 +222,7 @@ def test_another_domain_is_evaluated_with_the_trained_model(
     if task == "rank-pair":
         words += ["prompt.task=rank-pair", "train.select=auc"]
     monkeypatch.chdir(two_domains)
-    recipe = load_recipe("cross.toml", words)
+    recipe = read_recipe("cross.toml", words)
     board = run_module.run(recipe, progress=Silent()).comparison
     assert (board.n_rows, board.n_users) == (40, 40)
     assert [own.name for own in board.standings] == ["baseline-pop", "sft", "align-lml"]
@@ -248,7 +248,7 @@ def test_own_data_make_their_pairs(two_domains: Path, monkeypatch: pytest.Monkey
         (two_domains / "cross.toml").read_text().split("[eval.data]")[0] + "[align.dmpo]\n"
     )
     monkeypatch.chdir(two_domains)
-    board = run_module.run(load_recipe("own.toml", words), progress=Silent()).comparison
+    board = run_module.run(read_recipe("own.toml", words), progress=Silent()).comparison
     assert board.candidates == "two candidates (one fixed uniform negative per row)"
     home = two_domains / "runs/own"
     ours, theirs = (pd.read_parquet(home / r / "pairs.parquet") for r in ("sft", "align-dmpo"))
@@ -281,7 +281,7 @@ PAIRED = ["prompt.task=rank-pair", "train.select=auc"]
 
 def test_pairs_show_disliked_items(rated: list[str]) -> None:
     board = run_module.run(
-        load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent()
+        read_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), progress=Silent()
     ).comparison
     home = Path("runs/p")
     test = pd.read_parquet(home / "prepared/test.parquet")
@@ -292,14 +292,14 @@ def test_pairs_show_disliked_items(rated: list[str]) -> None:
     assert 0 < sum(shown) < len(shown)
     report = json.loads((home / "align-dmpo/report.json").read_text())
     assert report["protocol"]["candidates"] == f"one fixed negative per row: {counts}"
-    said = "\n".join(validate(load_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), rows=True))
+    said = "\n".join(validate(read_recipe("rated.toml", [*rated, *PAIRED, "name=p"]), rows=True))
     train = pd.read_parquet(home / "prepared/train.parquet")
     assert f"align-dmpo: {(train['disliked'].map(len) > 0).sum()} window rows" in said
 
 
 def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
     board = run_module.run(
-        load_recipe("rated.toml", [*rated, "name=g"]), progress=Silent()
+        read_recipe("rated.toml", [*rated, "name=g"]), progress=Silent()
     ).comparison
     assert "align-dmpo" in [own.name for own in board.standings]
     last = Path("runs/g/align-dmpo/metrics.jsonl").read_text().splitlines()[-1]
@@ -307,7 +307,7 @@ def test_alignment_on_titles_takes_disliked_items(rated: list[str]) -> None:
 
 
 def test_a_user_with_too_few_dislikes_is_named(rated: list[str]) -> None:
-    recipe = load_recipe("rated.toml", [*rated, *PAIRED, "name=e", "align.dmpo.short=error"])
+    recipe = read_recipe("rated.toml", [*rated, *PAIRED, "name=e", "align.dmpo.short=error"])
     with pytest.raises(DataError, match=r"user '\w+': fewer than k = 1 .* \(disliked\)"):
         list(validate(recipe, rows=True))
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from llmrec_cli import methods
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, Negatives, Options
 from tests.methods.random_batches import (
     catalogue,
@@ -351,7 +351,7 @@ def test_a_description_is_a_line(method: Method) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(found_names()) - RUN_BY_SFT))
 def test_the_quickstart_runs_every_method(name: str) -> None:
-    assert name in {stage.method for stage in load_recipe("quickstart").align.values()}
+    assert name in {stage.method for stage in read_recipe("quickstart").align.values()}
 
 
 def test_the_toy_is_gone_again() -> None:

@@ -18,10 +18,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.utils.progress import Silent
 
@@ -124,10 +124,10 @@ class Home:
         file = self.folder / f"{name}.toml"
         named = json.dumps(targets_of(base, targets))
         file.write_text(RECIPE.format(data=DATA[data], base=base, targets=named))
-        recipe = load_recipe(str(file), [f"out={self.folder / 'runs'}", *words])
+        recipe = read_recipe(str(file), [f"out={self.folder / 'runs'}", *words])
         ready = self.folder / "prepared" / data
         if not ready.exists():
-            prepare(recipe, Path)
+            prepare_data(recipe, Path)
             shutil.copytree(recipe.prepared, ready)
         elif not recipe.prepared.exists():
             shutil.copytree(ready, recipe.prepared)

@@ -17,8 +17,8 @@ from llmrec_cli.config.model import Lora, ModelSection
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_lora, fit_vocabulary
-from llmrec_cli.pipeline.context import CatalogueContext, open_context
 from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.setup import CatalogueContext, open_context
 from llmrec_cli.runs.run import run_at
 from llmrec_cli.training.checkpoint import write_result
 from llmrec_cli.utils.progress import Silent
@@ -38,15 +38,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture
-def bench(request: pytest.FixtureRequest, home: Home) -> CatalogueContext:
+def context(request: pytest.FixtureRequest, home: Home) -> CatalogueContext:
     """Of a base and targets, for semantic IDs."""
     base, targets = request.param
     return open_context(home.recipe(base, "ids", targets), Silent())
 
 
-def with_seed(bench: CatalogueContext, seed: int) -> CatalogueContext:
+def with_seed(context: CatalogueContext, seed: int) -> CatalogueContext:
     """The same, with other random rows wherever some are drawn."""
-    return replace(bench, recipe=bench.recipe.model_copy(update={"seed": seed}))
+    return replace(context, recipe=context.recipe.model_copy(update={"seed": seed}))
 
 
 def shaken(model: Any) -> Any:
@@ -98,46 +98,46 @@ def test_an_adapter_holds_lora_and_the_new_rows_alone(base: str, targets: str, h
     assert file.stat().st_size <= 4 * numbers + 8 + 200 * (len(shapes) + 1)
 
 
-@pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
+@pytest.mark.parametrize("context", IDS, indirect=True, ids=str)
 def test_scores_are_the_same_to_the_bit_after_saving_and_loading(
-    bench: CatalogueContext, home: Home, tmp_path: Path
+    context: CatalogueContext, home: Home, tmp_path: Path
 ) -> None:
     """Rows that the base draws for new tokens, anew each time, play no part."""
-    model = shaken(load_policy(bench, None, train=True))
-    write_result(tmp_path / "adapter", model, bench.codec.tokenizer)
-    other = with_seed(bench, bench.recipe.seed + 1)
-    drawn = [load_policy(b, None, train=False) for b in (bench, other)]
+    model = shaken(load_policy(context, None, train=True))
+    write_result(tmp_path / "adapter", model, context.codec.tokenizer)
+    other = with_seed(context, context.recipe.seed + 1)
+    drawn = [load_policy(b, None, train=False) for b in (context, other)]
     assert not torch.equal(logits_of(drawn[0]), logits_of(drawn[1]))
     loaded = load_policy(other, run_at(tmp_path), train=False)
     assert torch.equal(logits_of(loaded), logits_of(model))
     again = load_policy(other, run_at(tmp_path), train=True)
-    write_result(tmp_path / "second/adapter", again, bench.codec.tokenizer)
+    write_result(tmp_path / "second/adapter", again, context.codec.tokenizer)
     assert torch.equal(
-        logits_of(load_policy(bench, run_at(tmp_path / "second"), train=False)), logits_of(model)
+        logits_of(load_policy(context, run_at(tmp_path / "second"), train=False)), logits_of(model)
     )
-    plain = on_base(Path(bench.recipe.model.backbone), tmp_path / "adapter")
+    plain = on_base(Path(context.recipe.model.backbone), tmp_path / "adapter")
     torch.testing.assert_close(logits_of(plain), logits_of(model), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
+@pytest.mark.parametrize("context", IDS, indirect=True, ids=str)
 def test_adapters_of_earlier_versions_with_whole_matrices_are_read(
-    bench: CatalogueContext, tmp_path: Path
+    context: CatalogueContext, tmp_path: Path
 ) -> None:
-    model = shaken(load_policy(bench, None, train=True))
+    model = shaken(load_policy(context, None, train=True))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     sizes = [shape[0] for _, shape in stored(tmp_path / "adapter/adapter_model.safetensors")]
     assert model.config.vocab_size in sizes, "as they were once written"
-    other = with_seed(bench, bench.recipe.seed + 1)
+    other = with_seed(context, context.recipe.seed + 1)
     assert torch.equal(
         logits_of(load_policy(other, run_at(tmp_path), train=False)), logits_of(model)
     )
 
 
-@pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
-def test_new_rows_are_trained_and_old_rows_stay(bench: CatalogueContext) -> None:
-    model = load_policy(bench, None, train=True)
+@pytest.mark.parametrize("context", IDS, indirect=True, ids=str)
+def test_new_rows_are_trained_and_old_rows_stay(context: CatalogueContext) -> None:
+    model = load_policy(context, None, train=True)
     base = model.get_base_model()
-    new = sorted(bench.codec.tokenizer.get_added_vocab().values())[-NEW:]
+    new = sorted(context.codec.tokenizer.get_added_vocab().values())[-NEW:]
     old = [token for token in range(model.config.vocab_size) if token not in new]
     layers = (base.get_input_embeddings(), base.get_output_embeddings())
     before = [layer.weight.detach().clone() for layer in layers]
@@ -154,17 +154,17 @@ def test_new_rows_are_trained_and_old_rows_stay(bench: CatalogueContext) -> None
     assert (layers[1].weight[new[-1]] != head_VD[new[-1]]).any(), "scored alone, and trained"
 
 
-@pytest.mark.parametrize("bench", IDS, indirect=True, ids=str)
-def test_the_policy_is_the_plain_model_in_scores_and_gradients(bench: CatalogueContext) -> None:
-    compare_with_plain(shaken(load_policy(bench, None, train=True)))
+@pytest.mark.parametrize("context", IDS, indirect=True, ids=str)
+def test_the_policy_is_the_plain_model_in_scores_and_gradients(context: CatalogueContext) -> None:
+    compare_with_plain(shaken(load_policy(context, None, train=True)))
 
 
 @pytest.mark.parametrize(("base", "targets"), TITLES)
 def test_lora_on_embedding_and_head_acts_as_in_the_plain_model(
     base: str, targets: str, home: Home
 ) -> None:
-    bench = open_context(home.recipe(base, "titles", targets), Silent())
-    model = shaken(load_policy(bench, None, train=True))
+    context = open_context(home.recipe(base, "titles", targets), Silent())
+    model = shaken(load_policy(context, None, train=True))
     without = AutoModelForCausalLM.from_pretrained(home.folder / base)
     assert (logits_of(without) - logits_of(model)).abs().max() > 0.1
     compare_with_plain(model)

@@ -22,7 +22,7 @@ from llmrec_cli.methods.contract import Forward
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_dropout, add_lora
 from llmrec_cli.models.sequential import build_sequential, log_probs_behind
-from llmrec_cli.tasks.pairs import score_pairs
+from llmrec_cli.tasks.rank_pair_operations import score_pairs
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.dataset import Dataset

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models import baselines
@@ -88,7 +88,7 @@ from llmrec_cli import Recommender
 from llmrec_cli.cli import app, exit_codes
 for words in WORDS:
     sys.argv = ["llmrec", *words]
-    if exit_codes.guarded(app.app):
+    if exit_codes.catch_errors(app.app):
         sys.exit(1)
 print(len(Recommender.load(run).recommend([], k=3)))
 """
@@ -148,4 +148,4 @@ def test_what_is_no_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="expected one of load and build"):
         Baseline("neither", Options)
     with pytest.raises(RecipeError, match="unknown model"):
-        load_recipe("quickstart", ["baseline.nothing.hidden=3"])
+        read_recipe("quickstart", ["baseline.nothing.hidden=3"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import copied
 from tests.pipeline.sample_backbones import RECIPE, write_raw
 
@@ -20,7 +20,7 @@ def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "own.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        prepare(load_recipe("own.toml"), Path)
+        prepare_data(read_recipe("own.toml"), Path)
     return home
 
 

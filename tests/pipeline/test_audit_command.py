@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from llmrec_cli.cli.app import app
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.data.audit import RECORDED, Verdict, with_audit
 from llmrec_cli.data.prepared import Prepared, load_prepared
 from llmrec_cli.errors import UserError
@@ -180,7 +180,7 @@ def test_wrong_words_are_refused(
 
 
 def test_another_domain_to_evaluate_on_is_audited_too(prepared: Prepared) -> None:
-    sample = load_recipe("quickstart").data
+    sample = read_recipe("quickstart").data
     sources = [f'eval.data.{key}="{getattr(sample, key)[0]}"' for key in ("reviews", "metadata")]
     overrides = ["name=two", 'eval.data.format="amazon2018"', "eval.data.k_core=6", *sources]
     told("prepare", "quickstart", *overrides, "-q")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import OWN_TRAIN, TRAIN_OF
 from llmrec_cli.data.catalog import gather_entries
@@ -27,11 +27,11 @@ from llmrec_cli.methods import find_method
 from llmrec_cli.models.base import FullScoreRanker, Ranker
 from llmrec_cli.models.baselines.pop import PopRanker
 from llmrec_cli.models.sequential import make_sequential_ranker
-from llmrec_cli.pipeline import context, requirements
+from llmrec_cli.pipeline import requirements, setup
 from llmrec_cli.pipeline.baseline import baseline
-from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.loading import load_baseline, load_sequential
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align
 from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.training.collator import Collator
@@ -65,7 +65,7 @@ SETTINGS = [
 
 def recipe_in(folder: Path, *overrides: str) -> Recipe:
     settings = [f"out={folder / 'runs'}", *SETTINGS, *overrides]
-    return load_recipe("quickstart", settings, baselines=MODELS)
+    return read_recipe("quickstart", settings, baselines=MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +73,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every conventional model was fitted and evaluated."""
     folder = tmp_path_factory.mktemp("baselines")
     recipe = recipe_in(folder)
-    prepare(recipe, Path)
+    prepare_data(recipe, Path)
     for name in MODELS:
         baseline(recipe, name, resume=False, progress=Silent())
     runs = ["baseline-pop", *(f"baseline-{name}" for name in MODELS)]
-    evaluate(recipe, runs, split="test", again=False, progress=Silent())
+    evaluate_runs(recipe, runs, split="test", again=False, progress=Silent())
     return folder
 
 
-def ranker_of(bench: context.CatalogueContext, name: str) -> Ranker:
-    return load_baseline(bench, gather_entries(bench.prepared.items, bench.leaf_of_item), name)
+def ranker_of(context: setup.CatalogueContext, name: str) -> Ranker:
+    return load_baseline(
+        context, gather_entries(context.prepared.items, context.leaf_of_item), name
+    )
 
 
-def scores_of(bench: context.CatalogueContext, name: str, histories: Any) -> np.ndarray[Any, Any]:
+def scores_of(context: setup.CatalogueContext, name: str, histories: Any) -> np.ndarray[Any, Any]:
     """The score of every entry: [rows, leaves]."""
-    ranker = ranker_of(bench, name)
+    ranker = ranker_of(context, name)
     assert isinstance(ranker, FullScoreRanker)
     return ranker.score_all(histories)
 
@@ -128,16 +130,16 @@ def test_predictions_and_report_look_like_those_of_a_language_model(home: Path, 
 def test_ranked_lists_are_the_sorted_scores_of_all_entries(home: Path) -> None:
     """Against every entry's log-probability; they sum to 1 over the catalogue."""
     recipe = recipe_in(home)
-    bench = context.open_context(recipe, Silent())
+    context = setup.open_context(recipe, Silent())
     predictions = pd.read_parquet((recipe.folder / "baseline-gru4rec") / "predictions.parquet")
-    score_RL = scores_of(bench, "gru4rec", predictions["history"].tolist())
+    score_RL = scores_of(context, "gru4rec", predictions["history"].tolist())
     np.testing.assert_allclose(np.exp(score_RL).sum(1), 1, rtol=1e-4)
     for row, (items, scores) in enumerate(
         zip(predictions["ranked"], predictions["scores"], strict=True)
     ):
         best_first = np.sort(score_RL[row])[::-1][: len(items)]
         np.testing.assert_allclose(scores, best_first, atol=1e-5)
-        np.testing.assert_allclose(score_RL[row, bench.leaf_of_item[items]], scores, atol=1e-5)
+        np.testing.assert_allclose(score_RL[row, context.leaf_of_item[items]], scores, atol=1e-5)
 
 
 def test_equal_scores_go_to_the_more_popular_entry(
@@ -145,14 +147,14 @@ def test_equal_scores_go_to_the_more_popular_entry(
 ) -> None:
     """A model that knows nothing ranks as Pop does."""
     recipe = recipe_in(home, "name=ties")
-    prepare(recipe, Path)
+    prepare_data(recipe, Path)
     baseline(recipe, "itemknn", resume=False, progress=Silent())
     monkeypatch.setattr(
         "llmrec_cli.models.baselines.itemknn.score_itemknn",
         lambda similar_LL, histories, decay: np.zeros((len(histories), len(similar_LL.indptr) - 1)),
     )
     runs = ["baseline-pop", "baseline-itemknn"]
-    evaluate(recipe, runs, split="valid", again=False, progress=Silent())
+    evaluate_runs(recipe, runs, split="valid", again=False, progress=Silent())
     pop, ours = (
         pd.read_parquet((recipe.folder / run) / "predictions-valid.parquet") for run in runs
     )
@@ -163,7 +165,7 @@ def test_a_comparison_may_be_made_anew_with_another_decoder(home: Path) -> None:
     """A conventional model has none, so nothing about it changed; Pop is simply fitted again."""
     recipe = recipe_in(home, "eval.decode.search=beam", "eval.cutoffs=[5]")
     runs = ["baseline-pop", "baseline-sasrec"]
-    board = evaluate(recipe, runs, split="valid", again=False, progress=Silent()).comparison
+    board = evaluate_runs(recipe, runs, split="valid", again=False, progress=Silent()).comparison
     assert {own.name for own in board.standings} == set(runs)
 
 
@@ -190,11 +192,11 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
     settings = ["baseline.sasrec.train.epochs=2", "baseline.sasrec.train.save_every=5"]
     recipe, whole = (recipe_in(home, *settings, f"name={name}") for name in ("parts", "whole"))
     for each in (recipe, whole):
-        prepare(each, Path)
+        prepare_data(each, Path)
     with pytest.raises(KeyboardInterrupt):
         baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
     with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
-        ranker_of(context.open_context(recipe, Silent()), "sasrec")
+        ranker_of(setup.open_context(recipe, Silent()), "sasrec")
     with pytest.raises(ArtefactError, match="add --resume"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
     folders = [
@@ -217,25 +219,25 @@ def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> 
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
         baseline(other, "sasrec", resume=True, progress=Silent())
     with pytest.raises(ArtefactError, match=r"stage\.hidden = 32, now 16"):
-        ranker_of(context.open_context(other, Silent()), "sasrec")
+        ranker_of(setup.open_context(other, Silent()), "sasrec")
 
 
 def test_a_model_of_another_catalogue_is_refused(home: Path) -> None:
     """The same weights under other leaf numbers would recommend the wrong items."""
-    bench = context.open_context(recipe_in(home), Silent())
-    bench.trie.leaf_of_item_I.copy_(bench.trie.leaf_of_item_I.flip(0))
+    context = setup.open_context(recipe_in(home), Silent())
+    context.trie.leaf_of_item_I.copy_(context.trie.leaf_of_item_I.flip(0))
     with pytest.raises(ArtefactError, match="catalogue"):
-        ranker_of(bench, "itemknn")
+        ranker_of(context, "itemknn")
 
 
 def test_ties_on_validation_go_to_the_more_popular_entry_as_in_eval(home: Path) -> None:
     """A model that scores all entries alike is as good as Pop, and is not chosen for more."""
-    bench = context.open_context(recipe_in(home), Silent())
-    leaves = gather_entries(bench.prepared.items, bench.leaf_of_item)
-    model, frame = load_sequential(bench, "caser"), bench.prepared.split("valid").head(50)
+    context = setup.open_context(recipe_in(home), Silent())
+    leaves = gather_entries(context.prepared.items, context.leaf_of_item)
+    model, frame = load_sequential(context, "caser"), context.prepared.split("valid").head(50)
 
     def validated(ranker: Ranker) -> dict[str, float]:
-        return validation_metrics(ranker, bench.ranks, frame, bench.leaf_of_item, 10)
+        return validation_metrics(ranker, context.ranks, frame, context.leaf_of_item, 10)
 
     ours, pop = make_sequential_ranker(model, leaves, 10), validated(PopRanker(leaves))
     assert validated(ours)["hr@10"] > max(0.1, pop["hr@10"])
@@ -248,7 +250,7 @@ def test_nothing_to_train_on_or_choose_by_is_said_before_a_folder_is_made(
     home: Path, split: str, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, whole = recipe_in(home, "name=empty"), Prepared.split
-    prepare(recipe, Path)
+    prepare_data(recipe, Path)
     monkeypatch.setattr(Prepared, "split", lambda p, s: whole(p, s).head(0 if s == split else 9))
     with pytest.raises(DataError, match=f"no {rows} rows"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
@@ -266,46 +268,46 @@ def test_two_candidates_are_no_catalogue_to_rank(home: Path) -> None:
 
 def test_a_damaged_model_is_named(home: Path) -> None:
     recipe = recipe_in(home, "name=damaged")
-    prepare(recipe, Path)
+    prepare_data(recipe, Path)
     baseline(recipe, "itemknn", resume=False, progress=Silent())
     weights = (recipe.folder / "baseline-itemknn") / "model" / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtefactError, match=r"weights\.safetensors: damaged"):
-        ranker_of(context.open_context(recipe, Silent()), "itemknn")
+        ranker_of(setup.open_context(recipe, Silent()), "itemknn")
 
 
 def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> None:
     recipe = recipe_in(home)
-    bench = context.open_context(recipe, Silent())
-    frame = bench.prepared.split("train").head(30)
-    rows = sequence_rows(frame, bench.encoder, recipe.data.history)
-    table = requirements.load_item_scores(bench, "sasrec", "train", rows)
+    context = setup.open_context(recipe, Silent())
+    frame = context.prepared.split("train").head(30)
+    rows = sequence_rows(frame, context.encoder, recipe.data.history)
+    table = requirements.load_item_scores(context, "sasrec", "train", rows)
     found = table.probabilities([0])
-    assert found.shape == (len(rows[0].targets), bench.trie.n_leaves)
+    assert found.shape == (len(rows[0].targets), context.trie.n_leaves)
     for at in range(len(rows[0].targets)):
         history = [*rows[0].history, *rows[0].targets[:at]]
-        alone = torch.from_numpy(scores_of(bench, "sasrec", [history])).exp()[0]
+        alone = torch.from_numpy(scores_of(context, "sasrec", [history])).exp()[0]
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
     (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
-    requirements.load_item_scores(bench, "sasrec", "train", rows)
+    requirements.load_item_scores(context, "sasrec", "train", rows)
     assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
     for name in ("pop", "itemknn"):
         with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
-            requirements.load_item_scores(bench, name, "train", rows)
+            requirements.load_item_scores(context, name, "train", rows)
 
 
 def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_of_rows(
     home: Path,
 ) -> None:
     recipe = recipe_in(home)
-    bench = context.open_context(recipe, Silent())
-    rows = window_rows(bench.prepared.split("valid").head(7), bench.encoder)
+    context = setup.open_context(recipe, Silent())
+    rows = window_rows(context.prepared.split("valid").head(7), context.encoder)
     tables = [
-        requirements.load_item_scores(bench, name, "valid", rows) for name in ("gru4rec", "caser")
+        requirements.load_item_scores(context, name, "valid", rows) for name in ("gru4rec", "caser")
     ]
-    requirements.load_item_scores(bench, "gru4rec", "valid", rows[:3])
+    requirements.load_item_scores(context, "gru4rec", "valid", rows[:3])
     assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
@@ -334,20 +336,24 @@ def test_ilrec_is_rewarded_by_the_scores_of_each_targets_own_history(
 ) -> None:
     """The masses of its batches, against the model asked about each history alone."""
     recipe = ilrec_in(home, f"align.ilrec.reward_history={history}")
-    bench, section = context.open_context(recipe, Silent()), recipe.align["ilrec"]
-    stage = requirements.TrainingStage(bench, find_method("ilrec"), section.options, section.train)
-    rows = sequence_rows(bench.prepared.split("train").head(40), bench.encoder, 5)
-    valid_rows = window_rows(bench.prepared.split("valid").head(4), bench.encoder)
+    context, section = setup.open_context(recipe, Silent()), recipe.align["ilrec"]
+    stage = requirements.TrainingStage(
+        context, find_method("ilrec"), section.options, section.train
+    )
+    rows = sequence_rows(context.prepared.split("train").head(40), context.encoder, 5)
+    valid_rows = window_rows(context.prepared.split("valid").head(4), context.encoder)
     data = requirements.build_datasets(stage, None, rows, valid_rows, home, {}, Silent())
-    collate = Collator(bench.trie, cut_forced=True)
-    leaf_of_item = bench.leaf_of_item
+    collate = Collator(context.trie, cut_forced=True)
+    leaf_of_item = context.leaf_of_item
     for dataset, of in ((data.train, rows[1:3]), (data.valid, valid_rows[2:])):
-        windows = [w for row in of for w in as_windows(row, bench.catalogue)]
+        windows = [w for row in of for w in as_windows(row, context.catalogue)]
         mass = dataset.complete_batch(collate(of), of).batch.mass
         assert mass is not None
-        nodes = bench.trie.node_of_leaf_L.long()
+        nodes = context.trie.node_of_leaf_L.long()
         for answer, window in enumerate(windows):
-            expected_L = np.exp(scores_of(bench, "sasrec", [window.history])[0].astype(np.float64))
+            expected_L = np.exp(
+                scores_of(context, "sasrec", [window.history])[0].astype(np.float64)
+            )
             if history == "zero":
                 own = leaf_of_item[window.targets[0]]
                 gone = set(leaf_of_item[list(window.history)]) - {own}
@@ -383,7 +389,7 @@ def test_ilrec_without_scores_stops_before_it_writes_anything(
 ) -> None:
     words = ["name=no-scores", *words]
     recipe = ilrec_in(home, *words)
-    prepare(recipe, Path)
+    prepare_data(recipe, Path)
     with pytest.raises((ArtefactError, RecipeError), match=expected) as caught:
         align(recipe, "ilrec", resume=False, progress=Silent())
     assert "\n" not in str(caught.value)
@@ -392,12 +398,12 @@ def test_ilrec_without_scores_stops_before_it_writes_anything(
 
 def test_missing_item_scores_say_what_to_run(home: Path) -> None:
     recipe = recipe_in(home, "name=unfinished")
-    prepare(recipe, Path)
-    bench = context.open_context(recipe, Silent())
+    prepare_data(recipe, Path)
+    context = setup.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match="run first: llmrec baseline --model sasrec RECIPE"):
-        requirements.load_item_scores(bench, "sasrec", "train", [])
+        requirements.load_item_scores(context, "sasrec", "train", [])
     with pytest.raises(RecipeError, match=r"add the table.*llmrec baseline --model other RECIPE"):
-        requirements.load_item_scores(bench, "other", "train", [])
+        requirements.load_item_scores(context, "other", "train", [])
 
 
 def test_a_language_models_training_settings_do_not_leak() -> None:
@@ -408,7 +414,7 @@ def test_a_language_models_training_settings_do_not_leak() -> None:
     overrides = ["train.max_steps=3", "train.learning_rate=1.0", "train.micro_batch=1"]
     overrides += ["train.validate_rows=77", "train.select=loss", "train.patience=9"]
     overrides += ["baseline.gru4rec.train.validate_rows=5", "baseline.gru4rec.train.batch=7"]
-    recipe = load_recipe("amazon2018/instruments-scratch", overrides, baselines=MODELS)
+    recipe = read_recipe("amazon2018/instruments-scratch", overrides, baselines=MODELS)
     train = recipe.baseline["sasrec"].train
     assert (train.max_steps, train.validate_rows, train.select) == (None, 77, "loss")
     for key, value in OWN_TRAIN.items():
@@ -419,8 +425,8 @@ def test_a_language_models_training_settings_do_not_leak() -> None:
 
 
 def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
-    assert list(load_recipe("amazon2018/instruments-scratch").baseline) == ["pop"]
-    runs = experiment_of(load_recipe("quickstart")).names
+    assert list(read_recipe("amazon2018/instruments-scratch").baseline) == ["pop"]
+    runs = experiment_of(read_recipe("quickstart")).names
     assert runs.index("baseline-sasrec") < runs.index("sft") < runs.index("align-msl")
 
 
@@ -443,5 +449,5 @@ def test_pop_is_always_there_and_models_without_a_table_are_not() -> None:
 )
 def test_mistakes_in_a_table_are_named(override: str, expected: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe("quickstart", [override])
+        read_recipe("quickstart", [override])
     assert expected in str(caught.value)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.utils.files import hash_file
 from llmrec_cli.utils.progress import Silent
@@ -49,8 +49,8 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         for words in (LORA, FULL):
-            recipe = load_recipe("own.toml", words)
-            prepare(recipe, Path)
+            recipe = read_recipe("own.toml", words)
+            prepare_data(recipe, Path)
             sft(recipe, resume=False, progress=Silent())
     return home
 
@@ -107,9 +107,9 @@ def another_item(home: Path) -> None:
     """What is sold and bought changed; the data were prepared anew."""
     write_raw(home, (*TITLES, "One more"))
     for words in (LORA, FULL):
-        recipe = load_recipe("own.toml", words)
+        recipe = read_recipe("own.toml", words)
         shutil.rmtree(recipe.prepared)
-        prepare(recipe, Path)
+        prepare_data(recipe, Path)
 
 
 TOKENIZER = {  # what changes, and what both runs say of it

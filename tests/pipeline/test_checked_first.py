@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.small import RECIPE
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.evaluate import _warn_about_mask
 from llmrec_cli.runs.run import align_run
 from llmrec_cli.utils.progress import Silent
@@ -94,7 +94,7 @@ def test_whoever_trained_on_legal_tokens_is_warned_of_another_mask(
     recipe: str, overrides: list[str], warned: bool
 ) -> None:
     Path(recipe).write_text(Path(recipe).read_text().replace("tau", "# tau"))
-    loaded = load_recipe(recipe, [*overrides, "eval.decode.mask=after"])
+    loaded = read_recipe(recipe, [*overrides, "eval.decode.mask=after"])
     lines: list[str] = []
     progress = Silent()
     object.__setattr__(progress, "say", lines.append)

@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError, UserError
 from llmrec_cli.evaluation.predictions import read_predictions
-from llmrec_cli.pipeline.compare import Asked, Compared, compare, compare_experiment
+from llmrec_cli.pipeline.compare import Asked, Compared, compare_experiment, compare_runs
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.report.tables import comparison_to_json
 from llmrec_cli.utils.files import write_json
@@ -62,7 +62,7 @@ def standing(found: Compared, name: str) -> Any:
 
 
 def test_an_experiment_has_its_runs_in_the_recipes_order_against_sft(home: Path) -> None:
-    found = compare(["runs/s1"], Asked())
+    found = compare_runs(["runs/s1"], Asked())
     assert names(found) == NAMES
     assert found.comparison.baseline == "sft"
     assert found.comparison.compared == "ndcg@10"
@@ -74,7 +74,7 @@ def test_an_experiment_has_its_runs_in_the_recipes_order_against_sft(home: Path)
 
 
 def test_the_figures_are_those_of_the_reports(home: Path) -> None:
-    found = compare(["runs/s1"], Asked())
+    found = compare_runs(["runs/s1"], Asked())
     for name in NAMES:
         report = json.loads(Path(f"runs/s1/{name}/report.json").read_text())
         for policy in ("keep", "remove"):
@@ -86,21 +86,23 @@ def test_the_figures_are_those_of_the_reports(home: Path) -> None:
 
 
 def test_a_recipe_names_its_experiment_and_run_has_written_the_same(home: Path) -> None:
-    by_folder = comparison_to_json(compare(["runs/s1"], Asked()).comparison)
-    assert comparison_to_json(compare(["tiny.toml", "name=s1"], Asked()).comparison) == by_folder
+    by_folder = comparison_to_json(compare_runs(["runs/s1"], Asked()).comparison)
+    assert (
+        comparison_to_json(compare_runs(["tiny.toml", "name=s1"], Asked()).comparison) == by_folder
+    )
     assert json.loads(Path("runs/s1/comparison.json").read_text()) == by_folder
     assert "/work" not in Path("runs/s1/comparison.json").read_text()
     assert str(home) not in Path("runs/s1/comparison.json").read_text()
 
 
 def test_single_runs_are_compared_in_the_order_given_and_once(home: Path) -> None:
-    found = compare(["runs/s1/align-msl", "runs/s1/sft", "runs/s1/../s1/sft/"], Asked())
+    found = compare_runs(["runs/s1/align-msl", "runs/s1/sft", "runs/s1/../s1/sft/"], Asked())
     assert names(found) == ["align-msl", "sft"]
     assert found.comparison.baseline == "sft"
 
 
 def test_runs_that_differ_only_by_their_seed_are_one_entry(home: Path) -> None:
-    found = compare(["runs/s2", "runs/s1"], Asked())
+    found = compare_runs(["runs/s2", "runs/s1"], Asked())
     assert names(found) == NAMES
     ours = standing(found, "align-msl")
     assert ours.seeds == (1, 2)
@@ -113,7 +115,7 @@ def test_runs_that_differ_only_by_their_seed_are_one_entry(home: Path) -> None:
 
 def test_other_settings_make_another_entry_even_where_a_parent_has_them(home: Path) -> None:
     """``align-msl`` of ``fast`` has the very settings of the others; its parent does not."""
-    found = compare(["runs/s1", "runs/s2", "runs/fast"], Asked())
+    found = compare_runs(["runs/s1", "runs/s2", "runs/fast"], Asked())
     told = {s.name: s.seeds for s in found.comparison.standings}
     assert told == {
         "baseline-itemknn": (),
@@ -128,7 +130,7 @@ def test_other_settings_make_another_entry_even_where_a_parent_has_them(home: Pa
 
 
 def test_the_same_seed_twice_is_no_second_seed(made: Path, copied: Path) -> None:
-    found = compare([str(made / "runs/s1"), str(copied)], Asked())
+    found = compare_runs([str(made / "runs/s1"), str(copied)], Asked())
     assert standing(found, "baseline-pop")
     twice = [s for s in found.comparison.standings if s.name.endswith("sft")]
     assert [s.seeds for s in twice] == [(1,), (1,)]
@@ -137,7 +139,7 @@ def test_the_same_seed_twice_is_no_second_seed(made: Path, copied: Path) -> None
 
 def test_a_baseline_a_policy_and_a_metric_may_be_chosen(home: Path) -> None:
     asked = Asked(baseline="baseline-pop", seen="remove", metric="hr@5")
-    found = compare(["runs/s1"], asked).comparison
+    found = compare_runs(["runs/s1"], asked).comparison
     assert (found.baseline, found.headline, found.compared) == ("baseline-pop", "remove", "hr@5")
     assert not found.standings[1].contrasts["remove"]
     assert found.standings[2].contrasts["remove"]["hr@5"].p <= 1
@@ -145,13 +147,13 @@ def test_a_baseline_a_policy_and_a_metric_may_be_chosen(home: Path) -> None:
 
 def test_what_was_not_evaluated_is_a_note_in_an_experiment(copied: Path) -> None:
     (copied / "align-msl/report.json").unlink()
-    found = compare(["runs/s1"], Asked())
+    found = compare_runs(["runs/s1"], Asked())
     assert names(found) == NAMES[:-1]
     assert found.comparison.notes[0] == "not evaluated on test yet: align-msl of s1"
 
 
 def test_what_has_to_be_known_about_the_data_is_a_note(home: Path) -> None:
-    notes = compare(["runs/s1", "runs/s2"], Asked()).comparison.notes
+    notes = compare_runs(["runs/s1", "runs/s2"], Asked()).comparison.notes
     audits = [note for note in notes if note.startswith("audit of s1: ")]
     assert len(audits) == 1
     assert "interactions that tie in time: 870 of 969" in audits[0]
@@ -159,7 +161,7 @@ def test_what_has_to_be_known_about_the_data_is_a_note(home: Path) -> None:
 
 
 def test_costs_are_summed_over_what_a_run_stands_on(home: Path) -> None:
-    found = compare(["runs/s1"], Asked())
+    found = compare_runs(["runs/s1"], Asked())
     rows = {
         name: [
             json.loads(x)
@@ -192,7 +194,7 @@ def test_costs_that_an_older_run_has_not_recorded_are_unknown(copied: Path) -> N
         del manifest["cost"]
         write_json(path, manifest)
     (copied / "sft/metrics.jsonl").unlink()
-    found = compare(["runs/s1"], Asked())
+    found = compare_runs(["runs/s1"], Asked())
     cost = standing(found, "align-msl").cost
     assert cost.train_seconds > 0
     assert (cost.lineage_seconds, cost.tokens, cost.peak_bytes, cost.device) == (None,) * 4
@@ -254,13 +256,13 @@ def other_prepared(folder: Path) -> None:
 def test_damage_is_one_line(copied: Path, damage: Any, message: str) -> None:
     damage(copied)
     with pytest.raises(ArtefactError, match=message) as error:
-        compare(["runs/s1"], Asked())
+        compare_runs(["runs/s1"], Asked())
     assert "\n" not in str(error.value)
 
 
 def test_at_the_end_of_an_evaluation_an_older_damaged_run_is_left_out(copied: Path) -> None:
     swap_lists(copied)
-    found = compare_experiment(load_recipe("tiny.toml", ["name=s1"]), "test")
+    found = compare_experiment(read_recipe("tiny.toml", ["name=s1"]), "test")
     assert names(found) == NAMES[:-1]
     assert found.comparison.notes[0].startswith("left out: align-msl: its report has ")
 
@@ -281,7 +283,7 @@ def test_at_the_end_of_an_evaluation_an_older_damaged_run_is_left_out(copied: Pa
 )
 def test_wrong_words_are_one_line(home: Path, words: list[str], asked: Asked, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        compare(words, asked)
+        compare_runs(words, asked)
     assert "\n" not in str(error.value)
 
 
@@ -333,14 +335,14 @@ def test_comparing_imports_no_torch(home: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         "sys.argv = ['llmrec', 'compare', 'runs/s1', '--quiet']\n"
-        "assert exits.guarded(cli.app) == 0\n"
+        "assert exits.catch_errors(cli.app) == 0\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_run_writes_its_reports_again_only_when_something_new_was_evaluated(copied: Path) -> None:
-    recipe, file = load_recipe("tiny.toml", ["name=s1", "seed=1"]), copied / "comparison.json"
+    recipe, file = read_recipe("tiny.toml", ["name=s1", "seed=1"]), copied / "comparison.json"
     file.write_text("{}")
     said: list[str] = []
     progress = Told(said)
@@ -356,6 +358,6 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(copied: Path) -> N
     (copied / "comparison.json").mkdir()
     os.utime(copied / "comparison.json", (0, 0))  # older than the reports
     said: list[str] = []
-    found = run(load_recipe("tiny.toml", ["name=s1", "seed=1"]), progress=Told(said))
+    found = run(read_recipe("tiny.toml", ["name=s1", "seed=1"]), progress=Told(said))
     assert found.comparison.baseline == "sft"
     assert said[-1].startswith("no report: runs/s1/comparison.json: cannot be written")

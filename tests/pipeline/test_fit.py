@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.pipeline import context
+from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.backbone import ContextLimits
 from llmrec_cli.utils.progress import Silent
 from tests.experiments import typed
@@ -98,13 +98,13 @@ def test_a_pass_of_many_targets_ends_where_the_positions_end(
 ) -> None:
     write_gpt2(home, positions)
     words = ("prompt.template=sequence", "train.rows=sequence")
-    bench = context.open_context(load_recipe("own.toml", words), Silent())
-    frame = bench.prepared.split("train")
-    rows = context.build_training_rows(bench, "sequence")
+    context = setup.open_context(read_recipe("own.toml", words), Silent())
+    frame = context.prepared.split("train")
+    rows = setup.build_training_rows(context, "sequence")
     targets = [(row.user, target) for row in rows for target in row.targets]
     assert targets == list(zip(frame["user"], frame["target"], strict=True))
     lengths = [
-        len(row.prompt) + sum(len(bench.catalogue[target]) for target in row.targets)
+        len(row.prompt) + sum(len(context.catalogue[target]) for target in row.targets)
         for row in rows
     ]
     assert max(lengths) <= positions
@@ -118,7 +118,7 @@ def test_without_asking_for_room_a_model_runs_out_of_positions(
     """The control."""
     write_gpt2(home, 250)
     monkeypatch.setattr(
-        context, "find_context_limits", lambda *known: ContextLimits(known[-1], "anything")
+        setup, "find_context_limits", lambda *known: ContextLimits(known[-1], "anything")
     )
     ended = typed(capsys, *SFT)
     assert ended.code == 1
@@ -203,7 +203,7 @@ def without(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """The results of a base whose generation_config says nothing."""
     import shutil
 
-    from llmrec_cli.pipeline.evaluate import evaluate
+    from llmrec_cli.pipeline.evaluate import evaluate_runs
     from llmrec_cli.pipeline.train import sft
 
     copy = tmp_path_factory.mktemp("plain") / "home"
@@ -211,9 +211,9 @@ def without(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     write_checkpoint(copy / "base", byte_level(), ALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(copy)
-        recipe = load_recipe("own.toml")
+        recipe = read_recipe("own.toml")
         sft(recipe, resume=False, progress=Silent())
-        evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
+        evaluate_runs(recipe, ["sft"], split="test", again=False, progress=Silent())
     return results(copy)
 
 

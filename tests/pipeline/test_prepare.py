@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.prepared import Prepared
@@ -30,7 +30,7 @@ from llmrec_cli.data.schema import (
     USER_ID,
 )
 from llmrec_cli.errors import ArtefactError, DataError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 
 GIFT_CARDS = {
     "format": "amazon2018",
@@ -92,7 +92,7 @@ def core(prepared: Prepared) -> tuple[int, int, int]:
 
 
 def test_gift_cards_2018_five_core(shared_data: Path, tmp_path: Path) -> None:
-    prepared = prepare(recipe(tmp_path, GIFT_CARDS), lambda name: shared_data / name)
+    prepared = prepare_data(recipe(tmp_path, GIFT_CARDS), lambda name: shared_data / name)
     assert core(prepared) == (453, 147, 2941)
     found = prepared.manifest["audit"]
     assert found["items that share a title or tokens"]["count"] == 2
@@ -101,7 +101,7 @@ def test_gift_cards_2018_five_core(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_digital_music_2014_five_core(shared_data: Path, tmp_path: Path) -> None:
-    prepared = prepare(recipe(tmp_path, DIGITAL_MUSIC), lambda name: shared_data / name)
+    prepared = prepare_data(recipe(tmp_path, DIGITAL_MUSIC), lambda name: shared_data / name)
     assert core(prepared) == (268, 206, 2480)
 
 
@@ -111,7 +111,7 @@ def test_all_beauty_2023_equals_the_published_split(
     shared_data: Path, tmp_path: Path, source: str, k_core: int
 ) -> None:
     data = BEAUTY_SOURCES[source] | {"k_core": k_core, "min_history": 0, "history": 1000}
-    prepared = prepare(recipe(tmp_path, data), lambda name: shared_data / name)
+    prepared = prepare_data(recipe(tmp_path, data), lambda name: shared_data / name)
     for name, file in PUBLISHED.items():
         assert sorted(plain_rows(prepared, name)) == sorted(published_rows(shared_data / file))
 
@@ -134,7 +134,7 @@ def published_rows(file: Path) -> list[tuple[str, str, float, int, str]]:
 
 
 def test_semantic_ids_need_no_titles(shared_data: Path, tmp_path: Path) -> None:
-    prepared = prepare(recipe(tmp_path, INSTRUMENTS), lambda name: shared_data / name)
+    prepared = prepare_data(recipe(tmp_path, INSTRUMENTS), lambda name: shared_data / name)
     assert core(prepared) == (24772, 9922, 206153)
     assert prepared.items["tokens"].map(len).eq(4).all()
     assert prepared.manifest["audit"]["items that share a title or tokens"]["count"] == 48
@@ -142,7 +142,7 @@ def test_semantic_ids_need_no_titles(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_msl_books_keep_the_whole_title_list(shared_data: Path, tmp_path: Path) -> None:
-    prepared = prepare(recipe(tmp_path, BOOKS), lambda name: shared_data / name)
+    prepared = prepare_data(recipe(tmp_path, BOOKS), lambda name: shared_data / name)
     assert len(prepared.items) == 6343  # 6,344 titles, one of them empty
     assert len(prepared.split("test")) == 4383
     unseen = prepared.manifest["audit"]["test targets never seen in training"]["count"]
@@ -152,7 +152,7 @@ def test_msl_books_keep_the_whole_title_list(shared_data: Path, tmp_path: Path) 
 def test_rows_that_a_published_split_loses_are_told(shared_data: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     asked = recipe(tmp_path, BEAUTY_SOURCES["published"] | {"history": 5})
-    prepared = prepare(asked, lambda name: shared_data / name, lines.append)
+    prepared = prepare_data(asked, lambda name: shared_data / name, lines.append)
     empty = sum(not row[-1] for row in published_rows(shared_data / PUBLISHED["train"]))
     long = sum(len(row[-1].split()) > 5 for row in published_rows(shared_data / PUBLISHED["test"]))
     assert empty
@@ -176,7 +176,7 @@ def test_the_same_rows_in_every_split_are_a_warning(tmp_path: Path) -> None:
         "splits": dict.fromkeys(("train", "valid", "test"), str(tmp_path / "rows.csv")),
         "metadata": str(tmp_path / "titles.json"),
     }
-    prepared = prepare(recipe(tmp_path, data), Path)
+    prepared = prepare_data(recipe(tmp_path, data), Path)
     [verdict] = [
         v for v in judge_all(prepared.manifest) if v.check == "rows that stand in two splits"
     ]
@@ -186,8 +186,8 @@ def test_the_same_rows_in_every_split_are_a_warning(tmp_path: Path) -> None:
 def test_the_histories_that_a_log_cuts_are_counted(
     ratings: dict[str, object], tmp_path: Path
 ) -> None:
-    whole = prepare(recipe(tmp_path, ratings | {"history": 50}, name="whole"), Path)
-    cut = prepare(recipe(tmp_path, ratings | {"history": 2, "sample": {"train": 5}}), Path)
+    whole = prepare_data(recipe(tmp_path, ratings | {"history": 50}, name="whole"), Path)
+    cut = prepare_data(recipe(tmp_path, ratings | {"history": 2, "sample": {"train": 5}}), Path)
     for split in ("valid", "test"):
         longer = [len(history) - 2 for history in whole.split(split)[HISTORY] if len(history) > 2]
         counts = cut.manifest["splits"][split]
@@ -203,7 +203,7 @@ def test_the_2014_head_without_its_metadata_stops(shared_data: Path, tmp_path: P
     }
     asked = recipe(tmp_path, data)
     with pytest.raises(DataError, match=r'7 of 8 items .* set data\.untitled = "id", or'):
-        prepare(asked, lambda name: shared_data / name)
+        prepare_data(asked, lambda name: shared_data / name)
     assert not asked.folder.exists()
 
 
@@ -230,8 +230,8 @@ def prepare_in_a_process(cases: Sequence[Mapping[str, object]], threads: int) ->
     code = (
         "import json, sys; from pathlib import Path; import polars;"
         "from llmrec_cli.config.recipe import Recipe;"
-        "from llmrec_cli.pipeline.prepare import prepare;"
-        "[prepare(Recipe.model_validate(case), Path) for case in json.loads(sys.argv[1])];"
+        "from llmrec_cli.pipeline.prepare import prepare_data;"
+        "[prepare_data(Recipe.model_validate(case), Path) for case in json.loads(sys.argv[1])];"
         "sys.exit(polars.thread_pool_size() != int(sys.argv[2]))"
     )
     environment = os.environ | {"POLARS_MAX_THREADS": str(threads)}
@@ -240,49 +240,49 @@ def prepare_in_a_process(cases: Sequence[Mapping[str, object]], threads: int) ->
 
 
 def test_the_manifest_holds_no_path(ratings: dict[str, object], tmp_path: Path) -> None:
-    prepared = prepare(recipe(tmp_path, ratings), Path)
+    prepared = prepare_data(recipe(tmp_path, ratings), Path)
     text = (prepared.folder / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert '"name": "ratings.csv"' in text
 
 
 def test_the_manifest_names_metadata_without_their_folder(tmp_path: Path) -> None:
-    sample = load_recipe("quickstart", [f"out={tmp_path}"])
+    sample = read_recipe("quickstart", [f"out={tmp_path}"])
     files = sample.data.metadata
-    prepared = prepare(sample, Path)
+    prepared = prepare_data(sample, Path)
     assert prepared.manifest["reader"]["metadata"]["files"] == [Path(f).name for f in files]
     assert str(Path(files[0]).parent) not in (prepared.folder / "manifest.json").read_text()
 
 
 def test_a_folder_is_reused_or_refused(ratings: dict[str, object], tmp_path: Path) -> None:
-    first = prepare(recipe(tmp_path, ratings), Path)
+    first = prepare_data(recipe(tmp_path, ratings), Path)
     assert not first.reused
     written = {file: file.stat().st_mtime_ns for file in first.folder.iterdir()}
-    again = prepare(recipe(tmp_path, ratings), Path)
+    again = prepare_data(recipe(tmp_path, ratings), Path)
     assert again.reused
     assert {file: file.stat().st_mtime_ns for file in first.folder.iterdir()} == written
     with pytest.raises(DataError, match=r"data\.k_core was 2, is now 3"):
-        prepare(recipe(tmp_path, ratings | {"k_core": 3}), Path)
+        prepare_data(recipe(tmp_path, ratings | {"k_core": 3}), Path)
     with pytest.raises(DataError, match="seed was 0, is now 1"):
-        prepare(recipe(tmp_path, ratings, seed=1), Path)
+        prepare_data(recipe(tmp_path, ratings, seed=1), Path)
     with (tmp_path / "ratings.csv").open("a") as file:
         file.write("u9,i1,5.0,1500000000000\n")
     with pytest.raises(DataError, match=r"data\.reviews ratings\.csv differs in content"):
-        prepare(recipe(tmp_path, ratings), Path)
+        prepare_data(recipe(tmp_path, ratings), Path)
 
 
 def test_a_folder_edited_by_hand_is_not_reused(ratings: dict[str, object], tmp_path: Path) -> None:
-    first = prepare(recipe(tmp_path, ratings), Path)
+    first = prepare_data(recipe(tmp_path, ratings), Path)
     with (first.folder / "test.parquet").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ArtefactError, match=r"test\.parquet: changed since it was prepared"):
-        prepare(recipe(tmp_path, ratings), Path)
+        prepare_data(recipe(tmp_path, ratings), Path)
 
 
 def test_an_error_leaves_no_folder(ratings: dict[str, object], tmp_path: Path) -> None:
     asked = recipe(tmp_path, ratings | {"k_core": 50})
     with pytest.raises(DataError, match=r"left after: data\.k_core = 50"):
-        prepare(asked, Path)
+        prepare_data(asked, Path)
     assert not asked.folder.exists()
 
 
@@ -290,10 +290,10 @@ def test_only_a_rating_threshold_leaves_dislikes(
     ratings: dict[str, object], tmp_path: Path
 ) -> None:
     """Without one, neither rows nor manifest know of them: such folders stay as they were."""
-    plain = prepare(recipe(tmp_path, ratings), Path)
+    plain = prepare_data(recipe(tmp_path, ratings), Path)
     assert list(plain.split("train"))[-1] == RATING
     assert "disliked" not in (plain.folder / "manifest.json").read_text()
-    some = prepare(recipe(tmp_path, ratings | {"min_rating": 3.0}, name="some"), Path)
+    some = prepare_data(recipe(tmp_path, ratings | {"min_rating": 3.0}, name="some"), Path)
     assert all(list(some.split(split))[-1] == DISLIKED for split in some.splits)
     assert some.manifest["rules"]["disliked"].startswith("catalogue items that the user rated")
     for split in some.splits:
@@ -305,7 +305,7 @@ def test_only_a_rating_threshold_leaves_dislikes(
 
 def test_progress_is_told_every_step(ratings: dict[str, object], tmp_path: Path) -> None:
     lines: list[str] = []
-    prepare(recipe(tmp_path, ratings), Path, lines.append)
+    prepare_data(recipe(tmp_path, ratings), Path, lines.append)
     assert lines[:2] == ["checking the sources", "reading"]
     assert lines[2].endswith(": 60 interactions, times: milliseconds")
     assert lines[3].startswith("as read: 60 interactions, 7 users")
@@ -318,4 +318,4 @@ def test_metadata_without_one_item_is_refused_whatever_is_skipped(
     wrapped = "odd-samples/meta_Gift_Cards.wrapped_in_array.2018.json"
     data = GIFT_CARDS | {"metadata": wrapped, "on_bad_line": "skip", "untitled": "id"}
     with pytest.raises(DataError, match="the file has no item"):
-        prepare(recipe(tmp_path, data), lambda name: shared_data / name)
+        prepare_data(recipe(tmp_path, data), lambda name: shared_data / name)

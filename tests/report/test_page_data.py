@@ -14,7 +14,7 @@ from llmrec_cli.evaluation.metrics import score_rows
 from llmrec_cli.evaluation.statistics import bootstrap_means
 from llmrec_cli.report.page.data import (
     choose_bounds,
-    choose_rows,
+    choose_page_rows,
     choose_users,
     find_title,
     measure_beam_errors,
@@ -36,8 +36,10 @@ ITEMS = pd.DataFrame(
 def entry(name: str, *seeds: int, hit: float = 0.0, rows: int = 40) -> Entry:
     """With titles, and with the data section that slicing asks for the longest history."""
     made = entry_of(name, *seeds, hit=hit, rows=rows)
-    manifest = {**made.ground.manifest, "data": {"history": 3}}
-    return replace(made, ground=replace(made.ground, manifest=manifest, items=ITEMS))
+    manifest = {**made.evaluated_data.manifest, "data": {"history": 3}}
+    return replace(
+        made, evaluated_data=replace(made.evaluated_data, manifest=manifest, items=ITEMS)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,13 +128,13 @@ def test_beam_errors_are_shares_of_rows_and_only_of_who_counted_them() -> None:
 
 def test_the_users_are_a_function_of_their_ids() -> None:
     frame = predictions_of(1, n_rows=200, n_users=50)
-    users = list(choose_rows(frame)["user_id"])
+    users = list(choose_page_rows(frame)["user_id"])
     ids = sorted(set(frame["user_id"]), key=lambda user: sha256(user.encode()).hexdigest())
     assert users == ids[:10]
-    assert list(choose_rows(predictions_of(9, n_rows=200, n_users=50))["user_id"]) == users
+    assert list(choose_page_rows(predictions_of(9, n_rows=200, n_users=50))["user_id"]) == users
     first = frame.drop_duplicates("user_id").set_index("user_id")["row"]
-    assert list(choose_rows(frame)["row"]) == [first[user] for user in users]
-    assert len(choose_rows(predictions_of(1, n_users=3))) == 3
+    assert list(choose_page_rows(frame)["row"]) == [first[user] for user in users]
+    assert len(choose_page_rows(predictions_of(1, n_users=3))) == 3
 
 
 def test_lists_mark_the_target_and_what_the_user_had() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.pipeline.compare import Asked, Compared, compare
+from llmrec_cli.pipeline.compare import Asked, Compared, compare_runs
 from llmrec_cli.report.outputs import write_output
 from llmrec_cli.report.page import Page, render_page, write_page
 from llmrec_cli.report.page.gather import POINTS, gather_page
@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(home: Path) -> Compared:
-    return compare([str(home / "runs/all")], Asked())
+    return compare_runs([str(home / "runs/all")], Asked())
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,10 @@ def test_a_real_page_with_hostile_titles_opens_in_a_browser(
 ) -> None:
     """No complaint, every section in sight, and titles are read, not run."""
     script = "<script>window.owned = 1</script>{{ 7*7 }}"
-    ground = compared.entries[0].ground
-    titles = [f"{script} {at}" for at in range(len(ground.items))]
-    ground = replace(ground, items=ground.items.assign(title=titles))
-    entries = [replace(entry, ground=ground) for entry in compared.entries]
+    evaluated_data = compared.entries[0].evaluated_data
+    titles = [f"{script} {at}" for at in range(len(evaluated_data.items))]
+    evaluated_data = replace(evaluated_data, items=evaluated_data.items.assign(title=titles))
+    entries = [replace(entry, evaluated_data=evaluated_data) for entry in compared.entries]
     file = tmp_path / "report.html"
     write_page(file, gather_page(compared.comparison, entries))
     with chromium() as browser, Opened(browser, file, 390, "dark") as opened:

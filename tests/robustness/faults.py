@@ -140,7 +140,7 @@ def _command(fault: Fault, work: Work, folder: Path) -> tuple[int, str]:
             work(folder)
 
     with redirect_stderr(StringIO()) as said:
-        code = exit_codes.guarded(faulty)
+        code = exit_codes.catch_errors(faulty)
     return code, said.getvalue()
 
 

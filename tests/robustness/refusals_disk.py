@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.small import RECIPE
 from llmrec_cli.cli import app
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.utils.progress import Silent
 
@@ -36,7 +36,7 @@ def make_home(home: Path) -> None:
     before = Path.cwd()
     os.chdir(home)
     try:
-        run(load_recipe("tiny.toml", ["name=done"]), progress=Silent())
+        run(read_recipe("tiny.toml", ["name=done"]), progress=Silent())
         (home / "runs/half").mkdir()
         for part in ("prepared", "base"):
             shutil.copytree(home / "runs/done" / part, home / "runs/half" / part)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.pipeline.evaluate import evaluate
+from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.train import align
 from llmrec_cli.utils.files import HASHES_FILE, write_folder
 from llmrec_cli.utils.progress import Silent
@@ -149,7 +149,7 @@ def test_a_damaged_result_is_named_before_it_is_used(
     (Where the list of hashes itself is changed, the file that does not fit it is named.)
     """
     monkeypatch.chdir(home)
-    recipe = load_recipe("quickstart", SFT, ["lml"])
+    recipe = read_recipe("quickstart", SFT, ["lml"])
     model = (recipe.folder / "sft") / "model"
     names = sorted(path.name for path in model.iterdir())
     assert {"model.safetensors", "config.json", "tokenizer.json", HASHES_FILE} <= set(names)
@@ -164,7 +164,7 @@ def test_a_damaged_result_is_named_before_it_is_used(
 
 def refused(recipe: Recipe, file: str) -> None:
     with pytest.raises(ArtefactError, match=file):
-        evaluate(recipe, ["sft"], split="valid", again=False, progress=Silent())
+        evaluate_runs(recipe, ["sft"], split="valid", again=False, progress=Silent())
     with pytest.raises(ArtefactError, match=file):
         align(recipe, "lml", resume=False, progress=Silent())
     assert not (recipe.folder / "align-lml").exists()

@@ -112,11 +112,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         scratch, draw = Path(name), random.Random(seed)
         plan = [p for p in PLANS[arguments.size] if arguments.case in (None, p[0])]
-        ground = _ground(scratch / "ground")
-        outcomes = [_torture(c, n, kills, ground, scratch, draw) for c, n, kills in plan]
+        evaluated_data = _ground(scratch / "ground")
+        outcomes = [_torture(c, n, kills, evaluated_data, scratch, draw) for c, n, kills in plan]
         if arguments.case is None:
             kills = LAUNCHER_KILLS[arguments.size]
-            outcomes.append(_through_the_launcher(ground, scratch, kills, draw))
+            outcomes.append(_through_the_launcher(evaluated_data, scratch, kills, draw))
     minutes = (time.monotonic() - begun) / 60
     write_report(arguments.out, outcomes, arguments.size, seed, minutes)
     return 1 if any(outcome.problems for outcome in outcomes) else 0
@@ -131,25 +131,30 @@ def _ground(folder: Path) -> Path:
     return folder
 
 
-def copied(ground: Path, case_runs: tuple[str, ...], folder: Path) -> Path:
+def copied(evaluated_data: Path, case_runs: tuple[str, ...], folder: Path) -> Path:
     """A fresh place with the prepared data and the finished runs that are asked for."""
     for name in ("prepared", *case_runs):
-        shutil.copytree(ground / "runs/torture" / name, folder / "runs/torture" / name)
+        shutil.copytree(evaluated_data / "runs/torture" / name, folder / "runs/torture" / name)
     return folder
 
 
 def _torture(
-    number: int, processes: int, kills: int, ground: Path, scratch: Path, draw: random.Random
+    number: int,
+    processes: int,
+    kills: int,
+    evaluated_data: Path,
+    scratch: Path,
+    draw: random.Random,
 ) -> Outcome:
     """Kill runs of one case until there were so many kills; a run is resumed until it is done."""
     case = CASES[number]
     outcome = Outcome(f"{case.name}", processes)
     fresh = scratch / f"{number}-{processes}-uninterrupted"
-    copied(ground, case.made, fresh)
+    copied(evaluated_data, case.made, fresh)
     straight = attempt(case.command(processes), fresh, processes, Kill())
     _require_end(straight, fresh)
     while len(outcome.hits) < kills and not outcome.problems:
-        folder = copied(ground, case.made, scratch / f"{number}-{processes}-{outcome.runs}")
+        folder = copied(evaluated_data, case.made, scratch / f"{number}-{processes}-{outcome.runs}")
         _until_done(case, folder, fresh, straight, kills, draw, outcome)
         if not outcome.problems:
             shutil.rmtree(folder)
@@ -157,9 +162,13 @@ def _torture(
     return outcome
 
 
-def _through_the_launcher(ground: Path, scratch: Path, kills: int, draw: random.Random) -> Outcome:
+def _through_the_launcher(
+    evaluated_data: Path, scratch: Path, kills: int, draw: random.Random
+) -> Outcome:
     """The first case, as users start it on two processes."""
-    start, fresh = (copied(ground, (), scratch / name) for name in ("launcher-0", "launcher-1"))
+    start, fresh = (
+        copied(evaluated_data, (), scratch / name) for name in ("launcher-0", "launcher-1")
+    )
     command, uninterrupted = CASES[0].command(2), fresh / "runs/torture"
     straight = attempt(command, fresh, 2, Kill())
     _require_end(straight, fresh)

@@ -29,7 +29,7 @@ import torch._dynamo
 import transformers.models.llama.modeling_llama as llama
 
 from llmrec_cli.cli import app
-from llmrec_cli.pipeline import baseline, context, prepare, requirements, session, train
+from llmrec_cli.pipeline import baseline, prepare, provenance, requirements, setup, train
 from llmrec_cli.pipeline import train as align
 from llmrec_cli.pipeline import train as sft
 from llmrec_cli.runs import tracking
@@ -39,8 +39,8 @@ from llmrec_cli.training.trainer import Trainer
 from tests.robustness.operations import announced
 
 PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its phase
-    (context, "ensure_scratch", "base"),
-    (session, "start_run", "opening"),
+    (setup, "ensure_scratch", "base"),
+    (provenance, "start_run", "opening"),
     (requirements, "load_item_scores", "scores"),
     (requirements, "store_reference", "reference"),
     (Miner, "_open_lists", "mining"),
@@ -51,7 +51,7 @@ PHASES: list[tuple[Any, str, str]] = [  # where a function is looked up, and its
     (checkpoint.Checkpoints, "save", "save"),
     (checkpoint.Checkpoints, "prune", "prune"),
     (train, "write_result", "model"),
-    (session, "finish_run", "finish"),
+    (provenance, "finish_run", "finish"),
 ]
 WRITING = ("save", "prune")
 START, LEFT = "start-up", "in between"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llmrec_cli
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import PREPARED_FOLDERS
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.runs.run import (
@@ -18,8 +18,8 @@ from llmrec_cli.runs.run import (
     RunKind,
     align_run,
     experiment_of,
+    find_recipe_tables,
     find_run_of_key,
-    find_tables,
     run_at,
 )
 from llmrec_cli.utils import files
@@ -90,7 +90,7 @@ def test_a_name_written_elsewhere_would_be_found(line: str, what: str, tmp_path:
 
 
 def test_runs_of_a_recipe_know_kind_folder_parent_and_command() -> None:
-    recipe = load_recipe("quickstart", ["align.msl.parent=dpo", "align.dpo.parent=sft"])
+    recipe = read_recipe("quickstart", ["align.msl.parent=dpo", "align.dpo.parent=sft"])
     experiment = experiment_of(recipe)
     names = experiment.names
     assert names.index("align-dpo") < names.index("align-msl")
@@ -115,7 +115,7 @@ def test_runs_of_a_recipe_know_kind_folder_parent_and_command() -> None:
 
 
 def test_a_run_in_another_experiment_has_its_parents_there() -> None:
-    recipe = load_recipe("quickstart", ["align.msl.parent=sft"])
+    recipe = read_recipe("quickstart", ["align.msl.parent=sft"])
     run = align_run(recipe, "msl").within(Path("elsewhere"))
     assert run.folder == Path("elsewhere/align-msl")
     assert [link.folder for link in run.lineage] == [Path("elsewhere/sft"), run.folder]
@@ -136,7 +136,10 @@ def test_a_folder_name_tells_the_kind(name: str, kind: RunKind, table: str) -> N
 
 
 def test_typed_names_and_swept_keys_name_their_tables() -> None:
-    assert find_tables(["sft", "align-a-b", "baseline-x", "foo", "align"]) == (["a-b", ""], ["x"])
+    assert find_recipe_tables(["sft", "align-a-b", "baseline-x", "foo", "align"]) == (
+        ["a-b", ""],
+        ["x"],
+    )
     keys = ("sft.train.batch", "align.msl.tau", "baseline.pop.train.batch", "align", "train.batch")
     assert [find_run_of_key(key) for key in keys] == [
         "sft",

@@ -16,7 +16,7 @@ import pytest
 from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import TrackerName, TrackSection
 from llmrec_cli.errors import MachineError, RecipeError
 from llmrec_cli.runs.run import experiment_of
@@ -329,10 +329,10 @@ def test_online_needs_an_address(
 
 
 def test_a_run_does_not_depend_on_its_trackers() -> None:
-    with_one = load_recipe("quickstart", ["track.trackers=tensorboard", "track.online=true"])
+    with_one = read_recipe("quickstart", ["track.trackers=tensorboard", "track.online=true"])
     assert with_one.track.trackers == ("tensorboard",)
     for run in experiment_of(with_one).runs:
-        assert run.settings(with_one) == run.settings(load_recipe("quickstart"))
+        assert run.settings(with_one) == run.settings(read_recipe("quickstart"))
 
 
 def test_no_trackers_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ import transformers.modeling_utils
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.models import loading
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import RECIPE, copied, typed
 from tests.security.hostile import MODULE, change_json, code, pickled, write_base, zipped
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "own.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        prepare(load_recipe("own.toml", ["model.backbone=./base"]), Path)
+        prepare_data(read_recipe("own.toml", ["model.backbone=./base"]), Path)
     return home
 
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline import loading
 from llmrec_cli.pipeline.baseline import baseline
-from llmrec_cli.pipeline.evaluate import evaluate
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.evaluate import evaluate_runs
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align, sft
 from llmrec_cli.training import launch
 from llmrec_cli.utils import files
@@ -70,15 +70,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "own.toml").write_text(RECIPE + TABLES)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        own, lora = load_recipe("own.toml"), load_recipe("own.toml", LORA)
+        own, lora = read_recipe("own.toml"), read_recipe("own.toml", LORA)
         for recipe in (own, lora):
-            prepare(recipe, Path)
+            prepare_data(recipe, Path)
             sft(recipe, resume=False, progress=Silent())
         for name in ("itemknn", "sasrec"):
             baseline(own, name, resume=False, progress=Silent())
         for name in ("dmpo", "ilrec"):
             align(own, name, resume=False, progress=Silent())
-        evaluate(own, ["sft"], split="test", again=False, progress=Silent())
+        evaluate_runs(own, ["sft"], split="test", again=False, progress=Silent())
     return home
 
 

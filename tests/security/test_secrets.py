@@ -112,7 +112,7 @@ def test_a_bug_tells_no_secret(
     monkeypatch.setattr("sys.argv", ["llmrec", "env"])
     if not guarded:
         monkeypatch.setattr(exit_codes, "redact", lambda text: text)
-    code = exit_codes.guarded(lambda: broken(home))
+    code = exit_codes.catch_errors(lambda: broken(home))
     said = capsys.readouterr().err + (home / "debug.log").read_text()
     assert code == 1
     assert len(leaks(said)) == (0 if guarded else 2)

@@ -22,7 +22,7 @@ from llmrec_cli import Recommender
 from llmrec_cli.cli import app, exit_codes, output
 from llmrec_cli.report import tables
 from llmrec_cli.report.page import write
-from llmrec_cli.serving import recommendations
+from llmrec_cli.serving import recommender
 from llmrec_cli.utils import text
 from tests.experiments import Ended, typed
 from tests.report.browser import Opened, chromium
@@ -126,7 +126,7 @@ def ran(home: Path) -> dict[str, Ended]:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
             with contextlib.redirect_stderr(err):
                 patch.setattr("sys.argv", ["llmrec", *words])
-                code = exit_codes.guarded(app.app)
+                code = exit_codes.catch_errors(app.app)
         found[words[0]] = Ended(code, out.getvalue(), err.getvalue())
     return found
 
@@ -181,7 +181,7 @@ def test_a_terminal_is_told_nothing_but_text(
     found = Recommender.load(RUN).recommend(list(items["item_id"]), 99, exclude_history=False)
     console = Console(width=100, record=True, force_terminal=True, color_system=None, file=None)
     with console.capture() as caught:
-        for table in recommendations.recommendations_to_tables(found):
+        for table in recommender.recommendations_to_tables(found):
             console.print(table)
     assert harmless(caught.get())
 
@@ -205,7 +205,7 @@ def compared(home: Path, name: str) -> dict[str, str]:
         patch.setattr(
             "sys.argv", ["llmrec", "compare", "runs/own", *others, *outs, "--missing=miss"]
         )
-        assert exit_codes.guarded(app.app) == 0
+        assert exit_codes.catch_errors(app.app) == 0
     return {ending: (home / f"{name}.{ending}").read_text("utf-8") for ending in ENDINGS}
 
 
@@ -360,7 +360,7 @@ def test_without_the_filter_an_escape_reaches_the_terminal(
 ) -> None:
     """The control: titles keep what is no control character, such as bidi overrides, and the
     question as it was typed is shown."""
-    monkeypatch.setattr(recommendations, "clean_line", lambda title: title)
+    monkeypatch.setattr(recommender, "clean_line", lambda title: title)
     if guard == "screen":
         monkeypatch.setattr(output, "strip_controls", lambda line: line)
     asked = [word for item in items["item_id"] for word in ("--history", item)]

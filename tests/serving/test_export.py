@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from llmrec_cli import Recommender
 from llmrec_cli.cli.serving import export_command
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, RecipeError, UserError
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.pipeline.baseline import baseline
-from llmrec_cli.pipeline.evaluate import evaluate
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.evaluate import evaluate_runs
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.serving import export as export_module
 from llmrec_cli.serving import export as hub
@@ -121,12 +121,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in KINDS.items():
         (folder / f"{name}.toml").write_text(text + SHARED)
         words = [f"out={folder / 'runs'}", *LONGER.get(name, ())]
-        recipe = load_recipe(str(folder / f"{name}.toml"), words)
-        prepare(recipe, Path)
+        recipe = read_recipe(str(folder / f"{name}.toml"), words)
+        prepare_data(recipe, Path)
         sft(recipe, resume=False, progress=Silent())
         if name == "full":
             baseline(recipe, "pop", resume=False, progress=Silent())
-            evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
+            evaluate_runs(recipe, ["sft"], split="test", again=False, progress=Silent())
     return folder
 
 
@@ -273,16 +273,16 @@ def test_rank_py_makes_the_prompts_of_the_run(
 ) -> None:
     """Token by token; a small model may give nearly the same list to another prompt."""
     made = exported(home, tmp_path / "out", kind)
-    bench = Recommender.load(home / f"runs/{kind}/sft").bench
+    context = Recommender.load(home / f"runs/{kind}/sft").context
     with inside(made.folder, home / "acme-base"):
         catalogue = importlib.import_module("rank").Catalogue.read(".")
         tokenizer = AutoTokenizer.from_pretrained(".")
-    encoder, histories = bench.encoder, [[], [3], [9, 3, 5, 9]]
+    encoder, histories = context.encoder, [[], [3], [9, 3, 5, 9]]
     if room is not None:
         encoder.max_tokens = len(encoder.encode([histories[-1]])[0]) - room
         catalogue.prompt["max_tokens"] = encoder.max_tokens
     for history, prompt in zip(histories, encoder.encode(histories), strict=True):
-        names = bench.prepared.items["item_id"].iloc[history]
+        names = context.prepared.items["item_id"].iloc[history]
         told = [catalogue.find(name) for name in names]
         assert catalogue.prompt_ids(tokenizer, told) == prompt.tolist()
 
@@ -458,10 +458,10 @@ def test_a_conventional_model_has_no_hugging_face_format(home: Path, tmp_path: P
 def test_a_rank_pair_run_is_exported_with_its_question(tmp_path: Path) -> None:
     text = KINDS["full"] + '[prompt]\ntask = "rank-pair"\ntemplate = "games"\n' + SHARED
     (tmp_path / "pairs.toml").write_text(text.replace("[train]", '[train]\nselect = "auc"'))
-    recipe = load_recipe(str(tmp_path / "pairs.toml"), [f"out={tmp_path / 'runs'}"])
-    prepare(recipe, Path)
+    recipe = read_recipe(str(tmp_path / "pairs.toml"), [f"out={tmp_path / 'runs'}"])
+    prepare_data(recipe, Path)
     run = sft(recipe, resume=False, progress=Silent())
-    evaluate(recipe, ["sft"], split="test", again=False, progress=Silent())
+    evaluate_runs(recipe, ["sft"], split="test", again=False, progress=Silent())
     made = export(run, tmp_path / "out", Wanted(), progress=Silent())
     assert not {"catalogue.jsonl", "rank.py", "recommender.json"} & set(made.files)
     card = (tmp_path / "out/README.md").read_text()
@@ -485,8 +485,8 @@ def test_a_run_that_is_evaluated_elsewhere_recommends_there(home: Path, tmp_path
         f"eval.data.metadata={other}/meta_Synthetic_Toys.json.gz",
         "eval.data.sample.test=10",
     ]
-    recipe = load_recipe(str(home / "full.toml"), words)
-    prepare(recipe, Path)
+    recipe = read_recipe(str(home / "full.toml"), words)
+    prepare_data(recipe, Path)
     run = sft(recipe, resume=False, progress=Silent())
     items = pd.read_parquet(run.parent / "prepared-eval/items.parquet")
     found = Recommender.load(run).recommend([items["item_id"][0]], 10_000, exclude_history=False)

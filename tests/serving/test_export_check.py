@@ -120,7 +120,7 @@ def test_weights_that_are_written_wrongly_are_noticed(
     """The merged head, or LoRA's own matrices, larger than they are."""
     run = home.run("untied", "titles", "all", f"model.dtype={dtype}")
 
-    def write_ranking(bench: object, folder: Path) -> None:
+    def write_ranking(context: object, folder: Path) -> None:
         [file] = folder.glob("*.safetensors")
         larger = "lm_head" if merge else "lora_B"
         tensors = {n: x * (1.1 if larger in n else 1) for n, x in load_file(file).items()}
@@ -163,7 +163,7 @@ def test_a_wrong_merge_is_refused_in_sixteen_bits_too(
 
 def test_without_rows_the_items_themselves_are_compared(home: Home, tmp_path: Path) -> None:
     finished = open_finished(home.run("tied", "ids", "attention"))
-    bench = export_files.plain_bench(open_finished_context(finished, "cpu"))
-    empty = replace(bench, prepared=replace(bench.prepared, manifest={"files": {}}))
+    context = export_files.plain_context(open_finished_context(finished, "cpu"))
+    empty = replace(context, prepared=replace(context.prepared, manifest={"files": {}}))
     export_files.copy_result(finished.folder / "adapter", tmp_path)
     assert check_export(finished, empty, tmp_path, merged=False) < 1e-5

@@ -20,12 +20,12 @@ from rich.console import Console
 
 import llmrec_cli
 from llmrec_cli import Recommender
-from llmrec_cli.cli.exit_codes import guarded
+from llmrec_cli.cli.exit_codes import catch_errors
 from llmrec_cli.cli.output import Screen
 from llmrec_cli.cli.serving import recommend_command
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeError, UserError
 from llmrec_cli.models.base import ScoredBy
-from llmrec_cli.serving.recommendations import (
+from llmrec_cli.serving.recommender import (
     Recommendations,
     recommendations_to_json,
     recommendations_to_lines,
@@ -160,7 +160,7 @@ def test_of_a_long_history_the_last_items_are_used_and_all_are_left_out(
 def test_a_prompt_that_is_too_long_says_how_much_of_the_history_it_holds(moved: Path) -> None:
     _, items = evaluated(moved, "sft")
     history = items["item_id"].tolist()[:5]
-    tokens = [len(t) for t in Recommender.load(moved / "sft").bench.catalogue[:5]]
+    tokens = [len(t) for t in Recommender.load(moved / "sft").context.catalogue[:5]]
     room = 1 + sum(tokens[-2:])
     tight = Recommender.load(moved / "sft", overrides=[f"prompt.max_tokens={room}"])
     found = tight.recommend(history)
@@ -191,7 +191,7 @@ def test_an_override_decodes_otherwise(moved: Path, sft: Recommender) -> None:
     beam = Recommender.load(moved / "sft", overrides=[f"eval.decode.{word}" for word in words])
     exact = {i.item_id: i for i in sft.recommend(history, 10_000, exclude_history=False)}
     found = beam.recommend(history, exclude_history=False)
-    length = dict(zip(items["item_id"], map(len, beam.bench.catalogue), strict=True))
+    length = dict(zip(items["item_id"], map(len, beam.context.catalogue), strict=True))
     assert found.scored_by is ScoredBy.PENALISED
     for item in found:
         log_probability = exact[item.item_id].score
@@ -309,7 +309,7 @@ def test_a_template_of_ones_own_is_found_where_the_run_was_made(
     (tmp_path / "home/wording").mkdir()
     wording = tmp_path / "home/wording/mine.toml"
     wording.write_text('instruction = "Next?"\nhistory = "Had {history}."\nempty = "New."\n')
-    template = Recommender.load(folder / "sft").bench.encoder.template
+    template = Recommender.load(folder / "sft").context.encoder.template
     assert template is not None
     assert template.render(["A"]).endswith('Had "A".\n\n### Response:\n')
     wording.unlink()
@@ -379,7 +379,7 @@ def test_the_command_refuses_two_histories(moved: Path) -> None:
 def test_a_typo_is_one_line_and_exit_code_2(
     moved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = guarded(lambda: recommend_command(moved / "sft", history=["no such"], quiet=True))
+    code = catch_errors(lambda: recommend_command(moved / "sft", history=["no such"], quiet=True))
     shown = capsys.readouterr()
     assert code == 2
     assert "error: 'no such': expected an item id" in shown.err
@@ -390,7 +390,7 @@ def test_a_typo_is_one_line_and_exit_code_2(
 def test_hostile_titles_stay_text(
     sft: Recommender, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    items = sft.bench.prepared.items
+    items = sft.context.prepared.items
     hostile: Any = items  # a frame takes columns as a dictionary takes values
     monkeypatch.setitem(hostile, "title", "[/] \x1b[31m<b>red\u202e " + items["title"])
     found = sft.recommend([items["item_id"][0]], 2)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from llmrec_cli.cli.app import app
-from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, load_recipe
+from llmrec_cli.config.loader import find_shipped_folder, list_shipped_names, read_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, UserError
 from llmrec_cli.sources import download
 from llmrec_cli.sources.download import (
@@ -53,7 +53,7 @@ def test_the_command_fetches_and_prints_a_recipe_that_loads(mirror: Host, tmp_pa
     assert f"raw/Gift_Cards_5.json.gz: {len(REVIEWS)} bytes, SHA-256 {digest}" in done.stdout
     assert "cite: J. Ni" in done.stdout
     (tmp_path / "r.toml").write_text(done.stdout[done.stdout.index("[data]") :])
-    recipe = load_recipe("r.toml")
+    recipe = read_recipe("r.toml")
     assert recipe.data.format == "amazon2018"
     assert recipe.data.reviews == ("raw/Gift_Cards_5.json.gz",)
     assert recipe.data.metadata == ("raw/meta_Gift_Cards.json.gz",)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import DataError, MachineError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.sources import world as wordlists
 from llmrec_cli.sources.oracle import (
     build_histories,
@@ -339,7 +339,7 @@ def test_the_oracle_scores_what_prepare_makes(
         "data.history=100",
         f"out={tmp_path.as_posix()}",
     ]
-    prepared = prepare(load_recipe("quickstart", overrides), Path)
+    prepared = prepare_data(read_recipe("quickstart", overrides), Path)
     ids, test = prepared.items["item_id"].tolist(), prepared.split("test")
     found = [[*h, target] for h, target in zip(test["history"], test["target"], strict=True)]
     expected = [[world.items[i].item_id for i in s] for s in build_histories(world, purchases)]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.sweep.plan import Plan, make_plan
+from llmrec_cli.sweep.plan import SweepPlan, make_plan
 from tests import experiments
 
 
 def plan_in(
     home: Path, *grid: str, section: str = "", overrides: tuple[str, ...] = (), **asked: object
-) -> Plan:
+) -> SweepPlan:
     """A plan over the tiny recipe of ``experiments``, which lies in ``home``."""
     recipe = home / "tiny.toml"
     recipe.write_text(experiments.RECIPE + section)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import Range
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.runs.run import experiment_of
@@ -75,7 +75,7 @@ def test_the_shared_runs_are_the_experiments_own_for_its_own_seed(tmp_path: Path
 
 
 def test_what_a_run_needs_comes_before_it(tmp_path: Path) -> None:
-    recipe = load_recipe("quickstart", ["align.later={parent='dmpo', method='msl'}"])
+    recipe = read_recipe("quickstart", ["align.later={parent='dmpo', method='msl'}"])
     before = {
         run.name: list(map(str, list_needed_runs(recipe, run)))
         for run in experiment_of(recipe).runs

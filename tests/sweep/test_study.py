@@ -23,12 +23,12 @@ import tomli_w
 from filelock import FileLock
 from optuna.trial import TrialState
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError, MachineError, NumbersError, RecipeError, UserError
 from llmrec_cli.report.tables import sheet_lines
 from llmrec_cli.sweep import study
 from llmrec_cli.sweep.board import Board, board_json, board_sheet
-from llmrec_cli.sweep.plan import Plan, Point
+from llmrec_cli.sweep.plan import Point, SweepPlan
 from llmrec_cli.sweep.search import BEST, search_settings
 from llmrec_cli.sweep.study import mask_storage, open_study
 from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
@@ -53,7 +53,7 @@ def play(monkeypatch: pytest.MonkeyPatch, played: Played) -> list[tuple[Point, i
     return asked
 
 
-def tried(plan: Plan, **how: Any) -> Board:
+def tried(plan: SweepPlan, **how: Any) -> Board:
     how = {"storage": None, "workers": 1, **how}
     return search_settings(plan, progress=Silent(), **how)
 
@@ -383,9 +383,9 @@ def test_the_best_recipe_is_the_given_one_with_the_best_values(
     tried(plan)
     text = (plan.folder / BEST).read_text()
     assert "test split was not looked at" in text
-    best = load_recipe(str(plan.folder / BEST))
+    best = read_recipe(str(plan.folder / BEST))
     assert (best.name, best.align["msl"].train.batch) == ("tiny-best", 12)
-    assert best.resolved()["align"]["msl"]["tau"] == 3
+    assert best.to_table()["align"]["msl"]["tau"] == 3
     assert best.data == plan.recipe.data
 
 
@@ -402,7 +402,7 @@ def test_paths_of_the_best_recipe_lead_where_they_led(
     given["data"]["reviews"] = "../raw/reviews.json.gz"
     Path("../recipes/tiny.toml").write_text(tomli_w.dumps(given))
     tried(plan)
-    best = load_recipe(str(plan.folder / BEST))
+    best = read_recipe(str(plan.folder / BEST))
     (found,) = best.data.reviews
     assert Path(found).resolve() == tmp_path / "raw/reviews.json.gz"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from tests import experiments
 
 pytestmark = pytest.mark.slow
@@ -71,4 +71,4 @@ def test_a_sweep_is_interrupted_goes_on_and_never_reads_test_rows(tmp_path: Path
         assert (manifest["status"], "opened" in manifest) == ("done", False)
     rows = (begun / "align-msl/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 121))
-    assert load_recipe(str(tmp_path / board["recipe"])).name == "tiny-best"
+    assert read_recipe(str(tmp_path / board["recipe"])).name == "tiny-best"

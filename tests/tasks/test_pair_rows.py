@@ -18,7 +18,7 @@ from llmrec_cli.errors import DataError
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import build_scratch
 from llmrec_cli.models.tokenizer import Codec, make_codec
-from llmrec_cli.tasks.pairs import (
+from llmrec_cli.tasks.rank_pair_operations import (
     DrawPairs,
     PairEncoder,
     UserPairs,

@@ -11,17 +11,17 @@ import pytest
 
 import llmrec_cli.tasks
 from llmrec_cli.config.data import DataFormat, PromptSection
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import BaselineSection, TrainSection
 from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError, UserError
 from llmrec_cli.evaluation.comparison import Policy
 from llmrec_cli.pipeline import run
-from llmrec_cli.pipeline.context import open_context
 from llmrec_cli.pipeline.loading import longest_row
 from llmrec_cli.pipeline.plan import check_plan, plan_run
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.requirements import TrainingStage
+from llmrec_cli.pipeline.setup import open_context
 from llmrec_cli.runs.run import sft_run
 from llmrec_cli.sources.synthetic import write_sample
 from llmrec_cli.tasks import TASKS, find_reported_task
@@ -86,8 +86,8 @@ def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def open_stage(task: Task, *words: str) -> TrainingStage:
     """The SFT stage of a task, on prepared data."""
-    recipe = load_recipe("r.toml", [*words_of(task), *words])
-    prepare(recipe, Path)
+    recipe = read_recipe("r.toml", [*words_of(task), *words])
+    prepare_data(recipe, Path)
     return check_plan(open_context(recipe, Silent()), plan_run(recipe, sft_run(recipe)))
 
 
@@ -122,7 +122,7 @@ def test_what_a_task_declares_is_what_recipes_and_comparisons_know(task: Task) -
     assert set(task.baselines) <= allowed(BaselineSection, "model") or "pop" in task.baselines
     assert task.candidates.format("all") != task.candidates
     for path in task.unused:
-        found: Any = load_recipe("quickstart")
+        found: Any = read_recipe("quickstart")
         for key in path:
             found = getattr(found, key)
 
@@ -139,14 +139,14 @@ def test_every_format_is_of_some_task_and_none_is_of_two() -> None:
 def test_a_recipe_of_the_task_loads_and_other_choices_are_refused(
     task: Task, at_home: Path
 ) -> None:
-    assert load_recipe("r.toml", words_of(task)).task is task
+    assert read_recipe("r.toml", words_of(task)).task is task
     for key, known in (("select", task.select), ("rows", task.rows)):
         for value in allowed(TrainSection, key) - set(known):
             with pytest.raises(RecipeError, match=f'{key} = "{value}".* needs "'):
-                load_recipe("r.toml", [*words_of(task), f"train.{key}={value}"])
+                read_recipe("r.toml", [*words_of(task), f"train.{key}={value}"])
     for form in task.unfit_formats:
         with pytest.raises(RecipeError, match=f'format = "{form}": task "{task.name}" '):
-            load_recipe("r.toml", [*words_of(task), f"data.format={form}", "data.index=x"])
+            read_recipe("r.toml", [*words_of(task), f"data.format={form}", "data.index=x"])
 
 
 @every_task
@@ -154,7 +154,7 @@ def test_keys_without_use_are_noted(task: Task, at_home: Path) -> None:
     for path, why in task.unused.items():
         notes = list[str]()
         value = {"auc": "true", "seen": "remove", "cutoffs": "[3]"}.get(path[-1], "{beams=7}")
-        load_recipe("r.toml", [*words_of(task), f"{'.'.join(path)}={value}"], say=notes.append)
+        read_recipe("r.toml", [*words_of(task), f"{'.'.join(path)}={value}"], say=notes.append)
         assert any(why in note for note in notes), path
 
 
@@ -167,38 +167,41 @@ def test_rows_are_made_checked_and_shown_alike(task: Task, at_home: Path) -> Non
     shown = operations.show_rows(stage, False)
     assert 0 < len(made.rows) == shown.count
     assert 0 < len(made.valid_rows) <= stage.section.validate_rows
-    assert 0 < shown.longest <= longest_row(stage.bench)
+    assert 0 < shown.longest <= longest_row(stage.context)
     assert all(shown.first)
     assert set(made.left_out) == {"train", "valid"}
 
 
 @every_task
 def test_answers_are_encoded_as_an_export_compares_them(task: Task, at_home: Path) -> None:
-    bench = open_stage(task).bench
-    frame = bench.prepared.split("test").head(3)
-    encoded = load_operations(task).encode_answers(bench, frame, "test")
+    context = open_stage(task).context
+    frame = context.prepared.split("test").head(3)
+    encoded = load_operations(task).encode_answers(context, frame, "test")
     assert len(encoded) == 3
-    decode = bench.codec.tokenizer.decode
+    decode = context.codec.tokenizer.decode
     for (prompt, answer), target in zip(encoded, frame[TARGET], strict=True):
-        assert answer[-1] == bench.codec.eos
-        assert bench.prepared.items["title"].iloc[target] in decode(answer)
-        assert len(prompt) + len(answer) <= longest_row(bench)
-    example = load_operations(task).make_example(bench)
+        assert answer[-1] == context.codec.eos
+        assert context.prepared.items["title"].iloc[target] in decode(answer)
+        assert len(prompt) + len(answer) <= longest_row(context)
+    example = load_operations(task).make_example(context)
     assert (example is None) == task.ranks_catalogue
 
 
 @every_task
 def test_a_prompt_without_room_is_found_before_training(task: Task, at_home: Path) -> None:
     operations = load_operations(task)
-    operations.check_evaluation(open_stage(task).bench)
-    for check in (operations.check_rows, lambda stage, _: operations.check_evaluation(stage.bench)):
+    operations.check_evaluation(open_stage(task).context)
+    for check in (
+        operations.check_rows,
+        lambda stage, _: operations.check_evaluation(stage.context),
+    ):
         with pytest.raises(UserError, match=r"max_tokens = 8"):
             check(open_stage(task, "prompt.max_tokens=8", f"name={task.name}-narrow"), False)
 
 
 @every_task
 def test_a_run_is_trained_evaluated_and_compared(task: Task, at_home: Path) -> None:
-    compared = run.run(load_recipe("r.toml", words_of(task)), progress=Silent()).comparison
+    compared = run.run(read_recipe("r.toml", words_of(task)), progress=Silent()).comparison
     assert [own.name for own in compared.standings] == ["baseline-pop", "sft", "align-lml"]
     assert compared.headline == task.policies[0]
     assert compared.candidates.startswith(task.candidates.partition("{}")[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmrec_cli.tensors.beam_search import (
     NONE,
-    Finished,
+    FinishedBeams,
     Open,
     add_finished,
     add_open,
@@ -91,8 +91,8 @@ def test_best_equals_a_sorted_list_on_random_ties() -> None:
             assert scores[row, n_real:].isneginf().all()
 
 
-def finished(scores: list[float], leaves: list[int]) -> Finished:
-    return Finished(torch.tensor([scores]), torch.tensor([leaves]))
+def finished(scores: list[float], leaves: list[int]) -> FinishedBeams:
+    return FinishedBeams(torch.tensor([scores]), torch.tensor([leaves]))
 
 
 def test_the_kth_score_counts_only_leaves_that_are_not_excluded() -> None:

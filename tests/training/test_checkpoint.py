@@ -15,7 +15,7 @@ from torch import nn
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.training import checkpoint
 from llmrec_cli.training.checkpoint import Checkpoints
-from llmrec_cli.training.trainer import read_state
+from llmrec_cli.training.trainer import read_trainer_state
 from llmrec_cli.utils.files import check_folder
 from tests.robustness.operations import announced
 from tests.training.tiny import job
@@ -212,6 +212,6 @@ def test_hashes_that_are_none_are_damage(content: str, tmp_path: Path) -> None:
 )
 def test_a_state_that_is_no_position_is_refused(tmp_path: Path, state: Any, problem: str) -> None:
     folder = tmp_path / "step-3"
-    assert read_state(folder, {"step": 3, "best_score": 0.5}).step == 3
+    assert read_trainer_state(folder, {"step": 3, "best_score": 0.5}).step == 3
     with pytest.raises(ArtefactError, match=f"no position of a run: .*{problem}"):
-        read_state(folder, state)
+        read_trainer_state(folder, state)

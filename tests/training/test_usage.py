@@ -25,7 +25,7 @@ def taken(mebibytes: int) -> None:
 
 
 def peak_of(mebibytes: int) -> int:
-    with distributed.measured(CPU) as found:
+    with distributed.measure_usage(CPU) as found:
         taken(mebibytes)
     return found.peak_bytes
 
@@ -39,10 +39,10 @@ def test_the_peak_is_that_of_the_block_alone() -> None:
 
 
 def test_time_is_measured_too() -> None:
-    with distributed.measured(CPU) as found:
+    with distributed.measure_usage(CPU) as found:
         taken(1)
     assert 0 < found.seconds < 10
-    recorded = found.recorded(Ranks(Accelerator(cpu=True)))
+    recorded = found.to_record(Ranks(Accelerator(cpu=True)))
     assert recorded["device"] == "cpu"
     assert recorded["processes"] == 1
     assert recorded["peak_bytes"] == found.peak_bytes > 10 * MIB
@@ -57,13 +57,13 @@ def test_a_machine_that_does_not_tell_ends_nothing(
     assert peak_of(1) > 10 * MIB  # of the whole process
     monkeypatch.setattr(distributed, "_of_the_process", lambda: (_ for _ in ()).throw(OSError))
     assert peak_of(1) == 0
-    with distributed.measured(CPU) as found:
+    with distributed.measure_usage(CPU) as found:
         pass
-    assert found.recorded(Ranks(Accelerator(cpu=True)))["peak_bytes"] is None
+    assert found.to_record(Ranks(Accelerator(cpu=True)))["peak_bytes"] is None
 
 
 def test_an_error_inside_is_not_hidden() -> None:
-    with pytest.raises(ValueError, match="inside"), distributed.measured(CPU):
+    with pytest.raises(ValueError, match="inside"), distributed.measure_usage(CPU):
         raise ValueError("inside")
 
 
@@ -74,7 +74,7 @@ def test_a_gpu_tells_its_allocated_memory_and_its_name(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * MIB)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU 80GB")
     device = torch.device("cuda", 0)
-    with distributed.measured(device) as found:
+    with distributed.measure_usage(device) as found:
         assert asked == [device]
     assert found.peak_bytes == 7 * MIB
     assert distributed.device_name(device) == "A GPU 80GB"

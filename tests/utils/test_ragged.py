@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec_cli.utils.ragged import Ragged
+from llmrec_cli.training.rows import Ragged
 
 TOKENS = st.integers(0, 2**31 - 1)
 

@@ -12,11 +12,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from llmrec_cli.cli import app
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import LaunchSection
 from llmrec_cli.errors import UserError
-from llmrec_cli.pipeline.context import make_accelerator
+from llmrec_cli.pipeline.setup import make_accelerator
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.launch import (
     LAUNCHER,
@@ -212,7 +212,7 @@ def test_the_cpu_by_the_environment_against_the_gpu_by_the_recipe(
 
 
 def recipe(*words: str) -> Recipe:
-    return load_recipe("quickstart", list(words or ("launch.device=cpu",)))
+    return read_recipe("quickstart", list(words or ("launch.device=cpu",)))
 
 
 def run(folder: Path) -> None:

@@ -37,10 +37,10 @@ def check_beginnings(section: DataSection, locate: Locate) -> None:
     from llmrec_cli.data.formats.parsing import read_only_beginnings
 
     with TemporaryDirectory(prefix="llmrec-check-") as scratch, read_only_beginnings():
-        read(section, locate, Path(scratch))
+        read_source(section, locate, Path(scratch))
 
 
-def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
+def read_source(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """Read the files of a ``[data]`` section.
 
     Args:

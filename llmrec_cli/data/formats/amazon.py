@@ -29,7 +29,7 @@ from llmrec_cli.data.formats.base import (
 from llmrec_cli.data.formats.parsing import (
     STRICT,
     BadLines,
-    Batch,
+    RecordBatch,
     Shape,
     make_fault,
     parse_object,
@@ -244,7 +244,9 @@ def read_items(
     return frame, {"files": list(files), **items.notes(frame)}
 
 
-def _collect_items(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines) -> None:
+def _collect_items(
+    batch: RecordBatch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines
+) -> None:
     rows: list[ItemLine] = batch.rows
     odd = [i for i, row in enumerate(rows) if row.item_id is None or row.reviewer is not None]
     if odd:
@@ -262,7 +264,7 @@ def _collect_items(batch: Batch[Any], shape: Shape[Any], items: ItemRows, bad: B
     )
 
 
-def _require_metadata(batch: Batch[Any], odd: Sequence[int], shape: Shape[Any]) -> None:
+def _require_metadata(batch: RecordBatch[Any], odd: Sequence[int], shape: Shape[Any]) -> None:
     """A line without an id is merely counted, unless it shows that the whole file is another."""
     lines = list(batch.block.lines())
     for number, line in (lines[index] for index in odd):

@@ -41,7 +41,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         RecipeError: no training or test windows are named.
     """
     del scratch  # these sources fit in memory
-    rows, notes = read_splits(section, locate, read_file, ("train", "test"))
+    rows, notes = read_splits(section, locate, read_window_file, ("train", "test"))
     if "valid" not in rows:
         rows["train"], rows["valid"] = cut_tail(rows["train"])
         notes["valid"] = {
@@ -61,7 +61,7 @@ def cut_tail(train: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return train.filter(pl.Series(~late)), train.filter(pl.Series(late))
 
 
-def read_file(path: Path) -> tuple[pl.DataFrame, str]:
+def read_window_file(path: Path) -> tuple[pl.DataFrame, str]:
     """Rows of one windows file (``ROW_SCHEMA``), and the unit that its timestamps came in."""
     found = read_header(path)
     if found != HEADER:

@@ -433,14 +433,14 @@ class Shape(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Batch(Generic[T]):
+class RecordBatch(Generic[T]):
     """The records of one block, in order."""
 
     block: Block
     rows: list[T]
 
 
-def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterator[Batch[T]]:
+def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterator[RecordBatch[T]]:
     """Stream the records of a JSON-lines file.
 
     Args:
@@ -454,7 +454,7 @@ def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterato
     decoder = msgspec.json.Decoder(shape.record)
     for block in read_blocks(path, bad):
         rows = _decode_block(block, decoder)
-        yield Batch(block, rows) if rows else _decode_lines(block, shape, decoder, bad)
+        yield RecordBatch(block, rows) if rows else _decode_lines(block, shape, decoder, bad)
 
 
 def _decode_block(block: Block, decoder: msgspec.json.Decoder[T]) -> list[T] | None:
@@ -478,7 +478,7 @@ def _may_have_blanks(data: bytes) -> bool:
 
 def _decode_lines(
     block: Block, shape: Shape[T], decoder: msgspec.json.Decoder[T], bad: BadLines
-) -> Batch[T]:
+) -> RecordBatch[T]:
     """Line by line, so that a bad line costs no more than itself."""
     rows, left_out, decode = [], [], decoder.decode
     for number, line in block.lines():
@@ -490,7 +490,7 @@ def _decode_lines(
             except LineFault as error:
                 bad.skip(error)
                 left_out.append(number)
-    return Batch(block.without(left_out), rows)
+    return RecordBatch(block.without(left_out), rows)
 
 
 def _decode_line(

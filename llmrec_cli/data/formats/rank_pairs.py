@@ -71,7 +71,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     notes: Notes = {}
     for split in (*SPLITS, PREFERENCE):
         names: tuple[str, ...] = getattr(section.splits, split)
-        parts = {name: read_file(locate(name), wordings) for name in names}
+        parts = {name: read_pair_file(locate(name), wordings) for name in names}
         if parts:
             rows[split] = _group_pairs([pair for pairs, _ in parts.values() for pair in pairs])
         notes[split] = {
@@ -81,7 +81,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     return Source(None, _list_items(rows), rows, {"splits": notes})
 
 
-def read_file(path: Path, wordings: Mapping[str, RankTemplate]) -> tuple[list[Pair], str]:
+def read_pair_file(path: Path, wordings: Mapping[str, RankTemplate]) -> tuple[list[Pair], str]:
     """The pairs of one file in file order, and the shipped template that its wording is of.
 
     Raises:

@@ -38,7 +38,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
         RecipeError: a split without files.
     """
     del scratch  # these sources fit in memory
-    rows, notes = read_splits(section, locate, read_file, SPLITS)
+    rows, notes = read_splits(section, locate, read_split_file, SPLITS)
     items, metadata = read_items(section.metadata, locate, generation_of(section).metadata)
     return Source(None, items, rows, {"splits": notes, "metadata": metadata})
 
@@ -77,7 +77,7 @@ def read_splits(
     return rows, notes
 
 
-def read_file(path: Path) -> tuple[pl.DataFrame, str]:
+def read_split_file(path: Path) -> tuple[pl.DataFrame, str]:
     """Rows of one split file (``ROW_SCHEMA``), and the unit that its timestamps came in."""
     found = read_header(path)
     if found != HEADER:

@@ -167,8 +167,8 @@ def sort_frames(entry: Entry) -> list[pd.DataFrame]:
 
 
 def _rows_key(entry: Entry) -> tuple[str, ...]:
-    files = entry.ground.manifest["files"]
-    names = (ITEMS_FILE, split_file(entry.ground.split))
+    files = entry.evaluated_data.manifest["files"]
+    names = (ITEMS_FILE, split_file(entry.evaluated_data.split))
     return (*(files[name]["sha256"] for name in names), entry.traits["evaluated"].key)
 
 
@@ -184,8 +184,10 @@ def slice_rows(
         entries: over the same rows (``select_same_rows``), at least one.
         seen: the headline's policy.
     """
-    rows, ground = sort_frames(entries[0])[0], entries[0].ground
-    count_R = ground.leaves.count_L[ground.leaves.leaf_of_item_I[rows[TARGET].to_numpy(np.int64)]]
+    rows, evaluated_data = sort_frames(entries[0])[0], entries[0].evaluated_data
+    count_R = evaluated_data.leaves.count_L[
+        evaluated_data.leaves.leaf_of_item_I[rows[TARGET].to_numpy(np.int64)]
+    ]
     length_R = np.array([len(history) for history in rows[HISTORY]], dtype=np.int64)
     value_RE = np.stack([_score_entry(entry, comparison, seen) for entry in entries], axis=1)
     names, metric = [entry.name for entry in entries], comparison.compared
@@ -196,7 +198,7 @@ def slice_rows(
         of_entries = zip(*(ends for _, ends in found), strict=True)
         return groups, dict(zip(names, of_entries, strict=True))
 
-    longest = ground.manifest["data"].get("history")
+    longest = evaluated_data.manifest["data"].get("history")
     return (
         Slicing("popularity", metric, *cut(count_R)),
         Slicing("history", metric, *cut(length_R), longest),
@@ -221,7 +223,7 @@ def choose_bounds(figure_R: Ints) -> list[tuple[int, int]]:
 def _score_entry(entry: Entry, comparison: Comparison, seen: Seen) -> Floats:
     """The compared metric of every row, mean over seeds, [R]."""
     cutoffs = sorted({int(name.partition("@")[2]) for name in comparison.metrics})
-    leaves, metric = entry.ground.leaves, comparison.compared
+    leaves, metric = entry.evaluated_data.leaves, comparison.compared
     scored = [score_rows(frame, leaves, cutoffs, seen, "miss") for frame in sort_frames(entry)]
     mean_R: Floats = np.mean([rows[metric].to_numpy(np.float64) for rows in scored], axis=0)
     return mean_R
@@ -268,17 +270,17 @@ def choose_users(
             lists are shown.
         seen: the headline's policy.
     """
-    rows = choose_rows(sort_frames(entries[0])[0])
+    rows = choose_page_rows(sort_frames(entries[0])[0])
     depth = max(int(name.partition("@")[2]) for name in comparison.metrics)
     lists = [_list_titles(entry, rows[ROW].tolist(), depth, seen) for entry in entries]
     figures = zip(rows[ROW], rows[USER_ID], rows[HISTORY], rows[TARGET], strict=True)
     return tuple(
-        _build_case(entries[0].ground, row, tuple(own[place] for own in lists))
+        _build_case(entries[0].evaluated_data, row, tuple(own[place] for own in lists))
         for place, row in enumerate(figures)
     )
 
 
-def choose_rows(predictions: pd.DataFrame) -> pd.DataFrame:
+def choose_page_rows(predictions: pd.DataFrame) -> pd.DataFrame:
     """The rows shown, users in order of the SHA-256 of their id.
 
     Args:
@@ -301,7 +303,7 @@ def find_title(items: pd.DataFrame, item: int) -> str:
 
 
 def _list_titles(entry: Entry, numbers: Sequence[int], depth: int, seen: Seen) -> list[TopList]:
-    leaves, items = entry.ground.leaves, entry.ground.items
+    leaves, items = entry.evaluated_data.leaves, entry.evaluated_data.items
     rows = sort_frames(entry)[0].set_index(ROW, drop=False).loc[list(numbers)]
     top = cut_top_lists(rows, leaves, depth, seen)
     found = []
@@ -320,15 +322,17 @@ def _list_titles(entry: Entry, numbers: Sequence[int], depth: int, seen: Seen) -
 
 
 def _build_case(
-    ground: EvaluatedData, row: tuple[int, str, Sequence[int], int], lists: tuple[TopList, ...]
+    evaluated_data: EvaluatedData,
+    row: tuple[int, str, Sequence[int], int],
+    lists: tuple[TopList, ...],
 ) -> UserCase:
     number, user, history, target = row
-    leaves = ground.leaves
+    leaves = evaluated_data.leaves
     return UserCase(
         user=str(user),
         row=int(number),
-        history=tuple(find_title(ground.items, int(item)) for item in history),
-        target=find_title(ground.items, int(target)),
+        history=tuple(find_title(evaluated_data.items, int(item)) for item in history),
+        target=find_title(evaluated_data.items, int(target)),
         target_count=int(leaves.count_L[leaves.leaf_of_item_I[target]]),
         lists=lists,
     )

@@ -114,7 +114,10 @@ def _is_finite(value: Any) -> bool:
 
 def _read_audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
     """Of every prepared folder once, by its content."""
-    folders = {str(entry.ground.manifest["files"]): entry.ground.folder for entry in entries}
+    folders = {
+        str(entry.evaluated_data.manifest["files"]): entry.evaluated_data.folder
+        for entry in entries
+    }
     found = [(folder, audit_folder(folder)) for folder in folders.values()]
     return tuple(
         Audited(f"{folder.resolve().parent.name}/{folder.name}", audited.verdicts)
@@ -149,14 +152,14 @@ def _describe_protocol(comparison: Comparison, entries: Sequence[Entry]) -> Iter
 
 
 def _describe_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
-    ground = entries[0].ground
-    manifest, leaves = ground.manifest, ground.leaves
+    evaluated_data = entries[0].evaluated_data
+    manifest, leaves = evaluated_data.manifest, evaluated_data.leaves
     sources = ", ".join(source["name"] for source in manifest["sources"])
     yield Fact("Data", f"{manifest['data']['format']}: {sources}")
     split = manifest["data"]["split"]
     yield Fact("Split", _SPLITS.get(split, split))
-    rows = ground.manifest["splits"][ground.split]["rows"]
-    evaluated = f"{comparison.n_rows:,} of {rows:,} {ground.split} rows"
+    rows = evaluated_data.manifest["splits"][evaluated_data.split]["rows"]
+    evaluated = f"{comparison.n_rows:,} of {rows:,} {evaluated_data.split} rows"
     yield Fact("Evaluated", f"{evaluated}, {comparison.n_users:,} users")
     catalogue = f"{comparison.candidates}: {leaves.n_leaves:,} entries"
     if leaves.n_items != leaves.n_leaves:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.backends import open_engine
 from llmrec_cli.errors import MachineError, RecipeError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 
 
 def section(**keys: object) -> DataSection:
@@ -35,12 +35,12 @@ def section(**keys: object) -> DataSection:
 )
 def test_keys_of_the_engine_are_checked(override: str, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
-        load_recipe("quickstart", [override])
+        read_recipe("quickstart", [override])
 
 
 def test_spark_takes_its_settings_from_the_recipe() -> None:
     options = '{ "spark.driver.memory" = "4g" }'
-    recipe = load_recipe(
+    recipe = read_recipe(
         "quickstart",
         ["data.engine=spark", "data.spark.master=local[2]", f"data.spark.options={options}"],
     )
@@ -73,4 +73,4 @@ def test_sources_that_come_split_need_no_spark(
         Path(splits[name]).write_text(header + "u,b,5.0,1500000000000,a\n")
     data = {"format": "split2023", "split": "given", "splits": splits, "untitled": "id"}
     asked = {"name": "given", "out": str(tmp_path), "data": data | {"engine": "spark"}}
-    assert len(prepare(Recipe.model_validate(asked), Path).split("test")) == 1
+    assert len(prepare_data(Recipe.model_validate(asked), Path).split("test")) == 1

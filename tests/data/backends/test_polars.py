@@ -44,10 +44,10 @@ def test_a_refusal_of_the_disk_is_an_os_error() -> None:
 PEAK = """
 import json, sys
 from pathlib import Path
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.config.recipe import Recipe
 
-prepare(Recipe.model_validate(json.loads(sys.argv[1])), Path)
+prepare_data(Recipe.model_validate(json.loads(sys.argv[1])), Path)
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """

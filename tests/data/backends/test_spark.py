@@ -23,7 +23,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.backends import Engine, open_engine
 from llmrec_cli.data.backends.spark import on_spark
 from llmrec_cli.errors import MachineError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,7 +86,7 @@ def folders(folder: Path, data: dict[str, object], locate: Any = Path) -> list[d
     made = []
     for name in ("polars", "spark"):
         asked = {"name": name, "out": str(folder), "data": data | {"engine": name}}
-        prepared = prepare(Recipe.model_validate(asked), locate)
+        prepared = prepare_data(Recipe.model_validate(asked), locate)
         made.append({file.name: file.read_bytes() for file in prepared.folder.iterdir()})
     return made
 
@@ -205,7 +205,7 @@ def test_a_folder_is_reused_whichever_engine_made_it(tmp_path: Path) -> None:
             {"name": engines[0], "out": str(tmp_path), "data": data | {"engine": engine}}
             for engine in engines
         ]
-        first, again = (prepare(Recipe.model_validate(recipe), Path) for recipe in asked)
+        first, again = (prepare_data(Recipe.model_validate(recipe), Path) for recipe in asked)
         assert (first.reused, again.reused) == (False, True)
 
 

@@ -13,12 +13,12 @@ import pyarrow.csv
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.config.loader import load_recipe
-from llmrec_cli.data.formats import base, parsing, read
+from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.data.formats import base, parsing, read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.formats.parsing import BLOCK, Block
 from llmrec_cli.errors import DataError, RecipeError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 
 GOOD: dict[str, dict[str, Any]] = {
     "amazon2014": {"reviewerID": "A", "asin": "B", "overall": 5.0, "unixReviewTime": 1400000000},
@@ -56,7 +56,7 @@ def source(form: str, path: Path, tmp_path: Path, **keys: Any) -> Source:
     section = DataSection(format=form, reviews=[str(path)], on_bad_line="skip", **keys)  # type: ignore[arg-type]
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
-    return read(section, Path, scratch)
+    return read_source(section, Path, scratch)
 
 
 def items_of(found: Source) -> list[str]:
@@ -95,7 +95,7 @@ def test_what_is_left_out_is_what_stops_otherwise(form: str, tmp_path: Path) -> 
         strict = DataSection(format=form, reviews=[str(path)])  # type: ignore[arg-type]
         (tmp_path / "scratch").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=rf"reviews\.json:2: .*{words}"):
-            read(strict, Path, tmp_path / "scratch")
+            read_source(strict, Path, tmp_path / "scratch")
 
 
 def test_line_numbers_stay_true_behind_bad_lines_and_over_blocks(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_prepare_tells_and_the_manifest_counts(tmp_path: Path) -> None:
     reviews.write_bytes(b"\n".join([*rows, b'{"half": ']) + b"\n")
     words = [f"data.reviews=['{reviews}']", "data.metadata=[]", "data.untitled=id"]
     words += [f"out={tmp_path}", "data.on_bad_line=skip"]
-    recipe = load_recipe("quickstart", words)
-    prepared = prepare(recipe, Path, lines.append)
+    recipe = read_recipe("quickstart", words)
+    prepared = prepare_data(recipe, Path, lines.append)
     assert prepared.manifest["reader"]["bad_lines"]["skipped"] == 1
     assert any(
         text.startswith("left out: 1 bad lines, the first: reviews.json:37:") for text in lines
@@ -185,7 +185,7 @@ def test_prepare_tells_and_the_manifest_counts(tmp_path: Path) -> None:
 def test_formats_that_are_published_whole_have_no_lines_to_leave_out() -> None:
     words = ["data.on_bad_line=skip", "data.format=semantic-ids", "data.index=x.json"]
     with pytest.raises(RecipeError, match='format "semantic-ids" is published whole'):
-        load_recipe("quickstart", words)
+        read_recipe("quickstart", words)
 
 
 def test_a_bad_line_among_good_ones_says_what_to_do(tmp_path: Path) -> None:
@@ -195,12 +195,12 @@ def test_a_bad_line_among_good_ones_says_what_to_do(tmp_path: Path) -> None:
     advice = r'"overall" is \'five\', expected a number 1..5; fix the line or set data.on_bad_line'
     path.write_bytes(b"\n".join([good, bad]))
     with pytest.raises(DataError, match=advice):
-        read(section, Path, tmp_path)
+        read_source(section, Path, tmp_path)
     path.write_bytes(line("amazon2023", "B"))
     with pytest.raises(
         DataError, match=r"this is an amazon2023 review; expected an amazon2018 review$"
     ):
-        read(section, Path, tmp_path)
+        read_source(section, Path, tmp_path)
 
 
 def count_calls(place: object, name: str, monkeypatch: pytest.MonkeyPatch) -> Mock:

@@ -13,7 +13,7 @@ import tomli_w
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.formats import FORMATS
-from llmrec_cli.data.formats import check_beginnings, parsing, read
+from llmrec_cli.data.formats import check_beginnings, parsing, read_source
 from llmrec_cli.errors import DataError
 from tests.experiments import typed
 
@@ -100,7 +100,7 @@ def test_no_more_than_the_beginning_is_read(
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
         with pytest.raises(DataError, match="is no JSON object"):
-            read(DataSection(**keys), lambda name: tmp_path / name, scratch)  # type: ignore[arg-type]  # as TOML has them
+            read_source(DataSection(**keys), lambda name: tmp_path / name, scratch)  # type: ignore[arg-type]  # as TOML has them
         if sees:
             with pytest.raises(DataError, match="r:6: 'early' is no JSON object"):
                 check(tmp_path, **keys)

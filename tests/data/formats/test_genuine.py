@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
 
@@ -20,7 +20,7 @@ BEAUTY = "amazon2023-all-beauty"
 
 
 def _read(folder: Path, scratch: Path, **section: Any) -> Source:
-    return read(DataSection(**section), lambda name: folder / name, scratch)
+    return read_source(DataSection(**section), lambda name: folder / name, scratch)
 
 
 def _frame(source: Source) -> pl.DataFrame:

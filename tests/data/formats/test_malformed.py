@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.errors import DataError
 from tests.experiments import typed
 
@@ -383,7 +383,7 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "rows.parquet")
     section = DataSection(format="interactions", reviews=("rows.parquet",))
     with pytest.raises(DataError, match=r"rows.parquet:1: no readable parquet file \(.*utf-8"):
-        read(section, lambda name: tmp_path / name, tmp_path)
+        read_source(section, lambda name: tmp_path / name, tmp_path)
 
 
 def test_a_bad_second_file_leaves_nothing(tmp_path: Path) -> None:
@@ -393,5 +393,5 @@ def test_a_bad_second_file_leaves_nothing(tmp_path: Path) -> None:
     scratch.mkdir()
     section = DataSection(format="amazon2018", reviews=("good", "bad"))
     with pytest.raises(DataError, match=r"bad:2: "):
-        read(section, lambda name: tmp_path / name, scratch)
+        read_source(section, lambda name: tmp_path / name, scratch)
     assert not list(scratch.iterdir())

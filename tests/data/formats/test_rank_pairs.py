@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import read
-from llmrec_cli.data.formats.rank_pairs import read_file, render, user_of
+from llmrec_cli.data.formats import read_source
+from llmrec_cli.data.formats.rank_pairs import read_pair_file, render, user_of
 from llmrec_cli.data.prompts import load_rank_template
 from llmrec_cli.data.schema import CHOSEN_FIRST, HISTORY, ITEM_ID, NEGATIVES, TARGET, TITLE
 from llmrec_cli.errors import DataError
@@ -40,7 +40,9 @@ def write(path: Path, *rows: object) -> Path:
 def test_every_genuine_row_renders_to_its_own_bytes(shared_data: Path, name: str) -> None:
     """Seen to fail with one space less in the wording."""
     path = shared_data / f"dmpo-games/rec_Amazon_Game_{name}.json.gz"
-    pairs, wording = read_file(path, {"movies": load_rank_template("movies", Path), "games": GAMES})
+    pairs, wording = read_pair_file(
+        path, {"movies": load_rank_template("movies", Path), "games": GAMES}
+    )
     released = json.loads(gzip.open(path).read())
     assert wording == "games"
     assert len(pairs) == len(released) == FILES[name]
@@ -66,7 +68,7 @@ def test_pairs_of_one_history_and_liked_title_are_one_row(tmp_path: Path) -> Non
         row(("Wii",), other="E", output=GAMES.render_answer("Doom", "E")),
     )
     test = write(tmp_path / "test.json", row(("Zelda", "Halo"), "Doom", "F"))
-    source = read(section(tmp_path, train=train, test=test), Path, tmp_path)
+    source = read_source(section(tmp_path, train=train, test=test), Path, tmp_path)
     assert source.rows is not None
     frame = source.rows["train"]
     assert frame.select(HISTORY, TARGET, NEGATIVES).rows() == [
@@ -84,7 +86,7 @@ def test_pairs_of_one_history_and_liked_title_are_one_row(tmp_path: Path) -> Non
 def test_titles_stay_as_they_stand_in_the_prompt(tmp_path: Path) -> None:
     """No entity is decoded, no space trimmed: the text would not come out again."""
     train = write(tmp_path / "t.json", row((" Wii",), "A &amp; B", "C  D "))
-    source = read(section(tmp_path, train=train, test=train), Path, tmp_path)
+    source = read_source(section(tmp_path, train=train, test=train), Path, tmp_path)
     assert source.items[TITLE].to_list() == [" Wii", "A &amp; B", "C  D "]
 
 
@@ -133,7 +135,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     bad = tmp_path / "bad.json"
     bad.write_text(content)
     with pytest.raises(DataError) as caught:
-        read(section(tmp_path, train=bad, test=bad), Path, tmp_path)
+        read_source(section(tmp_path, train=bad, test=bad), Path, tmp_path)
     message = str(caught.value)
     assert words in message
     assert message.startswith(str(tmp_path))
@@ -144,19 +146,19 @@ def test_a_text_that_does_not_come_out_again_is_refused(tmp_path: Path) -> None:
     """A control character in the history would be shown as a space."""
     bad = write(tmp_path / "bad.json", row(instruction=PROMPT.replace("Halo", "Ha\x07lo")))
     with pytest.raises(DataError, match="row 1: rendered again from its titles"):
-        read(section(tmp_path, train=bad, test=bad), Path, tmp_path)
+        read_source(section(tmp_path, train=bad, test=bad), Path, tmp_path)
 
 
 def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.json.gz"
     bad.write_bytes(gzip.compress(json.dumps([GOOD] * 50).encode())[:-20])
     with pytest.raises(DataError, match=r"bad\.json\.gz:1: the gzip data ends early"):
-        read(section(tmp_path, train=bad, test=bad), Path, tmp_path)
+        read_source(section(tmp_path, train=bad, test=bad), Path, tmp_path)
 
 
 def test_the_frame_has_the_promised_types(tmp_path: Path) -> None:
     train = write(tmp_path / "t.json", GOOD)
-    source = read(section(tmp_path, train=train, test=train), Path, tmp_path)
+    source = read_source(section(tmp_path, train=train, test=train), Path, tmp_path)
     assert source.rows is not None
     assert source.rows["train"].schema[NEGATIVES] == pl.List(pl.String)
     assert source.rows["train"].schema[CHOSEN_FIRST] == pl.List(pl.Boolean)

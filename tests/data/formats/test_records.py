@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import parsing, read
+from llmrec_cli.data.formats import parsing, read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
 
@@ -30,7 +30,7 @@ def read_files(folder: Path, reviews: str, metadata: str = "", **keys: Any) -> S
     named = {"metadata": "items.csv"} if metadata else {}
     section: dict[str, Any] = {"format": "interactions", "reviews": "reviews.csv", **named, **keys}
     columns = {"title": "title", **section.pop("columns", {})}
-    return read(
+    return read_source(
         DataSection.model_validate(section | {"columns": columns}),
         folder.joinpath,
         folder / "scratch",

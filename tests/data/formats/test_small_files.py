@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import parsing, read
+from llmrec_cli.data.formats import parsing, read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError, MachineError, RecipeError
 
@@ -32,7 +32,7 @@ def _read(folder: Path, files: dict[str, bytes], **section: Any) -> Source:
     scratch.mkdir(exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    return read(DataSection(**section), lambda name: folder / name, scratch)
+    return read_source(DataSection(**section), lambda name: folder / name, scratch)
 
 
 def _frame(source: Source) -> pl.DataFrame:

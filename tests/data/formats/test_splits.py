@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection, Splits
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.msl_windows import cut_tail
 from llmrec_cli.errors import DataError, RecipeError
 
@@ -63,7 +63,7 @@ def test_bad_split_files(tmp_path: Path, form: str, data: bytes, line: int, word
     metadata = ("bad",) if form == "msl-windows" else ()
     section = DataSection(**sources, metadata=metadata)
     with pytest.raises(DataError) as caught:
-        read(section, lambda name: tmp_path / name, tmp_path)
+        read_source(section, lambda name: tmp_path / name, tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'bad'}:{line}: ")
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
@@ -84,7 +84,7 @@ def test_windows_end_with_the_target(tmp_path: Path) -> None:
     (tmp_path / "n").write_bytes(b'{"12": " A &amp; B ", "7": "", "31": null}')
     splits = Splits(train=("w", "w"), valid=("w",), test=("w",))
     section = DataSection(format="msl-windows", split="given", splits=splits, metadata=("n",))
-    source = read(section, lambda name: tmp_path / name, tmp_path)
+    source = read_source(section, lambda name: tmp_path / name, tmp_path)
     assert source.interactions is None
     assert source.rows is not None
     assert source.rows["valid"].rows() == [
@@ -100,7 +100,7 @@ def test_a_first_purchase_has_an_empty_history(tmp_path: Path) -> None:
     path.write_bytes(_text(SPLIT, f"{CSV23},", f"{CSV23},B2 B3"))
     splits = Splits(train=("s",), valid=("s",), test=("s",))
     section = DataSection(format="split2023", split="given", splits=splits)
-    rows = read(section, lambda name: tmp_path / name, tmp_path).rows
+    rows = read_source(section, lambda name: tmp_path / name, tmp_path).rows
     assert rows is not None
     assert rows["test"]["history"].to_list() == [[], ["B2", "B3"]]
     assert rows["test"]["rating"].to_list() == [5.0, 5.0]
@@ -111,4 +111,4 @@ def test_split2023_needs_all_three(tmp_path: Path) -> None:
     splits = Splits(train=("s",), test=("s",))
     section = DataSection(format="split2023", split="given", splits=splits)
     with pytest.raises(RecipeError, match=r"\[data.splits\] valid is empty"):
-        read(section, lambda name: tmp_path / name, tmp_path)
+        read_source(section, lambda name: tmp_path / name, tmp_path)

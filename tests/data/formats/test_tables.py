@@ -16,10 +16,10 @@ import pytest
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import typed
 
 MS = 1_547_589_356_557
@@ -30,7 +30,7 @@ TIME = {"timestamp": [MS]}
 def read_path(path: Path, scratch: Path, **section: Any) -> Source:
     scratch.mkdir(exist_ok=True)
     chosen = {"format": "interactions", "reviews": str(path), **section}
-    return read(DataSection.model_validate(chosen), Path, scratch)
+    return read_source(DataSection.model_validate(chosen), Path, scratch)
 
 
 def frame_of(source: Source) -> pl.DataFrame:
@@ -90,7 +90,7 @@ def test_min_rating_leaves_out_what_is_not_rated_and_counts_it(kind: str, tmp_pa
     section |= {"min_rating": 6.5, "k_core": 0, "untitled": "id"}
     told = list[str]()
     recipe = Recipe(name="x", out=str(tmp_path), data=DataSection.model_validate(section))
-    prepared = prepare(recipe, Path, told.append)
+    prepared = prepare_data(recipe, Path, told.append)
     assert prepared.items["item_id"].to_list() == ["i0", "i3", "i4", "i5"]
     assert any(
         line.endswith("ratings 3 .. 10; 1 without, left out by data.min_rating") for line in told
@@ -246,7 +246,7 @@ def test_a_folder_is_prepared_and_its_files_are_the_sources(
         format="interactions", reviews=(str(folder),), untitled="id", k_core=0, duplicates="keep"
     )
     recipe = Recipe(name="x", out=str(tmp_path), data=section)
-    prepared = prepare(recipe, Path)
+    prepared = prepare_data(recipe, Path)
     names = [source["name"] for source in prepared.manifest["sources"]]
     assert names == ["rows/part-0.parquet", "rows/part-1.parquet"]
     (tmp_path / "x.toml").write_text(
@@ -255,7 +255,7 @@ def test_a_folder_is_prepared_and_its_files_are_the_sources(
     assert typed(capsys, "validate", str(tmp_path / "x.toml")).code == 0
     pq.write_table(ROWS, folder / "part-2.parquet")
     with pytest.raises(DataError, match="2 source files then, 3 now"):
-        prepare(recipe, Path)
+        prepare_data(recipe, Path)
 
 
 def test_a_folder_of_other_files_is_refused_by_name(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import parsing, read
+from llmrec_cli.data.formats import parsing, read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.formats.tables import to_milliseconds
 from llmrec_cli.errors import DataError
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 
 SECOND = 1_529_193_600  # 2018-06-17
 HEAD = "user_id,item_id,timestamp\n"
@@ -31,7 +31,7 @@ def read_file(folder: Path, data: bytes, **section: Any) -> Source:
     (folder / "scratch").mkdir(exist_ok=True)
     (folder / "r").write_bytes(data)
     chosen = {"format": "interactions", "reviews": "r", **section}
-    return read(DataSection.model_validate(chosen), folder.joinpath, folder / "scratch")
+    return read_source(DataSection.model_validate(chosen), folder.joinpath, folder / "scratch")
 
 
 def frame_of(source: Source) -> pl.DataFrame:
@@ -113,7 +113,7 @@ def test_the_last_item_is_the_last_by_the_full_time(tmp_path: Path) -> None:
         format="interactions", reviews=(str(tmp_path / "r.csv"),), k_core=0, untitled="id"
     )
     told = list[str]()
-    prepared = prepare(Recipe(name="x", out=str(tmp_path), data=section), Path, told.append)
+    prepared = prepare_data(Recipe(name="x", out=str(tmp_path), data=section), Path, told.append)
     items = prepared.items["item_id"]
     assert [items[n] for n in prepared.split("test")["target"]] == ["i0"] * 3
     assert [items[n] for n in prepared.split("valid")["target"]] == ["i1"] * 3
@@ -234,6 +234,6 @@ def test_the_first_notation_of_a_file_holds_across_its_blocks(
         section = DataSection.model_validate(
             {"format": "interactions", "reviews": str(file), "on_bad_line": "skip"}
         )
-        source = read(section, Path, tmp_path)
+        source = read_source(section, Path, tmp_path)
         assert source.notes["bad_lines"]["skipped"] == 1
         assert f":{bad_line + 1 + (form == 'csv')}:" in source.notes["bad_lines"]["first"][0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.training.checkpoint import Checkpoints
 from llmrec_cli.utils.progress import Silent
@@ -47,7 +47,7 @@ def experiment() -> Files:
     ((raw,),) = [seeds() for name, (_, seeds) in FORMATS.items() if name == "amazon2018"]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name, contextlib.chdir(name):
         lay_out({**raw, "own.toml": RECIPE.encode()}, Path(name))
-        run(load_recipe("own.toml"), progress=Silent())
+        run(read_recipe("own.toml"), progress=Silent())
         return files_of(Path(name))
 
 

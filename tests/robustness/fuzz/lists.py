@@ -19,7 +19,7 @@ from llmrec_cli.evaluation.comparison import ComparisonConfig, EvaluatedData
 from llmrec_cli.evaluation.entries import PreparedFolders
 from llmrec_cli.evaluation.external_lists import Missing, load_external_entry
 from llmrec_cli.evaluation.predictions import read_predictions
-from llmrec_cli.sweep.plan import Plan, make_plan
+from llmrec_cli.sweep.plan import SweepPlan, make_plan
 from llmrec_cli.sweep.study import DATABASE, open_study
 from tests.robustness.fuzz.experiment import below, experiment, files_of
 from tests.robustness.fuzz.mutate import Files
@@ -82,13 +82,13 @@ def _predictions(folder: Path, rng: Random) -> None:
     read_predictions(folder / "lists.parquet")
 
 
-def _plan(folder: Path) -> Plan:
+def _plan(folder: Path) -> SweepPlan:
     (folder / "own.toml").write_bytes(experiment()["own.toml"])
     lay_out(below(experiment(), "reviews", "meta"), folder)
     return make_plan("own.toml", [], {}, ["sft.train.learning_rate=1e-3,1e-4"], "study")
 
 
-def _swept(plan: Plan, storage: str | None) -> None:
+def _swept(plan: SweepPlan, storage: str | None) -> None:
     with open_study(plan, storage) as points:
         trial = points.ask_trial()
         if trial is not None:

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.formats import read
+from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
-from llmrec_cli.pipeline.prepare import prepare
+from llmrec_cli.pipeline.prepare import prepare_data
 from tests.robustness.fuzz.raw_seeds import FORMATS
 from tests.robustness.fuzz.target import Target, Wrong
 
@@ -32,10 +32,10 @@ def _run(settings: Mapping[str, Any], folder: Path, rng: Random) -> None:
     if rng.random() < 0.7:
         (folder / "scratch").mkdir()
         scale = section.format != "interactions"
-        _check(read(section, folder.joinpath, folder / "scratch"), folder, scale=scale)
+        _check(read_source(section, folder.joinpath, folder / "scratch"), folder, scale=scale)
     else:
         recipe = Recipe(name="fuzz", out=str(folder), data=section, seed=rng.randrange(5))
-        prepared = prepare(recipe, folder.joinpath)
+        prepared = prepare_data(recipe, folder.joinpath)
         _check_titles(list(prepared.items[TITLE].dropna()), folder)
         for split in prepared.splits:
             prepared.split(split)

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from llmrec_cli.config.loader import load_recipe
+from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.model import ModelSection
 from llmrec_cli.evaluation.external_lists import export_data
 from llmrec_cli.models import loading
 from llmrec_cli.models.loading import check_adapter
 from llmrec_cli.pipeline.audit import audit_folder
 from llmrec_cli.pipeline.audit import to_json as audit_json
-from llmrec_cli.pipeline.compare import Asked, compare
+from llmrec_cli.pipeline.compare import Asked, compare_runs
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.pipeline.validate import validate
 from llmrec_cli.report.outputs import write_output
@@ -102,7 +102,7 @@ def _compared(folder: Path, rng: Random) -> None:
     if rng.random() < 0.5:
         vouch(folder)
     ending = rng.choice(("json", "html", "md", "csv"))
-    compared = compare([EXPERIMENT], Asked(seen=rng.choice((None, "remove"))))
+    compared = compare_runs([EXPERIMENT], Asked(seen=rng.choice((None, "remove"))))
     write_output(folder / f"out.{ending}", compared)
 
 
@@ -120,7 +120,7 @@ def _exported(folder: Path, rng: Random) -> None:
 
 def _prepared(folder: Path, rng: Random) -> None:
     vouch(folder)
-    recipe = load_recipe("own.toml")
+    recipe = read_recipe("own.toml")
     act = rng.randrange(3)
     if act == 0:
         json.dumps(audit_json(audit_folder(recipe.prepared)), allow_nan=False)
@@ -136,7 +136,7 @@ def _resumed(folder: Path, rng: Random) -> None:
     manifest = folder / RUN / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"done"', b'"running"'))
     vouch(folder)
-    sft(load_recipe("own.toml"), resume=True, progress=Silent())
+    sft(read_recipe("own.toml"), resume=True, progress=Silent())
 
 
 def _checkpoint(folder: Path, rng: Random) -> None:
@@ -149,7 +149,7 @@ def _checkpoint(folder: Path, rng: Random) -> None:
 
 
 def _base(folder: Path, rng: Random) -> None:
-    loading.load_tokenizer(folder)
+    loading.read_tokenizer(folder)
     loading.load_config(folder)
     loading.load_model(folder, ModelSection(backbone=str(folder), tuning="full"))
 

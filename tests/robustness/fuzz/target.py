@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Final
 from unicodedata import category
 
-from llmrec_cli.cli.exit_codes import shown
+from llmrec_cli.cli.exit_codes import format_message
 from llmrec_cli.errors import LlmrecError, MachineError, RecipeError, UserError
 from tests.robustness.fuzz.mutate import Files, mutated
 
@@ -123,7 +123,7 @@ def wrong_message(error: LlmrecError) -> str | None:
     _, *others = str(error).split("\n")
     if others and not (isinstance(error, RecipeError) and all(o.startswith("  ") for o in others)):
         return "a message of several lines"
-    for line in shown(str(error)).split("\n"):
+    for line in format_message(str(error)).split("\n"):
         if not line.strip() or any(category(sign) in _BREAKS for sign in line):
             return "an empty or unprintable message"
     return None

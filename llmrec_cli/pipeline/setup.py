@@ -40,6 +40,7 @@ from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import (
     PromptEncoder,
     Prompts,
+    Ragged,
     Row,
     encode_catalogue,
     require_histories,
@@ -48,7 +49,6 @@ from llmrec_cli.training.rows import (
     window_rows,
 )
 from llmrec_cli.utils.progress import Progress
-from llmrec_cli.utils.ragged import Ragged
 from llmrec_cli.utils.variables import check_variables, hide_variables, is_cpu_wanted
 
 # Accelerate's handle on devices and processes.
