@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from llmrec_cli.pipeline.api import TrainedRun, compare, evaluate, load_recipe, prepare, train
     from llmrec_cli.serving.recommender import Recommendations, Recommender
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Comparison",
     "Prepared",
