@@ -36,6 +36,7 @@ from llmrec_cli.evaluation.statistics import (
     sum_by_user,
 )
 from llmrec_cli.tasks import find_reported_task
+from llmrec_cli.tasks.base import SeenPolicy
 from llmrec_cli.utils.text import clean_line
 
 # The result of ``llmrec compare``: entries under one protocol, with intervals, tests and cost.
@@ -43,9 +44,6 @@ from llmrec_cli.utils.text import clean_line
 # An entry is one run, or several runs that differ only in their seed. Tables, figures and pages are
 # made from these values.
 
-
-Policy = Literal["keep", "remove", "pairs"]
-"""The history among the candidates, or not; ``pairs``: the rank-pair task, which knows neither."""
 
 Kind = Literal["language model", "conventional", "external"]
 
@@ -103,9 +101,9 @@ class Standing:
     seeds: tuple[int, ...]  # empty where none is known
     sources: tuple[str, ...]  # one per seed: "EXPERIMENT/RUN", or the name of another tool's file
     why_not: str | None  # what differs from the baseline, headline policy; None: it compares
-    metrics: Mapping[Policy, Mapping[str, Estimate]]  # by policy and metric
-    contrasts: Mapping[Policy, Mapping[str, Contrast]]  # empty: baseline, or it does not compare
-    lists: Mapping[Policy, Mapping[str, float]]  # coverage, gini, popularity, long_tail, short
+    metrics: Mapping[SeenPolicy, Mapping[str, Estimate]]  # by policy and metric
+    contrasts: Mapping[SeenPolicy, Mapping[str, Contrast]]  # empty: baseline, or not comparable
+    lists: Mapping[SeenPolicy, Mapping[str, float]]  # coverage, gini, popularity, long_tail, short
     auc: Mapping[str, Any] | None  # of the generate task, as report.json has it
     beam_error: float | None  # share of rows whose beam list is not the exact one
     cost: Cost  # of training and evaluation
@@ -116,8 +114,8 @@ class Comparison:
     """Entries under one protocol, in the order given."""
 
     split: str  # "test" or "valid"
-    policies: tuple[Policy, ...]  # the history among the candidates ("keep") or not ("remove")
-    headline: Policy  # the one of them that tables show
+    policies: tuple[SeenPolicy, ...]  # the history among the candidates ("keep") or not ("remove")
+    headline: SeenPolicy  # the one of them that tables show
     metrics: tuple[str, ...]  # names, such as "ndcg@10"
     compared: str  # the metric that tables show the contrast of
     baseline: str | None  # the entry that the others are set against
@@ -130,7 +128,7 @@ class Comparison:
     notes: tuple[str, ...]  # what a reader has to know, one line each
 
     def find_estimate(
-        self, entry: str, metric: str | None = None, seen: Policy | None = None
+        self, entry: str, metric: str | None = None, seen: SeenPolicy | None = None
     ) -> Estimate:
         """One figure with its interval.
 
@@ -152,7 +150,7 @@ class Comparison:
         _require_known("policy", policy, self.policies)
         return found[entry].metrics[policy][metric]
 
-    def to_frame(self, metric: str | None = None, seen: Policy | None = None) -> pd.DataFrame:
+    def to_frame(self, metric: str | None = None, seen: SeenPolicy | None = None) -> pd.DataFrame:
         """The leaderboard as a table of pandas, with the columns of ``compare --out board.csv``.
 
         Args:
@@ -281,8 +279,8 @@ class ComparisonConfig:
     """What is asked of entries of one task on one split."""
 
     split: str
-    policies: tuple[Policy, ...]
-    headline: Policy
+    policies: tuple[SeenPolicy, ...]
+    headline: SeenPolicy
     cutoffs: tuple[int, ...]  # of metrics per row; empty: the rank-pair task
     compared: str  # metric whose contrast tables show
     baseline: str | None  # name of an entry; None: no contrasts, the first one sets the protocol
@@ -336,7 +334,7 @@ def build_comparability_keys(
     return traits | _of_selection(evaluation.manifest, evaluated_data)
 
 
-def explain_difference(entry: Entry, base: Entry, policy: Policy) -> str | None:
+def explain_difference(entry: Entry, base: Entry, policy: SeenPolicy) -> str | None:
     """What differs between an entry and the baseline, in words; None where everything agrees."""
     differ = {
         what: (ours, base.traits[what])
@@ -433,7 +431,7 @@ class _Scored:
     """One entry under one policy."""
 
     entry: Entry
-    policy: Policy
+    policy: SeenPolicy
     users: pd.Series[Any]  # of every row, in order of the row's number
     value_SRM: Floats  # S seeds; M the averaged metrics
 
@@ -443,7 +441,7 @@ class _Scored:
         return mean_SM
 
 
-_At = tuple[str, Policy]  # name of an entry, and a policy
+_At = tuple[str, SeenPolicy]  # name of an entry, and a policy
 
 
 def build_comparison(
@@ -504,14 +502,14 @@ def _check_names(entries: Sequence[Entry], asked: ComparisonConfig) -> None:
     _require_known("metric", asked.compared, asked.averaged_names)
 
 
-def _score_entry(entry: Entry, policy: Policy, asked: ComparisonConfig) -> _Scored:
+def _score_entry(entry: Entry, policy: SeenPolicy, asked: ComparisonConfig) -> _Scored:
     frames = [_score_run(entry, run, policy, asked) for run in entry.evaluations]
     values = [frame[list(asked.averaged_names)].to_numpy(np.float64) for frame in frames]
     return _Scored(entry, policy, frames[0][USER_ID], np.stack(values))
 
 
 def _score_run(
-    entry: Entry, run: Evaluation, policy: Policy, asked: ComparisonConfig
+    entry: Entry, run: Evaluation, policy: SeenPolicy, asked: ComparisonConfig
 ) -> pd.DataFrame:
     """Every row's metrics; of the rank-pair task, every user's."""
     if policy == "pairs" and run.pairs is not None:
@@ -643,7 +641,7 @@ def _make_standing(
     )
 
 
-def _describe_lists(entry: Entry, policy: Policy, asked: ComparisonConfig) -> dict[str, float]:
+def _describe_lists(entry: Entry, policy: SeenPolicy, asked: ComparisonConfig) -> dict[str, float]:
     """Means over seeds of what the lists look like as a whole."""
     depth, found = max(asked.cutoffs), []
     for run in entry.evaluations:

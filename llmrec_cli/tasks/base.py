@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from llmrec_cli.config.training import AlignSection
-    from llmrec_cli.evaluation.comparison import Policy
+
+SeenPolicy = Literal["keep", "remove", "pairs"]
+"""The history among the candidates, or not; ``pairs``: the rank-pair task, which knows neither."""
 
 CheckMethod = Callable[["AlignSection", bool], Iterator[str]]
 """(an alignment, whether the source brings rejected answers) -> problems, without their table."""
@@ -57,7 +59,7 @@ class Task:
     rows: tuple[str, ...]
     packs: bool
     answer_items: int
-    policies: tuple[Policy, ...]
+    policies: tuple[SeenPolicy, ...]
     candidates: str = "{}"
     baselines: tuple[str, ...] = ()
     own_formats: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,6 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import BaselineSection, TrainSection
 from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError, UserError
-from llmrec_cli.evaluation.comparison import Policy
 from llmrec_cli.pipeline import run
 from llmrec_cli.pipeline.loading import longest_row
 from llmrec_cli.pipeline.plan import check_plan, plan_run
@@ -25,7 +24,7 @@ from llmrec_cli.pipeline.setup import open_context
 from llmrec_cli.runs.run import sft_run
 from llmrec_cli.sources.synthetic import write_sample
 from llmrec_cli.tasks import TASKS, find_reported_task
-from llmrec_cli.tasks.base import Task
+from llmrec_cli.tasks.base import SeenPolicy, Task
 from llmrec_cli.tasks.operations import load_operations
 from llmrec_cli.utils.progress import Silent
 
@@ -117,7 +116,7 @@ def test_a_report_that_names_no_known_task_is_of_the_default(reported: dict[str,
 def test_what_a_task_declares_is_what_recipes_and_comparisons_know(task: Task) -> None:
     assert set(task.select) <= allowed(TrainSection, "select")
     assert set(task.rows) <= allowed(TrainSection, "rows")
-    assert set(task.policies) <= set(get_args(Policy))
+    assert set(task.policies) <= set(get_args(SeenPolicy))
     assert {*task.own_formats, *task.unfit_formats} <= set(get_args(DataFormat))
     assert set(task.baselines) <= allowed(BaselineSection, "model") or "pop" in task.baselines
     assert task.candidates.format("all") != task.candidates

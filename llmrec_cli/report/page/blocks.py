@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from llmrec_cli.evaluation.comparison import Comparison, Kind, Policy, Standing
+from llmrec_cli.evaluation.comparison import Comparison, Kind, Standing
 from llmrec_cli.report.figures import MARKERS, SERIES, Look, Picture
 from llmrec_cli.report.formatting import NONE
 from llmrec_cli.report.tables import Sheet
+from llmrec_cli.tasks.base import SeenPolicy
 
 LOOKS: Final[Mapping[Kind, Look]] = {
     "language model": Look(SERIES[0], marker=MARKERS[0]),
@@ -82,7 +83,7 @@ def select_comparable(comparison: Comparison) -> list[Standing]:
     return [standing for standing in comparison.standings if standing.why_not is None]
 
 
-def order_policies(comparison: Comparison) -> Iterator[Policy]:
+def order_policies(comparison: Comparison) -> Iterator[SeenPolicy]:
     """The policies, the headline's first."""
     yield comparison.headline
     yield from (policy for policy in comparison.policies if policy != comparison.headline)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from llmrec_cli.evaluation.comparison import Comparison, Contrast, Cost, Policy, Standing
+from llmrec_cli.evaluation.comparison import Comparison, Contrast, Cost, Standing
 from llmrec_cli.evaluation.statistics import Interval
 from llmrec_cli.report import tables as sheets
 from llmrec_cli.report.figures import (
@@ -47,6 +47,7 @@ from llmrec_cli.report.page.blocks import (
 )
 from llmrec_cli.report.page.data import BeamError, Page, RowGroup, Slicing
 from llmrec_cli.report.tables import Cell, Sheet
+from llmrec_cli.tasks.base import SeenPolicy
 
 LEVEL = 0.05  # of a difference that counts, after Holm's correction
 _TITLES: Final = {
@@ -140,7 +141,7 @@ def _tabulate_metrics(comparison: Comparison) -> PageTable:
     return PageTable(replace(sheet, title=POLICY_NAMES[policy].capitalize(), rows=rows), best=best)
 
 
-def _tabulate_against(comparison: Comparison, headline: Policy) -> PageTable:
+def _tabulate_against(comparison: Comparison, headline: SeenPolicy) -> PageTable:
     """The compared metric against the baseline; why not, only where it was asked."""
     sheet, policy = sheets.tabulate_contrasts(comparison), comparison.headline
     if policy != headline:
@@ -182,7 +183,7 @@ def _tabulate_every_contrast(comparison: Comparison, *, each_seed: bool) -> Page
 
 
 def _contrast_row(
-    standing: Standing, policy: Policy, metric: str, contrast: Contrast
+    standing: Standing, policy: SeenPolicy, metric: str, contrast: Contrast
 ) -> tuple[Cell, ...]:
     return (
         (cut_name(standing.name),),
@@ -205,7 +206,7 @@ def build_intervals(comparison: Comparison) -> PageSection:
     return PageSection("intervals", "Intervals", tuple(PageBlock("panels", one) for one in panels))
 
 
-def _draw_forests(comparison: Comparison, policy: Policy) -> Panels:
+def _draw_forests(comparison: Comparison, policy: SeenPolicy) -> Panels:
     metric, baseline = comparison.compared, comparison.baseline
     means = [_mean_whisker(standing, policy, metric) for standing in comparison.standings]
     differences = [_contrast_whisker(one, policy, metric) for one in comparison.standings]
@@ -242,7 +243,7 @@ def _whisker_figures(line: Whisker, sign: str) -> list[str]:
     return [format_figure(value, sign) if math.isfinite(line.mean) else NONE for value in values]
 
 
-def _caption_forests(comparison: Comparison, policy: Policy, *, differences: bool) -> str:
+def _caption_forests(comparison: Comparison, policy: SeenPolicy, *, differences: bool) -> str:
     text = f"{comparison.compared.upper()} with 95 % intervals over users, {POLICY_NAMES[policy]}."
     if comparison.baseline is not None:
         text += " The dashed line is the baseline."
@@ -256,13 +257,13 @@ def _caption_forests(comparison: Comparison, policy: Policy, *, differences: boo
     return text
 
 
-def _mean_whisker(standing: Standing, policy: Policy, metric: str) -> Whisker:
+def _mean_whisker(standing: Standing, policy: SeenPolicy, metric: str) -> Whisker:
     own = standing.metrics[policy][metric]
     look, name = LOOKS[standing.kind], cut_name(standing.name)
     return Whisker(name, own.mean, own.low, own.high, look, filled=standing.why_not is None)
 
 
-def _contrast_whisker(standing: Standing, policy: Policy, metric: str) -> Whisker:
+def _contrast_whisker(standing: Standing, policy: SeenPolicy, metric: str) -> Whisker:
     """An entry without a contrast keeps its line, empty, so that lines face each other."""
     look, name = LOOKS[standing.kind], cut_name(standing.name)
     own = standing.contrasts[policy].get(metric)
