@@ -20,6 +20,7 @@ from benchmarks.small import RECIPE
 from llmrec_cli.cli import app, exit_codes
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.run import run
+from llmrec_cli.report.outputs import write_reports
 from llmrec_cli.utils.progress import Silent
 
 SHARED = "TESTS_SHARED"
@@ -45,7 +46,7 @@ def run_experiment(home: Path, name: str, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         recipe = read_recipe("tiny.toml", [f"name={name}", *overrides])
-        run(recipe, progress=Silent())
+        write_reports(recipe, run(recipe, progress=Silent()), Silent())
     return home / recipe.folder
 
 

@@ -18,6 +18,7 @@ from llmrec_cli.errors import ArtefactError, UserError
 from llmrec_cli.evaluation.predictions import read_predictions
 from llmrec_cli.pipeline.compare import Asked, Compared, compare_experiment, compare_runs
 from llmrec_cli.pipeline.run import run
+from llmrec_cli.report.outputs import write_reports
 from llmrec_cli.report.tables import comparison_to_json
 from llmrec_cli.utils.files import write_json
 from tests.experiments import Told, make_experiment, typed
@@ -346,10 +347,10 @@ def test_run_writes_its_reports_again_only_when_something_new_was_evaluated(copi
     file.write_text("{}")
     said: list[str] = []
     progress = Told(said)
-    run(recipe, progress=progress)
+    write_reports(recipe, run(recipe, progress=progress), progress)
     assert file.read_text() == "{}"
     os.utime(copied / "sft/report.json")
-    run(recipe, progress=progress)
+    write_reports(recipe, run(recipe, progress=progress), progress)
     assert json.loads(file.read_text())["baseline"] == "sft"
 
 
@@ -358,6 +359,8 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(copied: Path) -> N
     (copied / "comparison.json").mkdir()
     os.utime(copied / "comparison.json", (0, 0))  # older than the reports
     said: list[str] = []
-    found = run(read_recipe("tiny.toml", ["name=s1", "seed=1"]), progress=Told(said))
+    recipe = read_recipe("tiny.toml", ["name=s1", "seed=1"])
+    found = run(recipe, progress=Told(said))
+    write_reports(recipe, found, Told(said))
     assert found.comparison.baseline == "sft"
     assert said[-1].startswith("no report: runs/s1/comparison.json: cannot be written")
