@@ -88,7 +88,7 @@ def _write_counted(
     context: setup.CatalogueContext, found: Baseline, options: Options, folder: Path
 ) -> None:
     """Count over the training rows, and store what was counted."""
-    assert found.count is not None  # noqa: S101 # as the caller has seen
+    assert found.count is not None  # nosec B101 # noqa: S101 - as the caller has seen
     owned = owned_entries([context.prepared.split("train")], context.leaf_of_item.astype(np.int64))
     users = [sorted(leaves) for leaves in owned.values()]
     arrays = found.count(options, users, context.trie.n_leaves)
