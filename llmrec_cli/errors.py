@@ -83,7 +83,7 @@ class GroupError(LlmrecError):
 
 def belongs_to(error: BaseException, folder: Path) -> None:
     """Note which run's folder the traceback of a bug belongs in."""
-    error._llmrec_folder = folder  # type: ignore[attr-defined]
+    error._llmrec_folder = folder  # type: ignore[attr-defined]  # every exception takes attributes
 
 
 def folder_of(error: BaseException) -> Path:

@@ -23,7 +23,7 @@ from llmrec_cli.evaluation.ranking import validation_metrics
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import find_baseline
-from llmrec_cli.models.baselines.contract import Baseline
+from llmrec_cli.models.baselines.contract import Count
 from llmrec_cli.models.sequential import make_sequential_ranker
 from llmrec_cli.pipeline import loading, setup
 from llmrec_cli.pipeline.provenance import RunSession, open_session
@@ -79,19 +79,18 @@ def _fit(
     if found.is_trained:
         return _train(context, session, resume=resume, progress=progress)
     if found.count is not None:
-        counted = partial(_write_counted, context, found, section.options, run.folder)
+        counted = partial(_write_counted, context, found.count, section.options, run.folder)
         context.ranks.first(counted, lock)
     return {}  # of Pop, training counts stand in the prepared folder
 
 
 def _write_counted(
-    context: setup.CatalogueContext, found: Baseline, options: Options, folder: Path
+    context: setup.CatalogueContext, count: Count, options: Options, folder: Path
 ) -> None:
     """Count over the training rows, and store what was counted."""
-    assert found.count is not None  # nosec B101 # noqa: S101 - as the caller has seen
     owned = owned_entries([context.prepared.split("train")], context.leaf_of_item.astype(np.int64))
     users = [sorted(leaves) for leaves in owned.values()]
-    arrays = found.count(options, users, context.trie.n_leaves)
+    arrays = count(options, users, context.trie.n_leaves)
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     write_tensors(folder / MODEL_FOLDER, tensors)
 

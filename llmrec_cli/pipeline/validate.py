@@ -218,23 +218,6 @@ def _language_models(recipe: Recipe) -> list[Run]:
     return [sft_run(recipe), *(align_run(recipe, table) for table in recipe.align)]
 
 
-def _show_row(context: Any, row: Any) -> Iterator[str]:
-    import torch
-
-    from llmrec_cli.tensors.trie import paths
-
-    words = context.codec.tokenizer.convert_ids_to_tokens
-    yield "prompt: " + " ".join(words(row.prompt.tolist()))
-    leaf_B = context.trie.leaf_of_item_I[torch.tensor(row.targets[:3])]
-    node_BT, token_BT, length_B = paths(context.trie, leaf_B)
-    for nodes, tokens, length in zip(node_BT, token_BT, length_B.tolist(), strict=True):
-        legal = context.trie.fan_out(nodes[:length]).tolist()
-        shown = zip(words(tokens[:length].tolist()), legal, strict=True)
-        yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
-    if len(row.targets) > 3:
-        yield f"... and {len(row.targets) - 3} more targets"
-
-
 def _memory(recipe: Recipe, context: Any, longest: int) -> Iterator[str]:
     """Weights, optimizer and activations, from the model's config alone."""
     import torch

@@ -23,7 +23,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from llmrec_cli.data.catalog import CatalogueEntries, Finder, gather_entries, items_of_user
+from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
+from llmrec_cli.data.matching import Finder, items_of_user
 from llmrec_cli.data.schema import ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.evaluation.predictions import to_jsonable

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from llmrec_cli.data.catalog import Finder
+from llmrec_cli.data.matching import Finder
 from llmrec_cli.data.schema import COUNT, ITEM_ID, TITLE
 from llmrec_cli.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from llmrec_cli.data.catalog import items_of_user
+from llmrec_cli.data.matching import items_of_user
 from llmrec_cli.data.prepared import (
     Prepared,
     load_prepared,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, "NDArray[Any]"]
 """What a counted model stores, by name."""
 
+Count = Callable[[Any, Sequence[Sequence[int]], int], Arrays]
+"""(options, leaves of each user's training items, n_leaves) -> what is stored."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -37,7 +40,7 @@ class Baseline:
     summary: str  # one line, with the paper
     options: type[Options]
     load: Callable[[Any, Arrays, CatalogueEntries], Ranker] | None = None
-    count: Callable[[Any, Sequence[Sequence[int]], int], Arrays] | None = None
+    count: Count | None = None
     build: Callable[[Any, int, int], Sequential] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
     """How it trains where that differs from all trained ones (``config.training.OWN_TRAIN``)."""
