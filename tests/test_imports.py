@@ -248,6 +248,18 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
 
 
 @pytest.mark.starts_python("it shows that nothing heavy is imported")
+def test_prepare_imports_no_library_that_it_does_not_use(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes\n"
+        f"sys.argv = ['llmrec', 'prepare', 'quickstart', {f'out={tmp_path}'!r}]\n"
+        "assert exit_codes.catch_errors(cli.app) == 0\n"
+        f"heavy = {MODELS | {'scipy', 'rapidfuzz', 'matplotlib'}!r} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.starts_python("it shows that nothing heavy is imported")
 def test_no_help_builds_the_models_of_a_recipe() -> None:
     """One child asks the whole for help, and then each command.
 

@@ -29,7 +29,7 @@ def prepare_command(
     """
     from llmrec_cli.config.loader import read_recipe
     from llmrec_cli.data.audit import judge_all, with_audit
-    from llmrec_cli.pipeline.audit import short_lines
+    from llmrec_cli.pipeline.audit_text import short_lines
     from llmrec_cli.pipeline.prepare import prepare_data
 
     screen = Screen(as_json=as_json, quiet=quiet)

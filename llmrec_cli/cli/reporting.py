@@ -36,7 +36,8 @@ def audit_command(
 
     Example: llmrec audit quickstart
     """
-    from llmrec_cli.pipeline.audit import audit, to_json, verdict_lines, verdict_table
+    from llmrec_cli.pipeline.audit import audit, to_json
+    from llmrec_cli.pipeline.audit_text import verdict_lines, verdict_table
 
     screen = Screen(as_json=as_json, quiet=quiet)
     found = audit(source, overrides or (), screen.progress())

@@ -107,7 +107,7 @@ def prepare(recipe: Recipe, *, progress: bool | Callable[[str], object] = False)
         MachineError: the disk refuses, or the engine that is asked for is missing.
     """
     from llmrec_cli.data.audit import judge_all, with_audit
-    from llmrec_cli.pipeline.audit import short_lines
+    from llmrec_cli.pipeline.audit_text import short_lines
     from llmrec_cli.pipeline.prepare import prepare_data
 
     notes = _Notes(progress)

@@ -29,7 +29,7 @@ from llmrec_cli.evaluation.entries import (
 )
 from llmrec_cli.evaluation.external_lists import Missing, load_external_entry
 from llmrec_cli.evaluation.metrics import Seen
-from llmrec_cli.pipeline.audit import short_lines
+from llmrec_cli.pipeline.audit_text import short_lines
 from llmrec_cli.runs.run import Experiment, Run, RunKind, experiment_at, run_at, suggest_folder
 from llmrec_cli.tasks import find_reported_task
 

@@ -22,9 +22,8 @@ from llmrec_cli.pipeline.audit import (
     audit,
     audit_folder,
     score_pop,
-    verdict_lines,
-    verdict_table,
 )
+from llmrec_cli.pipeline.audit_text import verdict_lines, verdict_table
 from llmrec_cli.utils.progress import Silent
 from tests.commands import llmrec, ok
 
