@@ -236,7 +236,9 @@ TABLES = {"pandas", "polars", "numpy"}
     ],
 )
 @pytest.mark.starts_python("it shows that no torch is imported")
-def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy: set[str]) -> None:
+def test_what_should_start_at_once_imports_nothing_heavy(
+    words: list[str], heavy: set[str], tmp_path: Path
+) -> None:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
         f"sys.argv = ['llmrec', *{words!r}]\n"
@@ -244,7 +246,7 @@ def test_what_should_start_at_once_imports_nothing_heavy(words: list[str], heavy
         f"heavy = {heavy!r} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
 
 
 @pytest.mark.starts_python("it shows that nothing heavy is imported")

@@ -9,6 +9,7 @@ A run's folder is never overwritten; whoever goes on with it or uses it is compa
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import tomli_w
 
 from llmrec_cli import __version__
+from llmrec_cli.config.loader import PATH_KEYS
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.runs.run import Run
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
+_PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
     "torch",
     "transformers",
@@ -201,11 +204,24 @@ def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]
 
 
 def list_differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of tables differ: dotted key, and both values; None: not there."""
+    """Where two trees of tables differ: dotted key, and both values; None: not there.
+
+    Two paths of the same file are the same value, however they are written.
+    """
     old, new = _flatten(before), _flatten(now)
     for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key):
-            yield key, old.get(key), new.get(key)
+        values = old.get(key), new.get(key)
+        was, now_is = map(_resolve_paths, values) if key in _PATH_KEYS else values
+        if was != now_is:
+            yield key, *values
+
+
+def _resolve_paths(value: Any) -> Any:
+    """Absolute paths, links followed, in place of paths that exist."""
+    if isinstance(value, list):
+        return [_resolve_paths(entry) for entry in value]
+    there = isinstance(value, str) and os.path.exists(value)
+    return os.path.realpath(value) if there else value
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

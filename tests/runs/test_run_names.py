@@ -89,8 +89,9 @@ def test_a_name_written_elsewhere_would_be_found(line: str, what: str, tmp_path:
     assert [found.partition(": ")[2] for found in violations(module, "x.py")] == [what]
 
 
-def test_runs_of_a_recipe_know_kind_folder_parent_and_command() -> None:
-    recipe = read_recipe("quickstart", ["align.msl.parent=dpo", "align.dpo.parent=sft"])
+def test_runs_of_a_recipe_know_kind_folder_parent_and_command(tmp_path: Path) -> None:
+    choices = [f"out={tmp_path}", "align.msl.parent=dpo", "align.dpo.parent=sft"]
+    recipe = read_recipe("quickstart", choices)
     experiment = experiment_of(recipe)
     names = experiment.names
     assert names.index("align-dpo") < names.index("align-msl")

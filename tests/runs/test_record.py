@@ -1,0 +1,36 @@
+"""A run's recorded settings beside a recipe's: what counts as the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmrec_cli.config.loader import find_recipe, read_recipe
+from llmrec_cli.errors import ArtefactError
+from llmrec_cli.runs.record import require_same_settings, start_run
+from llmrec_cli.runs.run import sft_run
+
+
+def test_a_file_is_the_same_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped recipe by its name has absolute paths, a checkout's has relative ones."""
+    (tmp_path / "there").mkdir()
+    for name in ("reviews.json", "other.json"):
+        (tmp_path / "there" / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    recipe_file = find_recipe("quickstart")
+
+    def recipe_with(path: str) -> tuple[str, list[str]]:
+        return str(recipe_file), [f"out={tmp_path}", f"data.reviews=[{path!r}]"]
+
+    begun = read_recipe(*recipe_with("there/reviews.json"))
+    run = sft_run(begun)
+    start_run(begun, run, {}, resume=False)
+    for same in (tmp_path / "there/reviews.json", tmp_path / "link/reviews.json"):
+        require_same_settings(read_recipe(*recipe_with(str(same))), run)
+    for other in ("there/other.json", "gone/reviews.json"):
+        with pytest.raises(ArtefactError, match=rf"started with data\.reviews = .*now \['{other}"):
+            require_same_settings(read_recipe(*recipe_with(other)), run)
