@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from benchmarks.table import Row, alternate
-from llmrec_cli.training.sampler import Sampler, draw_order
+from llmrec_cli.training.dataset import Sampler, draw_order
 
 Size = Literal["ci", "full"]
 ROWS: dict[Size, tuple[int, ...]] = {

@@ -116,7 +116,7 @@ _OURS: Final = (
 )
 
 _FOLDER: Final = Path(__file__).parents[1] / "data" / "formats"
-_SHARED: Final = {"base", "parsing", "tables"}  # code of all readers
+_SHARED: Final = {"base", "checks", "delimited", "parsing", "tables"}  # code of all readers
 
 
 def _find_others() -> Iterator[Format]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import CatalogueEntries
+from llmrec_cli.data.formats.delimited import Kinds, read_header
 from llmrec_cli.data.formats.parsing import make_fault, read_blocks, read_head, show_text
-from llmrec_cli.data.formats.tables import Kinds, Table, read_header, read_parts
+from llmrec_cli.data.formats.tables import Table, read_parts
 from llmrec_cli.data.prepared import Prepared, load_prepared
 from llmrec_cli.data.schema import (
     BRAND,

@@ -31,9 +31,8 @@ from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.checkpoint import write_tensors
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.rows import count_rows_left_out
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.files import MODEL_FOLDER
 from llmrec_cli.utils.locks import lock_path

@@ -48,7 +48,7 @@ from llmrec_cli.runs.record import (
     require_done,
 )
 from llmrec_cli.runs.run import Experiment, Run, experiment_of
-from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.training.distributed import measure_usage
 from llmrec_cli.training.rows import LeftOut
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json

@@ -37,8 +37,7 @@ from llmrec_cli.models.loading import backbone as named
 from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequential_ranker
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.pipeline import setup
-from llmrec_cli.pipeline.backbone import SEQUENCE, base_source, semantic_tokens
-from llmrec_cli.pipeline.setup import CatalogueContext
+from llmrec_cli.pipeline.setup import SEQUENCE, CatalogueContext, base_source, semantic_tokens
 from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_stage
 from llmrec_cli.runs.run import Run, baseline_run
 from llmrec_cli.training.checkpoint import WEIGHTS

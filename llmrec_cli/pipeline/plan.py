@@ -20,12 +20,11 @@ from llmrec_cli.methods.contract import Method
 from llmrec_cli.methods.lml import LmlOptions
 from llmrec_cli.models.language_model import check_depth
 from llmrec_cli.pipeline import loading
-from llmrec_cli.pipeline.backbone import base_config
 from llmrec_cli.pipeline.requirements import TrainingStage
-from llmrec_cli.pipeline.setup import CatalogueContext, open_context, require_rows
+from llmrec_cli.pipeline.setup import CatalogueContext, base_config, open_context, require_rows
 from llmrec_cli.runs.record import check_finished
 from llmrec_cli.runs.run import Run, RunKind, experiment_of
-from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.utils.progress import Progress
 
 

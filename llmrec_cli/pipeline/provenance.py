@@ -11,7 +11,7 @@ from typing import Any, Final
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
-from llmrec_cli.pipeline.backbone import HISTORY_FACT, base_source, history_fact
+from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact
 from llmrec_cli.runs.record import BASE_FILES, finish_run, start_run
 from llmrec_cli.runs.run import Run
 from llmrec_cli.runs.tracking import Trackers, open_trackers

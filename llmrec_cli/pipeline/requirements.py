@@ -26,7 +26,7 @@ from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.tensors.trie import leaf_ranges
 from llmrec_cli.training.checkpoint import WEIGHTS
 from llmrec_cli.training.collator import Collator, Limits
-from llmrec_cli.training.dataset import BatchTransform, Dataset, RowTransform
+from llmrec_cli.training.dataset import BatchTransform, Dataset, RowTransform, Sampler
 from llmrec_cli.training.item_scores import (
     AddItemScores,
     ItemScoreTable,
@@ -53,7 +53,6 @@ from llmrec_cli.training.reference import (
     store_reference,
 )
 from llmrec_cli.training.rows import AnyRow, Row, as_windows
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import count_updates
 from llmrec_cli.utils.files import (
     MANIFEST_FILE,

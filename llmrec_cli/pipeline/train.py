@@ -15,7 +15,7 @@ from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
 from llmrec_cli.runs.record import require_done, require_same_settings
 from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
-from llmrec_cli.tasks.operations import StageRows, load_operations
+from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.training.checkpoint import write_result
 from llmrec_cli.training.trainer import Trainer, TrainerState
 from llmrec_cli.utils.files import ADAPTER_FOLDER, MODEL_FOLDER, hash_file

@@ -160,7 +160,7 @@ def _tokens(recipe: Recipe) -> Iterator[str]:
 def _left_out(context: Any, split: str) -> Iterator[str]:
     """What the prompts of a split have no room for, of ``COUNTED`` rows at most."""
     from llmrec_cli.pipeline.setup import choose_rows
-    from llmrec_cli.tasks.operations import load_operations
+    from llmrec_cli.tasks.base import load_operations
 
     frame = context.prepared.split(split)
     some = choose_rows(frame, COUNTED)
@@ -190,7 +190,7 @@ def _show_stage(context: Any, run: Run) -> Any:
     """A stage's training rows, as its task shows them."""
     from llmrec_cli.pipeline.plan import plan_run
     from llmrec_cli.pipeline.requirements import TrainingStage
-    from llmrec_cli.tasks.operations import load_operations
+    from llmrec_cli.tasks.base import load_operations
 
     plan = plan_run(context.recipe, run)
     stage = TrainingStage(context, plan.method, plan.options, plan.section)
@@ -224,7 +224,7 @@ def _memory(recipe: Recipe, context: Any, longest: int) -> Iterator[str]:
     from transformers import AutoModelForCausalLM
 
     from llmrec_cli.models.loading import backbone, loading
-    from llmrec_cli.pipeline.backbone import base_config, base_source
+    from llmrec_cli.pipeline.setup import base_config, base_source
 
     config = base_config(recipe)
     with loading(backbone(base_source(recipe))), torch.device("meta"):

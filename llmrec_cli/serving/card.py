@@ -24,7 +24,7 @@ from llmrec_cli.methods import find_method
 from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.report.formatting import POLICY_NAMES
 from llmrec_cli.serving.finished import FinishedRun
-from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.utils.files import REPORT_FILE, read_json
 from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markdown
 

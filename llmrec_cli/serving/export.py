@@ -27,12 +27,11 @@ from llmrec_cli.models.loading import (
     loading,
     untie_adapted,
 )
-from llmrec_cli.pipeline.backbone import base_source, prompt_template
 from llmrec_cli.pipeline.loading import load_policy
-from llmrec_cli.pipeline.setup import CatalogueContext
+from llmrec_cli.pipeline.setup import CatalogueContext, base_source, prompt_template
 from llmrec_cli.serving.card import Wanted, base_name, gather_card, render_card
 from llmrec_cli.serving.finished import FinishedRun, open_finished, open_finished_context
-from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.utils.files import (
     ADAPTER_FOLDER,
     HASHES_FILE,

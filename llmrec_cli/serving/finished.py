@@ -19,8 +19,8 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
-from llmrec_cli.pipeline.backbone import base_source
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
+from llmrec_cli.pipeline.setup import base_source
 from llmrec_cli.runs.record import require_done
 from llmrec_cli.runs.run import Run, run_at, suggest_folder
 from llmrec_cli.training.distributed import make_single_rank

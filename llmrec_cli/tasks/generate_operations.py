@@ -24,7 +24,7 @@ from llmrec_cli.pipeline.setup import (
 )
 from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
-from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
+from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
 from llmrec_cli.training.collator import count_tokens
 from llmrec_cli.training.rows import IntArray, Prompts, Row, count_rows_left_out, window_rows

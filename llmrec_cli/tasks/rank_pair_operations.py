@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -33,31 +34,42 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.decoding.ranker import score_micro_batch
 from llmrec_cli.errors import DataError
+from llmrec_cli.evaluation.auc import (
+    CHOSEN_SCORE,
+    OTHER,
+    REJECTED_SCORE,
+    SHOWN_FIRST,
+    PairProtocol,
+    build_pair_report,
+    write_pairs,
+)
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.models.base import batches_by_length
-from llmrec_cli.models.language_model import inference_mode
+from llmrec_cli.models.language_model import Policy, inference_mode
 from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.pipeline.compare import Compared, compare_experiment
+from llmrec_cli.pipeline.loading import load_policy
+from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
-from llmrec_cli.pipeline.setup import CatalogueContext, choose_rows
-from llmrec_cli.runs.record import Existing
+from llmrec_cli.pipeline.setup import CatalogueContext, choose_rows, open_context
+from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
-from llmrec_cli.tasks.operations import Operations, ShownRows, StageRows
+from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import Trie
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.dataset import Dataset
-from llmrec_cli.training.distributed import Column, Ranks
+from llmrec_cli.training.distributed import Column, Ranks, measure_usage
 from llmrec_cli.training.negatives import NegativeSampler, gather_users
 from llmrec_cli.training.rows import AnyRow, IntArray, LeftOut, PairRow, Row, count_left_out
+from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
 from llmrec_cli.utils.progress import Progress
 
 if TYPE_CHECKING:
     from llmrec_cli.pipeline.compare import Compared
 
-
 # The rank-pair task: a prompt with a history and two candidates, two answers, and their scores.
 #
-# A training user's pairs are given by the source, or drawn: then the other candidates and the
-# order
+# A training user's pairs are given by the source, or drawn: then the other candidates and the order
 # in which a prompt shows the two are a pure function of (seed, row, epoch).
 
 
@@ -422,15 +434,6 @@ def check_evaluation(context: CatalogueContext) -> None:
     )
 
 
-def _evaluate(
-    recipe: Recipe, runs: Sequence[Run], split: str, existing: Existing, progress: Progress
-) -> Compared:
-    """Score the pairs of the split."""
-    from llmrec_cli.tasks.rank_pair_evaluation import evaluate_pairs  # training does not need it
-
-    return evaluate_pairs(recipe, runs, split=split, existing=existing, progress=progress)
-
-
 def _encode_answers(
     context: CatalogueContext, frame: pd.DataFrame, split: str
 ) -> list[tuple[IntArray, IntArray]]:
@@ -525,13 +528,141 @@ def _trim_to_fewest(rows: Sequence[PairRow]) -> tuple[list[PairRow], tuple[str, 
     )
 
 
+def evaluate_pairs(
+    recipe: Recipe,
+    runs: Sequence[Run],
+    split: str,
+    existing: Existing,
+    progress: Progress,
+) -> Compared:
+    """Score the pairs of a split with every run, and put all evaluated runs side by side.
+
+    Args:
+        runs: finished, and free to be evaluated; Pop prefers what occurs more often in the
+            training rows.
+        existing: what to do with a report that another process has written meanwhile.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
+    context = open_context(recipe, progress, evaluation=True)
+    require_all_inputs(recipe, context.codec.tokenizer, runs)
+    frame = choose_rows(context.prepared.split(split), recipe.eval.rows)
+    asked = choose_pairs(context, frame, split)
+    source = describe_candidates(frame, asked)
+    encoder = make_pair_encoder(context, recipe.prompt_for_eval)
+    rows = encoder.encode(asked)
+    histories = count_pairs_left_out(asked, rows)
+    if line := histories.line(f"prompt.max_tokens = {encoder.max_tokens}"):
+        progress.say(f"{split}: {line}")
+
+    def evaluate_run(run: Run) -> None:
+        with measure_usage(context.ranks.device) as usage:
+            if run.is_pop:
+                scores = _by_popularity(context, asked)
+            else:
+                scores = _by_model(context, rows, run, progress)
+        pairs, cost = _table(frame, asked, scores), usage.to_record(context.ranks)
+        protocol = _protocol(context, source, run, split)
+        context.ranks.first(partial(_write, context, pairs, protocol, cost, histories, run))
+
+    for run in runs:
+        with open_evaluation(run, split, context.ranks, existing) as is_wanted:
+            if is_wanted:
+                evaluate_run(run)
+    return compare_experiment(recipe, split)
+
+
+def _write(
+    context: CatalogueContext,
+    pairs: pd.DataFrame,
+    protocol: PairProtocol,
+    cost: Mapping[str, Any],
+    histories: LeftOut,
+    run: Run,
+) -> None:
+    recipe = context.recipe
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_pairs(run.pairs_file(protocol.split), pairs)
+    report = build_pair_report(
+        pairs,
+        protocol,
+        _trained_users(context),
+        resamples=recipe.eval.resamples,
+        seed=recipe.seed,
+    )
+    report["cost"] = dict(cost)
+    report["histories"] = histories.facts()
+    write_json(run.report_file(protocol.split), report)
+    count_opening(run, protocol.split)
+
+
+def _by_model(
+    context: CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
+) -> np.ndarray[Any, Any]:
+    recipe = context.recipe
+    policy = Policy(load_policy(context, run, train=False)).eval()
+    n_pairs = sum(len(row.prompts) for row in rows)
+    with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
+        scores = score_pairs(
+            policy,
+            rows,
+            context.trie,
+            batch=recipe.eval.batch,
+            ranks=context.ranks,
+            advance=advance,
+        )
+    return np.concatenate(scores)
+
+
+def _by_popularity(context: CatalogueContext, asked: Sequence[UserPairs]) -> np.ndarray[Any, Any]:
+    count_I = context.prepared.items[COUNT].to_numpy(np.float64)
+    return np.array([[count_I[u.liked], count_I[other]] for u in asked for other in u.others])
+
+
+def _table(
+    frame: pd.DataFrame, asked: Sequence[UserPairs], scores: np.ndarray[Any, Any]
+) -> pd.DataFrame:
+    """One row per pair, as ``evaluation.auc.SCHEMA`` has it."""
+    times = [len(user.others) for user in asked]
+    table = frame[[ROW, USER_ID, TARGET]].iloc[np.repeat(np.arange(len(frame)), times)]
+    columns: dict[str, Any] = {
+        OTHER: [other for user in asked for other in user.others],
+        SHOWN_FIRST: [first for user in asked for first in user.liked_first],
+        CHOSEN_SCORE: scores[:, 0],
+        REJECTED_SCORE: scores[:, 1],
+    }
+    return table.assign(**columns).reset_index(drop=True)
+
+
+def _trained_users(context: CatalogueContext) -> frozenset[str]:
+    """Users with rows that the runs were trained on; none of another domain's."""
+    if context.recipe.eval.data is not None:
+        return frozenset()
+    splits = [name for name in ("train", PREFERENCE) if name in context.prepared.splits]
+    return frozenset(user for name in splits for user in context.prepared.split(name)[USER_ID])
+
+
+def _protocol(context: CatalogueContext, source: str, run: Run, split: str) -> PairProtocol:
+    hashes = {"data": hash_file(context.prepared.folder / MANIFEST_FILE)}
+    if run.manifest_file.is_file():
+        hashes["run"] = hash_file(run.manifest_file)
+    return PairProtocol(
+        task=context.recipe.task.name,
+        split=split,
+        candidates=source,
+        template=Path(context.recipe.prompt_for_eval.template).name,
+        hashes=hashes,
+    )
+
+
 OPERATIONS = Operations(
     make_rows=_make_rows,
     check_rows=_check_rows,
     show_rows=_show_rows,
     describe_left_out=lambda context, frame: None,  # counted when pairs are made, by every stage
     check_evaluation=check_evaluation,
-    evaluate=_evaluate,
+    evaluate=evaluate_pairs,
     encode_answers=_encode_answers,
     make_example=make_example,
 )

@@ -28,8 +28,8 @@ from llmrec_cli.data.negatives import owned_entries
 from llmrec_cli.data.schema import DISLIKED, RATING, TARGET, USER, USER_ID
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.methods.contract import Negatives
+from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.rows import AnyRow, Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.utils.files import check_folder, read_json, write_folder, write_json
 
 Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first

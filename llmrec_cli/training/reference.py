@@ -25,10 +25,9 @@ from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods.contract import Batch, Forward, Head
 from llmrec_cli.models.language_model import inference_mode
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import AnyRow, FloatArray, PairRow, Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.utils.files import (
     FACTS_FILE,
     check_folder,

@@ -64,14 +64,12 @@ class Ragged(Sequence[Tokens]):
 
 # Training and decoding rows: a prompt and the catalogue items that follow it.
 #
-# A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the
-# item,
+# A row is small: prompt ids and target items.  Response tokens and trie nodes follow from the item,
 # and no mask is ever stored.  A *window* has one target.  Two kinds of rows hold many windows of a
 # user and equal them (``as_windows``) in loss and gradient: in a *sequence* each target sees
 # everything before it in one causal pass; in a *user row* every target has the prompt that a
-# template
-# makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to the
-# rank-pair task, whose answers are texts rather than items.
+# template makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to
+# the rank-pair task, whose answers are texts rather than items.
 
 
 IntArray = NDArray[np.int32]

@@ -30,10 +30,9 @@ from llmrec_cli.runs.tracking import MetricsLog, Trackers
 from llmrec_cli.tensors.trie import Trie
 from llmrec_cli.training.checkpoint import Checkpoints, restore, restore_weights
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import DataLoader, Dataset, Pass, Sampler, Update
 from llmrec_cli.training.distributed import Ranks, gather_pieces
 from llmrec_cli.training.launch import defer_signals
-from llmrec_cli.training.sampler import DataLoader, Pass, Sampler, Update
 from llmrec_cli.utils.files import CHECKPOINTS_FOLDER, METRICS_FILE, NONFINITE_FILE
 from llmrec_cli.utils.progress import Progress
 

@@ -28,8 +28,8 @@ from llmrec_cli.data import formats
 from llmrec_cli.data.prepared import load_prepared, write_manifest
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models import loading
-from llmrec_cli.pipeline import backbone
 from llmrec_cli.pipeline import prepare as prepare_module
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.provenance import open_session
 from llmrec_cli.runs import record
@@ -212,7 +212,7 @@ def test_two_commands_build_one_base(
     monkeypatch.setattr(loading, "build_scratch", meeting.before(loading.build_scratch))
 
     def build() -> None:
-        backbone.ensure_scratch(recipe, prepared, Silent())
+        setup.ensure_scratch(recipe, prepared, Silent())
 
     for one in meeting.hold(build, build):
         one.result()
@@ -237,7 +237,7 @@ def test_what_is_finished_is_read_without_a_lock(
 ) -> None:
     """Where nothing can be written, no lock can be made either."""
     prepared = prepare_data(recipe, Path)
-    backbone.ensure_scratch(recipe, prepared, Silent())
+    setup.ensure_scratch(recipe, prepared, Silent())
     vectors = load_vectors(tmp_path / "scores/x", {}, lambda: torch.ones(1))
 
     def refuse(*_: object) -> None:
@@ -245,7 +245,7 @@ def test_what_is_finished_is_read_without_a_lock(
 
     monkeypatch.setattr(locks, "_acquire_lock", refuse)
     assert prepare_data(recipe, Path).reused
-    backbone.ensure_scratch(recipe, prepared, Silent())
+    setup.ensure_scratch(recipe, prepared, Silent())
     assert torch.equal(load_vectors(tmp_path / "scores/x", {}, lambda: torch.zeros(1)), vectors)
 
 

@@ -17,7 +17,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Template
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
 from llmrec_cli.models.tokenizer import train_tokenizer
-from llmrec_cli.pipeline import backbone, setup
+from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.prepare import prepare_data
@@ -250,7 +250,7 @@ def test_a_base_for_empty_histories_is_not_built_upon(
     recipe = read_recipe("ids.toml", ["model.scratch.hidden=16"])
     prepare_data(recipe, Path)
     with monkeypatch.context() as older:
-        older.setattr(backbone, "history_fact", lambda recipe: {})
+        older.setattr(setup, "history_fact", lambda recipe: {})
         setup.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match=r"built with history = None, .* now has semantic IDs"):
         setup.open_context(recipe, Silent())

@@ -15,8 +15,8 @@ from llmrec_cli.data.prompts import Question, load_rank_template
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.models.tokenizer import make_codec, train_tokenizer
 from llmrec_cli.pipeline import run as run_module
-from llmrec_cli.pipeline.backbone import require_tokens
 from llmrec_cli.pipeline.evaluate import _drop_baselines, evaluate_runs
+from llmrec_cli.pipeline.setup import require_tokens
 from llmrec_cli.pipeline.validate import validate
 from llmrec_cli.runs.run import run_at
 from llmrec_cli.sources.synthetic import write_sample

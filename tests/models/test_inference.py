@@ -25,11 +25,10 @@ from llmrec_cli.models.sequential import build_sequential, log_probs_behind
 from llmrec_cli.tasks.rank_pair_operations import score_pairs
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.item_scores import compute_vectors
 from llmrec_cli.training.reference import AddReference, Reference
 from llmrec_cli.training.rows import PairRow, Row
-from llmrec_cli.training.sampler import Sampler
 from tests.training.tiny import CATALOGUE, job
 
 pytestmark = pytest.mark.filterwarnings(  # peft reads it

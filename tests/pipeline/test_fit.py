@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline import setup
-from llmrec_cli.pipeline.backbone import ContextLimits
+from llmrec_cli.pipeline.setup import ContextLimits
 from llmrec_cli.utils.progress import Silent
 from tests.experiments import typed
 from tests.pipeline.plain_lists import Plain

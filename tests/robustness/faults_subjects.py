@@ -19,10 +19,10 @@ from llmrec_cli.runs.record import finish_run
 from llmrec_cli.runs.run import run_at
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.training.checkpoint import Checkpoints, all_of, write_result
+from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import ReferenceStore
 from llmrec_cli.training.rows import Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.utils.files import MANIFEST_FILE, check_folder, read_json, write_json
 
 

@@ -24,8 +24,7 @@ from llmrec_cli.pipeline.setup import open_context
 from llmrec_cli.runs.run import sft_run
 from llmrec_cli.sources.synthetic import write_sample
 from llmrec_cli.tasks import TASKS, find_reported_task
-from llmrec_cli.tasks.base import SeenPolicy, Task
-from llmrec_cli.tasks.operations import load_operations
+from llmrec_cli.tasks.base import SeenPolicy, Task, load_operations
 from llmrec_cli.utils.progress import Silent
 
 RECIPE = """

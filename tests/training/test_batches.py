@@ -10,8 +10,8 @@ import torch
 
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch, count_tokens, split_rows
+from llmrec_cli.training.dataset import Sampler, draw_order
 from llmrec_cli.training.rows import Row
-from llmrec_cli.training.sampler import Sampler, draw_order
 from tests.tensors.trie_walk import walk
 
 CATALOGUE = [[5, 6, 7, 2], [5, 6, 8, 9, 9, 2], [5, 2], [6, 6, 6, 6, 2], [5, 6, 7, 2]]
@@ -126,7 +126,7 @@ def test_an_epochs_permutation_is_drawn_once_whoever_looks_ahead(
         drawn.append(epoch)
         return draw_order(n_rows, seed, epoch)
 
-    monkeypatch.setattr("llmrec_cli.training.sampler.draw_order", counting)
+    monkeypatch.setattr("llmrec_cli.training.dataset.draw_order", counting)
     sampler = Sampler(100, 10, 0)
     for step in range(first, 48):
         for at in (step, step + 1, step + 2):  # an update, the one made ahead, and mining

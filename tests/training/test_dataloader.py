@@ -14,10 +14,9 @@ import torch
 
 from llmrec_cli.errors import DataError
 from llmrec_cli.training.collator import MicroBatch
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import DataLoader, Dataset, Sampler, Update, draw_order
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import AnyRow
-from llmrec_cli.training.sampler import DataLoader, Sampler, Update, draw_order
 from llmrec_cli.training.trainer import PolicyLoss, Trainer
 from tests.training.tiny import final_state, job, metrics, rows
 
@@ -176,7 +175,7 @@ def test_a_run_draws_each_epochs_order_once(
 
     if stop is not None:
         watching(tmp_path, Watched(), save_every=1, max_steps=stop).train(resume=False)
-    monkeypatch.setattr("llmrec_cli.training.sampler.draw_order", counting)
+    monkeypatch.setattr("llmrec_cli.training.dataset.draw_order", counting)
     watching(tmp_path, Watched(), save_every=1).train(resume=stop is not None)
     assert drawn == epochs
 

@@ -20,7 +20,7 @@ from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_lora, build_scratch
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.collator import Collator, Limits
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import (
     Reference,
@@ -30,7 +30,6 @@ from llmrec_cli.training.reference import (
     with_reference,
 )
 from llmrec_cli.training.rows import AnyRow, Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.utils.files import write_folder, write_json
 from llmrec_cli.utils.progress import Silent
 

@@ -18,10 +18,9 @@ from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.training import trainer
 from llmrec_cli.training.checkpoint import Checkpoints
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.negatives import AddNegatives, Miner, NegativeSampler, Users
 from llmrec_cli.training.rows import AnyRow, Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import PolicyLoss, Trainer
 from tests.training.tiny import CATALOGUE, final_state, job, metrics, rows
 

@@ -17,10 +17,9 @@ from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_dropout
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training import checkpoint
-from llmrec_cli.training.dataset import Dataset
+from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.progress import Silent
 

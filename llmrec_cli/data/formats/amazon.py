@@ -26,6 +26,7 @@ from llmrec_cli.data.formats.base import (
     with_id,
     write_interactions,
 )
+from llmrec_cli.data.formats.checks import Fields, Interactions
 from llmrec_cli.data.formats.parsing import (
     STRICT,
     BadLines,
@@ -36,7 +37,6 @@ from llmrec_cli.data.formats.parsing import (
     read_records,
     recognize_other,
 )
-from llmrec_cli.data.formats.tables import Fields, Interactions
 
 INTERACTIONS_FILE = "interactions.parquet"
 

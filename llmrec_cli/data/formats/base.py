@@ -18,8 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec_cli.data.formats.parsing import STRICT, BadLines, make_fault, read_object
-from llmrec_cli.data.formats.tables import (
+from llmrec_cli.data.formats.checks import (
     Checked,
     Fields,
     Interactions,
@@ -27,6 +26,7 @@ from llmrec_cli.data.formats.tables import (
     is_torn,
     torn,
 )
+from llmrec_cli.data.formats.parsing import STRICT, BadLines, make_fault, read_object
 from llmrec_cli.data.schema import (
     BRAND,
     CHOSEN_FIRST,

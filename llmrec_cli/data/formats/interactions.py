@@ -19,16 +19,10 @@ from llmrec_cli.data.formats.base import (
     with_id,
     write_interactions,
 )
+from llmrec_cli.data.formats.checks import Fields, Interactions
+from llmrec_cli.data.formats.delimited import Kinds
 from llmrec_cli.data.formats.parsing import BadLines
-from llmrec_cli.data.formats.tables import (
-    Fields,
-    Interactions,
-    Kinds,
-    Table,
-    find_index,
-    find_tables,
-    read_parts,
-)
+from llmrec_cli.data.formats.tables import Table, find_index, find_tables, read_parts
 from llmrec_cli.errors import RecipeError
 
 

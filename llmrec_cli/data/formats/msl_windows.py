@@ -11,18 +11,10 @@ import polars as pl
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.formats.base import ROW_SCHEMA, Locate, Source, read_names
+from llmrec_cli.data.formats.checks import Clock, Fields, Interactions, check_interactions
+from llmrec_cli.data.formats.delimited import Cells, Kinds, read_cells, read_header
 from llmrec_cli.data.formats.parsing import make_fault, show_text
 from llmrec_cli.data.formats.split2023 import read_splits
-from llmrec_cli.data.formats.tables import (
-    Cells,
-    Clock,
-    Fields,
-    Interactions,
-    Kinds,
-    check_interactions,
-    read_cells,
-    read_header,
-)
 from llmrec_cli.data.schema import HISTORY, RATING, TARGET, TIMESTAMP, USER_ID
 
 HEADER: Final = ["user_id", "item_ids", "timestamp"]

@@ -17,15 +17,9 @@ from llmrec_cli.data.formats.amazon import (
     read_items,
 )
 from llmrec_cli.data.formats.base import Locate, Notes, Sink, Source, write_interactions
+from llmrec_cli.data.formats.checks import Fields, Interactions
+from llmrec_cli.data.formats.delimited import Cells, Kinds, read_cells, read_header
 from llmrec_cli.data.formats.parsing import BadLines, Shape, make_fault, show_text
-from llmrec_cli.data.formats.tables import (
-    Cells,
-    Fields,
-    Interactions,
-    Kinds,
-    read_cells,
-    read_header,
-)
 
 FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
 HEADER_2023: Final = ["user_id", "parent_asin", "rating", "timestamp"]

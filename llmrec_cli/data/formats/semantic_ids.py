@@ -19,8 +19,8 @@ from llmrec_cli.data.formats.base import (
     read_names,
     write_interactions,
 )
+from llmrec_cli.data.formats.checks import Fields, Interactions
 from llmrec_cli.data.formats.parsing import make_fault, read_object, show_text
-from llmrec_cli.data.formats.tables import Fields, Interactions
 from llmrec_cli.data.schema import ITEM_ID, TOKENS
 from llmrec_cli.errors import DataError
 

@@ -11,16 +11,9 @@ import polars as pl
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.formats.amazon import FIELDS_2023, generation_of, read_items
 from llmrec_cli.data.formats.base import ROW_SCHEMA, Locate, Notes, Source
+from llmrec_cli.data.formats.checks import Clock, Interactions, check_interactions
+from llmrec_cli.data.formats.delimited import Cells, Kinds, read_cells, read_header
 from llmrec_cli.data.formats.parsing import make_fault, show_text
-from llmrec_cli.data.formats.tables import (
-    Cells,
-    Clock,
-    Interactions,
-    Kinds,
-    check_interactions,
-    read_cells,
-    read_header,
-)
 from llmrec_cli.data.schema import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
 from llmrec_cli.errors import RecipeError
 

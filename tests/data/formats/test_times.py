@@ -18,7 +18,7 @@ from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.formats import parsing, read_source
 from llmrec_cli.data.formats.base import Source
-from llmrec_cli.data.formats.tables import to_milliseconds
+from llmrec_cli.data.formats.checks import to_milliseconds
 from llmrec_cli.errors import DataError
 from llmrec_cli.pipeline.prepare import prepare_data
 

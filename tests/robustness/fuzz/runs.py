@@ -34,11 +34,11 @@ from llmrec_cli.serving.export import export
 from llmrec_cli.serving.recommender import Recommender
 from llmrec_cli.sources.download import RECORD, download_category
 from llmrec_cli.training.checkpoint import Checkpoints, restore
+from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.item_scores import load_vectors
 from llmrec_cli.training.negatives import Miner
 from llmrec_cli.training.reference import ReferenceStore
 from llmrec_cli.training.rows import Row
-from llmrec_cli.training.sampler import Sampler
 from llmrec_cli.utils.files import HASHES_FILE
 from llmrec_cli.utils.progress import Silent
 from tests.robustness.fuzz.experiment import EXPERIMENT, below, checkpoints, experiment, files_of
