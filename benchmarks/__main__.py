@@ -33,6 +33,7 @@ SUITES = (
     "cross_layer",
     "memory",
     "decoding",
+    "pretrained",
     "reading",
     "startup",
 )

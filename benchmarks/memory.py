@@ -37,7 +37,7 @@ def rows(size: Size) -> list[Measured]:
 
 
 def _head(size: Size) -> Measured:
-    ours, theirs = (_in_fresh_process(_extra_of_head, size, whose) for whose in ("ours", "peer"))
+    ours, theirs = (in_fresh_process(_extra_of_head, size, whose) for whose in ("ours", "peer"))
     within = ours <= HEAD_MOST
     return Measured(
         "extra peak memory of the loss head, frozen",
@@ -57,7 +57,7 @@ def _extra_of_head(size: Size, whose: str) -> float:
     return memory_of(lambda: torch.autograd.backward(loss(problem)))[1]
 
 
-def _in_fresh_process(work: Callable[[Size, str], float], size: Size, whose: str) -> float:
+def in_fresh_process(work: Callable[[Size, str], float], size: Size, whose: str) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, (size, whose))
 
