@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.pipeline.base import base
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
 from llmrec_cli.pipeline.evaluate import evaluate_runs
@@ -29,7 +30,7 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     check_runs(recipe, Silent())
     experiment = experiment_of(recipe)
     for one in experiment.runs:
-        if not one.is_pop:  # which eval fits
+        if not one.is_made_by_eval:
             train_run(recipe, one, resume=True, progress=progress)
     names = experiment.names
     return evaluate_runs(recipe, names, split="test", again=False, keep=True, progress=progress)
@@ -45,6 +46,7 @@ def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> 
 
 
 _TRAIN: dict[RunKind, Callable[[Recipe, str, bool, Progress], Path]] = {
+    RunKind.BASE: lambda recipe, _, resume, say: base(recipe, resume=resume, progress=say),
     RunKind.SFT: lambda recipe, _, resume, say: sft(recipe, resume=resume, progress=say),
     RunKind.ALIGN: lambda recipe, table, resume, say: align(
         recipe, table, resume=resume, progress=say

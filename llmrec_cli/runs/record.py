@@ -175,19 +175,27 @@ def require_same_stage(recipe: Recipe, run: Run, facts: Mapping[str, Any]) -> No
 
 
 def require_done(recipe: Recipe, run: Run) -> None:
-    """Refuse a run that is not finished, or a language model whose result is damaged.
+    """Refuse a run that is not finished, or a trained language model whose result is damaged.
 
     Raises:
         ArtefactError: the message says what to run, or which file is damaged.
     """
     if run.is_done:
-        if run.is_language_model:
+        if run.is_language_model and not run.is_untouched:
             check_folder(run.result_folder(recipe))
         return
-    there = run.folder.exists()
-    state, hint = ("is not finished", " --resume") if there else ("does not exist", "")
-    command = " ".join(run.command)
-    raise ArtefactError(f"{run.folder}: {state}; run first: llmrec {command} RECIPE{hint}")
+    raise ArtefactError(f"{run.folder}: {describe_state(run)}; run first: {format_command(run)}")
+
+
+def describe_state(run: Run) -> str:
+    """Of a run that is not finished."""
+    return "is not finished" if run.folder.exists() else "does not exist"
+
+
+def format_command(run: Run) -> str:
+    """The command that makes a run, or goes on with it."""
+    resume = " --resume" if run.folder.exists() and not run.is_made_by_eval else ""
+    return f"llmrec {' '.join(run.command)} RECIPE{resume}"
 
 
 def _read_record(run: Run) -> dict[str, Any]:

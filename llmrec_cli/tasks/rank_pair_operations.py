@@ -47,6 +47,7 @@ from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.language_model import Policy, inference_mode
 from llmrec_cli.models.tokenizer import Codec
+from llmrec_cli.pipeline.base import open_base
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import require_all_inputs
@@ -601,7 +602,11 @@ def _by_model(
     context: CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = context.recipe
-    policy = Policy(load_policy(context, run, train=False)).eval()
+    if run.is_untouched:
+        model = open_base(context, run, progress, packs=True)
+    else:
+        model = load_policy(context, run, train=False)
+    policy = Policy(model).eval()
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
         scores = score_pairs(
