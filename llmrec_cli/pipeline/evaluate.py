@@ -49,6 +49,7 @@ from llmrec_cli.runs.record import (
     format_command,
     open_evaluation,
     require_done,
+    require_same_evaluation,
 )
 from llmrec_cli.runs.run import Run, experiment_of, explain_unknown_run
 from llmrec_cli.tasks.base import load_operations
@@ -86,6 +87,7 @@ def evaluate_runs(
     notes = list[str]()
     asked = _find_finished(recipe, split, notes) if names is None else _find_named(recipe, names)
     kept = [run for run in asked if existing == "keep" and run.is_evaluated(split)]
+    check_kept(recipe, kept, split)
     runs = [run for run in asked if run not in kept]
     for run in runs:
         _require_free(recipe, run, split, existing)
@@ -95,6 +97,17 @@ def evaluate_runs(
         progress.say(f"evaluated on {split} before, and kept: {', '.join(map(str, kept))}")
     compared = load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
     return compared.with_notes(notes)
+
+
+def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
+    """Refuse reports, where there are any, that a recipe asks for otherwise.
+
+    Raises:
+        ArtefactError: one was made for another ``[eval]``.
+    """
+    for run in runs:
+        if run.is_evaluated(split):
+            require_same_evaluation(recipe, run, split)
 
 
 def evaluate_catalogue(
@@ -222,7 +235,7 @@ def _evaluate_run(
             report["auc"] = auc_figures([pairs], resamples, seed)
             progress.say(f"{run}: {auc_line(report['auc'])}")
         write_json(run.report_file(split), report)
-        count_opening(run, split)
+        count_opening(run, split, run.evaluation_settings(recipe))
 
     ranks.first(write)
 

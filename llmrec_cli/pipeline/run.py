@@ -9,7 +9,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.pipeline.base import base
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
-from llmrec_cli.pipeline.evaluate import evaluate_runs
+from llmrec_cli.pipeline.evaluate import check_kept, evaluate_runs
 from llmrec_cli.pipeline.plan import check_runs
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align, sft
@@ -29,6 +29,7 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     prepare_data(recipe, Path, progress=progress.say)
     check_runs(recipe, Silent())
     experiment = experiment_of(recipe)
+    check_kept(recipe, experiment.runs, "test")
     for one in experiment.runs:
         if not one.is_made_by_eval:
             train_run(recipe, one, resume=True, progress=progress)

@@ -170,6 +170,14 @@ class Run:
         """The part of a recipe that it depends on, without secrets."""
         return _KINDS[self.kind].settings(redact_values(recipe.every_value()), self.table)
 
+    def evaluation_settings(self, recipe: Recipe) -> Settings:
+        """The part of a recipe that its lists and figures depend on besides, without secrets."""
+        asked = dict(redact_values(recipe.every_value())["eval"])
+        del asked["batch"]  # the figures are the same
+        if not self.is_language_model:
+            del asked["decode"]
+        return {"eval": asked}
+
     def read_manifest(self, *needed: str) -> dict[str, Any]:
         """Its manifest (``read_run_manifest``)."""
         return read_run_manifest(self.manifest_file, needed)
@@ -400,9 +408,9 @@ def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Se
 
 
 def _settings_of_base(plain: Mapping[str, Any]) -> Settings:
-    """The untouched backbone knows no seed, no adapter and no training."""
+    """The untouched backbone knows no seed and no adapter; its stage trains nothing."""
     model = {key: plain["model"][key] for key in _BACKBONE_KEYS if key in plain["model"]}
-    return {"data": plain["data"], "prompt": plain["prompt"], "model": model}
+    return {"data": plain["data"], "prompt": plain["prompt"], "model": model, "stage": {}}
 
 
 def _refuse_section(recipe: Recipe, table: str) -> StageSection:

@@ -595,7 +595,7 @@ def _write(
     report["cost"] = dict(cost)
     report["histories"] = histories.facts()
     write_json(run.report_file(protocol.split), report)
-    count_opening(run, protocol.split)
+    count_opening(run, protocol.split, run.evaluation_settings(recipe))
 
 
 def _by_model(
