@@ -134,6 +134,16 @@ def test_python_records_the_base_and_recommends_before_it_is_evaluated(home: Pat
     assert "base" in [one.name for one in llmrec_cli.evaluate(recipe).standings]
 
 
+def test_the_base_knows_no_seed(home: Path) -> None:
+    recipes = [read_recipe("plain.toml", [f"name=s{n}", f"seed={n}"]) for n in (1, 2)]
+    for recipe in recipes:
+        prepare_data(recipe, Path)
+        evaluate(recipe, "base")
+    found = llmrec_cli.compare([recipe.folder for recipe in recipes])
+    assert [entry.name for entry in found.standings] == ["base"]
+    assert "s2/base is s1/base: the same backbone on the same data" in found.notes
+
+
 def test_a_base_of_other_weights_is_not_overwritten(home: Path) -> None:
     recipe = read_recipe("own.toml")
     evaluate(recipe, "base")
