@@ -35,12 +35,12 @@ from llmrec_cli.evaluation.predictions import (
 from llmrec_cli.evaluation.ranking import measure_left_out, rank_rows, score_items
 from llmrec_cli.models.base import Ranker
 from llmrec_cli.pipeline import setup
-from llmrec_cli.pipeline.base import open_base
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_ranker, make_language_ranker
 from llmrec_cli.pipeline.plan import plan_run
 from llmrec_cli.pipeline.provenance import require_all_inputs
+from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import (
     Existing,
     count_opening,

@@ -58,7 +58,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
 def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> None:
     """``require_same_inputs`` of all trained language models among finished runs.
 
-    The untouched backbone's run is compared where it is opened (``pipeline.base``).
+    The untouched backbone's run is compared where it is opened (``pipeline.zero_shot``).
 
     Raises:
         ArtefactError: as that.

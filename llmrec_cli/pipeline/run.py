@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.pipeline.base import base
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
 from llmrec_cli.pipeline.evaluate import check_kept, evaluate_runs
 from llmrec_cli.pipeline.plan import check_runs
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align, sft
+from llmrec_cli.pipeline.zero_shot import record_base
 from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.progress import Progress, Silent
@@ -47,7 +47,7 @@ def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> 
 
 
 _TRAIN: dict[RunKind, Callable[[Recipe, str, bool, Progress], Path]] = {
-    RunKind.BASE: lambda recipe, _, resume, say: base(recipe, resume=resume, progress=say),
+    RunKind.BASE: lambda recipe, _, resume, say: record_base(recipe, resume=resume, progress=say),
     RunKind.SFT: lambda recipe, _, resume, say: sft(recipe, resume=resume, progress=say),
     RunKind.ALIGN: lambda recipe, table, resume, say: align(
         recipe, table, resume=resume, progress=say

@@ -47,12 +47,12 @@ from llmrec_cli.methods.contract import Negatives
 from llmrec_cli.models.base import batches_by_length
 from llmrec_cli.models.language_model import Policy, inference_mode
 from llmrec_cli.models.tokenizer import Codec
-from llmrec_cli.pipeline.base import open_base
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import CatalogueContext, choose_rows, open_context
+from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.base import Operations, ShownRows, StageRows

@@ -18,7 +18,7 @@ from llmrec_cli.runs.run import Run, base_run, explain_no_base
 from llmrec_cli.utils.progress import Progress
 
 
-def base(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
+def record_base(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
     """Record the backbone as a run, so that it can recommend; returns the run's folder.
 
     Raises:
