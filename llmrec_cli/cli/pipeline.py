@@ -169,8 +169,8 @@ def eval_command(
         list[str] | None,
         typer.Option(
             "--run",
-            help="Run to evaluate: sft, align-NAME or baseline-NAME. Default: all runs of the "
-            "recipe.",
+            help="Run to evaluate: sft, align-NAME, baseline-NAME, or base (the untouched "
+            "pretrained backbone). Default: all runs of the recipe that are finished.",
             autocompletion=options.run_names,
         ),
     ] = None,
@@ -187,7 +187,7 @@ def eval_command(
     Example: llmrec eval recipes/quickstart.toml --run sft --run align-msl
     """
     from llmrec_cli.config.loader import read_recipe
-    from llmrec_cli.runs.run import experiment_of, find_recipe_tables
+    from llmrec_cli.runs.run import find_recipe_tables
 
     screen = Screen(as_json=as_json, quiet=quiet)
     loaded = read_recipe(recipe, overrides or (), *find_recipe_tables(run or ()), say=screen.note)
@@ -195,10 +195,10 @@ def eval_command(
     with import_quickly():
         from llmrec_cli.pipeline.evaluate import evaluate_runs  # imports torch, so after the recipe
 
-    runs = run or experiment_of(loaded).names
     if not launch_processes(loaded.launch, config):
         progress = screen.progress()
-        found = evaluate_runs(loaded, runs, split=split, again=again, progress=progress)
+        keep = run is None and not again
+        found = evaluate_runs(loaded, run, split=split, again=again, keep=keep, progress=progress)
         show_comparison(screen, found, full=False)
 
 

@@ -279,8 +279,9 @@ def _find_group(
     for group in groups:
         if group[0].family != one.family:
             continue
-        if one.run.seed is None:  # counted: the same on the same data
-            notes.append(f"{one.run.label} is {group[0].run.label}: counted on the same data")
+        if one.run.seed is None:  # counted, or the untouched backbone
+            same = "counted on" if one.kind == "conventional" else "the same backbone on"
+            notes.append(f"{one.run.label} is {group[0].run.label}: {same} the same data")
             return None
         if one.run.seed not in [other.run.seed for other in group]:
             return group
@@ -394,6 +395,8 @@ def _read_measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measure_training(run: Run, manifest: Mapping[str, Any]) -> _Training:
     took = _read_measured(manifest)
+    if run.is_untouched:  # what it took was to look at it
+        return _Training(0.0, 0.0, 0.0, 0)
     if "train" not in manifest.get("settings", {}).get("stage", {}):
         return _Training(took.get("seconds"), 0.0, took.get("seconds"), 0)  # counted, not trained
     logged = MetricsLog(run.metrics_file).rows()

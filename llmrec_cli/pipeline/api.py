@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmrec_cli.config import loader
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import RecipeError
-from llmrec_cli.runs.run import Run, experiment_of, find_recipe_tables, run_at
+from llmrec_cli.runs.run import (
+    Run,
+    experiment_of,
+    explain_unknown_run,
+    find_recipe_tables,
+    run_at,
+)
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.training.launch import count_processes, is_first_rank, is_rank
 from llmrec_cli.utils.progress import Advance, Lines, Silent
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 class TrainedRun:
     """A run that came to its end: what ``train`` returns."""
 
-    name: str  # "sft", "align-NAME" or "baseline-NAME"
+    name: str  # "base", "sft", "align-NAME" or "baseline-NAME"
     folder: Path  # what Recommender.load, compare and llmrec export take
     outcome: Mapping[str, Any]  # steps, best_step, best_score, ...; empty: nothing is trained
     cost: Mapping[str, Any]  # seconds, highest memory, device
@@ -130,7 +136,8 @@ def train(
 
     Args:
         recipe: its data are prepared, and the run that this one starts from is trained.
-        run: "sft", "align-NAME" for ``[align.NAME]``, or "baseline-NAME" for ``[baseline.NAME]``.
+        run: "sft", "align-NAME" for ``[align.NAME]``, "baseline-NAME" for ``[baseline.NAME]``, or
+            "base": the backbone is recorded as it is, and nothing is trained.
         resume: go on where a run was interrupted; one that is finished is returned as it is.
         progress: True: lines on stderr; a function: it is called with each line.
 
@@ -163,16 +170,18 @@ def evaluate(
     runs: Sequence[str] | None = None,
     *,
     split: Literal["test", "valid"] = "test",
-    existing: Literal["refuse", "again", "keep"] = "refuse",
+    existing: Literal["refuse", "again", "keep"] | None = None,
     progress: bool | Callable[[str], object] = False,
 ) -> Comparison:
     """Rank the whole catalogue for every row of a split, and compare what was evaluated.
 
     Args:
         recipe: its runs are trained.
-        runs: their names; None: every run of the recipe.  "baseline-pop" needs no training.
+        runs: their names; None: every run of the recipe that is finished, the others are left out
+            with a note.  "baseline-pop" and "base", the untouched backbone, need no training.
         split: which rows to rank.
         existing: of a run that was evaluated before: an error, evaluate it again, or keep that.
+            None: an error where ``runs`` names it, else it is kept.
         progress: True: lines on stderr; a function: it is called with each line.
 
     Returns:
@@ -186,21 +195,22 @@ def evaluate(
         MachineError: no such device, or the disk refuses.
     """
     _require_choice("split", split, ("test", "valid"))
-    _require_choice("existing", existing, ("refuse", "again", "keep"))
-    names = experiment_of(recipe).names if runs is None else _require_list("runs", runs)
-    for name in names:
+    _require_choice("existing", existing, (None, "refuse", "again", "keep"))
+    names = None if runs is None else _require_list("runs", runs)
+    for name in names or ():
         _find_run(recipe, name)
     notes = _Notes(progress)
     _note_processes(recipe, notes)
 
     from llmrec_cli.pipeline.evaluate import evaluate_runs
 
-    again, keep = existing == "again", existing == "keep"
+    again = existing == "again"
+    keep = existing == "keep" or (existing is None and names is None)
     with _isolated():
         compared = evaluate_runs(
             recipe, names, split=split, again=again, keep=keep, progress=notes
         ).comparison
-    return replace(compared, notes=(*notes.lines, *compared.notes))
+    return replace(compared, notes=tuple(dict.fromkeys((*notes.lines, *compared.notes))))
 
 
 def compare(
@@ -283,12 +293,9 @@ def _note_processes(recipe: Recipe, notes: _Notes) -> None:
 
 
 def _find_run(recipe: Recipe, name: str) -> Run:
-    experiment = experiment_of(recipe)
-    run = experiment.find(name)
+    run = experiment_of(recipe).find(name)
     if run is None:
-        hint = loader.did_you_mean(name, experiment.names)
-        known = ", ".join(experiment.names)
-        raise RecipeError(f'run "{name}": not in the recipe, expected one of {known}.{hint}')
+        raise RecipeError(f'run "{name}": {explain_unknown_run(recipe, name)}')
     return run
 
 

@@ -53,6 +53,11 @@ class Compared:
     comparison: Comparison
     entries: tuple[Entry, ...]
 
+    def with_notes(self, notes: Sequence[str]) -> Compared:
+        """The same, with more for a reader to know before the other notes."""
+        told = (*notes, *self.comparison.notes)
+        return replace(self, comparison=replace(self.comparison, notes=told))
+
 
 def compare_runs(words: Sequence[str], asked: Asked) -> Compared:
     """Compare runs.

@@ -37,17 +37,21 @@ from llmrec_cli.models.base import Ranker
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
-from llmrec_cli.pipeline.loading import load_ranker
+from llmrec_cli.pipeline.loading import load_ranker, make_language_ranker
 from llmrec_cli.pipeline.plan import plan_run
 from llmrec_cli.pipeline.provenance import require_all_inputs
+from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import (
     Existing,
     count_opening,
+    describe_state,
     evaluated_before,
+    format_command,
     open_evaluation,
     require_done,
+    require_same_evaluation,
 )
-from llmrec_cli.runs.run import Experiment, Run, experiment_of
+from llmrec_cli.runs.run import Run, experiment_of, explain_unknown_run
 from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.training.distributed import measure_usage
 from llmrec_cli.training.rows import LeftOut
@@ -59,7 +63,7 @@ _BOTH: Final[tuple[Literal["exact", "beam"], ...]] = ("exact", "beam")
 
 def evaluate_runs(
     recipe: Recipe,
-    names: Sequence[str],
+    names: Sequence[str] | None,
     *,
     split: str,
     again: bool,
@@ -69,19 +73,41 @@ def evaluate_runs(
     """Evaluate runs and put every evaluated run of the recipe side by side.
 
     Args:
-        names: of runs; ``baseline-pop`` is fitted on the way, it costs nothing.
+        names: of runs; None: those of the recipe that are finished; the others are left out with a
+            note.  ``base`` and ``baseline-pop`` are made on the way: nothing is trained.
         split: ``test`` or ``valid``.
         again: evaluate anew where a report exists; without it, that is an error.
         keep: leave a run alone where a report exists.
 
     Raises:
-        ArtefactError: a run is not finished, was evaluated before, or is being evaluated.
+        ArtefactError: a run is not finished (of ``names`` None: none is), was evaluated before, or
+            is being evaluated.
     """
     existing: Existing = "keep" if keep else "again" if again else "refuse"
-    experiment = experiment_of(recipe)
-    found = (_find_wanted(experiment, recipe, name, split, existing) for name in names)
-    runs = [run for run in found if run is not None]
-    return load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
+    notes = list[str]()
+    asked = _find_finished(recipe, split, notes) if names is None else _find_named(recipe, names)
+    kept = [run for run in asked if existing == "keep" and run.is_evaluated(split)]
+    check_kept(recipe, kept, split)
+    runs = [run for run in asked if run not in kept]
+    for run in runs:
+        _require_free(recipe, run, split, existing)
+    for note in notes:
+        progress.say(note)
+    if kept:
+        progress.say(f"evaluated on {split} before, and kept: {', '.join(map(str, kept))}")
+    compared = load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
+    return compared.with_notes(notes)
+
+
+def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
+    """Refuse reports, where there are any, that a recipe asks for otherwise.
+
+    Raises:
+        ArtefactError: one was made for another ``[eval]``.
+    """
+    for run in runs:
+        if run.is_evaluated(split):
+            require_same_evaluation(recipe, run, split)
 
 
 def evaluate_catalogue(
@@ -113,26 +139,48 @@ def evaluate_catalogue(
     return compare_experiment(recipe, split, leaves)
 
 
-def _find_wanted(
-    experiment: Experiment, recipe: Recipe, name: str, split: str, existing: Existing
-) -> Run | None:
-    """The run of a name; None: it is not to be evaluated.
+def _find_named(recipe: Recipe, names: Sequence[str]) -> list[Run]:
+    """The runs of these names.
 
     Raises:
-        RecipeError, ArtefactError: it cannot be.
+        RecipeError: the recipe has no such run.
     """
-    run = experiment.find(name)
-    if run is None:
-        known = ", ".join(experiment.names)
-        raise RecipeError(f"--run {name}: unknown, expected one of {known}")
-    there = run.is_evaluated(split)
-    if there and existing == "keep":
-        return None
-    if not run.is_pop:
+    experiment, runs = experiment_of(recipe), list[Run]()
+    for name in names:
+        run = experiment.find(name)
+        if run is None:
+            raise RecipeError(f"--run {name}: {explain_unknown_run(recipe, name)}")
+        runs.append(run)
+    return runs
+
+
+def _find_finished(recipe: Recipe, split: str, notes: list[str]) -> list[Run]:
+    """The runs of a recipe that are finished or made on the way; the others become a note.
+
+    Raises:
+        ArtefactError: nothing is trained or evaluated yet.
+    """
+    runs = experiment_of(recipe).runs
+    missing = [run for run in runs if not run.is_made_by_eval and not run.is_done]
+    found = [run for run in runs if run not in missing]
+    if not any(run.is_evaluated(split) or not run.is_made_by_eval for run in found):
+        require_done(recipe, missing[0])
+    if missing:
+        each = (f"{run} {describe_state(run)} ({format_command(run)})" for run in missing)
+        notes.append(f"left out: {', '.join(each)}")
+    return found
+
+
+def _require_free(recipe: Recipe, run: Run, split: str, existing: Existing) -> None:
+    """Refuse a run that cannot be evaluated.
+
+    Raises:
+        ArtefactError: it is not finished, or was evaluated before.
+    """
+    if not run.is_made_by_eval:
         require_done(recipe, run)
-    if there and existing == "refuse":
+    if existing == "refuse" and run.is_evaluated(split):
         raise evaluated_before(run, split)
-    return run
 
 
 def _drop_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:
@@ -187,7 +235,7 @@ def _evaluate_run(
             report["auc"] = auc_figures([pairs], resamples, seed)
             progress.say(f"{run}: {auc_line(report['auc'])}")
         write_json(run.report_file(split), report)
-        count_opening(run, split)
+        count_opening(run, split, run.evaluation_settings(recipe))
 
     ranks.first(write)
 
@@ -196,6 +244,9 @@ def _open_ranker(
     context: setup.CatalogueContext, leaves: CatalogueEntries, run: Run, progress: Progress
 ) -> Ranker:
     recipe = context.recipe
+    if run.is_untouched:
+        model = open_base(context, run, progress, packs=recipe.eval.auc)
+        return make_language_ranker(context, model, batch=recipe.eval.batch)
     if run.is_pop:
         baseline(recipe, run.table, resume=True, progress=Silent())
     elif run.is_language_model:

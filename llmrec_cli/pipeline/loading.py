@@ -68,6 +68,8 @@ def load_policy(
 ) -> Any:
     """The model of a finished run, or the base itself where ``parent`` is None.
 
+    Of the untouched backbone's run, it is the backbone without an adapter.
+
     It is looked at before it is handed out (``decoding.probe``), unless the run's manifest, or the
     parent's, holds the verdict on the same architecture.
 
@@ -82,11 +84,11 @@ def load_policy(
     """
     section = context.recipe.model
     torch.manual_seed(context.recipe.seed)  # adapters and rows of new tokens are drawn
-    if section.tuning == "full":
-        model = _load_backbone(
-            context, parent.folder / MODEL_FOLDER if parent else base_source(context.recipe)
-        )
-        if parent is None:
+    untouched = parent is not None and parent.is_untouched
+    if section.tuning == "full" or untouched:
+        trained = None if parent is None or untouched else parent.folder / MODEL_FOLDER
+        model = _load_backbone(context, trained or base_source(context.recipe))
+        if trained is None:
             backbone.fit_vocabulary(model, context.codec.tokenizer)
     else:
         model = _load_with_adapter(context, parent, train=train)

@@ -85,6 +85,8 @@ def check_plans(recipe: Recipe, context: CatalogueContext, runs: Sequence[Run]) 
     check_rows = load_operations(recipe.task).check_rows
     for run in runs:
         try:
+            if run.is_untouched:
+                continue  # nothing is trained
             if run.is_language_model:
                 check_rows(check_plan(context, plan_run(recipe, run)), run.kind is RunKind.ALIGN)
             elif recipe.baseline[run.table].model not in UNTRAINED:

@@ -56,12 +56,14 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
 
 
 def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> None:
-    """``require_same_inputs`` of all language models among finished runs.
+    """``require_same_inputs`` of all trained language models among finished runs.
+
+    The untouched backbone's run is compared where it is opened (``pipeline.zero_shot``).
 
     Raises:
         ArtefactError: as that.
     """
-    trained = [run for run in runs if run.is_language_model]
+    trained = [run for run in runs if run.is_language_model and not run.is_untouched]
     whole_model = recipe.model.tuning == "full"
     now = describe_inputs(recipe, tokenizer, weights=not whole_model) if trained else {}
     for run in trained:
@@ -79,11 +81,12 @@ def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) 
         ArtefactError: names what differs, with both values.
     """
     recorded = run.read_manifest("facts")["facts"]
+    made, make = ("made", "make it") if run.is_untouched else ("trained", "train")
     for key, before, after in _compare_facts(recorded, now, whole_model):
         pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
         raise ArtefactError(
-            f"{run.folder}: trained with {key} = {before!r}, now it is {after!r} (model.backbone = "
-            f"{now['base']!r}); {pin}put back what it was trained with, or train again under "
+            f"{run.folder}: {made} with {key} = {before!r}, now it is {after!r} (model.backbone = "
+            f"{now['base']!r}); {pin}put back what it was {made} with, or {make} again under "
             "another recipe name (name=...)"
         )
 

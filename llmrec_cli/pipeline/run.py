@@ -8,10 +8,11 @@ from pathlib import Path
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
-from llmrec_cli.pipeline.evaluate import evaluate_runs
+from llmrec_cli.pipeline.evaluate import check_kept, evaluate_runs
 from llmrec_cli.pipeline.plan import check_runs
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.train import align, sft
+from llmrec_cli.pipeline.zero_shot import record_base
 from llmrec_cli.runs.run import Run, RunKind, experiment_of
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.progress import Progress, Silent
@@ -28,8 +29,9 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
     prepare_data(recipe, Path, progress=progress.say)
     check_runs(recipe, Silent())
     experiment = experiment_of(recipe)
+    check_kept(recipe, experiment.runs, "test")
     for one in experiment.runs:
-        if not one.is_pop:  # which eval fits
+        if not one.is_made_by_eval:
             train_run(recipe, one, resume=True, progress=progress)
     names = experiment.names
     return evaluate_runs(recipe, names, split="test", again=False, keep=True, progress=progress)
@@ -45,6 +47,7 @@ def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> 
 
 
 _TRAIN: dict[RunKind, Callable[[Recipe, str, bool, Progress], Path]] = {
+    RunKind.BASE: lambda recipe, _, resume, say: record_base(recipe, resume=resume, progress=say),
     RunKind.SFT: lambda recipe, _, resume, say: sft(recipe, resume=resume, progress=say),
     RunKind.ALIGN: lambda recipe, table, resume, say: align(
         recipe, table, resume=resume, progress=say

@@ -24,7 +24,7 @@ from llmrec_cli import __version__
 from llmrec_cli.config.loader import PATH_KEYS
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.runs.run import Run
+from llmrec_cli.runs.run import Run, Settings
 from llmrec_cli.utils.files import check_folder, translate_os_errors, write_atomically, write_json
 from llmrec_cli.utils.locks import lock_evaluation, lock_run
 from llmrec_cli.utils.text import redact, redact_values
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
+EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
 _PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
     "torch",
@@ -100,8 +101,11 @@ def add_to_manifest(run: Run, key: str, value: Mapping[str, Any]) -> None:
     write_json(run.manifest_file, {**run.read_manifest(), key: dict(value)})
 
 
-def count_opening(run: Run, split: str) -> None:
-    """Count in the run's manifest how often a split was opened for it.
+def count_opening(run: Run, split: str, asked: Settings) -> None:
+    """Count in the run's manifest how often a split was opened for it, and record for what.
+
+    Args:
+        asked: ``Run.evaluation_settings`` of the recipe.
 
     Raises:
         ArtefactError: another llmrec works in the folder.
@@ -111,6 +115,7 @@ def count_opening(run: Run, split: str) -> None:
         manifest = run.read_manifest() if there else dict[str, Any](status="done")
         opened = manifest.setdefault("opened", {})
         opened[split] = opened.get(split, 0) + 1
+        manifest.setdefault(EVALUATED, {})[split] = asked
         write_json(run.manifest_file, manifest)
 
 
@@ -129,6 +134,23 @@ def open_evaluation(run: Run, split: str, ranks: Ranks, existing: Existing) -> I
         if there and existing == "refuse":
             raise evaluated_before(run, split)
         yield not there or existing == "again"
+
+
+def require_same_evaluation(recipe: Recipe, run: Run, split: str) -> None:
+    """Refuse to keep a report that was made for another ``[eval]``; older runs recorded none.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    recorded = run.read_manifest().get(EVALUATED)
+    if not isinstance(recorded, dict) or split not in recorded:
+        return
+    asked = run.evaluation_settings(recipe)
+    for key, before, now in list_differences(recorded[split], asked):
+        raise ArtefactError(
+            f"{run.folder}: was evaluated on {split} with {key} = {before!r}, now {now!r}; use the "
+            "same recipe, or evaluate again: llmrec eval RECIPE --again (the manifest counts it)"
+        )
 
 
 def evaluated_before(run: Run, split: str) -> ArtefactError:
@@ -175,19 +197,27 @@ def require_same_stage(recipe: Recipe, run: Run, facts: Mapping[str, Any]) -> No
 
 
 def require_done(recipe: Recipe, run: Run) -> None:
-    """Refuse a run that is not finished, or a language model whose result is damaged.
+    """Refuse a run that is not finished, or a trained language model whose result is damaged.
 
     Raises:
         ArtefactError: the message says what to run, or which file is damaged.
     """
     if run.is_done:
-        if run.is_language_model:
+        if run.is_language_model and not run.is_untouched:
             check_folder(run.result_folder(recipe))
         return
-    there = run.folder.exists()
-    state, hint = ("is not finished", " --resume") if there else ("does not exist", "")
-    command = " ".join(run.command)
-    raise ArtefactError(f"{run.folder}: {state}; run first: llmrec {command} RECIPE{hint}")
+    raise ArtefactError(f"{run.folder}: {describe_state(run)}; run first: {format_command(run)}")
+
+
+def describe_state(run: Run) -> str:
+    """Of a run that is not finished."""
+    return "is not finished" if run.folder.exists() else "does not exist"
+
+
+def format_command(run: Run) -> str:
+    """The command that makes a run, or goes on with it."""
+    resume = " --resume" if run.folder.exists() and not run.is_made_by_eval else ""
+    return f"llmrec {' '.join(run.command)} RECIPE{resume}"
 
 
 def _read_record(run: Run) -> dict[str, Any]:

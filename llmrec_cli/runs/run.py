@@ -3,9 +3,9 @@
     recipe --experiment_of--> Experiment --> Run: kind, table, folder, parent, files
     folder --experiment_at--> Experiment     (what lies there, in the order of its newest recipe)
 
-A run is called like its folder: ``sft``, ``align-NAME`` or ``baseline-NAME``.  That name is cut
-and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here imports
-torch.
+A run is called like its folder: ``base``, ``sft``, ``align-NAME`` or ``baseline-NAME``.  That name
+is cut and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here
+imports torch.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ POP: Final = "pop"  # the table of the model that ``eval`` fits on the way
 
 
 class RunKind(StrEnum):
-    """How a run is made: by the command of that name, from the recipe's table of that name."""
+    """How a run is made: by the command of that name, from the recipe's table of that name.
 
+    ``BASE`` is the pretrained backbone as it is: no table, nothing trained, made by ``eval``.
+    """
+
+    BASE = "base"
     SFT = "sft"
     ALIGN = "align"
     BASELINE = "baseline"
@@ -53,7 +57,8 @@ class RunKind(StrEnum):
 class _Kind:
     """What is true of every run of a kind."""
 
-    option: str | None  # of the command: says which table
+    command: tuple[str, ...]  # the words that make it; its table follows where it has one
+    tabled: bool  # whether several tables of a recipe can be of this kind
     section: Callable[[Recipe, str], StageSection | AlignSection | BaselineSection]
     settings: Callable[[Mapping[str, Any], str], Settings]  # of a recipe's every value
 
@@ -63,7 +68,7 @@ class Run:
     """One run: a folder that one command of the recipe fills.
 
     Attributes:
-        table: NAME of ``[align.NAME]`` or ``[baseline.NAME]``; empty for ``[sft]``.
+        table: NAME of ``[align.NAME]`` or ``[baseline.NAME]``; empty for ``[sft]`` and the base.
         parent: the run whose result it starts from; None: it starts from the backbone, or trains
             no language model, or is known by its folder alone.
     """
@@ -89,8 +94,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """The words that make it: ``align --method msl``."""
-        option = _KINDS[self.kind].option
-        return [self.kind.value, *([option, self.table] if option else [])]
+        return [*_KINDS[self.kind].command, *([self.table] if self.table else [])]
 
     @property
     def is_language_model(self) -> bool:
@@ -101,6 +105,16 @@ class Run:
     def is_pop(self) -> bool:
         """Whether it is the popularity baseline, which costs nothing to fit."""
         return self.kind is RunKind.BASELINE and self.table == POP
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it is the pretrained backbone as it is: zero-shot."""
+        return self.kind is RunKind.BASE
+
+    @property
+    def is_made_by_eval(self) -> bool:
+        """Whether ``eval`` makes it on the way, because nothing is trained."""
+        return self.is_untouched or self.is_pop
 
     @property
     def lineage(self) -> list[Run]:
@@ -145,12 +159,24 @@ class Run:
         return self.folder / (MODEL_FOLDER if whole else ADAPTER_FOLDER)
 
     def section(self, recipe: Recipe) -> StageSection | AlignSection | BaselineSection:
-        """Its table of a recipe."""
+        """Its table of a recipe.
+
+        Raises:
+            RecipeError: it is the untouched backbone, which has none.
+        """
         return _KINDS[self.kind].section(recipe, self.table)
 
     def settings(self, recipe: Recipe) -> Settings:
         """The part of a recipe that it depends on, without secrets."""
         return _KINDS[self.kind].settings(redact_values(recipe.every_value()), self.table)
+
+    def evaluation_settings(self, recipe: Recipe) -> Settings:
+        """The part of a recipe that its lists and figures depend on besides, without secrets."""
+        asked = dict(redact_values(recipe.every_value())["eval"])
+        del asked["batch"]  # the figures are the same
+        if not self.is_language_model:
+            del asked["decode"]
+        return {"eval": asked}
 
     def read_manifest(self, *needed: str) -> dict[str, Any]:
         """Its manifest (``read_run_manifest``)."""
@@ -182,7 +208,8 @@ class Experiment:
     """A folder of prepared data and runs.
 
     Attributes:
-        runs: in order: conventional models, SFT, alignments; parents before what starts from them.
+        runs: in order: the untouched backbone, conventional models, SFT, alignments; parents before
+            what starts from them.
     """
 
     folder: Path
@@ -207,7 +234,31 @@ def experiment_of(recipe: Recipe) -> Experiment:
     """The experiment that a recipe describes, whether or not anything of it was made."""
     baselines = (baseline_run(recipe, table) for table in recipe.baseline)
     aligns = (align_run(recipe, table) for table in recipe.in_order())
-    return Experiment(recipe.folder, (*baselines, sft_run(recipe), *aligns))
+    bases = () if explain_no_base(recipe) else (base_run(recipe),)
+    return Experiment(recipe.folder, (*bases, *baselines, sft_run(recipe), *aligns))
+
+
+def base_run(recipe: Recipe) -> Run:
+    """The run of the untouched backbone, where a recipe has one (``explain_no_base``)."""
+    return _make_run(recipe, RunKind.BASE)
+
+
+def explain_no_base(recipe: Recipe) -> str | None:
+    """Why nothing can rank before training; None: the pretrained backbone does."""
+    if recipe.model.backbone == "scratch":
+        return 'model.backbone = "scratch" has random weights before training'
+    if recipe.data.form.items_are_tokens:
+        return f'the tokens of data.format = "{recipe.data.format}" are random before training'
+    return None
+
+
+def explain_unknown_run(recipe: Recipe, name: str) -> str:
+    """What to say behind a name that no run of a recipe has."""
+    known = experiment_of(recipe).names
+    expected = f"expected one of {', '.join(known)}"
+    if name == name_run(RunKind.BASE) and (reason := explain_no_base(recipe)):
+        return f"{reason}: there is no zero-shot ranking; {expected}"
+    return f"unknown, {expected}.{did_you_mean(name, known)}"
 
 
 def sft_run(recipe: Recipe) -> Run:
@@ -248,7 +299,9 @@ def name_run(kind: RunKind, table: str = "") -> str:
 def _parse_name(name: str) -> tuple[RunKind, str]:
     """Kind and table behind a run's name; whatever is called otherwise counts as SFT."""
     kind, _, table = name.partition("-")
-    return (RunKind(kind), table) if kind in _TABLED else (RunKind.SFT, "")
+    if kind in _TABLED:
+        return RunKind(kind), table
+    return (RunKind.BASE if name == name_run(RunKind.BASE) else RunKind.SFT), ""
 
 
 def find_recipe_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -272,7 +325,8 @@ def find_run_of_key(key: str) -> str | None:
 def run_at(folder: Path) -> Run:
     """The run of a folder, whatever lies there; its name tells its kind."""
     kind, table = _parse_name(folder.name)
-    return Run(kind, table, folder) if table else Run(RunKind.SFT, "", folder)
+    has_table = kind.value in _TABLED
+    return Run(kind, table, folder) if table or not has_table else Run(RunKind.SFT, "", folder)
 
 
 def experiment_at(folder: Path) -> Experiment:
@@ -302,7 +356,8 @@ def _order_runs(runs: Iterable[Run]) -> dict[str, int]:
         tables = parse(newest.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
-    names = [name_run(RunKind.BASELINE, table) for table in tables.get("baseline", {})]
+    names = [name_run(RunKind.BASE)]
+    names += [name_run(RunKind.BASELINE, table) for table in tables.get("baseline", {})]
     names.append(name_run(RunKind.SFT))
     names += [name_run(RunKind.ALIGN, table) for table in tables.get("align", {})]
     return {name: place for place, name in enumerate(names)}
@@ -352,6 +407,19 @@ def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Se
     return {**shared, "stage": stage, "eval": chosen_by}
 
 
+def _settings_of_base(plain: Mapping[str, Any]) -> Settings:
+    """The untouched backbone knows no seed and no adapter; its stage trains nothing."""
+    model = {key: plain["model"][key] for key in _BACKBONE_KEYS if key in plain["model"]}
+    return {"data": plain["data"], "prompt": plain["prompt"], "model": model, "stage": {}}
+
+
+def _refuse_section(recipe: Recipe, table: str) -> StageSection:
+    raise RecipeError(
+        f"{name_run(RunKind.BASE)}: is {recipe.model.backbone} as it is; it has no table, and "
+        "nothing of it is trained"
+    )
+
+
 def _settings_of_baseline(plain: Mapping[str, Any], table: str) -> Settings:
     """A conventional model knows no prompt and no decoder; one without training, nothing but data.
 
@@ -366,26 +434,36 @@ def _settings_of_baseline(plain: Mapping[str, Any], table: str) -> Settings:
 
 
 _KINDS: Final = {
+    RunKind.BASE: _Kind(
+        command=("eval", "--run", RunKind.BASE.value),
+        tabled=False,
+        section=_refuse_section,
+        settings=lambda plain, _: _settings_of_base(plain),
+    ),
     RunKind.SFT: _Kind(
-        option=None,
+        command=("sft",),
+        tabled=False,
         section=lambda recipe, _: recipe.sft,
         settings=lambda plain, _: _settings_of_stage(plain, plain["sft"]),
     ),
     RunKind.ALIGN: _Kind(
-        option="--method",
+        command=("align", "--method"),
+        tabled=True,
         section=lambda recipe, table: recipe.align[table],
         settings=lambda plain, table: _settings_of_stage(plain, plain["align"][table]),
     ),
     RunKind.BASELINE: _Kind(
-        option="--model",
+        command=("baseline", "--model"),
+        tabled=True,
         section=lambda recipe, table: recipe.baseline[table],
         settings=_settings_of_baseline,
     ),
 }
-_TABLED: Final = frozenset(kind.value for kind, facts in _KINDS.items() if facts.option)
+_TABLED: Final = frozenset(kind.value for kind, facts in _KINDS.items() if facts.tabled)
 _STARTS: Final[Mapping[str, Callable[[Recipe], Run | None]]] = {  # no names of alignments
     "sft": sft_run,
     "base": lambda _: None,
 }
+_BACKBONE_KEYS: Final = ("backbone", "revision", "tuning", "quantize", "dtype", "attention")
 _ANY_REPORT: Final = f"{Path(REPORT_FILE).stem}*{Path(REPORT_FILE).suffix}"
 _MANIFEST_TABLES: Final = ("settings", "facts", "outcome", "cost")

@@ -517,6 +517,11 @@ def _check(finished: FinishedRun, run: str | Path, wanted: Wanted) -> None:
             f"{run}: a conventional model has no Hugging Face format; its weights are in "
             f"{Path(run) / MODEL_FOLDER}, and llmrec recommend uses it where it is"
         )
+    if finished.run.is_untouched:
+        raise ArtefactError(
+            f"{run}: is {finished.recipe.model.backbone} as it is; nothing was trained, so there "
+            "is nothing to export"
+        )
     if wanted.merge and finished.recipe.model.tuning == "full":
         raise RecipeError('--merge: the run has no adapter (tuning = "full"); leave it out')
     if wanted.licence and not _LICENCE.fullmatch(wanted.licence):

@@ -219,7 +219,7 @@ def _list_notes(
     elif not items and scored_by is ScoredBy.SIMILARITY:
         yield "no history: nothing is similar to it, so the order is that of popularity"
     elif not items and data.min_history > 0:
-        yield f"no history: the run was trained on histories of at least {data.min_history} items"
+        yield f"no history: the run's data have histories of at least {data.min_history} items"
     if len(items) > data.history:
         yield f"{len(items)} items: the last {data.history} are used (data.history)"
     if in_prompt < min(len(items), data.history):

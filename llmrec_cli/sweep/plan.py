@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llmrec_cli import methods
-from llmrec_cli.config.loader import did_you_mean, parse_value, read_recipe
+from llmrec_cli.config.loader import parse_value, read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import UNTRAINED, Range, SweepSection
 from llmrec_cli.errors import RecipeError
@@ -23,6 +23,7 @@ from llmrec_cli.runs.run import (
     RunKind,
     baseline_run,
     experiment_of,
+    explain_unknown_run,
     find_recipe_tables,
     find_run_of_key,
 )
@@ -85,12 +86,9 @@ class SweepPlan:
         Raises:
             RecipeError: there is no such run.
         """
-        experiment = experiment_of(recipe)
-        run = experiment.find(self.run)
+        run = experiment_of(recipe).find(self.run)
         if run is None:
-            hint = did_you_mean(self.run, experiment.names)
-            known = ", ".join(experiment.names)
-            raise RecipeError(f"--stage {self.run}: unknown run, expected one of {known}.{hint}")
+            raise RecipeError(f"--stage {self.run}: {explain_unknown_run(recipe, self.run)}")
         return run
 
     def list_points(self) -> list[Point]:

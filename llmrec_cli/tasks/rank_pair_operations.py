@@ -52,6 +52,7 @@ from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import CatalogueContext, choose_rows, open_context
+from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
@@ -594,14 +595,18 @@ def _write(
     report["cost"] = dict(cost)
     report["histories"] = histories.facts()
     write_json(run.report_file(protocol.split), report)
-    count_opening(run, protocol.split)
+    count_opening(run, protocol.split, run.evaluation_settings(recipe))
 
 
 def _by_model(
     context: CatalogueContext, rows: Sequence[PairRow], run: Run, progress: Progress
 ) -> np.ndarray[Any, Any]:
     recipe = context.recipe
-    policy = Policy(load_policy(context, run, train=False)).eval()
+    if run.is_untouched:
+        model = open_base(context, run, progress, packs=True)
+    else:
+        model = load_policy(context, run, train=False)
+    policy = Policy(model).eval()
     n_pairs = sum(len(row.prompts) for row in rows)
     with progress.track(f"eval {run}", n_pairs, unit="pairs") as advance:
         scores = score_pairs(

@@ -356,8 +356,8 @@ def test_evaluations_on_two_splits_are_both_counted(
     folder = tmp_path / "sft"
     folder.mkdir()
     ends = meeting.hold(
-        lambda: record.count_opening(run_at(folder), "test"),
-        lambda: record.count_opening(run_at(folder), "valid"),
+        lambda: record.count_opening(run_at(folder), "test", {}),
+        lambda: record.count_opening(run_at(folder), "valid", {}),
     )
     for one in ends:
         one.result()

@@ -18,6 +18,7 @@ from llmrec_cli.runs.run import (
     RunKind,
     align_run,
     experiment_of,
+    explain_unknown_run,
     find_recipe_tables,
     find_run_of_key,
     run_at,
@@ -113,6 +114,40 @@ def test_runs_of_a_recipe_know_kind_folder_parent_and_command(tmp_path: Path) ->
     assert experiment.find("align-nothing") is None
     with pytest.raises(RecipeError, match=r"^\[align.nothing\]: not in the recipe \(it has msl, "):
         align_run(recipe, "nothing")
+
+
+def test_a_pretrained_backbone_is_a_run_that_eval_makes(tmp_path: Path) -> None:
+    recipe = read_recipe("quickstart", [f"out={tmp_path}", "model.backbone=acme/model"])
+    first = experiment_of(recipe).runs[0]
+    assert (first.name, first.kind, first.table) == ("base", RunKind.BASE, "")
+    assert first.command == ["eval", "--run", "base"]
+    assert first == run_at(recipe.folder / "base")
+    assert (first.is_untouched, first.is_made_by_eval, first.is_language_model) == (True,) * 3
+    settings = first.settings(recipe)
+    other = ["seed=3", "model.lora.r=2", "train.epochs=9", "eval.rows=3"]
+    changed = read_recipe("quickstart", [f"out={tmp_path}", "model.backbone=acme/model", *other])
+    assert first.settings(changed) == settings
+    assert "acme/model" in settings["model"].values()
+    for choice in ("model.dtype=bfloat16", "model.revision=v2", "prompt.max_tokens=64"):
+        words = [f"out={tmp_path}", "model.backbone=acme/model", choice]
+        assert first.settings(read_recipe("quickstart", words)) != settings, choice
+    with pytest.raises(RecipeError, match=r"^base: is acme/model as it is; it has no table"):
+        first.section(recipe)
+    pop = experiment_of(recipe).find("baseline-pop")
+    assert pop is not None
+    assert pop.is_made_by_eval
+    assert sum(run.is_made_by_eval for run in experiment_of(recipe).runs) == 2
+
+
+def test_random_weights_are_no_run() -> None:
+    ids = read_recipe("amazon2018/instruments-semantic-ids", ["model.backbone=acme/model"])
+    for recipe, reason in (
+        (read_recipe("quickstart"), 'model.backbone = "scratch" has random weights'),
+        (ids, 'the tokens of data.format = "semantic-ids" are random before training'),
+    ):
+        assert experiment_of(recipe).find("base") is None
+        assert explain_unknown_run(recipe, "base").startswith(reason)
+        assert "random" not in explain_unknown_run(recipe, "bases")
 
 
 def test_a_run_in_another_experiment_has_its_parents_there() -> None:

@@ -174,7 +174,7 @@ def test_a_history_may_be_empty(moved: Path, sft: Recommender) -> None:
     found = sft.recommend([])
     assert len(found) == 10
     assert found.history == ()
-    assert found.notes == ("no history: the run was trained on histories of at least 1 items",)
+    assert found.notes == ("no history: the run's data have histories of at least 1 items",)
     pop = Recommender.load(moved / "baseline-pop").recommend([], 20)
     knn = Recommender.load(moved / "baseline-itemknn").recommend([], 20)
     assert ids(knn) == ids(pop)  # nothing is similar: the order is that of popularity

@@ -104,7 +104,7 @@ def test_what_a_run_needs_comes_before_it(tmp_path: Path) -> None:
         (
             "align.msl.tau=1,2",
             {"stage": "sfft"},
-            r"--stage sfft: unknown run, .* Did you mean sft\?",
+            r"--stage sfft: unknown, .* Did you mean sft\?",
         ),
         ("seed=1,2", {}, r"--seeds"),
         ("launch.threads=1,2", {}, r"changes nothing"),
