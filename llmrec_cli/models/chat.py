@@ -7,16 +7,18 @@ their text is what ``apply_chat_template`` makes of the same turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.models.loading import first_line
+from llmrec_cli.models.loading import first_line, loading
 
 _CUT: Final = "\x1a"  # where a title stands; no wording and no title has this character
 _SYSTEM, _USER = "a system's turn", 'a user\'s turn: <b> & "c" {{d}} \\'  # texts to look for
-_TODAY: Final = datetime(2024, 7, 26)  # the date of templates that write one, as Llama 3's default
+_CLOCK: Final = "strftime_now"  # what a template asks for the time
+_THEN: Final = datetime(2024, 7, 26)  # what it is told, on every day: Llama 3's own default
+_CODES: Final = [f"%{code}" for code in ("d", "-d", "e", "j", *"aAbBmyYHIMSpcxXFD")]
 _BETWEEN: Final = "\n\n"  # system text and user text in one turn
 
 
@@ -25,6 +27,7 @@ class Chat:
     """The chat template of a tokenizer."""
 
     tokenizer: Any
+    source: str  # Jinja
     name: str  # of the backbone, for messages
     has_system: bool  # shows a system turn
 
@@ -72,6 +75,11 @@ class Chat:
                 f"{self.name}: its chat template has no beginning of an assistant's turn; the "
                 "answer follows the user's turn"
             )
+        if _CLOCK in self.source:
+            notes.append(
+                f"{self.name}: its chat template asks for the date, and is told "
+                f"{_THEN:%d %b %Y} on every day: prompts stay the same"
+            )
         return notes
 
     def _render(self, system: str, user: str, *, generate: bool = True) -> str:
@@ -80,10 +88,7 @@ class Chat:
         turns.append({"role": "user", "content": user})
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=generate,
-                strftime_now=_TODAY.strftime,  # a prompt is the same on every day
+                turns, chat_template=self.source, tokenize=False, add_generation_prompt=generate
             )
         except MemoryError:
             raise
@@ -109,7 +114,9 @@ def read_chat(tokenizer: Any, name: str) -> Chat:
             f"prompt.chat = true: the tokenizer of {name} has no chat template; set prompt.chat = "
             "false, or choose a backbone that was trained on chats"
         )
-    chat = Chat(tokenizer, name, has_system=True)
+    with loading(name):  # several templates, and none of them the default
+        source = _stop_clock(tokenizer.get_chat_template())
+    chat = Chat(tokenizer, source, name, has_system=True)
     plain = chat._render("", _USER)
     if _USER not in plain:
         raise ArtefactError(
@@ -119,4 +126,13 @@ def read_chat(tokenizer: Any, name: str) -> Chat:
         shown = chat._render(_SYSTEM, _USER)
     except ArtefactError:  # as Gemma's does: System role not supported
         shown = ""
-    return Chat(tokenizer, name, has_system=_SYSTEM in shown and _USER in shown)
+    return replace(chat, has_system=_SYSTEM in shown and _USER in shown)
+
+
+def _stop_clock(source: str) -> str:
+    """The template with a clock that stands still: a prompt is the same on every day."""
+    if _CLOCK not in source:
+        return source
+    filters = "".join(f" | replace({code!r}, {_THEN.strftime(code)!r})" for code in _CODES)
+    macro = f"{{% macro {_CLOCK}(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}"
+    return f"{macro}\n{source}"  # Jinja drops the line break behind a block
