@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -317,3 +318,21 @@ class PromptSection(Section):
         ge=8,
         description="most tokens of a prompt; the oldest items are dropped, each one whole",
     )
+    chat: bool = Field(
+        default=False,
+        description="write prompts in the chat template of the backbone's tokenizer: a system and "
+        "a user turn, and the answer where the assistant's turn begins",
+    )
+
+    @model_validator(mode="after")
+    def _has_turns(self) -> PromptSection:
+        if self.chat and self.template == "sequence":
+            raise ValueError(
+                'chat = true, and template = "sequence", which has no words: expected a wording, '
+                'such as template = "items"'
+            )
+        return self
+
+    def describe(self) -> str:
+        """The template's name, for reports and cards."""
+        return PurePath(self.template).name + (" as a chat" if self.chat else "")

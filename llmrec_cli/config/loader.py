@@ -324,6 +324,17 @@ def _check_packing(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def chat_problems(recipe: Recipe) -> Iterator[str]:
+    """Chats with a backbone that has no chat template."""
+    prompts = {"prompt": recipe.prompt, "eval.prompt": recipe.eval.prompt}
+    for table, prompt in prompts.items():
+        if prompt is not None and prompt.chat and recipe.model.backbone == "scratch":
+            yield (
+                f'[{table}] chat = true: backbone = "scratch" has no chat template; expected a '
+                "pretrained model that was trained on chats"
+            )
+
+
 def _check_templates(recipe: Recipe) -> Iterator[str]:
     for table, prompt in (("prompt", recipe.prompt), ("eval.prompt", recipe.eval.prompt)):
         if prompt is not None and prompt.template == "sequence":
@@ -379,7 +390,8 @@ def read_recipe(
         problems = [*name_problems(recipe)] or [*link_problems(recipe)]
         if not problems:
             unused = [] if whole else find_unused_problems(table, recipe)
-            problems = [*data_problems(recipe), *task_problems(recipe), *unused]
+            problems = [*data_problems(recipe), *task_problems(recipe)]
+            problems += [*chat_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))

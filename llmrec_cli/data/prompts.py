@@ -5,24 +5,34 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.schema import ITEM_ID, TITLE
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse
 
-# Shared code of templates: placeholders, and titles without line breaks.
+# Shared code of templates: placeholders, titles without line breaks, and the frame of a chat.
 
 
 _PLACEHOLDER: Final = re.compile(r"\{(\w*)\}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+Frame = Callable[[str, Sequence[str]], list[str]]
+"""(system turn, user turn cut where titles stand) -> the pieces of the whole prompt, cut there."""
 
 
 def expect_placeholders(text: str, names: Sequence[str]) -> str:
@@ -79,6 +89,9 @@ class RankWording(BaseModel):
         default="{first}, {second}",
         description="the answer; {first} is the liked item, {second} the other one",
     )
+    system: str = Field(
+        default="", description="the system turn where the prompt is a chat; empty: no such turn"
+    )
 
     @field_validator("history", "question", "answer", "item")
     @classmethod
@@ -105,6 +118,8 @@ class RankTemplate:
     item: tuple[str, str]  # before and after a title
     separator: str
     history_end: str  # between the history and the question
+    system: str = ""  # of a chat
+    whole: bool = False  # begins and ends as the model's own prompts do: nothing is added
 
     def render(self, question: Question) -> str:
         """The prompt; the answer follows at once."""
@@ -122,6 +137,35 @@ class RankTemplate:
         """The answer that puts ``liked`` first."""
         before, between, after = self.answer
         return f"{before}{self._item(liked)}{between}{self._item(other)}{after}"
+
+    def as_chat(self, frame: Frame) -> RankTemplate:
+        """The wording as the user turn of a chat."""
+        opening, *rest = self.question
+        head, *_, end = frame(self.system, [self.head, self.history_end + opening, *rest])
+        empty = frame(self.system, [self.empty + opening, *rest])[0].removesuffix(opening)
+        question = (opening, rest[0], end)
+        return replace(self, head=head, empty=empty, question=question, whole=True)
+
+    def map_words(self, change: Callable[[str], str]) -> RankTemplate:
+        """The same template, with ``change`` made to every piece of its wording."""
+        before, between, after = map(change, self.question)
+        first, then, last = map(change, self.answer)
+        opening, closing = map(change, self.item)
+        return replace(
+            self,
+            head=change(self.head),
+            empty=change(self.empty),
+            question=(before, between, after),
+            answer=(first, then, last),
+            item=(opening, closing),
+            separator=change(self.separator),
+            history_end=change(self.history_end),
+        )
+
+    def list_words(self) -> list[str]:
+        """Every piece of the wording."""
+        pieces = [self.head, self.empty, self.separator, self.history_end]
+        return [*pieces, *self.question, *self.answer, *self.item]
 
     def parse(self, prompt: str) -> Question | None:
         """The inverse of ``render``; None where a text is not of this wording, or ambiguous."""
@@ -166,6 +210,7 @@ def take_apart(wording: RankWording) -> RankTemplate:
         item=(opening, closing),
         separator=wording.separator,
         history_end=history_end,
+        system=wording.system,
     )
 
 
@@ -203,6 +248,33 @@ _MAX_BYTES: Final = 1 << 16
 _AT_ONCE: Final = 8  # items of a history that is rendered to be checked
 
 
+class ChatWording(BaseModel):
+    """The keys of a template file's ``[chat]`` table: what the turns of a chat say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    system: str = Field(
+        default="{instruction}",
+        description="the system turn, with at most one {instruction}; empty: no such turn",
+    )
+    user: str = Field(
+        default="{history}",
+        description="the user turn, with one {history}, and one {instruction} where system has "
+        "none",
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> ChatWording:
+        if count_placeholders(self.user).count("history") != 1 or count_placeholders(
+            self.system + self.user
+        ) != ["history", "instruction"]:
+            raise ValueError(
+                "expected one {history} in user, one {instruction} in system or user, and no other "
+                "name in braces"
+            )
+        return self
+
+
 class Wording(BaseModel):
     """The keys of a template file."""
 
@@ -223,6 +295,9 @@ class Wording(BaseModel):
     rank: RankWording | None = Field(
         default=None, description="a table: the wording of the rank-pair task"
     )
+    chat: ChatWording = Field(
+        default=ChatWording(), description="a table: the turns of a prompt that is a chat"
+    )
 
     @field_validator("history", "item", "layout")
     @classmethod
@@ -233,6 +308,15 @@ class Wording(BaseModel):
             listed = " and one ".join(f"{{{name}}}" for name in reversed(expected))
             raise ValueError(f"expected one {listed}, and no other name in braces")
         return text
+
+
+class Turns(NamedTuple):
+    """What the turns of a chat say: the wording without its layout."""
+
+    system: str  # empty: no such turn
+    head: str  # the user's turn before the first item of a history
+    tail: str  # behind the last one
+    no_history: str  # the user's turn without a history
 
 
 @dataclass(frozen=True)
@@ -246,7 +330,39 @@ class Template:
     item_head: str
     item_tail: str
     separator: str
+    turns: Turns
+    own_layout: bool  # the file has a layout of its own, which a chat does without
     rank: RankTemplate | None = None  # of the rank-pair task
+    whole: bool = False  # begins and ends as the model's own prompts do: nothing is added
+
+    @property
+    def system(self) -> str:
+        """The text of a chat's system turn."""
+        return self.turns.system
+
+    def as_chat(self, frame: Frame) -> Template:
+        """The wording as turns of a chat, without its layout."""
+        system, *user, no_history = self.turns
+        head, tail = frame(system, user)
+        (alone,) = frame(system, [no_history])
+        return replace(self, head=head, tail=tail, no_history=alone, whole=True)
+
+    def map_words(self, change: Callable[[str], str]) -> Template:
+        """The same template, with ``change`` made to every piece of its wording."""
+        return replace(
+            self,
+            head=change(self.head),
+            tail=change(self.tail),
+            no_history=change(self.no_history),
+            item_head=change(self.item_head),
+            item_tail=change(self.item_tail),
+            separator=change(self.separator),
+        )
+
+    def list_words(self) -> list[str]:
+        """Every piece of the wording."""
+        items = [self.item_head, self.item_tail, self.separator]
+        return [self.head, self.tail, self.no_history, *items]
 
     def render(self, titles: Sequence[str]) -> str:
         """The prompt for a history of titles, oldest first; the response follows at once."""
@@ -384,10 +500,17 @@ def _take_apart(name: str, wording: Wording) -> Template:
     layout_head, layout_tail = wording.layout.split("{history}")
     history_head, history_tail = wording.history.split("{history}")
     item_head, item_tail = wording.item.split("{title}")
+    user_head, user_tail = wording.chat.user.split("{history}")
 
     def instruct(part: str) -> str:
         return part.replace("{instruction}", wording.instruction)
 
+    turns = Turns(
+        system=instruct(wording.chat.system),
+        head=instruct(user_head) + history_head,
+        tail=history_tail + instruct(user_tail),
+        no_history=instruct(user_head) + wording.empty + instruct(user_tail),
+    )
     return Template(
         name=name,
         head=instruct(layout_head) + history_head,
@@ -396,6 +519,8 @@ def _take_apart(name: str, wording: Wording) -> Template:
         item_head=item_head,
         item_tail=item_tail,
         separator=wording.separator,
+        turns=turns,
+        own_layout="layout" in wording.model_fields_set,
         rank=take_apart(wording.rank) if wording.rank else None,
     )
 
@@ -411,11 +536,14 @@ def _read_template(path: Path) -> bytes:
         ) from None
 
 
+_TABLES: Final[dict[str, type[BaseModel]]] = {"rank": RankWording, "chat": ChatWording}
+
+
 def _list_problems(error: ValidationError) -> Iterator[str]:
     """One phrase per problem: key, value, what was expected."""
     for problem in error.errors(include_url=False, include_context=False):
         *table, name = map(str, problem["loc"])
-        fields = RankWording.model_fields if table else Wording.model_fields
+        fields = _TABLES[table[0]].model_fields if table else Wording.model_fields
         key, field = ".".join([*table, name]), fields.get(name)
         if field is None:
             close = difflib.get_close_matches(name, fields, n=1)

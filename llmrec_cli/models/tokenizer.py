@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from llmrec_cli.errors import ArtefactError
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
+OPEN, CLOSE = "\x02", "\x03"  # around a token of a wording; titles in prompts have no such signs
+_LOOKS_SPECIAL: Final = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]"
+)
+
+
 @dataclass(frozen=True)
 class Codec:
     """Text to token ids, with the special ids taken from the tokenizer and never from constants.
 
-    Text is text: what reads like a special token in a title or a wording is spelt out.
+    Text is text: what reads like a special token in a title is spelt out. A wording may have such
+    tokens: ``mark_words`` finds them before titles are put in, and ``encode_prompts`` and
+    ``encode_words`` keep what is marked.
     """
 
     tokenizer: Any
     eos: int
     start: int  # what a prompt of bare items begins with: BOS where there is one, else EOS
+    specials: frozenset[str] = frozenset()  # tokens that a wording may have
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, nothing added (responses: they follow a prompt)."""
-        return self._ids(texts, special=False)
+        return _spell_out(self.tokenizer, texts, added=False)
 
-    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as the beginning of a sequence: BOS where the model wants it."""
-        prompts = self._ids(texts, special=True)
-        return [ids[:-1] if ids and ids[-1] == self.eos else ids for ids in prompts]
+    def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text of marked words, nothing added."""
+        return self._encode_marked(texts, added=False)
+
+    def encode_prompts(self, texts: Sequence[str], *, whole: bool = False) -> list[list[int]]:
+        """Token ids of each text of marked words as the beginning of a sequence.
+
+        BOS comes first where the model wants it, once, even if the wording begins with it.
+
+        Args:
+            whole: the texts have all that their sequences begin with, as those of a chat have.
+        """
+        if whole:
+            return self.encode_words(texts)
+        bos, eos = self._added
+        prompts = self._encode_marked(texts, added=True)
+        if bos is not None:
+            prompts = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in prompts]
+        return [ids[:-1] if eos is not None and ids[-1:] == [eos] else ids for ids in prompts]
+
+    def mark_words(self, words: str) -> str:
+        """A piece of a wording, its special tokens marked."""
+        return self._pattern.sub(rf"{OPEN}\g<0>{CLOSE}", words) if self.specials else words
+
+    def find_unknown(self, words: str) -> list[str]:
+        """What looks like a special token in a piece of a wording, and is none here."""
+        known = self.tokenizer.get_vocab()
+        return [found for found in _LOOKS_SPECIAL.findall(words) if found not in known]
 
     def spell(self, ids: Sequence[int]) -> str:
         """The text of some token ids; special tokens by their names."""
@@ -38,24 +74,82 @@ class Codec:
         )
         return text
 
-    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            list(texts),
-            add_special_tokens=special,
-            return_attention_mask=False,
-            split_special_tokens=True,  # "</s>" in a title is letters, and ends nothing
-            padding=False,  # whatever the tokenizer's own file says
-            truncation=False,
-            verbose=False,  # of lengths: what the backbone has room for is asked elsewhere
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+    def _encode_marked(self, texts: Sequence[str], *, added: bool) -> list[list[int]]:
+        if not any(OPEN in text for text in texts):
+            return _spell_out(self.tokenizer, texts, added=added)
+        tokenizer, number_of = self._marking
+        encoded = _spell_out(tokenizer, texts, added=added)
+        return [[number_of.get(token, token) for token in ids] for ids in encoded]
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self.specials, key=lambda token: (-len(token), token))
+        return re.compile("|".join(map(re.escape, longest_first)))
+
+    @cached_property
+    def _added(self) -> tuple[int | None, int | None]:
+        """BOS and EOS, where the tokenizer puts them around a text."""
+        (plain,) = _spell_out(self.tokenizer, ["a"], added=False)
+        (whole,) = _spell_out(self.tokenizer, ["a"], added=True)
+        begins = len(whole) > len(plain) and whole[0] == self.tokenizer.bos_token_id
+        ends = len(whole) > len(plain) and whole[-1] == self.eos
+        return whole[0] if begins else None, self.eos if ends else None
+
+    @cached_property
+    def _marking(self) -> tuple[Any, dict[int, int]]:
+        """A copy of the tokenizer with a token for each marked one, and whose numbers they are.
+
+        Special tokens are spelt out in it, and those that are added here are none.
+
+        Raises:
+            ArtefactError: the tokenizer finds no token in a text.
+        """
+        from tokenizers import AddedToken
+
+        tokenizer = copy.deepcopy(self.tokenizer)
+        number_of = dict[int, int]()
+        for number, token in self.tokenizer.added_tokens_decoder.items():
+            if token.content in self.specials:
+                marked = f"{OPEN}{token.content}{CLOSE}"
+                strips = {"lstrip": token.lstrip, "rstrip": token.rstrip}
+                tokenizer.add_tokens(AddedToken(marked, normalized=False, special=False, **strips))
+                number_of[tokenizer.convert_tokens_to_ids(marked)] = number
+                if _spell_out(tokenizer, [marked], added=False)[0][-1:] != [
+                    tokenizer.convert_tokens_to_ids(marked)
+                ]:
+                    raise ArtefactError(
+                        f"tokenizer {self.tokenizer.name_or_path!r} finds no special token such as "
+                        f"{token.content!r} in a prompt: expected a tokenizer.json"
+                    )
+        return tokenizer, number_of
 
 
-def make_codec(tokenizer: Any) -> Codec:
+def _spell_out(tokenizer: Any, texts: Sequence[str], *, added: bool) -> list[list[int]]:
+    """Token ids; special tokens are letters, as ``</s>`` in a title, which ends nothing.
+
+    Args:
+        added: with the tokens that the tokenizer puts around a text.
+    """
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=added,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        padding=False,  # whatever the tokenizer's own file says
+        truncation=False,
+        verbose=False,  # of lengths: what the backbone has room for is asked elsewhere
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def make_codec(tokenizer: Any, item_tokens: Iterable[str] = ()) -> Codec:
     """Wrap a Hugging Face tokenizer.
+
+    Args:
+        item_tokens: tokens of semantic IDs, which are letters in a wording.
 
     Raises:
         ArtefactError: the tokenizer has no EOS token; an item could not end.
@@ -66,7 +160,9 @@ def make_codec(tokenizer: Any) -> Codec:
             f"tokenizer {tokenizer.name_or_path!r} has no EOS token: items cannot end; "
             "choose a backbone whose tokenizer defines eos_token"
         )
-    return Codec(tokenizer, eos=int(eos), start=int(eos if bos is None else bos))
+    own = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    specials = frozenset(own).difference(item_tokens)
+    return Codec(tokenizer, int(eos), int(eos if bos is None else bos), specials)
 
 
 def add_item_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ prepared folder + backbone -> CatalogueContext -> rows, prompts, checks of their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,10 +26,17 @@ from llmrec_cli.config.data import PromptSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
-from llmrec_cli.data.prompts import Question, Template, load_rank_template, load_template
+from llmrec_cli.data.prompts import (
+    Question,
+    RankTemplate,
+    Template,
+    load_rank_template,
+    load_template,
+)
 from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeError
 from llmrec_cli.models import loading
+from llmrec_cli.models.chat import Chat, read_chat
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.distributed import Ranks
@@ -96,6 +103,16 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
 
 def prompt_template(name_or_path: str) -> Template | None:
     return None if name_or_path == SEQUENCE else load_template(name_or_path, Path)
+
+
+def open_chat(recipe: Recipe, prompt: PromptSection, codec: Codec) -> Chat | None:
+    """The chat template that prompts are written in; None: they are written in their layout.
+
+    Raises:
+        ArtefactError: the tokenizer has none, or one that cannot be rendered.
+    """
+    name = f"model.backbone = {recipe.model.backbone!r}"
+    return read_chat(codec.tokenizer, name) if prompt.chat else None
 
 
 def require_tokens(prepared: Prepared, codec: Codec) -> None:
@@ -319,6 +336,17 @@ class CatalogueContext:
     encoder: PromptEncoder
     room: ContextLimits
     ranks: Ranks
+    chat: Chat | None = None  # the tokenizer's chat template, where prompts are chats
+
+    def open_rank_template(self, prompt: PromptSection) -> RankTemplate:
+        """The rank-pair wording of the prompts, as a chat where they are one.
+
+        Raises:
+            RecipeError, ArtefactError: the template, or the tokenizer, has no such thing.
+        """
+        template = load_rank_template(prompt.template, Path)
+        chat = open_chat(self.recipe, prompt, self.codec)
+        return template if chat is None else template.as_chat(chat.frame)
 
     @property
     def leaf_of_item(self) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -351,13 +379,38 @@ def open_context(
     shared = shared_entries(bench.prepared.items, bench.leaf_of_item)
     if shared is not None:
         progress.say(f"{bench.prepared.folder}: {shared}")
-    template = bench.encoder.template
-    if template and has_tokens(bench.prepared.items) and template.render_item("") != '""':
-        progress.say(
-            f"{template.name}: its item = {template.render_item('{title}')!r} is the wording of a "
-            "title; semantic IDs stand bare in histories, as in answers"
-        )
+    for note in list_prompt_notes(bench, evaluation=evaluation):
+        progress.say(note)
     return bench
+
+
+def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[str]:
+    """What a person has to know of the wording, this tokenizer and its chat template."""
+    template: Template | RankTemplate | None = bench.encoder.template
+    prompt = bench.recipe.prompt_for_eval if evaluation else bench.recipe.prompt
+    name = Path(prompt.template).name
+    if isinstance(template, Template) and has_tokens(bench.prepared.items):
+        if template.render_item("") != '""':
+            yield (
+                f"{name}: its item = {template.render_item('{title}')!r} is the wording of a "
+                "title; semantic IDs stand bare in histories, as in answers"
+            )
+    if isinstance(template, Template) and prompt.chat and template.own_layout:
+        yield f"{name}: its layout plays no part, because prompt.chat = true"
+    if bench.recipe.task.shows_candidates:
+        template = bench.open_rank_template(prompt)
+    if template is None:
+        return
+    unknown = dict.fromkeys(
+        found for words in template.list_words() for found in bench.codec.find_unknown(words)
+    )
+    if unknown:
+        yield (
+            f"{name}: its wording has {', '.join(unknown)}: no token of this tokenizer, so spelt "
+            "out as letters"
+        )
+    if bench.chat is not None:
+        yield from bench.chat.list_notes(has_system=bool(template.system))
 
 
 def build_context(
@@ -371,12 +424,16 @@ def build_context(
     Raises:
         DataError, ArtefactError: as ``open_workbench``.
     """
-    codec = make_codec(load_tokenizer(recipe, trained_on))
+    tokenizer = load_tokenizer(recipe, trained_on)
+    codec = make_codec(tokenizer, semantic_tokens(trained_on.items))
     prepared, prompt = trained_on, recipe.prompt
     if evaluation:
         prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
         require_tokens(prepared, codec)
+    chat = open_chat(recipe, prompt, codec)
     template, config = prompt_template(prompt.template), base_config(recipe)
+    if template is not None and chat is not None:
+        template = template.as_chat(chat.frame)
     check_vocabulary(recipe, config, codec.tokenizer, semantic_tokens(trained_on.items))
     catalogue, trie = _build_catalogue(prepared, codec, ranks)
     space = find_context_limits(recipe, config, catalogue, prepared.items, prompt.max_tokens)
@@ -392,6 +449,7 @@ def build_context(
         encoder=encoder,
         room=space,
         ranks=ranks,
+        chat=chat,
     )
 
 

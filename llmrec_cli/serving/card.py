@@ -264,7 +264,7 @@ def _training(finished: FinishedRun, base: str | None) -> Iterator[str]:
     options = {k: v for k, v in stage.items() if k not in ("train", "method", "parent")}
     if options:
         yield f"its options: {json.dumps(options)}"
-    yield f"prompts: {Path(recipe.prompt.template).name}, at most {recipe.prompt.max_tokens} tokens"
+    yield f"prompts: {recipe.prompt.describe()}, at most {recipe.prompt.max_tokens} tokens"
     outcome = manifest["outcome"]
     yield (
         f"updates: {outcome['steps']}, batches of {train['batch']} {train['rows']} rows, AdamW at "

@@ -28,7 +28,7 @@ from llmrec_cli.models.loading import (
     untie_adapted,
 )
 from llmrec_cli.pipeline.loading import load_policy
-from llmrec_cli.pipeline.setup import CatalogueContext, base_source, prompt_template
+from llmrec_cli.pipeline.setup import CatalogueContext, base_source
 from llmrec_cli.serving.card import Wanted, base_name, gather_card, render_card
 from llmrec_cli.serving.finished import FinishedRun, open_finished, open_finished_context
 from llmrec_cli.tasks.base import load_operations
@@ -134,7 +134,7 @@ def write_ranking(context: CatalogueContext, folder: Path) -> None:
 
 def _items(context: CatalogueContext) -> list[dict[str, Any]]:
     """The catalogue, the most popular first: of equal entries, the one that is recommended."""
-    template = prompt_template(context.recipe.prompt_for_eval.template)
+    template = context.encoder.marked
     items = context.prepared.items
     by_tokens = has_tokens(items)  # then prompts show the tokens, too
     found = []
@@ -154,9 +154,8 @@ def _items(context: CatalogueContext) -> list[dict[str, Any]]:
 
 
 def _settings(context: CatalogueContext) -> Mapping[str, Any]:
-    prompt = context.recipe.prompt_for_eval
     decode = context.recipe.eval.decode
-    template = prompt_template(prompt.template)
+    template = context.encoder.marked
     wording: dict[str, Any] = {"start": context.codec.start}
     if template is not None:
         wording = {
@@ -164,6 +163,7 @@ def _settings(context: CatalogueContext) -> Mapping[str, Any]:
             "tail": template.tail,
             "separator": template.separator,
             "empty": template.no_history,
+            "whole": template.whole,
         }
     limits = {"max_tokens": context.encoder.max_tokens, "history": context.recipe.data.history}
     return {

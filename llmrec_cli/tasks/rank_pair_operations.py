@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -18,7 +17,7 @@ from llmrec_cli.config.data import PromptSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.data.negatives import count_disliked, fixed_negatives, owned_entries
-from llmrec_cli.data.prompts import Question, RankTemplate, load_rank_template, require_titles
+from llmrec_cli.data.prompts import Question, RankTemplate, require_titles
 from llmrec_cli.data.schema import (
     CHOSEN_FIRST,
     COUNT,
@@ -110,7 +109,7 @@ class PairEncoder:
         max_tokens: int,
         context: int | None = None,
     ) -> None:
-        self.template = template
+        self.template = template.map_words(codec.mark_words)
         self.codec = codec
         self.titles = titles
         self.max_tokens = max_tokens
@@ -153,7 +152,8 @@ class PairEncoder:
         return [text for other in others for text in (render(liked, other), render(other, liked))]
 
     def _answers(self, texts: Sequence[str]) -> list[IntArray]:
-        return [np.array([*ids, self.codec.eos], np.int32) for ids in self.codec.encode(texts)]
+        encoded = self.codec.encode_words(texts)
+        return [np.array([*ids, self.codec.eos], np.int32) for ids in encoded]
 
     def _prompts(self, questions: list[Question], longest: Sequence[int]) -> list[IntArray]:
         """Prompts, each with room for its ``longest`` answer behind it."""
@@ -161,8 +161,9 @@ class PairEncoder:
         waiting = list(range(len(questions)))
         while waiting:
             texts = [self.template.render(questions[i]) for i in waiting]
+            encoded = self.codec.encode_prompts(texts, whole=self.template.whole)
             too_long = []
-            for i, ids in zip(waiting, self.codec.encode_prompts(texts), strict=True):
+            for i, ids in zip(waiting, encoded, strict=True):
                 prompts[i] = np.asarray(ids, dtype=np.int32)
                 if len(ids) > self._room(longest[i]):
                     questions[i] = self._shorter(questions[i], len(ids), longest[i])
@@ -448,7 +449,7 @@ def make_example(context: CatalogueContext) -> str:
     """A prompt about the most popular items, and both answers."""
     popular = context.prepared.items.sort_values(COUNT, ascending=False, kind="stable")
     one, two, liked, other = (popular[TITLE].dropna().tolist() * 4)[:4]
-    template = load_rank_template(context.recipe.prompt_for_eval.template, Path)
+    template = context.open_rank_template(context.recipe.prompt_for_eval)
     prompt = template.render(Question((one, two), liked, other))
     answers = (template.render_answer(*pair) for pair in ((liked, other), (other, liked)))
     return "\n\n".join([prompt, *answers])
@@ -461,7 +462,7 @@ def make_pair_encoder(context: CatalogueContext, prompt: PromptSection) -> PairE
         RecipeError: the template has no wording for the task.
         DataError: an item has no title to be shown, or no item of a history has room.
     """
-    template = load_rank_template(prompt.template, Path)
+    template = context.open_rank_template(prompt)
     titles = require_titles(prompt.template, template.render_history, context.prepared.items)
     encoder = PairEncoder(template, context.codec, titles, prompt.max_tokens, context.room.context)
     require_history_room(encoder, prompt.template)
@@ -656,7 +657,7 @@ def _protocol(context: CatalogueContext, source: str, run: Run, split: str) -> P
         task=context.recipe.task.name,
         split=split,
         candidates=source,
-        template=Path(context.recipe.prompt_for_eval.template).name,
+        template=context.recipe.prompt_for_eval.describe(),
         hashes=hashes,
     )
 

@@ -238,11 +238,12 @@ class PromptEncoder:
         why: str | None = None,
     ) -> None:
         self.template = template
+        self.marked = template and template.map_words(codec.mark_words)
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
         self.titles, self.words = list[str](), None
-        if template is not None and has_tokens(items):
-            self.words = _encode_words(template, codec)
+        if self.marked is not None and has_tokens(items):
+            self.words = _encode_words(self.marked, codec)
         elif template is not None:
             self.titles = require_titles(template.name, template.render, items)
         self.max_tokens = max_tokens
@@ -255,12 +256,12 @@ class PromptEncoder:
     def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
         """Prompt ids of each history, and how many of its items have no room in them."""
         shown = [list(history) for history in histories]
-        if self.template is None:
+        if self.marked is None:
             ids = [self._bare(history) for history in shown]
         elif self.words is not None:
             ids = [self._around_ids(self.words, history) for history in shown]
         else:
-            ids = self._texts(self.template, shown)
+            ids = self._texts(self.marked, shown)
         pairs = zip(histories, shown, strict=True)
         left_out = [len(whole) - len(seen) for whole, seen in pairs]
         return Prompts(ids, np.array(left_out, dtype=np.int32))
@@ -306,7 +307,8 @@ class PromptEncoder:
         waiting = list(range(len(histories)))
         while waiting:
             shown = ([self.titles[item] for item in histories[i]] for i in waiting)
-            ids = self.codec.encode_prompts([template.render(titles) for titles in shown])
+            texts = [template.render(titles) for titles in shown]
+            ids = self.codec.encode_prompts(texts, whole=template.whole)
             too_long = []
             for i, tokens in zip(waiting, ids, strict=True):
                 prompts[i] = np.asarray(tokens, dtype=np.int32)
@@ -320,8 +322,10 @@ class PromptEncoder:
 
 
 def _encode_words(template: Template, codec: Codec) -> _Words:
-    head, no_history = codec.encode_prompts([template.head, template.no_history])
-    separator, tail = codec.encode([template.separator, template.tail])
+    """Of a template whose special tokens are marked."""
+    beginnings = [template.head, template.no_history]
+    head, no_history = codec.encode_prompts(beginnings, whole=template.whole)
+    separator, tail = codec.encode_words([template.separator, template.tail])
     return _Words(*(np.asarray(ids, np.int32) for ids in (head, separator, tail, no_history)))
 
 

@@ -38,6 +38,7 @@ from llmrec_cli.serving.card import Wanted, fence_code
 from llmrec_cli.serving.export import Exported, export
 from llmrec_cli.utils.progress import Silent
 from llmrec_cli.utils.text import escape_markdown
+from tests.models.test_chat import CHATS
 
 pytestmark = [  # slow, and what peft has to say
     pytest.mark.slow,
@@ -81,11 +82,15 @@ KINDS = {  # name -> the run's own tables, and what wraps its weights
     "lora": TITLES + '[prompt]\ntemplate = "items"\n[model]\nbackbone = "./acme-base"\n'
     'tuning = "lora"\n',
     "ids": IDS + '[model]\nbackbone = "./acme-base"\ntuning = "lora"\n',
+    "chat": TITLES + '[prompt]\ntemplate = "items"\nchat = true\n[model]\nbackbone = '
+    '"./acme-base"\ntuning = "lora"\n',
+    "ids-chat": IDS + '[prompt]\ntemplate = "items"\nchat = true\n[model]\nbackbone = '
+    '"./acme-base"\ntuning = "lora"\n',
     "ids-text": IDS + '[prompt]\ntemplate = "items"\n[model]\nbackbone = "./acme-base"\n'
     'tuning = "lora"\n',
 }
 _IDS_LONGER = ("train.max_steps=40", "train.learning_rate=1e-1", "train.validate_every=99")
-LONGER = {"ids": _IDS_LONGER, "ids-text": _IDS_LONGER}
+LONGER = {"ids": _IDS_LONGER, "ids-text": _IDS_LONGER, "ids-chat": _IDS_LONGER}
 WAYS = [
     ("full", False),
     ("lora", False),
@@ -99,6 +104,8 @@ WAYS = [
 def write_base(folder: Path) -> None:
     """A tiny pretrained model in the hub's layout, whose generation_config samples."""
     tokenizer = train_tokenizer(["The user has bought these items before"], vocabulary=400)
+    tokenizer.add_tokens(CHATS["ChatML"][1], special_tokens=True)
+    tokenizer.chat_template = CHATS["ChatML"][0]
     torch.manual_seed(0)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **size)

@@ -9,8 +9,10 @@ prefixes are read best first, until none that is left could reach the list.
 from __future__ import annotations
 
 import argparse
+import copy
 import heapq
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 AT_ONCE = 32  # prefixes read together
+MARKED = re.compile("\x02(.*?)\x03")  # a special token in the words of a prompt
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Catalogue:
     prompt: dict[str, Any]
     decode: dict[str, Any]
     trie: dict[int, Any]  # token -> what may follow; after EOS, numbers of items
+    words: Words | None = None  # of the tokenizer that was asked with
 
     @classmethod
     def read(cls, folder: str | Path) -> Catalogue:
@@ -55,35 +59,72 @@ class Catalogue:
 
     def prompt_ids(self, tokenizer: Any, history: Sequence[dict[str, Any]]) -> list[int]:
         """Token ids of a prompt; one that is too long loses its oldest items."""
+        if self.words is None or self.words.tokenizer is not tokenizer:
+            self.words = Words.of(tokenizer, self)
         told = list(history[-self.prompt["history"] :])
-        ids = self._ids(tokenizer, told)
+        ids = self._ids(self.words, told)
         while len(ids) > self.prompt["max_tokens"] and told:
             told = told[1:]
-            ids = self._ids(tokenizer, told)
+            ids = self._ids(self.words, told)
         return ids
 
-    def _ids(self, tokenizer: Any, told: list[dict[str, Any]]) -> list[int]:
+    def _ids(self, words: Words, told: list[dict[str, Any]]) -> list[int]:
         if "start" in self.prompt:  # items only, one after the other
             return [self.prompt["start"], *(token for item in told for token in item["tokens"])]
         if not told:
-            return encoded(tokenizer, self.prompt["empty"], first=True)
+            return words.encode(self.prompt["empty"], first=True)
         if "text" in told[0]:
             text = self.prompt["separator"].join(item["text"] for item in told)
-            whole = self.prompt["head"] + text + self.prompt["tail"]
-            return encoded(tokenizer, whole, first=True)
-        ids = encoded(tokenizer, self.prompt["head"], first=True)
+            return words.encode(self.prompt["head"] + text + self.prompt["tail"], first=True)
+        ids = words.encode(self.prompt["head"], first=True)
         for place, item in enumerate(told):  # semantic IDs, between words encoded on their own
-            ids += encoded(tokenizer, self.prompt["separator"]) if place else []
+            ids += words.encode(self.prompt["separator"]) if place else []
             ids += item["tokens"][:-1]
-        return ids + encoded(tokenizer, self.prompt["tail"])
+        return ids + words.encode(self.prompt["tail"])
 
 
-def encoded(tokenizer: Any, text: str, first: bool = False) -> list[int]:
-    """Token ids of a text, behind BOS where it comes first; special tokens in it are spelt out."""
-    ids: list[int] = tokenizer(text, split_special_tokens=True, add_special_tokens=first)[
-        "input_ids"
-    ]
-    return ids[:-1] if first and ids and ids[-1] == tokenizer.eos_token_id else ids
+@dataclass
+class Words:
+    """A tokenizer for prompts: special tokens are spelt out, but for those that are marked."""
+
+    tokenizer: Any  # the one that is meant
+    marking: Any  # a copy, in which each mark is a token
+    number_of: dict[int, int]  # of a mark -> of its token
+    whole: bool  # prompts have all that their sequences begin with
+
+    @classmethod
+    def of(cls, tokenizer: Any, catalogue: Catalogue) -> Words:
+        """With the marks that occur in the words of ``catalogue``."""
+        from tokenizers import AddedToken
+
+        texts = [value for value in catalogue.prompt.values() if isinstance(value, str)]
+        texts += [item.get("text", "") for item in catalogue.items]
+        meant = sorted({token for text in texts for token in MARKED.findall(text)})
+        marking = copy.deepcopy(tokenizer) if meant else tokenizer
+        number_of = {}
+        for token in meant:
+            number, mark = tokenizer.convert_tokens_to_ids(token), f"\x02{token}\x03"
+            known = tokenizer.added_tokens_decoder[number]
+            strips = {"lstrip": known.lstrip, "rstrip": known.rstrip}
+            marking.add_tokens(AddedToken(mark, normalized=False, special=False, **strips))
+            number_of[marking.convert_tokens_to_ids(mark)] = number
+        return cls(tokenizer, marking, number_of, bool(catalogue.prompt.get("whole")))
+
+    def encode(self, text: str, first: bool = False) -> list[int]:
+        """Token ids of a text, behind one BOS where it comes first, and without EOS."""
+        ids = self._read(text, first and not self.whole)
+        if not first or self.whole:
+            return ids
+        plain, around = self._read("a", False), self._read("a", True)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        longer = len(around) > len(plain)  # the tokenizer adds tokens of its own
+        if longer and around[0] == bos and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return ids[:-1] if longer and around[-1] == eos and ids[-1:] == [eos] else ids
+
+    def _read(self, text: str, added: bool) -> list[int]:
+        found = self.marking(text, split_special_tokens=True, add_special_tokens=added)
+        return [self.number_of.get(token, token) for token in found["input_ids"]]
 
 
 def rank(
