@@ -41,9 +41,9 @@ from llmrec_cli.utils.variables import LOCAL_SIZE
 SHARE: Final = 0.8
 """Of the free memory, what a choice may fill: the estimate is not exact."""
 
-FRAGMENTED: Final = 1.5
-"""On a CPU: what the C library's allocator holds for each byte of activations (measured: 1.3 with
-full tuning, 1.4 to 2.2 with LoRA, whose many tensors of like sizes leave holes)."""
+FRAGMENTED: Final = {"full": 1.3, "lora": 1.8}
+"""On a CPU: what the C library's allocator holds for each byte of activations.  LoRA makes many
+tensors of like sizes, which leave holes: 1.4 to 2.2 were measured, and 1.1 to 1.3 without."""
 
 _LOOKED_AT: Final = 4096  # catalogue entries whose branching positions are counted
 _PROCESS: Final = 1 << 29  # bytes of Python and its libraries, where they cannot be measured
@@ -302,7 +302,7 @@ def estimate_memory(
         entrance = size.tokens * model.width * model.precision.itemsize
         per_row = model.layers * entrance + kept.total // model.layers
     if stage.context.ranks.device.type == "cpu":
-        per_row = round(FRAGMENTED * per_row)
+        per_row = round(FRAGMENTED[stage.context.recipe.model.tuning] * per_row)
     copies = 1 if stage.needs.reference is not None else 0
     optimizer = model.trained * 4 * (3 + copies)
     work = 3 * kept.largest * size.rows + 4 * model.largest_trained
@@ -386,12 +386,14 @@ class PassChoice:
         whole: the largest pass that the recipe allows.
         need: of the passes that will be computed.
         memory: what there is; None: it cannot be told.
+        fitting: rows of a pass that fit: all, else a power of two; 0: none.
         micro_batch: what was chosen, because ``whole`` does not fit; None: nothing was.
     """
 
     whole: MemoryNeed
     need: MemoryNeed
     memory: Memory | None
+    fitting: int
     micro_batch: int | None = None
 
     @property
@@ -419,12 +421,15 @@ def choose_pass(
     largest = find_largest_pass(section, sizes, processes)
     whole = estimate(largest.rows)
     room = math.inf if memory is None else SHARE * memory.free
-    if section.micro_batch or section.micro_tokens or whole.total <= room or largest.rows == 1:
-        return PassChoice(whole, whole, memory)
-    rows = 1 << (largest.rows - 1).bit_length() - 1
-    while rows > 1 and estimate(rows).total > room:
-        rows //= 2
-    return PassChoice(whole, estimate(rows), memory, rows)
+    if whole.total <= room:
+        return PassChoice(whole, whole, memory, fitting=largest.rows)
+    fitting = 1 << max(largest.rows - 1, 1).bit_length() - 1
+    while fitting and estimate(fitting).total > room:
+        fitting //= 2
+    if section.micro_batch or section.micro_tokens or largest.rows == 1:
+        return PassChoice(whole, whole, memory, fitting)
+    rows = max(fitting, 1)
+    return PassChoice(whole, estimate(rows), memory, fitting, micro_batch=rows)
 
 
 def fit_passes(
@@ -481,21 +486,14 @@ def describe_shortage(stage: TrainingStage, choice: PassChoice, heading: str) ->
     memory, need = choice.memory, choice.need
     if memory is None or choice.fits:
         return None
-    section, row = stage.section, need.total - need.size.rows * _rows_share(need)
-    rows = math.floor((SHARE * memory.free - row) / max(_rows_share(need), 1))
-    if rows >= 1 and section.micro_tokens is not None:
-        remedy = f"train.micro_tokens = {rows * need.size.tokens}"
-    elif rows >= 1:
-        remedy = f"train.micro_batch = {rows}"
+    if choice.fitting and stage.section.micro_tokens is not None:
+        remedy = f"train.micro_tokens = {choice.fitting * need.size.tokens}"
+    elif choice.fitting:
+        remedy = f"train.micro_batch = {choice.fitting}"
     else:
         remedy = _suggest_less(stage)
     had = f"{_show(memory.free)} are free ({memory.source})"
-    return f"warning: {heading} an update takes about {_show(need.total)}, {had}; set {remedy}"
-
-
-def _rows_share(need: MemoryNeed) -> int:
-    """Bytes that every row of a pass adds."""
-    return (need.parts["activations"] + need.parts["work space"]) // need.size.rows
+    return f"warning: {heading} an update takes about {_show(need.total)}, {had}; try {remedy}"
 
 
 def _suggest_less(stage: TrainingStage) -> str:

@@ -51,7 +51,7 @@ def validate(recipe: Recipe, *, rows: bool, time: bool = False) -> Iterator[str]
         state = "finished" if check_finished(recipe, run) else "would run"
         yield f"{run}: {state}"
     if not rows:
-        yield "add --rows to see a training row, tokens, legal tokens and memory, --time for time too"
+        yield "add --rows to see a training row, tokens, legal tokens and memory; --time: time, too"
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
