@@ -53,6 +53,12 @@ def validate_command(
             "--rows", help="Also show a training row with its tokens, and estimate memory."
         ),
     ] = False,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time", help="As --rows; also time the backbone, and say how long stages take."
+        ),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,7 +71,7 @@ def validate_command(
 
     notes: list[str] = []
     loaded = read_recipe(recipe, overrides or (), say=notes.append)
-    lines = [*validate(loaded, rows=rows), *notes]
+    lines = [*validate(loaded, rows=rows or time, time=time), *notes]
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"valid": True, "lines": lines}, ["valid", *notes] if quiet else lines)
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.models.language_model import Policy
-from llmrec_cli.pipeline import requirements, setup
+from llmrec_cli.pipeline import memory, requirements, setup
+from llmrec_cli.pipeline.advice import warn_of_emulation, warn_of_warmup
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
-from llmrec_cli.runs.record import require_done, require_same_settings
+from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_settings
 from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.training.checkpoint import write_result
 from llmrec_cli.training.trainer import Trainer, TrainerState
-from llmrec_cli.utils.files import ADAPTER_FOLDER, MODEL_FOLDER, hash_file
+from llmrec_cli.utils.files import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, MODEL_FOLDER, hash_file
 from llmrec_cli.utils.progress import Progress
 
 # One training stage: load, check, train, write. ``sft`` and ``align`` use it.
+
+
+CHOSEN: Final = "chosen"  # of a manifest: keys of the stage's training that llmrec set to fit
 
 
 def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:
@@ -52,6 +57,12 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
     with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return run.folder
+        for line in warn_of_emulation(recipe.model, context.ranks.device):
+            progress.say(line)
+        for line in warn_of_warmup(section, len(found.rows), run.heading):
+            progress.say(line)
+        section = _fit_passes(stage, found, run, progress)
+        stage = replace(stage, section=section)
         # A policy that is measured against its own beginning must not differ from it by noise.
         dropout = chosen.answer_log_probs is None
         model = load_policy(
@@ -102,6 +113,37 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
         if context.ranks.is_first:
             write_result(run.result_folder(recipe), policy.model, context.codec.tokenizer)
     return run.folder
+
+
+def _fit_passes(
+    stage: requirements.TrainingStage, found: StageRows, run: Run, progress: Progress
+) -> TrainSection:
+    """The stage's section, with a ``micro_batch`` that fits where the recipe leaves it open.
+
+    The last bits of an update depend on its passes: a run that goes on from a checkpoint keeps
+    what it began with, whatever memory there is now.
+    """
+    section, ranks = stage.section, stage.context.ranks
+    if ranks.has_shards:  # weights are spread in ways that the estimate does not know
+        return section
+    if any((run.folder / CHECKPOINTS_FOLDER).glob("*")):
+        return section.model_copy(update=run.read_manifest().get(CHOSEN, {}))
+    sizes = memory.measure_rows(stage, found)
+    whole = memory.find_largest_pass(section, sizes, ranks.count).rows
+    choice = memory.fit_passes(stage, sizes, ranks.count, {})
+    own = whole
+    if isinstance(choice, memory.PassChoice):
+        own = choice.need.size.rows
+        if choice.micro_batch is not None:
+            progress.say(f"{run}: {memory.describe_choice(choice)}")
+        if line := memory.describe_shortage(stage, choice, run.heading):
+            progress.say(line)
+    fitting = -ranks.most(-own)  # on every process
+    if fitting == whole:
+        return section
+    chosen = {"micro_batch": fitting}
+    ranks.first(lambda: add_to_manifest(run, CHOSEN, chosen))
+    return section.model_copy(update=chosen)
 
 
 def _describe_left_out(

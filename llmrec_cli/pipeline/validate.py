@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmrec_cli.runs.record import check_finished
 from llmrec_cli.runs.run import Run, RunKind, align_run, experiment_of, sft_run
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.files import MANIFEST_FILE, read_json
+from llmrec_cli.utils.imports import import_quickly
 from llmrec_cli.utils.progress import Silent
 from llmrec_cli.utils.text import redact_values
 
@@ -24,13 +26,15 @@ WHOLE = 64 << 20  # bytes of sources up to which they are prepared for real, in 
 COUNTED = 10_000  # rows of a split whose prompts are made to see what has no room in them
 
 
-def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
+def validate(recipe: Recipe, *, rows: bool, time: bool = False) -> Iterator[str]:
     """Lines for the terminal; nothing is left behind.
 
     Args:
         rows: also look at the rows as a model would see them, from what is prepared, or from small
             sources prepared in a temporary folder.  Without it only the first lines of each source
             are read, and no model is imported.
+        time: with ``rows``, also load the backbone, time some of its passes, and say how long the
+            stages will take.
 
     Raises:
         LlmrecError: the first thing that would stop a run.
@@ -40,14 +44,14 @@ def validate(recipe: Recipe, *, rows: bool) -> Iterator[str]:
     yield from ("resolved recipe:", *_indent(tomli_w.dumps(redact_values(recipe.to_table()))))
     yield from sources
     if rows:
-        yield from _trial(recipe)
+        yield from _trial(recipe, time)
     else:
         yield from _describe_prepared(recipe)
     for run in experiment_of(recipe).runs:
         state = "finished" if check_finished(recipe, run) else "would run"
         yield f"{run}: {state}"
     if not rows:
-        yield "add --rows to see a training row, tokens, legal tokens and memory"
+        yield "add --rows to see a training row, tokens, legal tokens and memory; --time: time, too"
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
@@ -89,9 +93,10 @@ def _describe_prepared(recipe: Recipe) -> Iterator[str]:
         yield f"{folder}: prepared; rows: {counts}"
 
 
-def _trial(recipe: Recipe) -> Iterator[str]:
+def _trial(recipe: Recipe, time: bool) -> Iterator[str]:
     """Rows and tokens through the real code, in a temporary folder."""
-    from llmrec_cli.pipeline.prepare import prepare_data
+    with import_quickly():
+        from llmrec_cli.pipeline.prepare import prepare_data
 
     folders = {recipe.prepared, recipe.prepared_for_eval}
     missing = sorted(f for f in folders if not (f / MANIFEST_FILE).is_file())
@@ -105,7 +110,7 @@ def _trial(recipe: Recipe) -> Iterator[str]:
             (trial.folder / folder.name).symlink_to(folder.resolve())
         if missing:
             prepare_data(trial, Path)
-        yield from _tokens(trial)
+        yield from _tokens(trial, time)
 
 
 def _source_bytes(recipe: Recipe) -> int:
@@ -123,38 +128,77 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
     return [("data", recipe.data), *([("eval.data", other)] if other is not None else [])]
 
 
-def _tokens(recipe: Recipe) -> Iterator[str]:
-    """Catalogue, one training row, row counts and memory, through the real code."""
-    from llmrec_cli.pipeline.plan import check_plans
-    from llmrec_cli.pipeline.setup import open_context
+def _tokens(recipe: Recipe, time: bool) -> Iterator[str]:
+    """Catalogue, one training row, row counts, memory and time, through the real code."""
+    with import_quickly():
+        from llmrec_cli.pipeline.advice import warn_of_emulation
+        from llmrec_cli.pipeline.plan import check_plans
+        from llmrec_cli.pipeline.setup import open_context
 
-    context = open_context(recipe, Silent())
-    check_plans(recipe, context, experiment_of(recipe).runs)
+        context = open_context(recipe, Silent())
+        check_plans(recipe, context, experiment_of(recipe).runs)
     yield _catalogue(context)
     for split in context.prepared.splits:
         yield f"{split}: {len(context.prepared.split(split)):,} rows"
         yield from _left_out(context, split)
+    other = context
     if recipe.eval.data is not None:
         other = open_context(recipe, Silent(), evaluation=True)
         yield f"to evaluate on: {_catalogue(other)}"
         yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
         yield from _left_out(other, "test")
-    longest = 0
-    for number, run in enumerate(_language_models(recipe)):
-        section = run.section(recipe).train
-        meaning = _meaning(context, run)
-        shown = _show_stage(context, run)
-        longest = max(longest, shown.longest)
-        steps = -(-shown.count // section.batch) * section.epochs
-        steps = min(steps, section.max_steps or steps)
-        yield f"{run}: {shown.count:,} {section.rows} rows, about {steps:,.0f} updates"
-        if meaning is not None:
-            yield f"{run}: {meaning}"
-        if number == 0:
-            yield "one training row (token: loss and legal tokens where it is predicted):"
-            yield from _indent("\n".join(shown.first))
-    yield from _agreement(context)
-    yield from _memory(recipe, context, longest)
+    with import_quickly():
+        yield from _agreement(context)
+    stages = [_open_stage(context, run) for run in _language_models(recipe)]
+    for number, stage in enumerate(stages):
+        yield from _describe_stage(stage, example=number == 0)
+    yield from warn_of_emulation(recipe.model, context.ranks.device)
+    yield from _estimate_memory(context, stages)
+    if time:
+        yield from _estimate_time(context, other, stages)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A training stage as ``validate --rows`` looks at it."""
+
+    run: Run
+    stage: Any  # TrainingStage
+    found: Any  # StageRows
+    sizes: Any  # RowSizes
+
+
+def _open_stage(context: Any, run: Run) -> _Stage:
+    """A stage with its rows."""
+    from llmrec_cli.pipeline.memory import measure_rows
+    from llmrec_cli.pipeline.plan import plan_run
+    from llmrec_cli.pipeline.requirements import TrainingStage
+    from llmrec_cli.tasks.base import load_operations
+
+    plan = plan_run(context.recipe, run)
+    stage = TrainingStage(context, plan.method, plan.options, plan.section)
+    found = load_operations(context.recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
+    return _Stage(run, stage, found, measure_rows(stage, found))
+
+
+def _describe_stage(one: _Stage, *, example: bool) -> Iterator[str]:
+    """Rows, updates and options of a stage, and what is amiss with them."""
+    from llmrec_cli.pipeline.advice import warn_of_warmup
+    from llmrec_cli.tasks.base import load_operations
+    from llmrec_cli.training.trainer import count_updates
+
+    run, context, section = one.run, one.stage.context, one.stage.section
+    shown = load_operations(context.recipe.task).show_rows(one.stage, one.found)
+    steps = count_updates(shown.count, section)
+    updates = f"{steps:,} update" + ("" if steps == 1 else "s")
+    yield f"{run}: {shown.count:,} {section.rows} rows, {updates}"
+    yield from warn_of_warmup(section, shown.count, run.heading)
+    meaning = _meaning(context, run)
+    if meaning is not None:
+        yield f"{run}: {meaning}"
+    if example:
+        yield "one training row (token: loss and legal tokens where it is predicted):"
+        yield from _indent("\n".join(shown.first))
 
 
 def _left_out(context: Any, split: str) -> Iterator[str]:
@@ -186,17 +230,6 @@ def _catalogue(context: Any) -> str:
     )
 
 
-def _show_stage(context: Any, run: Run) -> Any:
-    """A stage's training rows, as its task shows them."""
-    from llmrec_cli.pipeline.plan import plan_run
-    from llmrec_cli.pipeline.requirements import TrainingStage
-    from llmrec_cli.tasks.base import load_operations
-
-    plan = plan_run(context.recipe, run)
-    stage = TrainingStage(context, plan.method, plan.options, plan.section)
-    return load_operations(context.recipe.task).show_rows(stage, run.kind is RunKind.ALIGN)
-
-
 def _meaning(context: Any, run: Run) -> str | None:
     """What an alignment's options mean on this catalogue.
 
@@ -218,41 +251,39 @@ def _language_models(recipe: Recipe) -> list[Run]:
     return [sft_run(recipe), *(align_run(recipe, table) for table in recipe.align)]
 
 
-def _memory(recipe: Recipe, context: Any, longest: int) -> Iterator[str]:
-    """Weights, optimizer and activations, from the model's config alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def _estimate_memory(context: Any, stages: Sequence[_Stage]) -> Iterator[str]:
+    """What an update of each stage takes beside what this machine has."""
+    from llmrec_cli.pipeline.memory import count_processes, describe_estimate, fit_passes
 
-    from llmrec_cli.models.loading import backbone, loading
-    from llmrec_cli.pipeline.setup import base_config, base_source
+    models: dict[bool, Any] = {}
+    processes = count_processes(context.recipe.launch)
+    for one in stages:
+        choice = fit_passes(one.stage, one.sizes, processes, models)
+        yield from describe_estimate(one.stage, choice, one.run.name, one.run.heading)
 
-    config = base_config(recipe)
-    with loading(backbone(base_source(recipe))), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    parameters = sum(p.numel() for p in model.parameters())
-    text = config.get_text_config()
-    width, layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
-    if width is None or layers is None:
-        yield f"memory: not estimated: model type {config.model_type!r} names no width and depth"
-        return
-    wide = getattr(text, "intermediate_size", None) or 4 * width
-    section, train = recipe.model, recipe.sft.train
-    trained = parameters if section.tuning == "full" else layers * 4 * section.lora.r * width * 2
-    size = {"none": 4 if section.tuning == "full" or section.dtype == "float32" else 2}.get(
-        section.quantize, 1 if section.quantize == "8bit" else 0.5
+
+def _estimate_time(context: Any, other: Any, stages: Sequence[_Stage]) -> Iterator[str]:
+    """How long each stage and its evaluation will take, from the backbone's first passes."""
+    from llmrec_cli.pipeline.setup import choose_rows
+    from llmrec_cli.pipeline.timing import (
+        count_evaluation_tokens,
+        count_stage_tokens,
+        measure_speed,
+        show_seconds,
     )
-    rows = min(train.micro_batch or train.batch, train.batch)
-    kept = 1 if section.gradient_checkpointing else layers
-    activations = rows * longest * kept * (8 * width + 3 * wide) * (4 if size == 4 else 2)
-    parts = {
-        "weights": parameters * size,
-        "gradients and AdamW": trained * 12,
-        "activations": activations,
-    }
-    text = ", ".join(f"{name} {amount / 1e9:.2f}" for name, amount in parts.items())
+
+    speed = measure_speed(stages[0].stage, stages[0].found)
+    yield f"time: {speed}"
+    for one in stages:
+        tokens = count_stage_tokens(one.stage, one.found, one.sizes)
+        yield f"{one.run}: time, estimated: {tokens.describe(speed)}"
+    rows = other.prepared.split("test")
+    rows = rows if other.recipe.eval.rows is None else choose_rows(rows, other.recipe.eval.rows)
+    some = choose_rows(rows, COUNTED)
+    prefill = count_evaluation_tokens(other, some) * len(rows) / max(len(some), 1) / speed.prefill
     yield (
-        f"memory, estimated: {sum(parts.values()) / 1e9:.2f} GB ({text}) at {rows} rows of "
-        f"{longest} tokens; {parameters:,} parameters"
+        f"evaluation of a language model on {len(rows):,} test rows: time, estimated: "
+        f"{show_seconds(prefill)} for the prompts, and the search behind them"
     )
 
 

@@ -103,7 +103,6 @@ class ShownRows:
 
     count: int
     first: tuple[str, ...]  # lines
-    longest: int  # tokens of the longest row, prompt and answers
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Operations:
     Attributes:
         make_rows: (stage, whether it aligns): its training and validation rows.
         check_rows: what stops training when it makes its rows, found without a model.
-        show_rows: the training rows, for ``validate``.
+        show_rows: (stage, what make_rows gave): the training rows, for ``validate``.
         describe_left_out: how much of the histories of some rows has no room in their prompts, in
             words; None: all fits, or it is told elsewhere.
         check_evaluation: whether the prompts of the test split can be made.
@@ -125,7 +124,7 @@ class Operations:
 
     make_rows: Callable[[TrainingStage, bool], StageRows]
     check_rows: Callable[[TrainingStage, bool], object]
-    show_rows: Callable[[TrainingStage, bool], ShownRows]
+    show_rows: Callable[[TrainingStage, StageRows], ShownRows]
     describe_left_out: Callable[[CatalogueContext, pd.DataFrame], str | None]
     check_evaluation: Callable[[CatalogueContext], object]
     evaluate: Callable[[Recipe, Sequence[Run], str, Existing, Progress], Compared]

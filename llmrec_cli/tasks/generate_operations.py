@@ -26,7 +26,7 @@ from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
-from llmrec_cli.training.collator import count_tokens
+from llmrec_cli.training.negatives import only_catalogue_rows
 from llmrec_cli.training.rows import IntArray, Prompts, Row, count_rows_left_out, window_rows
 from llmrec_cli.utils.progress import Progress
 
@@ -66,12 +66,10 @@ def require_prompt_room(context: CatalogueContext) -> None:
     context.encoder.encode([()])
 
 
-def _show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
+def _show_rows(stage: TrainingStage, found: StageRows) -> ShownRows:
     """The first row with, beside each token of an answer, how many tokens are legal there."""
-    context = stage.context
-    rows = build_training_rows(context, stage.section.rows)
-    longest = max(count_tokens(rows, context.trie.to("cpu")))
-    return ShownRows(len(rows), tuple(_show_row(context, rows[0])), longest)
+    (first,) = only_catalogue_rows(found.rows[:1])
+    return ShownRows(len(found.rows), tuple(_show_row(stage.context, first)))
 
 
 def describe_left_out(context: CatalogueContext, frame: pd.DataFrame) -> str | None:

@@ -409,21 +409,15 @@ def _check_rows(stage: TrainingStage, aligns: bool) -> None:
     _make_rows(stage, aligns)
 
 
-def _show_rows(stage: TrainingStage, aligns: bool) -> ShownRows:
+def _show_rows(stage: TrainingStage, found: StageRows) -> ShownRows:
     """The first pair: its prompt, and both answers."""
-    found = _make_rows(stage, aligns)
-    completed = Dataset(found.rows, found.transforms or ()).complete_rows(found.rows, 0)
-    rows = [row for row in completed if isinstance(row, PairRow)]
+    first = Dataset(found.rows, found.transforms or ()).complete_rows(found.rows[:1], 0)
+    (row,) = (row for row in first if isinstance(row, PairRow))
     words = stage.context.codec.tokenizer.convert_ids_to_tokens
-    chosen, rejected = rows[0].answers[0]
-    first = {"prompt": rows[0].prompts[0], "chosen": chosen, "rejected": rejected}
-    longest = max(
-        len(prompt) + max(map(len, answers))
-        for row in rows
-        for prompt, answers in zip(row.prompts, row.answers, strict=True)
-    )
-    lines = tuple(f"{name}: {' '.join(words(ids.tolist()))}" for name, ids in first.items())
-    return ShownRows(len(rows), lines, longest)
+    chosen, rejected = row.answers[0]
+    parts = {"prompt": row.prompts[0], "chosen": chosen, "rejected": rejected}
+    lines = (f"{name}: {' '.join(words(ids.tolist()))}" for name, ids in parts.items())
+    return ShownRows(len(found.rows), tuple(lines))
 
 
 def check_evaluation(context: CatalogueContext) -> None:

@@ -17,6 +17,7 @@ from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError, UserError
 from llmrec_cli.pipeline import run
 from llmrec_cli.pipeline.loading import longest_row
+from llmrec_cli.pipeline.memory import measure_rows
 from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.requirements import TrainingStage
@@ -162,10 +163,10 @@ def test_rows_are_made_checked_and_shown_alike(task: Task, at_home: Path) -> Non
     operations = load_operations(task)
     made = operations.make_rows(stage, False)
     operations.check_rows(stage, False)
-    shown = operations.show_rows(stage, False)
+    shown = operations.show_rows(stage, made)
     assert 0 < len(made.rows) == shown.count
     assert 0 < len(made.valid_rows) <= stage.section.validate_rows
-    assert 0 < shown.longest <= longest_row(stage.context)
+    assert min(measure_rows(stage, made).tokens) > 0
     assert all(shown.first)
     assert set(made.left_out) == {"train", "valid"}
 
