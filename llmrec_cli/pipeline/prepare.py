@@ -311,7 +311,8 @@ def _say_lines(lines: Iterable[str], progress: Progress) -> None:
 def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: Progress) -> None:
     """Say what was found in the files that a user may not expect, and what was left out."""
     for name, found in _files(notes.get("reviews", {})):
-        progress(f"{name}: {found['interactions']:,} interactions, times: {found['timestamp']}")
+        times = f", times: {found['timestamp']}" if "timestamp" in found else ""
+        progress(f"{name}: {found['interactions']:,} interactions{times}")
         if "ignored_index_column" in found:
             progress(f"{name}: {_describe_ignored(found['ignored_index_column'])}")
         if rated := found.get("ratings"):

@@ -300,6 +300,7 @@ def write_interactions(
     sink: Sink,
     calendar: bool = True,
     bad: BadLines = STRICT,
+    may_be_empty: bool = False,
 ) -> Notes:
     """Check one file's interactions, bring their times to milliseconds and write them.
 
@@ -310,12 +311,13 @@ def write_interactions(
         sink: where they go.
         calendar: timestamps are dates; False takes them as they are (an order, not a time).
         bad: what becomes of interactions that are wrong.
+        may_be_empty: the file is a part of a folder, and other parts have interactions.
 
     Returns:
         Counts, the timestamp unit, and of ratings without a promised scale what was found.
 
     Raises:
-        DataError: as ``check``, or no interactions at all.
+        DataError: as ``check_interactions``, or no interactions at all.
     """
     clock, before, ratings = None, sink.count, _Ratings()
     for raw in batches:
@@ -327,6 +329,8 @@ def write_interactions(
         ratings.add(checked)
         sink.write(checked)
     if sink.count == before:
+        if may_be_empty:
+            return {"interactions": 0}
         raise make_fault(path, 1, "the file has no interactions")
     notes: Notes = {
         "interactions": sink.count - before,

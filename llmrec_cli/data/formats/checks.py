@@ -318,7 +318,7 @@ def check_interactions(
         clock, millisecond_N, finer_N = times.clock, times.millisecond_N, times.finer_N
     if not problems.found:
         return Checked(users, items, rating_N, millisecond_N, finer_N, clock)
-    for index, problem in problems.found.items():
+    for index, problem in sorted(problems.found.items()):
         bad.skip(make_fault(path, batch.line_of(index), problem, index))
     kept_N = np.ones(len(users), dtype=bool)
     kept_N[list(problems.found)] = False
