@@ -282,7 +282,7 @@ def test_a_part_of_a_folder_may_be_empty_but_not_all_of_them(
     recipe.write_text(
         f'[data]\nformat = "interactions"\nreviews = "{folder}"\nk_core = 0\nuntitled = "id"\n'
     )
-    ended = typed(capsys, "prepare", str(recipe))
+    ended = typed(capsys, "prepare", str(recipe), f"out={tmp_path}")
     assert ended.code == 0
     assert "part-0.parquet: 0 interactions\n" in ended.out + ended.err
     with pytest.raises(DataError, match=r"part-0\.parquet:1: the file has no interactions"):
@@ -321,6 +321,48 @@ def test_a_key_that_a_json_line_lacks_is_null_where_it_may_be(tmp_path: Path) ->
     said = [entry.split(";")[0] for entry in source.notes["bad_lines"]["first"]]
     assert said == ['r:4: has no "item_id"', 'r:5: has no "timestamp"', 'm:4: has no "item_id"']
     assert source.notes["reviews"][str(tmp_path / "r")]["ratings"]["absent"] == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_ids_that_tables_write_for_no_value_are_ids_with_a_warning(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids are exact texts; a column with "nan" is a pandas export of missing ids, more likely."""
+    users = ["u", "nan", "v", "nan", "None", "nanna", "NAN", "w"] * 3
+    items = ["a", "b", "b", "a", "a", "c", "NA", "a"] * 3
+    rows = [
+        {"user_id": user, "item_id": item, "timestamp": MS + n}
+        for n, (user, item) in enumerate(zip(users, items, strict=True))
+    ]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = read_path(path, tmp_path / "s")
+    assert frame_of(source)["user_id"].to_list() == users
+    notes = source.notes["reviews"][str(path)]["ids_that_may_be_missing"]
+    assert notes == {"user_id": {"None": 3, "nan": 6}, "item_id": {"NA": 3}}
+    (tmp_path / "x.toml").write_text(
+        f'[data]\nformat = "interactions"\nreviews = "{path}"\nk_core = 0\nuntitled = "id"\n'
+        'duplicates = "keep"\n'
+    )
+    ended = typed(capsys, "prepare", str(tmp_path / "x.toml"), f"out={tmp_path}")
+    assert ended.code == 0
+    means = "; it is taken as an id: if it stands for a missing one, remove these rows"
+    warnings = [line for line in ended.err.splitlines() if "warning" in line]
+    assert [line.removeprefix(f"{path}: ") for line in warnings] == [
+        f'warning: user_id is "None" in 3 rows, "nan" in 6 rows{means}',
+        f'warning: item_id is "NA" in 3 rows{means}',
+    ]
+
+
+def test_no_warning_where_no_id_looks_like_no_value(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**IDS, **TIME}), tmp_path / "p")
+    source = read_path(tmp_path / "p", tmp_path / "s")
+    assert "ids_that_may_be_missing" not in source.notes["reviews"][str(tmp_path / "p")]
 
 
 @pytest.mark.parametrize("checked", [False, True])
