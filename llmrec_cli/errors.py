@@ -44,13 +44,16 @@ class LineFault(DataError):
 
     Attributes:
         brief: the message without the folder of the file.
+        path: the file.
         line: 1-based number of the line; of parquet, of the row.
         index: which record of its batch the line holds; None where that is unknown.
     """
 
-    def __init__(self, message: str, brief: str, line: int, index: int | None = None) -> None:
+    def __init__(
+        self, message: str, brief: str, path: Path, line: int, index: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.brief, self.line, self.index = brief, line, index
+        self.brief, self.path, self.line, self.index = brief, path, line, index
 
 
 class ArtefactError(UserError):

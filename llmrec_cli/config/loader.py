@@ -29,7 +29,7 @@ from llmrec_cli.config.training import (
     StageSection,
     TrainSection,
 )
-from llmrec_cli.config.unused import find_unused_notes, find_unused_problems
+from llmrec_cli.config.unused import Base, find_unused_notes, find_unused_problems
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find_method
 from llmrec_cli.tasks import TASKS
@@ -376,7 +376,7 @@ def read_recipe(
     Raises:
         RecipeError: every problem at once, one line each.
     """
-    path = find_recipe(name_or_path)
+    path, overrides = find_recipe(name_or_path), tuple(overrides)
     table = merge_tables(path, overrides)
     for kind, names in (("align", aligns), ("baseline", ["pop", *baselines])):
         for name in names:
@@ -389,13 +389,14 @@ def read_recipe(
     else:  # what follows from a problem is not asked
         problems = [*name_problems(recipe)] or [*link_problems(recipe)]
         if not problems:
-            unused = [] if whole else find_unused_problems(table, recipe)
+            base = None if whole else _find_base(path, overrides)
+            unused = [] if whole else find_unused_problems(table, recipe, base)
             problems = [*data_problems(recipe), *task_problems(recipe)]
             problems += [*chat_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
-    for note in () if whole else find_unused_notes(table, recipe):
+    for note in () if whole else find_unused_notes(table, recipe, base):
         say(redact(f"note: {note}"))
     return recipe
 
@@ -513,6 +514,17 @@ def change_paths(table: Table, change: Callable[[str], str]) -> None:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and key in inner:
             inner[key] = changed(inner[key])
+
+
+def _find_base(path: Path, overrides: Iterable[str]) -> Base | None:
+    """The file that a recipe extends, with what the recipe and overrides set over it."""
+    own = _read_table(path)
+    base = own.pop("extends", None)
+    if base is None:
+        return None
+    for override in overrides:
+        _apply_override(own, override)
+    return Base(os.path.normpath(path.parent / base), own)
 
 
 def _merge_tables(base: Mapping[str, Any], over: Mapping[str, Any]) -> Table:

@@ -56,20 +56,51 @@ class Unused:
     default: Any = None
 
 
-def find_unused_problems(table: Table, recipe: Recipe) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The file that a recipe extends, and what lies over it.
+
+    Attributes:
+        name: its path, for messages.
+        own: what the recipe itself and overrides set, merged.
+    """
+
+    name: str
+    own: Table
+
+    def holds(self, path: Path) -> bool:
+        """Whether a key that is set is set in this file alone."""
+        value: Any = self.own
+        for key in path:
+            if not isinstance(value, dict) or key not in value:
+                return True
+            value = value[key]
+        return False
+
+
+def find_unused_problems(table: Table, recipe: Recipe, base: Base | None) -> Iterator[str]:
     """One line for each key that a recipe must not set, given the others.
 
     Args:
         table: the merged recipe, as it was written.
         recipe: the same, checked and resolved.
+        base: the file that it extends; a key that only this one sets is shown with its name.
     """
     for found in unused_keys(recipe):
         if found.refused:
             for path, value in _find_written(table, found.path):
-                yield f"{_show_place(path, value)}: {found.why}"
+                in_base = base is not None and base.holds(path)
+                over = _advise_override(path) if in_base else ""
+                yield f"{_show_place(path, value, base)}: {found.why}{over}"
 
 
-def find_unused_notes(table: Table, recipe: Recipe) -> Iterator[str]:
+def _advise_override(path: Path) -> str:
+    """How a recipe says over its base that nothing is done; empty where no value says so."""
+    neutral = _TRUE_ANYWAY.get(path[-1])
+    return f", or set {path[-1]} = {format_value(neutral[0])} over it" if neutral else ""
+
+
+def find_unused_notes(table: Table, recipe: Recipe, base: Base | None) -> Iterator[str]:
     """One line for each further key that a recipe sets and that plays no part; args as above."""
     for found in unused_keys(recipe):
         depth = len(found.path)
@@ -77,9 +108,9 @@ def find_unused_notes(table: Table, recipe: Recipe) -> Iterator[str]:
         changed = [(p, v) for p, v in written if v != _get_inside(found.default, p[depth:])]
         if changed:
             first, *others = changed
-            more = "".join(f", {path[-1]} = {format_value(value)}" for path, value in others)
+            more = "".join(f", {_show_value(*other, base)}" for other in others)
             play = "play" if others else "plays"
-            yield f"{_show_place(*first)}{more} {play} no part: {found.why}"
+            yield f"{_show_place(*first, base)}{more} {play} no part: {found.why}"
 
 
 def drop_refused(plain: Table, recipe: Recipe) -> Table:
@@ -256,6 +287,12 @@ def _get_inside(value: Any, path: Path) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _show_place(path: Path, value: object) -> str:
+def _show_place(path: Path, value: object, base: Base | None) -> str:
     table = f"[{'.'.join(path[:-1])}] " if path[:-1] else ""
-    return f"{table}{path[-1]} = {format_value(value)}"
+    return table + _show_value(path, value, base)
+
+
+def _show_value(path: Path, value: object, base: Base | None) -> str:
+    """A key with its value, and the file where that is not the recipe's own."""
+    file = f" (in {base.name})" if base is not None and base.holds(path) else ""
+    return f"{path[-1]} = {format_value(value)}{file}"

@@ -36,7 +36,9 @@ class MslOptions(Options):
         le=1,
         description="ATS: step of tau's moving average per update, in (0, 1]",
     )
-    ats_start: float = Field(default=1.5, gt=0, description="ATS: tau before the first update")
+    ats_start: float = Field(
+        default=1.5, gt=0, description="ATS: tau before the first update, in ats_min..ats_max"
+    )
     ats_min: float = Field(default=1.5, gt=0, description="ATS: smallest tau")
     ats_max: float = Field(default=5.0, gt=0, description="ATS: largest tau, at least ats_min")
 
@@ -44,6 +46,11 @@ class MslOptions(Options):
     def _check_order(self) -> MslOptions:
         if self.ats_min > self.ats_max:
             raise ValueError(f"ats_min = {self.ats_min:g} must be <= ats_max = {self.ats_max:g}")
+        if self.tau == "ats" and not self.ats_min <= self.ats_start <= self.ats_max:
+            raise ValueError(
+                f"ats_start = {self.ats_start:g} must be in ats_min = {self.ats_min:g} .. "
+                f"ats_max = {self.ats_max:g}"
+            )
         return self
 
 
@@ -109,9 +116,10 @@ def update_state(
     wanted = _find_wanted_tau(stats, options, trie)
     if wanted is None:
         return state
-    kept = min(max(wanted, options.ats_min), options.ats_max)
+    kept = _clamp_tau(wanted, options)
+    moved = (1 - options.ats_rate) * state["tau"] + options.ats_rate * kept
     return {
-        "tau": (1 - options.ats_rate) * state["tau"] + options.ats_rate * kept,
+        "tau": _clamp_tau(moved, options),  # rounding alone moves it out of the limits
         "tau_outside": (1 - RECENT) * state["tau_outside"] + RECENT * (wanted != kept),
     }
 
@@ -160,6 +168,10 @@ def _find_wanted_tau(stats: Mapping[str, float], options: MslOptions, trie: Trie
     if options.tau != "ats" or not stats["choice_rows"]:
         return None
     return adaptive_temperature(stats, _widest_fan_out(trie), options.ats_eta)
+
+
+def _clamp_tau(tau: float, options: MslOptions) -> float:
+    return min(max(tau, options.ats_min), options.ats_max)
 
 
 def _widest_fan_out(trie: Trie) -> int:

@@ -311,11 +311,17 @@ def _say_lines(lines: Iterable[str], progress: Progress) -> None:
 def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: Progress) -> None:
     """Say what was found in the files that a user may not expect, and what was left out."""
     for name, found in _files(notes.get("reviews", {})):
-        progress(f"{name}: {found['interactions']:,} interactions, times: {found['timestamp']}")
+        times = f", times: {found['timestamp']}" if "timestamp" in found else ""
+        progress(f"{name}: {found['interactions']:,} interactions{times}")
         if "ignored_index_column" in found:
             progress(f"{name}: {_describe_ignored(found['ignored_index_column'])}")
         if rated := found.get("ratings"):
             progress(f"{name}: {_describe_rated(rated, section.min_rating is not None)}")
+        _say_lines(_describe_missing_ids(name, found), progress)
+    for parts in notes.get("splits", {}).values():
+        for name, found in parts.items():
+            if isinstance(found, Mapping):
+                _say_lines(_describe_missing_ids(name, found), progress)
     metadata = notes.get("metadata", {})
     for name, column in metadata.get("ignored_index_column", {}).items():
         progress(f"{name}: {_describe_ignored(column)}")
@@ -323,6 +329,16 @@ def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: P
         progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
         progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
+
+
+def _describe_missing_ids(name: str, found: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each column of ids with words that may stand for a missing one."""
+    for column, words in found.get("ids_that_may_be_missing", {}).items():
+        counts = ", ".join(f'"{word}" in {count:,} rows' for word, count in words.items())
+        yield (
+            f"{name}: warning: {column} is {counts}; it is taken as an id: if it stands for a "
+            "missing one, remove these rows"
+        )
 
 
 def _describe_rated(found: Mapping[str, Any], threshold: bool) -> str:

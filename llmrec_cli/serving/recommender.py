@@ -226,6 +226,17 @@ def _list_notes(
         yield f"the prompt has room for the last {in_prompt} items ({context.encoder.why})"
 
 
+def _explain_short_list(k: int, size: int, left_out: int) -> str:
+    """Why a list cannot have ``k`` entries.
+
+    Args:
+        size: entries of the catalogue.
+        left_out: how many of them are left out, because they are in the history.
+    """
+    text = f"{size - left_out:,} of {k:,} entries: the catalogue has {size:,}"
+    return text + (f", and {left_out:,} of the history are left out" if left_out else "")
+
+
 @dataclass(frozen=True)
 class Recommender:
     """A finished run that recommends; ``load`` opens one."""
@@ -335,7 +346,8 @@ class Recommender:
                 found.leaf_BK[row, kept].tolist(),
                 found.score_BK[row, kept].tolist(),
                 None if log_BK is None else log_BK[row, kept].tolist(),
-                min(k, self.leaves.n_leaves - len(seen[row])),
+                k,
+                len(seen[row]),
             )
             for row, (one, kept) in enumerate(zip(read, found.places_outside(seen, k), strict=True))
         ]
@@ -398,15 +410,25 @@ class Recommender:
         leaf_K: Sequence[int],
         score_K: Sequence[float],
         log_K: Sequence[float] | None,
-        wanted: int,
+        k: int,
+        left_out: int,
     ) -> Recommendations:
+        """The list of one history.
+
+        Args:
+            leaf_K, score_K, log_K: of its places, best first; K may be less than ``k``.
+            k: how many entries were asked for.
+            left_out: how many entries of the history are no candidates.
+        """
         logs = repeat(None) if log_K is None else log_K
         places = zip(leaf_K, score_K, logs, strict=False)
         items = tuple(
             self._describe_entry(rank, *place) for rank, place in enumerate(places, start=1)
         )
-        notes = history.notes
-        if len(items) < wanted:
+        notes, size = history.notes, self.leaves.n_leaves
+        if size - left_out < k:
+            notes = (*notes, _explain_short_list(k, size, left_out))
+        if len(items) < min(k, size - left_out):
             notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
         return Recommendations(history.told, items, self.ranker.scored_by, notes)
 

@@ -255,6 +255,33 @@ def test_one_note_for_one_table(tmp_path: Path) -> None:
     ]
 
 
+def test_a_key_of_the_extended_file_is_named_with_its_file(tmp_path: Path) -> None:
+    """ "Remove it" is no advice where the key is not in the recipe."""
+    base = tmp_path / "shared" / "base.toml"
+    base.parent.mkdir()
+    cleaning = {"k_core": 5, "min_rating": 4.0, "duplicates": "first"}
+    lora = {"lora": {"r": 4, "alpha": 2}}
+    base.write_text(tomli_w.dumps({"data": cleaning, "model": lora}))
+    table = {"extends": "shared/base.toml", **WINDOWS, "model": {"lora": {"alpha": 3}}}
+    table["data"] = {**WINDOWS["data"], "duplicates": "last"}
+    place = f"(in {base})"
+    why = 'format "msl-windows" comes split and is not cleaned; remove it'
+    assert outcome(tmp_path, table)[0] == [
+        f'[data] duplicates = "last": {why}',
+        f"[data] min_rating = 4.0 {place}: {why}",
+        f"[data] k_core = 5 {place}: {why}, or set k_core = 0 over it",
+    ]
+    table["data"] |= {"duplicates": "keep", "k_core": 0}
+    assert outcome(tmp_path, table)[0] == [f"[data] min_rating = 4.0 {place}: {why}"]
+    typed_over = f"[data] min_rating = 3.0: {why}"
+    assert outcome(tmp_path, table, "data.min_rating=3.0")[0] == [typed_over]
+    base.write_text(tomli_w.dumps({"model": lora}))
+    assert outcome(tmp_path, table)[1] == [
+        f'note: [model.lora] r = 4 {place}, alpha = 3 play no part: tuning = "full" trains all '
+        "weights"
+    ]
+
+
 @pytest.mark.parametrize("name", list_shipped_names())
 def test_no_shipped_recipe_sets_what_plays_no_part(name: str) -> None:
     notes: list[str] = []

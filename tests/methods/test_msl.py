@@ -218,6 +218,28 @@ def test_tau_is_a_moving_average_of_clamped_values(gap: float, clamped_to: float
     assert METHOD.metrics(stats_of(gap, 0.1), 7.0, options, trie) == {"tau_wanted": wanted}
 
 
+def test_tau_never_leaves_its_limits_by_rounding() -> None:
+    trie = catalogue()
+    options = MslOptions(tau="ats", ats_eta=0.9, ats_start=1.7, ats_min=1.7, ats_max=5.0)
+    for rate in (0.05, 0.1, 0.15, 0.3, 0.35):  # some of these round 1.7 to 1.6999999999999997
+        moved = options.model_copy(update={"ats_rate": rate})
+        state = METHOD.init_state(moved, trie)
+        for _ in range(100):
+            state = METHOD.update_state(state, stats_of(-5.0, 0.1), moved, trie)
+            assert state["tau"] == 1.7
+
+
+@pytest.mark.parametrize(("low", "start", "high"), [(1.5, 1.4, 5.0), (0.1, 1.5, 1.0), (2, 1.5, 5)])
+def test_tau_starts_inside_of_its_limits(low: float, start: float, high: float) -> None:
+    limits = {"ats_start": start, "ats_min": low, "ats_max": high}
+    words = rf"ats_start = {start:g} must be in ats_min = {low:g} \.\. ats_max = {high:g}"
+    with pytest.raises(ValueError, match=words):
+        MslOptions.model_validate({"tau": "ats", **limits})
+    assert MslOptions.model_validate({"tau": 1.0, **limits}).ats_start == start  # plays no part
+    for at in (low, high):
+        assert MslOptions.model_validate({"tau": "ats", **limits, "ats_start": at})
+
+
 INSIDE, ABOVE = 5.0, 900.0  # gaps of ``stats_of``, with the limits of the test above
 
 

@@ -19,6 +19,7 @@ from llmrec_cli.report.figures import shorten_label
 from llmrec_cli.report.formatting import cut_name, cut_text, typeset_ends, typeset_figure
 from llmrec_cli.report.page import Page, render_page, write_page
 from llmrec_cli.report.page.comparison import summarize_board
+from tests.evaluation.sample_entries import compared, entry_of
 from tests.report.sample_pages import (
     HOSTILE,
     Element,
@@ -121,6 +122,17 @@ def test_contrasts_have_p_holm_what_was_detectable_and_why_not(document: Element
     assert [row[-1] for row in rows[:3]] == ["yes", "baseline", "yes"]
     assert rows[3][-1] == comparison.standings[3].why_not
     assert rows[3][2:-1] == ["-"] * 4
+
+
+def test_where_nothing_varies_the_page_calls_no_difference_detectable() -> None:
+    """Two runs of the same lists, in the leaderboard and in the folded table of every metric."""
+    same = compared(entry_of("base", 1), entry_of("same", 1), baseline="base")
+    page = replace(bare_page(), comparison=same)
+    document = parsed(render_page(page))
+    _, *rows = tables(document, "History kept: NDCG@5 against base")
+    assert [row[5] for row in rows] == ["-", "-"]
+    headings, *folded = tables(document, "Differences of every metric")
+    assert {row[headings.index("detectable")] for row in folded} == {"-"}
 
 
 def test_seeds_stand_one_by_one(document: Element) -> None:

@@ -120,6 +120,30 @@ def test_probabilities_are_over_the_whole_catalogue(
         assert {item.log_probability for item in everything} == {None}
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_a_list_that_is_shorter_than_asked_says_why(moved: Path, run: str) -> None:
+    opened = Recommender.load(moved / run)
+    size = opened.leaves.n_leaves
+    history = evaluated(moved, run)[1]["item_id"].tolist()[:3]
+    entries = {int(opened.leaves.leaf_of_item_I[item]) for item in range(3)}
+
+    def list_reasons(k: int, *, exclude_history: bool) -> list[str]:
+        found = opened.recommend(history, k, exclude_history=exclude_history)
+        assert len(found) == min(k, size - len(entries) * exclude_history)
+        return [note for note in found.notes if "catalogue has" in note]
+
+    assert list_reasons(size, exclude_history=False) == []
+    assert list_reasons(size - len(entries), exclude_history=True) == []
+    assert list_reasons(1000, exclude_history=False) == [
+        f"{size} of 1,000 entries: the catalogue has {size}"
+    ]
+    rest = size - len(entries)
+    assert list_reasons(rest + 1, exclude_history=True) == [
+        f"{rest} of {rest + 1} entries: the catalogue has {size}, and {len(entries)} of the "
+        "history are left out"
+    ]
+
+
 def test_opening_and_recommending_writes_nothing(moved: Path) -> None:
     def looks() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in moved.rglob("*")}
@@ -152,7 +176,7 @@ def test_of_a_long_history_the_last_items_are_used_and_all_are_left_out(
     long = items["item_id"].tolist()[:12]  # data.history = 5
     found = sft.recommend(long, 10_000, exclude_history=False)
     assert found.items == sft.recommend(long[-5:], 10_000, exclude_history=False).items
-    assert found.notes == ("12 items: the last 5 are used (data.history)",)
+    assert found.notes[0] == "12 items: the last 5 are used (data.history)"
     assert [told.used for told in found.history] == [False] * 7 + [True] * 5
     assert not set(long) & set(ids(sft.recommend(long, 10_000)))
 

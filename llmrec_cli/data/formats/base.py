@@ -6,7 +6,8 @@ import html
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.formats.checks import (
+    MISSING_WORDS,
     Checked,
     Fields,
     Interactions,
     check_interactions,
+    count_missing_words,
     is_torn,
     torn,
 )
@@ -98,8 +101,6 @@ class Source:
 
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-# How tables write no value: what pandas reads as none by default, and the \N of databases.
-_MISSING: Final = frozenset(r"nan NaN -nan -NaN None NULL null NA N/A n/a <NA> #N/A #NA \N".split())
 _INVISIBLE: Final = " \u200b\u200c\u200d\u2060\ufeff\u00ad"  # zero-width, and the soft hyphen
 _MARKUP: Final = re.compile(r"<[A-Za-z/!][^<>]*(?:>|$)")
 
@@ -121,7 +122,7 @@ def clean_title(raw: str | None) -> str | None:
     text = " ".join(text.split())
     if text and not text.isprintable():
         text = text.strip(_INVISIBLE)
-    if not text or text in _MISSING or "getTime()" in text:
+    if not text or text in MISSING_WORDS or "getTime()" in text:
         return None
     if "<" in text and not _MARKUP.sub("", text).strip():
         return None
@@ -300,6 +301,7 @@ def write_interactions(
     sink: Sink,
     calendar: bool = True,
     bad: BadLines = STRICT,
+    may_be_empty: bool = False,
 ) -> Notes:
     """Check one file's interactions, bring their times to milliseconds and write them.
 
@@ -310,14 +312,17 @@ def write_interactions(
         sink: where they go.
         calendar: timestamps are dates; False takes them as they are (an order, not a time).
         bad: what becomes of interactions that are wrong.
+        may_be_empty: the file is a part of a folder, and other parts have interactions.
 
     Returns:
-        Counts, the timestamp unit, and of ratings without a promised scale what was found.
+        Counts, the timestamp unit, of ratings without a promised scale what was found, and how many
+        interactions have an id that tables write for no value.
 
     Raises:
-        DataError: as ``check``, or no interactions at all.
+        DataError: as ``check_interactions``, or no interactions at all.
     """
     clock, before, ratings = None, sink.count, _Ratings()
+    words: dict[str, Counter[str]] = {fields.user: Counter(), fields.item: Counter()}
     for raw in batches:
         batch = raw if calendar else replace(raw, timestamps=None)
         checked = check_interactions(path, batch, fields, clock, bad)
@@ -325,8 +330,12 @@ def write_interactions(
             checked = replace(checked, millisecond_N=np.asarray(raw.timestamps, np.int64))
         clock = checked.clock
         ratings.add(checked)
+        words[fields.user] += count_missing_words(checked.users)
+        words[fields.item] += count_missing_words(checked.items)
         sink.write(checked)
     if sink.count == before:
+        if may_be_empty:
+            return {"interactions": 0}
         raise make_fault(path, 1, "the file has no interactions")
     notes: Notes = {
         "interactions": sink.count - before,
@@ -334,7 +343,13 @@ def write_interactions(
     }
     if fields.scale is None and ratings.seen:
         notes["ratings"] = ratings.notes()
-    return notes
+    return notes | note_missing_words(words)
+
+
+def note_missing_words(words: Mapping[str, Counter[str]]) -> Notes:
+    """For the manifest: column of ids -> word for no value -> rows; nothing where there is none."""
+    found = {name: dict(sorted(counts.items())) for name, counts in words.items() if counts}
+    return {"ids_that_may_be_missing": found} if found else {}
 
 
 @dataclass

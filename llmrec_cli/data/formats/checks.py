@@ -6,6 +6,7 @@ columns of a file -> check_interactions -> Checked (times in milliseconds), or b
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -220,6 +221,11 @@ Numbers = Any  # a sequence of numbers and None, or a numpy or pyarrow array
 Floats = NDArray[np.float64]
 
 AMAZON_SCALE: Final = (1.0, 5.0)
+MISSING_WORDS: Final = frozenset(
+    r"nan NaN -nan -NaN None NULL null NA N/A n/a <NA> #N/A #NA \N".split()
+)
+"""How tables write no value: what pandas reads as none by default, and the \\N of databases."""
+_LONGEST_WORD: Final = max(map(len, MISSING_WORDS))
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -318,7 +324,7 @@ def check_interactions(
         clock, millisecond_N, finer_N = times.clock, times.millisecond_N, times.finer_N
     if not problems.found:
         return Checked(users, items, rating_N, millisecond_N, finer_N, clock)
-    for index, problem in problems.found.items():
+    for index, problem in sorted(problems.found.items()):
         bad.skip(make_fault(path, batch.line_of(index), problem, index))
     kept_N = np.ones(len(users), dtype=bool)
     kept_N[list(problems.found)] = False
@@ -360,6 +366,15 @@ def _check_ids(ids: Any, name: str, problems: _Problems) -> pa.Array:
         for index in np.flatnonzero(length.to_numpy(zero_copy_only=False) == 0).tolist():
             problems.add(index, f'"{name}" is empty, expected an id')
     return array
+
+
+def count_missing_words(ids: pa.Array | pa.ChunkedArray) -> Counter[str]:
+    """How often which of ``MISSING_WORDS`` is an id.  Ids are exact texts, so it is one."""
+    shortest = pc.min(pc.binary_length(ids)).as_py()
+    if shortest is None or shortest > _LONGEST_WORD:
+        return Counter()
+    found = ids.filter(pc.is_in(ids, value_set=pa.array(MISSING_WORDS, ids.type)))
+    return Counter(found.to_pylist())
 
 
 def _check_ratings(ratings: Numbers | None, fields: Fields, problems: _Problems) -> Floats | None:

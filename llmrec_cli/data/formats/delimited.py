@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+from numpy.typing import NDArray
 
 from llmrec_cli.data.formats.checks import DATES, Clock, looks_like_date, parse_dates
 from llmrec_cli.data.formats.parsing import (
@@ -106,10 +107,12 @@ def read_cells(
         bad: what becomes of records that are wrong.
 
     Raises:
-        DataError: see ``lines.blocks``; and a record with too few or too many cells or with broken
-            quotes, a cell that is not of its kind, or a header with repeated names.
+        DataError: see ``read_blocks``; and a record with too few or too many cells or with broken
+            quotes, a cell that is not of its kind, a header with repeated names, or the header once
+            more behind the first line.
     """
     stream = read_blocks(path, bad)
+    has_header = names is None
     if names is None:
         names, first = _split_header(next(stream), delimiter)
         stream = chain([first] if first.data else [], stream)
@@ -118,7 +121,9 @@ def read_cells(
     dates: bool | None = None
     for block, last in _with_last(stream):
         fast = None if records.pending else _split_plainly(block, columns, delimiter, bad)
-        cells = _convert_cells(path, *(fast or records.cut(block, last)), kinds, bad, dates)
+        found, line_of = fast or records.cut(block, last)
+        problems = _find_headers(found) if has_header else Problems()
+        cells = _convert_cells(path, found, line_of, kinds, bad, dates, problems)
         if dates is None and kinds.times and len(cells.numbers[kinds.times[0]]):
             dates = cells.clock is DATES
         yield cells
@@ -137,7 +142,7 @@ def _with_last(stream: Iterator[Block]) -> Iterator[tuple[Block, bool]]:
 
 def read_header(path: Path, delimiter: str = ",") -> list[str]:
     """The column names in the first line of a CSV file; an index column's may be empty."""
-    return _split_header(first_block(path), delimiter)[0]
+    return _split_header(first_block(path, header=True), delimiter)[0]
 
 
 def _split_header(block: Block, delimiter: str) -> tuple[list[str], Block]:
@@ -377,6 +382,19 @@ def _no_csv(path: Path, number: int, reason: str, line: bytes) -> LineFault:
     return make_fault(path, number, f"no valid CSV ({reason}); found {show_text(line.decode())}")
 
 
+def _find_headers(columns: Columns) -> Problems:
+    """Records that repeat the names of the columns, as files do that were joined from several."""
+    found_N: NDArray[np.bool_] | None = None
+    for name, column in columns.items():
+        cells = pc.utf8_trim(column, " \t\ufeff")
+        same_N = pc.equal(cells, name).to_numpy(zero_copy_only=False)
+        found_N = same_N if found_N is None else found_N & same_N
+        if not found_N.any():
+            return Problems()
+    problem = "the header once more, expected one header per file"
+    return {} if found_N is None else dict.fromkeys(np.flatnonzero(found_N).tolist(), problem)
+
+
 def _convert_cells(
     path: Path,
     columns: Columns,
@@ -384,20 +402,22 @@ def _convert_cells(
     kinds: Kinds,
     bad: BadLines,
     dates: bool | None,
+    problems: Problems,
 ) -> Cells:
     """Numbers and times of records, without the records that have none.
 
     Args:
         dates: whether the times of the blocks before were ISO dates; None: there were none.
+        problems: records that are wrong for another reason; they are left out, too.
     """
-    numbers, clock, problems = {}, None, Problems()
+    numbers, clock = {}, None
     for name in kinds.numbers:
         numbers[name], found = _parse_floats(columns[name], name, name in kinds.optional)
-        problems |= {index: found[index] for index in found if index not in problems}
+        problems = found | problems
     for name in kinds.times:
         numbers[name], clock, found = read_times(columns[name], name, dates)
-        problems |= {index: found[index] for index in found if index not in problems}
-    for index, problem in problems.items():
+        problems = found | problems
+    for index, problem in sorted(problems.items()):
         bad.skip(make_fault(path, line_of(index), problem, index))
     if not problems:
         return Cells(columns, numbers, line_of, clock)

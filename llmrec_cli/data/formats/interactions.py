@@ -23,7 +23,7 @@ from llmrec_cli.data.formats.checks import Fields, Interactions
 from llmrec_cli.data.formats.delimited import Kinds
 from llmrec_cli.data.formats.parsing import BadLines
 from llmrec_cli.data.formats.tables import Table, find_index, find_tables, read_parts
-from llmrec_cli.errors import RecipeError
+from llmrec_cli.errors import DataError, RecipeError
 
 
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
@@ -45,13 +45,18 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     with Sink(scratch / INTERACTIONS_FILE) as sink:
         for name in section.reviews:
             found: Notes = {}
-            for table in find_tables(locate(name)):
+            path, before = locate(name), sink.count
+            for table in find_tables(path):
                 index = find_index(table, _list_columns(columns))
+                rows = _read_interactions(table, columns, bad)
+                of_folder = table.path != path
                 notes = write_interactions(
-                    table.path, _read_interactions(table, columns, bad), fields, sink, bad=bad
+                    table.path, rows, fields, sink, bad=bad, may_be_empty=of_folder
                 )
                 ignored = {} if index is None else {"ignored_index_column": index}
-                found[_place_of(locate(name), table)] = notes | ignored
+                found[_place_of(path, table)] = notes | ignored
+            if sink.count == before:
+                raise DataError(f"{path}: no file of the folder has interactions")
             files[name] = found.pop("", found)
     items, notes = _read_items(section, locate, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 import zlib
+from bisect import insort
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ def make_fault(path: Path, line: int, problem: str, index: int | None = None) ->
         index: which record of its batch the line holds, where that is known.
     """
     place = f"{path.name}:{line}: {problem}"
-    return LineFault(printable(f"{path}:{line}: {problem}"), printable(place), line, index)
+    return LineFault(printable(f"{path}:{line}: {problem}"), printable(place), path, line, index)
 
 
 def printable(text: str) -> str:
@@ -99,12 +100,18 @@ class BadLines:
 
     What is wrong with a file as a whole (truncated, not text, of another generation) always is an
     error.
+
+    Attributes:
+        limit: how many lines may be left out, over all files of a source.
+        advice: what to do about a bad line where none may be left out.
+        skipped: how many lines were left out.
     """
 
-    limit: int = 0  # lines that may be left out, over all files of a source
-    advice: str = ""  # what to do about a bad line where none may be left out
+    limit: int = 0
+    advice: str = ""
     skipped: int = 0
-    first: list[str] = field(default_factory=list)  # the first few, as file:line: problem
+    _first: list[tuple[int, int, str]] = field(default_factory=list)  # file, line, brief; sorted
+    _files: list[Path] = field(default_factory=list)  # files with bad lines, in reading order
 
     def skip(self, error: LineFault) -> None:
         """Leave a line out.
@@ -115,21 +122,29 @@ class BadLines:
         if not self.limit:
             # A file that is wrong from its first line on is another file, more likely.
             advice = self.advice if error.line > 1 else ""
-            raise LineFault(f"{error}{advice}", error.brief, error.line, error.index)
+            raise LineFault(f"{error}{advice}", error.brief, error.path, error.line, error.index)
         if self.skipped >= self.limit:
             raise DataError(
-                f"{error}; and {self.limit} bad lines before it, the most that "
+                f"{error}; {self.limit} other bad lines are left out already, the most that "
                 "data.bad_line_limit allows"
             )
         self.skipped += 1
-        if len(self.first) < _SHOWN_BAD:
-            self.first.append(error.brief)
+        if error.path not in self._files[-1:]:
+            self._files.append(error.path)
+        # Each check goes through a whole block of lines, so a lower line may be found later.
+        insort(self._first, (len(self._files), error.line, error.brief))
+        del self._first[_SHOWN_BAD:]
+
+    @property
+    def first(self) -> list[str]:
+        """The first few bad lines in the order of the files, as ``file:line: problem``."""
+        return [brief for _, _, brief in self._first]
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """Counts for the manifest; nothing where no line may be left out."""
         if not self.limit:
             return {}
-        return {"bad_lines": {"skipped": self.skipped, "first": list(self.first)}}
+        return {"bad_lines": {"skipped": self.skipped, "first": self.first}}
 
 
 STRICT: Final = BadLines()
@@ -189,8 +204,13 @@ def only_beginnings() -> bool:
     return _CUT.get() is not None
 
 
+def was_cut(path: Path) -> bool:
+    """Whether the reader at work saw the beginning of a file only, and not all of it."""
+    return path in (_CUT.get() or ())
+
+
 class _Damage(Exception):
-    """The byte stream ends early, is corrupt, or is a bomb; ``blocks`` adds file and line."""
+    """The byte stream ends early, is corrupt, or is a bomb; ``read_blocks`` adds file and line."""
 
 
 def count_lines(data: bytes) -> int:
@@ -206,14 +226,20 @@ def read_blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Itera
     Args:
         path: the file.
         bad: what becomes of lines that are not UTF-8.
-        beginning: bytes after which it stops inside of ``beginnings``, at the end of a piece; 0:
-            one piece.
+        beginning: inside of ``read_only_beginnings``, bytes after which it stops, at the end of a
+            piece; 0: one piece.
 
     Raises:
         DataError: missing, empty, truncated or corrupt file, a gzip bomb, a line above 16 MiB,
             bytes that are not UTF-8, or a format that is no text.
         MachineError: the file exists but cannot be read.
     """
+    for block in _read_bytes(path, beginning):
+        yield _drop_foreign_lines(block, bad)
+
+
+def _read_bytes(path: Path, beginning: int = 0) -> Iterator[Block]:
+    """As ``read_blocks``; lines may be no UTF-8."""
     first, rest, taken, cut = 1, b"", 0, _CUT.get()
     try:
         for piece in _read_text(path):
@@ -224,12 +250,12 @@ def read_blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Itera
             whole, rest = _cut_lines(path, first, rest, piece)
             if whole:
                 count = count_lines(whole)
-                yield _drop_foreign_lines(Block(path, first, count, whole), bad)
+                yield Block(path, first, count, whole)
                 first += count
     except _Damage as damage:
         raise make_fault(path, first, str(damage)) from None
     if rest:
-        yield _drop_foreign_lines(Block(path, first, 1, rest), bad)
+        yield Block(path, first, 1, rest)
     elif first == 1:
         raise make_fault(path, 1, "the file has no lines")
 
@@ -237,13 +263,13 @@ def read_blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Itera
 def read_whole(path: Path) -> tuple[bytes, bool]:
     """The text of a file that is one JSON document, and whether it is there to the end.
 
-    (It is, but for a large one inside of ``beginnings``.)
+    (It is, but for a large one inside of ``read_only_beginnings``.)
 
     Raises:
-        DataError, MachineError: as ``blocks``.
+        DataError, MachineError: as ``read_blocks``.
     """
     data = b"".join(block.data for block in read_blocks(path, beginning=DOCUMENT))
-    return data, path not in (_CUT.get() or ())
+    return data, not was_cut(path)
 
 
 def _cut_lines(path: Path, first: int, rest: bytes, piece: bytes) -> tuple[bytes, bytes]:
@@ -263,12 +289,20 @@ def _drop_foreign_lines(block: Block, bad: BadLines) -> Block:
         return block
     left_out = []
     for number, line in block.lines():
-        at = _find_foreign_byte(line)
-        if at is not None:
-            problem = f"byte {at + 1} of the line is 0x{line[at]:02x}: not UTF-8 text"
-            bad.skip(make_fault(block.path, number, problem))
+        try:
+            _require_text(block.path, number, line)
+        except LineFault as error:
+            bad.skip(error)
             left_out.append(number)
     return block.without(left_out)
+
+
+def _require_text(path: Path, number: int, line: bytes) -> None:
+    """Refuse a line that is not UTF-8."""
+    at = _find_foreign_byte(line)
+    if at is not None:
+        problem = f"byte {at + 1} of the line is 0x{line[at]:02x}: not UTF-8 text"
+        raise make_fault(path, number, problem)
 
 
 def _find_foreign_byte(data: bytes) -> int | None:
@@ -280,13 +314,19 @@ def _find_foreign_byte(data: bytes) -> int | None:
     return None
 
 
-def first_block(path: Path) -> Block:
-    """The beginning of a file, for its header; lines that are not UTF-8 are blank in it.
+def first_block(path: Path, header: bool = False) -> Block:
+    """The beginning of a file; lines that are not UTF-8 are blank in it.
+
+    Args:
+        header: the first line is a header, without which nothing can be read.
 
     Raises:
-        DataError: as ``blocks``.
+        DataError: as ``read_blocks``; or the header is not UTF-8.
     """
-    return next(read_blocks(path, BadLines(BLOCK)))
+    block = next(_read_bytes(path))
+    if header:
+        _require_text(path, block.first, block.data.partition(b"\n")[0])
+    return _drop_foreign_lines(block, BadLines(BLOCK))
 
 
 def read_head(path: Path, size: int = 8) -> bytes:
@@ -449,7 +489,7 @@ def read_records(path: Path, shape: Shape[T], bad: BadLines = STRICT) -> Iterato
         bad: what becomes of the others.
 
     Raises:
-        DataError: see ``lines.blocks``; and a line that is not one object of the expected fields.
+        DataError: see ``read_blocks``; and a line that is not one object of the expected fields.
     """
     decoder = msgspec.json.Decoder(shape.record)
     for block in read_blocks(path, bad):
@@ -612,7 +652,7 @@ def read_document(path: Path) -> bytes:
     """The text of a JSON document; of a large one's beginning, its complete entries.
 
     Raises:
-        DataError, MachineError: see ``lines.blocks``.
+        DataError, MachineError: see ``read_blocks``.
     """
     data, whole = read_whole(path)
     return data if whole else _complete_entries(data)
@@ -650,7 +690,7 @@ def read_object(path: Path, kind: type[T] | Any, what: str) -> Any:
     """Read a file that is one JSON object, such as item id -> title.
 
     Raises:
-        DataError: see ``lines.blocks``; or not the expected object.
+        DataError: see ``read_blocks``; or not the expected object.
     """
     data = read_document(path)
     try:

@@ -10,8 +10,13 @@ import polars as pl
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.formats.amazon import FIELDS_2023, generation_of, read_items
-from llmrec_cli.data.formats.base import ROW_SCHEMA, Locate, Notes, Source
-from llmrec_cli.data.formats.checks import Clock, Interactions, check_interactions
+from llmrec_cli.data.formats.base import ROW_SCHEMA, Locate, Notes, Source, note_missing_words
+from llmrec_cli.data.formats.checks import (
+    Clock,
+    Interactions,
+    check_interactions,
+    count_missing_words,
+)
 from llmrec_cli.data.formats.delimited import Cells, Kinds, read_cells, read_header
 from llmrec_cli.data.formats.parsing import make_fault, show_text
 from llmrec_cli.data.schema import HISTORY, RATING, SPLITS, TARGET, TIMESTAMP, USER_ID
@@ -65,9 +70,22 @@ def read_splits(
         if parts:
             rows[split] = pl.concat([frame for _, frame, _ in parts])
         notes[split] = {
-            name: {"rows": frame.height, "timestamp": unit} for name, frame, unit in parts
+            name: {"rows": frame.height, "timestamp": unit} | _note_ids(frame)
+            for name, frame, unit in parts
         }
     return rows, notes
+
+
+def _note_ids(rows: pl.DataFrame) -> Notes:
+    """Ids of users and items that tables write for no value."""
+    columns = {
+        "user id": rows[USER_ID],
+        "item id": pl.concat([rows[TARGET], rows[HISTORY].explode().drop_nulls()]),
+    }
+    arrays = {
+        key: ids.to_arrow(compat_level=pl.CompatLevel.oldest()) for key, ids in columns.items()
+    }
+    return note_missing_words({key: count_missing_words(ids) for key, ids in arrays.items()})
 
 
 def read_split_file(path: Path) -> tuple[pl.DataFrame, str]:

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,6 +20,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import UNSET
 
 from llmrec_cli.data.formats.checks import CLOCKS, DATES, Clock
 from llmrec_cli.data.formats.delimited import TEXTS, Kinds, read_cells, read_header, read_times
@@ -29,17 +31,20 @@ from llmrec_cli.data.formats.parsing import (
     first_block,
     make_fault,
     only_beginnings,
+    parse_object,
     read_head,
     read_records,
     show_text,
+    was_cut,
 )
-from llmrec_cli.errors import DataError, MachineError
+from llmrec_cli.errors import DataError, LineFault, MachineError
 
 BOMB_ROWS: Final = 1_000_000  # rows before their number is set against the bytes of the file
 _NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"  # Hive's null
 _INDEX: Final = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls an unnamed index
 _UNITS: Final = dict(zip(("s", "ms", "us", "ns"), CLOCKS, strict=True))
 _DAY: Final = 86_400  # seconds
+_LINES_OF_KEYS: Final = 100  # whose keys an error message lists
 
 Texts = list[str]
 
@@ -148,7 +153,7 @@ def read_parts(
         return _read_parquet(table, texts, kinds, bad, absent)
     opening = first_block(path).data
     if opening.lstrip().startswith((b"{", b"[")):
-        return _read_json(path, texts, kinds, bad)
+        return _read_json(path, texts, kinds, bad, absent)
     delimiter = _guess_delimiter(opening)
     wanted = [*texts, *kinds.numbers, *kinds.times]
     _require_columns(path, wanted, read_header(path, delimiter), absent)
@@ -163,17 +168,31 @@ def _read_csv(
         yield Part(named, cells.numbers, cells.line_of, cells.clock)
 
 
-def _read_json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) -> Iterator[Part]:
+def _read_json(
+    path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines, absent: Mapping[str, str]
+) -> Iterator[Part]:
+    """Objects by line.  A key that is no id, time or needed number may be absent, which is null."""
     columns: list[tuple[str, Any]] = [(name, str | int | None) for name in texts]
     columns += [(name, float | None) for name in kinds.numbers]
     columns += [(name, int | float | str | None) for name in kinds.times]
-    fields = [(f"field_{i}", kind) for i, (_, kind) in enumerate(columns)]
+    needed = {*kinds.ids, *kinds.times, *kinds.numbers} - {*kinds.optional}
+    fields = [
+        (f"field_{i}", kind) if name in needed else (f"field_{i}", kind | msgspec.UnsetType, UNSET)
+        for i, (name, kind) in enumerate(columns)
+    ]
     renamed = {f"field_{i}": name for i, (name, _) in enumerate(columns)}
-    record = msgspec.defstruct("Record", fields, gc=False, rename=renamed)
-    shape = Shape(record, f"an object with {', '.join(renamed.values())}")
+    record = msgspec.defstruct("Record", fields, gc=False, kw_only=True, rename=renamed)
+    shape = Shape(record, f"an object with {', '.join(name for name, _ in columns)}")
     dates: bool | None = None
+    never = [name for name, _ in columns if name not in needed]  # keys of no line so far
+    seen = 0
     for batch in read_records(path, shape, bad):
+        seen += len(batch.rows)
         found = {name: [getattr(row, f) for row in batch.rows] for f, name in renamed.items()}
+        never = [name for name in never if all(value is UNSET for value in found[name])]
+        for name in renamed.values():
+            if name not in needed:
+                found[name] = [None if value is UNSET else value for value in found[name]]
         rows = batch.block.line_of
         numbers: dict[str, Any] = {n: pa.array(found[n], pa.float64()) for n in kinds.numbers}
         clock, problems = None, dict[int, str]()
@@ -185,6 +204,17 @@ def _read_json(path: Path, texts: Sequence[str], kinds: Kinds, bad: BadLines) ->
             bad.skip(make_fault(path, rows(index), problem, index))
         strings = {name: ["" if v is None else str(v) for v in found[name]] for name in texts}
         yield _drop_rows(Part(strings, numbers, rows, clock), set(problems))
+    if never and seen and not was_cut(path):  # a key that no line has is misspelt, more likely
+        _require_columns(path, never, _list_keys(path), absent)
+
+
+def _list_keys(path: Path) -> list[str]:
+    """The keys of the first objects of a JSON-lines file, in order of appearance."""
+    keys: dict[str, None] = {}
+    for number, line in islice(first_block(path).lines(), _LINES_OF_KEYS):
+        with suppress(LineFault):
+            keys |= dict.fromkeys(parse_object(path, number, line, "an object"))
+    return list(keys)
 
 
 def _json_times(

@@ -115,8 +115,69 @@ def test_more_than_the_limit_stops_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join([line("amazon2018", "B"), b"{", b"{", b"{"]))
     assert source("amazon2018", path, tmp_path, bad_line_limit=3).notes["bad_lines"]["skipped"] == 3
-    with pytest.raises(DataError, match=r"reviews\.json:4: .*; and 2 bad lines before it"):
+    words = r"reviews\.json:4: .*; 2 other bad lines are left out already, the most that"
+    with pytest.raises(DataError, match=words):
         source("amazon2018", path, tmp_path, bad_line_limit=2)
+
+
+def test_the_first_bad_lines_are_those_with_the_lowest_numbers(tmp_path: Path) -> None:
+    """Each kind of fault is looked for in a whole block, one kind behind the other."""
+    kinds = [bad for bad, _ in bad_lines("amazon2018")]
+    good = [line("amazon2018", "B")]
+    places = set[str]()
+    for number, ordered in enumerate((kinds, kinds[::-1], kinds[4:] + kinds[:4])):
+        path = tmp_path / f"reviews{number}.json"
+        path.write_bytes(b"\n".join(good + ordered))
+        first = source("amazon2018", path, tmp_path).notes["bad_lines"]["first"]
+        assert [entry.split(": ")[0] for entry in first] == [
+            f"{path.name}:{number}" for number in range(2, 7)
+        ]
+        places |= {entry.split(": ")[1] for entry in first}
+    assert len(places) > 5  # every kind came first once
+    both = DataSection(
+        format="amazon2018",
+        reviews=[str(tmp_path / "reviews1.json"), str(tmp_path / "reviews0.json")],  # type: ignore[arg-type]
+        on_bad_line="skip",
+    )
+    first = read_source(both, Path, tmp_path / "scratch").notes["bad_lines"]["first"]
+    assert all(entry.startswith("reviews1.json:") for entry in first)  # in the order of the recipe
+
+
+@pytest.mark.parametrize("rated", [False, True])
+@pytest.mark.parametrize("again", ["user_id,item_id,rating", "\ufeffuser_id , item_id,rating"])
+def test_the_header_once_more_is_a_bad_line(again: str, rated: bool, tmp_path: Path) -> None:
+    """``cat a.csv b.csv`` repeats it; without times, no cell shows that it is no interaction."""
+    path = tmp_path / "joined.csv"
+    path.write_text(f"user_id,item_id,rating\nu,a,1\n{again}\nu,b,2\nuser_id,item_id,3\n")
+    columns = {"timestamp": False, **({"rating": "rating"} if rated else {})}
+    found = source("interactions", path, tmp_path, columns=columns)
+    assert items_of(found) == ["a", "b", "item_id"]
+    assert found.notes["bad_lines"] == {
+        "skipped": 1,
+        "first": ["joined.csv:3: the header once more, expected one header per file"],
+    }
+    strict = DataSection(format="interactions", reviews=[str(path)], columns=columns)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"joined\.csv:3: the header once more"):
+        read_source(strict, Path, tmp_path / "scratch")
+
+
+def test_the_header_once_more_in_quotes_is_a_bad_line_too(tmp_path: Path) -> None:
+    path = tmp_path / "joined.csv"
+    header = '"user_id","item_id"\n'
+    path.write_text(f'{header}"u","a"\n{header}"u","b"\n')
+    found = source("interactions", path, tmp_path, columns={"timestamp": False})
+    assert items_of(found) == ["a", "b"]
+    assert found.notes["bad_lines"]["skipped"] == 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_header_that_is_not_utf8_is_named_as_that(skip: bool, tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("user_id,item_id,timestamp,größe\nu,i,1547589356,1\n".encode("latin-1"))
+    keys: dict[str, Any] = {"on_bad_line": "skip"} if skip else {}
+    section = DataSection(format="interactions", reviews=[str(path)], **keys)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"latin\.csv:1: byte 29 of the line is 0xf6: not UTF-8"):
+        read_source(section, Path, tmp_path)
 
 
 @pytest.mark.parametrize(

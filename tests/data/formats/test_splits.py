@@ -112,3 +112,23 @@ def test_split2023_needs_all_three(tmp_path: Path) -> None:
     section = DataSection(format="split2023", split="given", splits=splits)
     with pytest.raises(RecipeError, match=r"\[data.splits\] valid is empty"):
         read_source(section, lambda name: tmp_path / name, tmp_path)
+
+
+def test_ids_that_tables_write_for_no_value_are_noted_by_file(tmp_path: Path) -> None:
+    parts = {}
+    for name, row in {
+        "train": "nan,B2,5,{},B1 NA",
+        "valid": "A,B2,5,{},B1",
+        "test": "A,null,5,{},",
+    }.items():
+        file = tmp_path / f"{name}.csv"
+        file.write_bytes(_text(SPLIT, row.format("1547589356557")))
+        parts[name] = str(file)
+    section = DataSection(format="split2023", splits=Splits.model_validate(parts), split="given")
+    notes = read_source(section, Path, tmp_path).notes["splits"]
+    found = {name: notes[name][parts[name]].get("ids_that_may_be_missing") for name in parts}
+    assert found == {
+        "train": {"user id": {"nan": 1}, "item id": {"NA": 1}},
+        "valid": None,
+        "test": {"item id": {"null": 1}},
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import Source
+from llmrec_cli.data.formats.parsing import BLOCK, read_only_beginnings
 from llmrec_cli.errors import DataError
 from llmrec_cli.pipeline.prepare import prepare_data
 from tests.experiments import typed
@@ -256,6 +258,137 @@ def test_a_folder_is_prepared_and_its_files_are_the_sources(
     pq.write_table(ROWS, folder / "part-2.parquet")
     with pytest.raises(DataError, match="2 source files then, 3 now"):
         prepare_data(recipe, Path)
+
+
+def test_a_part_of_a_folder_may_be_empty_but_not_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spark writes a part without rows where a partition had none."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    pq.write_table(ROWS.slice(0, 0), folder / "part-0.parquet")
+    nulls = pa.table({name: pa.nulls(0) for name in ROWS.column_names})  # of an empty frame
+    pq.write_table(nulls, folder / "part-2.parquet")
+    with pytest.raises(DataError, match="rows: no file of the folder has interactions"):
+        read_path(folder, tmp_path / "scratch")
+    rows = {"user_id": ["u", "v", "w"] * 4, "item_id": [str(n // 3) for n in range(12)]}
+    times = {"timestamp": [MS + n for n in range(12)]}
+    pq.write_table(pa.table({**rows, **times}), folder / "part-1.parquet")
+    source = read_path(folder, tmp_path / "scratch")
+    assert frame_of(source).height == 12
+    notes = source.notes["reviews"][str(folder)]
+    assert notes["part-0.parquet"] == notes["part-2.parquet"] == {"interactions": 0}
+    recipe = tmp_path / "x.toml"
+    recipe.write_text(
+        f'[data]\nformat = "interactions"\nreviews = "{folder}"\nk_core = 0\nuntitled = "id"\n'
+    )
+    ended = typed(capsys, "prepare", str(recipe), f"out={tmp_path}")
+    assert ended.code == 0
+    assert "part-0.parquet: 0 interactions\n" in ended.out + ended.err
+    with pytest.raises(DataError, match=r"part-0\.parquet:1: the file has no interactions"):
+        read_path(folder / "part-0.parquet", tmp_path / "scratch")
+
+
+def test_a_key_that_a_json_line_lacks_is_null_where_it_may_be(tmp_path: Path) -> None:
+    lines = [
+        {"user_id": "u", "item_id": "a", "timestamp": MS, "rating": 4},
+        {"user_id": "u", "item_id": "b", "timestamp": MS + 1},
+        {"user_id": "u", "item_id": "c", "timestamp": MS + 2, "rating": None},
+        {"user_id": "u", "timestamp": MS + 3, "rating": 5},
+        {"user_id": "u", "item_id": "e", "rating": 5},
+    ]
+    names = [
+        {"item_id": "a", "title": "One", "maker": "Ann"},
+        {"item_id": "b", "title": "Two"},
+        {"item_id": "c", "maker": "Cem"},
+        {"title": "Four"},
+    ]
+    for file, rows in (("r", lines), ("m", names)):
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"rating": "rating", "title": "title", "brand": "maker"}
+    keys: dict[str, Any] = {"metadata": str(tmp_path / "m"), "columns": columns}
+    source = read_path(tmp_path / "r", tmp_path / "s", on_bad_line="skip", **keys)
+    assert frame_of(source).select("item_id", "rating").rows() == [
+        ("a", 4.0),
+        ("b", None),
+        ("c", None),
+    ]
+    assert source.items.select("item_id", "title", "brand").rows() == [
+        ("a", "One", "Ann"),
+        ("b", "Two", None),
+        ("c", None, "Cem"),
+    ]
+    said = [entry.split(";")[0] for entry in source.notes["bad_lines"]["first"]]
+    assert said == ['r:4: has no "item_id"', 'r:5: has no "timestamp"', 'm:4: has no "item_id"']
+    assert source.notes["reviews"][str(tmp_path / "r")]["ratings"]["absent"] == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_ids_that_tables_write_for_no_value_are_ids_with_a_warning(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ids are exact texts; a column with "nan" is a pandas export of missing ids, more likely."""
+    users = ["u", "nan", "v", "nan", "None", "nanna", "NAN", "w"] * 3
+    items = ["a", "b", "b", "a", "a", "c", "NA", "a"] * 3
+    rows = [
+        {"user_id": user, "item_id": item, "timestamp": MS + n}
+        for n, (user, item) in enumerate(zip(users, items, strict=True))
+    ]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = read_path(path, tmp_path / "s")
+    assert frame_of(source)["user_id"].to_list() == users
+    notes = source.notes["reviews"][str(path)]["ids_that_may_be_missing"]
+    assert notes == {"user_id": {"None": 3, "nan": 6}, "item_id": {"NA": 3}}
+    (tmp_path / "x.toml").write_text(
+        f'[data]\nformat = "interactions"\nreviews = "{path}"\nk_core = 0\nuntitled = "id"\n'
+        'duplicates = "keep"\n'
+    )
+    ended = typed(capsys, "prepare", str(tmp_path / "x.toml"), f"out={tmp_path}")
+    assert ended.code == 0
+    means = "; it is taken as an id: if it stands for a missing one, remove these rows"
+    warnings = [line for line in ended.err.splitlines() if "warning" in line]
+    assert [line.removeprefix(f"{path}: ") for line in warnings] == [
+        f'warning: user_id is "None" in 3 rows, "nan" in 6 rows{means}',
+        f'warning: item_id is "NA" in 3 rows{means}',
+    ]
+
+
+def test_no_warning_where_no_id_looks_like_no_value(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**IDS, **TIME}), tmp_path / "p")
+    source = read_path(tmp_path / "p", tmp_path / "s")
+    assert "ids_that_may_be_missing" not in source.notes["reviews"][str(tmp_path / "p")]
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_key_that_no_json_line_has_is_refused(checked: bool, tmp_path: Path) -> None:
+    """It is misspelt in the recipe, more likely than absent from all of the file."""
+    (tmp_path / "r").write_text(json.dumps({"user_id": "u", "item_id": "i", "timestamp": MS}))
+    rows = [{"item_id": "i"}, {"item_id": "i", "title": "One"}]
+    (tmp_path / "m").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys: dict[str, Any] = {"metadata": str(tmp_path / "m"), "columns": {"title": "titel"}}
+    words = r'm:1: no column "titel" among .item_id, title.; did you mean "title"\?'
+    with read_only_beginnings() if checked else nullcontext():
+        with pytest.raises(DataError, match=words):
+            read_path(tmp_path / "r", tmp_path / "s", **keys)
+        with pytest.raises(DataError, match=r'r:1: no column "stars" among'):
+            read_path(tmp_path / "r", tmp_path / "s", columns={"rating": "stars"})
+
+
+def test_a_key_may_come_behind_the_beginning_that_is_checked(tmp_path: Path) -> None:
+    row = {"user_id": "u", "item_id": "i", "timestamp": MS, "text": "x" * 4000}
+    late = {**row, "rating": 3}
+    count = 2 * BLOCK // 4000
+    (tmp_path / "r").write_text("".join(json.dumps(r) + "\n" for r in [row] * count + [late]))
+    keys: dict[str, Any] = {"columns": {"rating": "rating"}}
+    with read_only_beginnings():
+        assert frame_of(read_path(tmp_path / "r", tmp_path / "s", **keys)).height < count
+    assert frame_of(read_path(tmp_path / "r", tmp_path / "s", **keys)).height == count + 1
 
 
 def test_a_folder_of_other_files_is_refused_by_name(tmp_path: Path) -> None:
