@@ -6,11 +6,13 @@ line of the rank that failed.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 from llmrec_cli.errors import LlmrecError, MachineError, folder_of
 from llmrec_cli.training.launch import (
@@ -19,8 +21,9 @@ from llmrec_cli.training.launch import (
     is_rank,
     list_heeded_signals,
     note_failure,
+    set_last_resort,
 )
-from llmrec_cli.utils.text import clean_line, err, redact
+from llmrec_cli.utils.text import clean_line, err, let_go, redact
 
 _MEMORY = (
     "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
@@ -60,6 +63,7 @@ def run_to_exit_code(command: Callable[[], object]) -> int:
         finally:
             running = False
 
+    set_last_resort(_end_at_once)
     return catch_errors(heard)
 
 
@@ -70,7 +74,7 @@ def catch_errors(command: Callable[[], object]) -> int:
     except LlmrecError as error:
         return _fail(str(error), error.exit_code)
     except Stopped as stop:
-        return _fail(f"{stop}; {describe_resuming()}", stop.exit_code, secondary=True)
+        return _tell_stopped(stop)
     except (MemoryError, OSError) as error:
         return _fail(_machine_line(error), MachineError.exit_code)
     except SystemExit as error:
@@ -86,6 +90,22 @@ def catch_errors(command: Callable[[], object]) -> int:
             raise
         return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
     return 0
+
+
+def _tell_stopped(stop: Stopped) -> int:
+    return _fail(f"{stop}; {describe_resuming()}", stop.exit_code, secondary=True)
+
+
+def _end_at_once(stop: Stopped) -> NoReturn:
+    """End the process while its main thread is busy in a library.
+
+    Files are whole at any moment, and locks end with their process.
+    """
+    code = _tell_stopped(stop)
+    with suppress(OSError):
+        err.show_cursor()  # bars hide it
+    let_go()
+    os._exit(code)
 
 
 def _fail(message: str, code: int, *, secondary: bool = False) -> int:

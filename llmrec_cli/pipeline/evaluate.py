@@ -166,7 +166,9 @@ def _evaluate_run(
     pairs = None
     if others is not None:
         items = np.column_stack([frame[TARGET], others])
-        pairs = _pair_up(frame, others, score_items(ranker, ranks, frame[HISTORY].tolist(), items))
+        with shown.track(f"eval {run}, AUC", len(frame), unit="rows") as advance:
+            scores = score_items(ranker, ranks, frame[HISTORY].tolist(), items, advance)
+        pairs = _pair_up(frame, others, scores)
 
     def write() -> None:
         seed, resamples = recipe.seed, recipe.eval.resamples
@@ -218,10 +220,14 @@ def _rank_frame(
         found = rank_rows(ranker, ranks, histories, depth, seen, advance)
     differs = None
     if context.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
-        exact, beam = (
-            rank_rows(ranker.searching(search), ranks, histories, depth).leaf_BK[:, :depth]
-            for search in _BOTH
-        )
+        first = list[np.ndarray[Any, Any]]()
+        for search in _BOTH:
+            with progress.track(f"{label}, {search} search", len(frame), unit="rows") as advance:
+                lists = rank_rows(
+                    ranker.searching(search), ranks, histories, depth, advance=advance
+                )
+            first.append(lists.leaf_BK[:, :depth])
+        exact, beam = first
         differs = (exact != beam).any(axis=1)  # the beam's first entries, in order
     return list_predictions(frame, found, leaves, differs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from llmrec_cli.training.launch import SIGNALS, Stopped
 from llmrec_cli.utils.files import write_folder
 from llmrec_cli.utils.locks import lock_run
 from llmrec_cli.utils.progress import Lines, Rich
-from llmrec_cli.utils.text import Terminal
+from llmrec_cli.utils.text import Terminal, clean_line, quote_word
 from tests.commands import llmrec
 from tests.experiments import typed
 
@@ -165,8 +166,8 @@ def test_a_line_of_an_error_has_an_end(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
-        *((name, "go on with --resume") for name in ("sft", "align", "baseline")),
-        *((name, "go on with the same command") for name in ("run", "eval", "prepare")),
+        *((name, "go on with: llmrec {} --resume") for name in ("sft", "align", "baseline")),
+        *((name, "go on with: llmrec {}") for name in ("run", "eval", "prepare")),
     ],
 )
 def test_an_interrupted_command_says_how_to_go_on_with_it(
@@ -177,8 +178,58 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
 
     monkeypatch.setattr("sys.argv", ["llmrec", command])
     assert exit_codes.catch_errors(stopped) == 143
-    assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
-    assert ("--resume" in typed(capsys, command, "--help").out) == (advice == "go on with --resume")
+    said = capsys.readouterr().err
+    assert said == f"llmrec {command}: error: terminated; {advice.format(command)}\n"
+    assert ("--resume" in typed(capsys, command, "--help").out) == ("--resume" in advice)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["sft", "r.toml", "train.lr=3e-4"], "sft r.toml train.lr=3e-4 --resume"),
+        (["sft", "r.toml", "--resume", "-q"], "sft r.toml --resume -q"),
+        (
+            ["align", "-m", "msl", "--", "my recipe.toml"],
+            "align -m msl --resume -- 'my recipe.toml'",
+        ),
+        (
+            ["eval", "r.toml", "data.reviews=['a','b']"],
+            """eval r.toml 'data.reviews=['"'"'a'"'"','"'"'b'"'"']'""",
+        ),
+        (["run", "r.toml", "name=a  b\n"], r"run r.toml $'name=a\x20\x20b\x0a'"),
+        (["run", "r.toml", "name=\u202eb'"], r"run r.toml $'name=\U0000202eb\''"),
+        (
+            ["run", "r.toml", "base=https://me:secret@hub/m"],
+            "run r.toml 'base=https://[secret]@hub/m'",
+        ),
+    ],
+)
+def test_the_advice_is_the_command_to_type(
+    words: list[str],
+    shown: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With overrides, quoted for a shell, on one harmless line, without secrets."""
+    monkeypatch.setattr("sys.argv", ["/bin/llmrec", *words])
+
+    def stopped() -> None:
+        raise Stopped(signal.SIGINT)
+
+    assert exit_codes.catch_errors(stopped) == 130
+    assert capsys.readouterr().err.rstrip("\n").endswith(f"interrupted; go on with: llmrec {shown}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "word", ["plain", "a b", "a  b", "it's", "\n\t'\\", "\u202ex", "$HOME", "\x1b[31m", "=é"]
+)
+def test_a_shell_reads_a_quoted_word_as_it_was(word: str) -> None:
+    quoted = quote_word(word)
+    assert clean_line(quoted) == quoted
+    bash = ["/bin/bash", "-c", f"printf %s {quoted}"]
+    done = subprocess.run(bash, capture_output=True, env={"LC_ALL": "C.UTF-8"}, check=True)
+    assert done.stdout.decode() == word
 
 
 def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -239,7 +290,7 @@ def test_every_signal_ends_a_command_and_leaves_no_half_of_a_folder(
     assert cleaned == [number]
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
     said = capsys.readouterr().err
-    assert said == f"llmrec prepare: error: {SIGNALS[number]}; go on with the same command\n"
+    assert said == f"llmrec prepare: error: {SIGNALS[number]}; go on with: llmrec prepare\n"
 
 
 @pytest.mark.usefixtures("signals_as_before")
