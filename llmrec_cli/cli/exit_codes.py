@@ -12,15 +12,24 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
-from llmrec_cli.errors import LlmrecError, MachineError, folder_of
+from llmrec_cli.errors import (
+    BegunError,
+    LlmrecError,
+    MachineError,
+    MissingRunError,
+    find_folder,
+)
 from llmrec_cli.training.launch import (
     Stopped,
     describe_resuming,
+    format_command,
     is_rank,
     list_heeded_signals,
     note_failure,
+    read_typed_words,
     set_last_resort,
 )
 from llmrec_cli.utils.text import clean_line, err, let_go, redact
@@ -72,16 +81,16 @@ def catch_errors(command: Callable[[], object]) -> int:
     try:
         command()
     except LlmrecError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(_describe_error(error), error.exit_code)
     except Stopped as stop:
         return _tell_stopped(stop)
     except (MemoryError, OSError) as error:
-        return _fail(_machine_line(error), MachineError.exit_code)
+        return _fail(_machine_line(error) + _advise_after(error), MachineError.exit_code)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except Exception as error:
         if _out_of_memory(error):
-            return _fail(_MEMORY, MachineError.exit_code)
+            return _fail(_MEMORY + _advise_after(error), MachineError.exit_code)
         if is_rank() and _left_alone(error):
             return _fail(_ALONE + describe_resuming(), MachineError.exit_code, secondary=True)
         return _bug(error)
@@ -90,6 +99,35 @@ def catch_errors(command: Callable[[], object]) -> int:
             raise
         return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
     return 0
+
+
+def _describe_error(error: LlmrecError) -> str:
+    """Its message, with the command to type where one helps."""
+    match error:
+        case BegunError():
+            return f"{error.reason}, or {describe_resuming()}"
+        case MissingRunError():
+            return _say_what_to_run(error)
+        case MachineError():
+            return str(error) + _advise_after(error)
+    return str(error)
+
+
+def _advise_after(error: BaseException) -> str:
+    """How to go on with the run in which the machine failed, where one was begun."""
+    if find_folder(error) is None:
+        return ""
+    return f"; once that is mended, {describe_resuming()}"
+
+
+def _say_what_to_run(error: MissingRunError) -> str:
+    """Which run has to be trained, and the command, with the recipe and overrides as typed."""
+    from llmrec_cli.cli.app import read_recipe_words
+
+    recipe = read_recipe_words(read_typed_words())
+    if recipe is None:
+        return str(error)
+    return f"{error.reason}; run first: {format_command(error.list_words(recipe))}"
 
 
 def _tell_stopped(stop: Stopped) -> int:
@@ -149,7 +187,7 @@ def _left_alone(error: Exception) -> bool:
 
 
 def _bug(error: BaseException) -> int:
-    log = folder_of(error) / "debug.log"
+    log = (find_folder(error) or Path()) / "debug.log"
     try:
         story = redact("".join(traceback.format_exception(error)))
         log.write_text(story, encoding="utf-8", errors="backslashreplace")

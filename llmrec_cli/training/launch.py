@@ -276,18 +276,21 @@ def _find_group() -> Group | None:
 def describe_resuming() -> str:
     """What to type after an interruption; the commands that do not train just begin again.
 
-    The command is quoted for a shell, without secrets.  Of a process that somebody else's launcher
-    started, that launcher's own part is not known.
+    Of a process that somebody else's launcher started, that launcher's own part is not known.
     """
-    words = _read_typed_words()
+    words = read_typed_words()
     if words[:1] and words[0] in _RESUMABLE and "--resume" not in words:
         words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    typed = " ".join(quote_word(redact(word)) for word in ("llmrec", *words))
     under = " under the same launcher" if is_rank() and LAUNCHER not in os.environ else ""
-    return f"go on{under} with: {typed}"
+    return f"go on{under} with: {format_command(words)}"
 
 
-def _read_typed_words() -> list[str]:
+def format_command(words: Sequence[str]) -> str:
+    """A command of llmrec as it is typed: quoted for a shell, and without secrets."""
+    return " ".join(quote_word(redact(word)) for word in ("llmrec", *words))
+
+
+def read_typed_words() -> list[str]:
     """What was typed behind ``llmrec``; a rank has another command line than its launcher."""
     if is_rank() and TYPED in os.environ:
         return [str(word) for word in json.loads(os.environ[TYPED])]

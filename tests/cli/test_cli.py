@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -11,8 +12,16 @@ import pytest
 
 from llmrec_cli import __version__
 from llmrec_cli.cli import exit_codes
-from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
-from llmrec_cli.training.launch import SIGNALS, Stopped
+from llmrec_cli.errors import (
+    ArtefactError,
+    BegunError,
+    DataError,
+    MachineError,
+    MissingRunError,
+    NumbersError,
+    RecipeError,
+)
+from llmrec_cli.training.launch import SIGNALS, Stopped, describe_resuming
 from llmrec_cli.utils.files import write_folder
 from llmrec_cli.utils.locks import lock_run
 from llmrec_cli.utils.progress import Lines, Rich
@@ -218,6 +227,98 @@ def test_the_advice_is_the_command_to_type(
 
     assert exit_codes.catch_errors(stopped) == 130
     assert capsys.readouterr().err.rstrip("\n").endswith(f"interrupted; go on with: llmrec {shown}")
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """A command that ends with an error."""
+
+    def command() -> None:
+        raise error
+
+    return command
+
+
+TYPED = ["eval", "my recipe.toml", "--run", "sft", "train.learning_rate=3e-4", "--split", "test"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "said"),
+    [
+        (
+            BegunError("runs/a/sft: exists already; choose another name"),
+            ["sft", "r.toml", "seed=1"],
+            "choose another name, or go on with: llmrec sft r.toml seed=1 --resume",
+        ),
+        (
+            MissingRunError("runs/a/sft: is not finished", ["sft"], begun=True),
+            TYPED,
+            "run first: llmrec sft 'my recipe.toml' train.learning_rate=3e-4 --resume",
+        ),
+        (
+            MissingRunError("runs/a/sft: does not exist", ["align", "--method", "x"], begun=False),
+            TYPED,
+            "run first: llmrec align --method x 'my recipe.toml' train.learning_rate=3e-4",
+        ),
+        (
+            MissingRunError("runs/a/sft: does not exist", ["sft"], begun=False),
+            ["recommend", "--run", "runs/a/sft"],
+            "run first: llmrec sft RECIPE",
+        ),
+    ],
+)
+def test_a_refusal_names_the_command_to_type(
+    error: BaseException,
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe and the overrides of the command that was refused, and no other option of it."""
+    monkeypatch.setattr("sys.argv", ["llmrec", *words])
+    assert exit_codes.catch_errors(raising(error)) == 2
+    assert capsys.readouterr().err.rstrip("\n").endswith(said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MachineError("disk"),
+        OSError(28, "No space left on device", "out"),
+        MemoryError(),
+        RuntimeError("[enforce fail] can't allocate memory: you tried"),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_the_machine_stopped_goes_on_where_a_run_was_begun(
+    begun: bool,
+    error: Exception,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["llmrec", "align", "-m", "msl", "r.toml", "seed=1"])
+    folder = tmp_path / "runs/a/align-msl"
+    folder.parent.mkdir(parents=True)
+
+    def command() -> None:
+        with lock_run(folder):
+            if begun:
+                folder.mkdir()
+            raise error
+
+    assert exit_codes.catch_errors(command) == 3
+    advice = "; once that is mended, go on with: llmrec align -m msl r.toml seed=1 --resume"
+    assert capsys.readouterr().err.rstrip("\n").endswith(advice) == begun
+
+
+def test_a_rank_tells_what_its_launcher_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["llmrec", "sft", "r.toml"])
+    monkeypatch.setenv("LLMREC_FAILURES", "nowhere")
+    assert describe_resuming() == "go on under the same launcher with: llmrec sft r.toml --resume"
+    monkeypatch.setenv("LLMREC_LAUNCHER", "1")
+    monkeypatch.setenv("LLMREC_TYPED", '["sft", "r.toml", "--accelerate-config", "a.yaml"]')
+    advice = "go on with: llmrec sft r.toml --accelerate-config a.yaml --resume"
+    assert describe_resuming() == advice
 
 
 @pytest.mark.slow

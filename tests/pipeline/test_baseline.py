@@ -200,7 +200,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
         baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
     with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
         ranker_of(setup.open_context(recipe, Silent()), "sasrec")
-    with pytest.raises(ArtefactError, match="add --resume"):
+    with pytest.raises(ArtefactError, match="or resume it"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
     folders = [
         baseline(recipe, "sasrec", resume=True, progress=Silent()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 
@@ -133,7 +134,7 @@ def test_one_ctrl_c_that_arrives_by_two_ways_is_one(
 
 def test_a_program_that_listens_for_signals_goes_on_listening(got: list[int]) -> None:
     """An event loop around this package has a wake-up of its own."""
-    ours, theirs = launch.socket.socketpair()
+    ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = signal.set_wakeup_fd(theirs.fileno())
     try:
