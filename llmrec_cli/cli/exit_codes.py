@@ -23,6 +23,7 @@ from llmrec_cli.errors import (
     find_folder,
 )
 from llmrec_cli.training.launch import (
+    LAUNCHER,
     Stopped,
     describe_resuming,
     format_command,
@@ -114,8 +115,11 @@ def _describe_error(error: LlmrecError) -> str:
 
 
 def _advise_after(error: BaseException) -> str:
-    """How to go on with the run in which the machine failed, where one was begun."""
-    if find_folder(error) is None:
+    """How to go on with the run in which the machine failed, where one was begun.
+
+    The commands of a sweep do not say it: the sweep does them again.
+    """
+    if find_folder(error) is None or (LAUNCHER in os.environ and not is_rank()):
         return ""
     return f"; once that is mended, {describe_resuming()}"
 
