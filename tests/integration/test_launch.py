@@ -368,7 +368,7 @@ def test_ctrl_c_again_stops_now_at_the_last_checkpoint(
         file.unlink()
     group = start(home, "sft", *words, hook=STUCK)
     assert group.stderr is not None
-    wait_for(lambda: len(list(home.glob("stuck-*"))) == processes)
+    wait_for(lambda: len(list(home.glob("stuck-*"))) == processes, 240)
     os.killpg(group.pid, signal.SIGINT)  # as a terminal does
     line = next(line for line in group.stderr if "interrupted" in line)
     assert line == (

@@ -166,3 +166,11 @@ def test_a_terminal_shows_inner_work_below_until_it_is_done() -> None:
             assert [task.description for task in progress._bars.tasks] == ["sft", "validation"]
         assert [task.description for task in progress._bars.tasks] == ["sft"]
     assert progress._bars is None
+
+
+def test_the_last_line_is_not_written_twice(lines: Lines, clock: Clock, said: list[str]) -> None:
+    """Where a line is due at the very end."""
+    with lines.track("eval sft", 60, unit="rows") as advance:
+        clock.wait(60)
+        advance(60, "ndcg .1")
+    assert said == ["eval sft: 60/60 rows, 1 rows/s, in 1 min 0 s, ndcg .1"]
