@@ -5,6 +5,8 @@
     │   ├── RecipeError          a recipe file or a key=value override
     │   ├── DataError            a raw file, a prepared folder, a title
     │   └── ArtefactError        a run folder, checkpoint, model or tokenizer that does not fit
+    │       ├── BegunError           a run that was begun before, and can be gone on with
+    │       └── MissingRunError      a run that has to be trained first
     ├── MachineError         3   disk, permission, memory, a missing device or package
     ├── NumbersError         4   NaN or infinity in a loss or gradient
     ├── ExportError          1   what was exported is another model than the run: a bug
@@ -16,6 +18,7 @@ the value, and what was expected.  Only ``cli/exit_codes.py`` catches these; eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -60,6 +63,36 @@ class ArtefactError(UserError):
     """A run folder, checkpoint, model or tokenizer is damaged or does not fit its neighbours."""
 
 
+class BegunError(ArtefactError):
+    """A run was begun before, and nobody asked to go on with it.
+
+    Attributes:
+        reason: which one, and what else can be done.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}, or resume it")
+
+
+class MissingRunError(ArtefactError):
+    """A run has to be trained first.
+
+    Attributes:
+        reason: which one, and what is wrong with it.
+        command: the words that train it: ``align --method msl``.
+        begun: it was begun before.
+    """
+
+    def __init__(self, reason: str, command: Sequence[str], *, begun: bool) -> None:
+        self.reason, self.command, self.begun = reason, tuple(command), begun
+        super().__init__(f"{reason}; run first: llmrec {' '.join(self.list_words(['RECIPE']))}")
+
+    def list_words(self, recipe: Sequence[str]) -> list[str]:
+        """What to type behind ``llmrec``; ``recipe`` is the recipe and its overrides."""
+        return [*self.command, *recipe, *(["--resume"] if self.begun else [])]
+
+
 class MachineError(LlmrecError):
     """The machine cannot do it: disk, permission, memory, device, missing package."""
 
@@ -89,7 +122,7 @@ def belongs_to(error: BaseException, folder: Path) -> None:
     error._llmrec_folder = folder  # type: ignore[attr-defined]  # every exception takes attributes
 
 
-def folder_of(error: BaseException) -> Path:
-    """The folder that was noted, if it is there; else the working folder."""
-    folder: Path = getattr(error, "_llmrec_folder", Path())
-    return folder if folder.is_dir() else Path()
+def find_folder(error: BaseException) -> Path | None:
+    """The folder that was noted, if it is there."""
+    folder: Path | None = getattr(error, "_llmrec_folder", None)
+    return folder if folder is not None and folder.is_dir() else None

@@ -90,5 +90,8 @@ class Told:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def say_once(self, subject: str, text: str) -> None:
+        self.said.append(f"{subject}: {text}")
+
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Any:
         return Silent().track(label, total, done, unit)

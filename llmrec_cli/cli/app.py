@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -80,6 +80,20 @@ def _top(
     if version:
         out.print(f"llmrec {__version__}")
         raise typer.Exit
+
+
+def read_recipe_words(words: Sequence[str]) -> list[str] | None:
+    """The recipe and the overrides of a command line; None: it has none.
+
+    Args:
+        words: behind ``llmrec``, as typed; a command that was carried out.
+    """
+    if not words or words[0] not in COMMANDS:
+        return None
+    group: Any = typer.main.get_command(app)
+    given = group.commands[words[0]].make_context(words[0], list(words[1:]), resilient_parsing=True)
+    recipe, overrides = (given.params.get(key) for key in ("recipe", "overrides"))
+    return [recipe, *(overrides or ())] if isinstance(recipe, str) else None
 
 
 def main() -> NoReturn:

@@ -6,21 +6,34 @@ line of the rank that failed.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
 
-from llmrec_cli.errors import LlmrecError, MachineError, folder_of
+from llmrec_cli.errors import (
+    BegunError,
+    LlmrecError,
+    MachineError,
+    MissingRunError,
+    find_folder,
+)
 from llmrec_cli.training.launch import (
+    LAUNCHER,
     Stopped,
     describe_resuming,
+    format_command,
     is_rank,
     list_heeded_signals,
     note_failure,
+    read_typed_words,
+    set_last_resort,
 )
-from llmrec_cli.utils.text import clean_line, err, redact
+from llmrec_cli.utils.text import clean_line, err, let_go, redact
 
 _MEMORY = (
     "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
@@ -60,6 +73,7 @@ def run_to_exit_code(command: Callable[[], object]) -> int:
         finally:
             running = False
 
+    set_last_resort(_end_at_once)
     return catch_errors(heard)
 
 
@@ -68,16 +82,16 @@ def catch_errors(command: Callable[[], object]) -> int:
     try:
         command()
     except LlmrecError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(_describe_error(error), error.exit_code)
     except Stopped as stop:
-        return _fail(f"{stop}; {describe_resuming()}", stop.exit_code, secondary=True)
+        return _tell_stopped(stop)
     except (MemoryError, OSError) as error:
-        return _fail(_machine_line(error), MachineError.exit_code)
+        return _fail(_machine_line(error) + _advise_after(error), MachineError.exit_code)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except Exception as error:
         if _out_of_memory(error):
-            return _fail(_MEMORY, MachineError.exit_code)
+            return _fail(_MEMORY + _advise_after(error), MachineError.exit_code)
         if is_rank() and _left_alone(error):
             return _fail(_ALONE + describe_resuming(), MachineError.exit_code, secondary=True)
         return _bug(error)
@@ -86,6 +100,54 @@ def catch_errors(command: Callable[[], object]) -> int:
             raise
         return _fail(_MEMORY, MachineError.exit_code) if _out_of_memory(error) else _bug(error)
     return 0
+
+
+def _describe_error(error: LlmrecError) -> str:
+    """Its message, with the command to type where one helps."""
+    match error:
+        case BegunError():
+            return f"{error.reason}, or {describe_resuming()}"
+        case MissingRunError():
+            return _say_what_to_run(error)
+        case MachineError():
+            return str(error) + _advise_after(error)
+    return str(error)
+
+
+def _advise_after(error: BaseException) -> str:
+    """How to go on with the run in which the machine failed, where one was begun.
+
+    The commands of a sweep do not say it: the sweep does them again.
+    """
+    if find_folder(error) is None or (LAUNCHER in os.environ and not is_rank()):
+        return ""
+    return f"; once that is mended, {describe_resuming()}"
+
+
+def _say_what_to_run(error: MissingRunError) -> str:
+    """Which run has to be trained, and the command, with the recipe and overrides as typed."""
+    from llmrec_cli.cli.app import read_recipe_words
+
+    recipe = read_recipe_words(read_typed_words())
+    if recipe is None:
+        return str(error)
+    return f"{error.reason}; run first: {format_command(error.list_words(recipe))}"
+
+
+def _tell_stopped(stop: Stopped) -> int:
+    return _fail(f"{stop}; {describe_resuming()}", stop.exit_code, secondary=True)
+
+
+def _end_at_once(stop: Stopped) -> NoReturn:
+    """End the process while its main thread is busy in a library.
+
+    Files are whole at any moment, and locks end with their process.
+    """
+    code = _tell_stopped(stop)
+    with suppress(OSError):
+        err.show_cursor()  # bars hide it
+    let_go()
+    os._exit(code)
 
 
 def _fail(message: str, code: int, *, secondary: bool = False) -> int:
@@ -129,7 +191,7 @@ def _left_alone(error: Exception) -> bool:
 
 
 def _bug(error: BaseException) -> int:
-    log = folder_of(error) / "debug.log"
+    log = (find_folder(error) or Path()) / "debug.log"
     try:
         story = redact("".join(traceback.format_exception(error)))
         log.write_text(story, encoding="utf-8", errors="backslashreplace")

@@ -55,7 +55,7 @@ def score_candidates(
     temperature: float,
     batch: int,
     device: torch.device,
-    advance: Callable[[int], object] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> NDArray[np.float64]:
     """``log pi`` of each row's target and of its negatives, [rows, 1 + negatives], nats.
 
@@ -130,7 +130,12 @@ class LanguageModelRanker:
         found = rank_catalogue(self.model, self.trie, ids, options, exclude, advance)
         return RankedLists(found.leaf_BK.numpy(), found.score_BK.numpy(), found.proven_B.numpy())
 
-    def score(self, histories: Histories, items: NDArray[np.int64]) -> NDArray[np.float64]:
+    def score(
+        self,
+        histories: Histories,
+        items: NDArray[np.int64],
+        advance: Advance = lambda n: None,
+    ) -> NDArray[np.float64]:
         """As ``Ranker``: log-probabilities, nats, summed over an item's tokens."""
         prompts = self.encode(histories)
         rows = [
@@ -145,5 +150,6 @@ class LanguageModelRanker:
             temperature=self.options.temperature,
             batch=self.options.batch,
             device=head_weights(self.model).weight_VD.device,
+            advance=advance,
         )
         return score_BC.reshape(items.shape)

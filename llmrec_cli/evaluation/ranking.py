@@ -29,6 +29,7 @@ from llmrec_cli.models.base import (
 )
 from llmrec_cli.training.distributed import Column, Ranks
 from llmrec_cli.training.rows import LeftOut, PromptEncoder, Row, count_left_out
+from llmrec_cli.utils.progress import Progress, advance_for_all
 
 LeafOfItem = NDArray[np.integer[Any]]
 
@@ -49,7 +50,7 @@ def rank_rows(
             [histories[i] for i in numbers],
             k,
             [exclude[i] for i in numbers] if exclude else (),
-            lambda n: advance(n * n_rows // max(len(numbers), 1)),
+            advance_for_all(advance, len(numbers), n_rows),
         )
         return _columns_of(found)
 
@@ -62,6 +63,7 @@ def rank_windows(
     rows: Sequence[Row],
     exclude: Histories,
     k: int,
+    advance: Advance = lambda n: None,
 ) -> list[list[int]]:
     """For each window row the first ``k`` leaves outside its ``exclude``, best first."""
     [order] = batches_by_length([len(row.prompt) for row in rows], len(rows)) if rows else [[]]
@@ -69,7 +71,8 @@ def rank_windows(
     def work(numbers: Sequence[int]) -> list[Column]:
         asked = [order[i] for i in numbers]
         prompts = [rows[i].prompt for i in asked]
-        return _columns_of(ranker.rank_prompts(prompts, k, [exclude[i] for i in asked]))
+        for_all = advance_for_all(advance, len(asked), len(rows))
+        return _columns_of(ranker.rank_prompts(prompts, k, [exclude[i] for i in asked], for_all))
 
     found = _lists_of(ranks.share_work(len(rows), work))
     places = found.places_outside([exclude[i] for i in order], k)
@@ -80,12 +83,17 @@ def rank_windows(
 
 
 def score_items(
-    ranker: Ranker, ranks: Ranks, histories: Histories, items: NDArray[np.int64]
+    ranker: Ranker,
+    ranks: Ranks,
+    histories: Histories,
+    items: NDArray[np.int64],
+    advance: Advance = lambda n: None,
 ) -> NDArray[np.float64]:
     """``ranker.score`` for all rows, by all processes together."""
 
     def work(numbers: Sequence[int]) -> list[Column]:
-        found = ranker.score([histories[i] for i in numbers], items[list(numbers)])
+        for_all = advance_for_all(advance, len(numbers), len(histories))
+        found = ranker.score([histories[i] for i in numbers], items[list(numbers)], for_all)
         return [(torch.from_numpy(found), 0)]
 
     scored: NDArray[np.float64] = ranks.share_work(len(histories), work)[0].numpy()
@@ -93,10 +101,16 @@ def score_items(
 
 
 def validation_metrics(
-    ranker: Ranker, ranks: Ranks, frame: pd.DataFrame, leaf_of_item: LeafOfItem, cutoff: int
+    ranker: Ranker,
+    ranks: Ranks,
+    frame: pd.DataFrame,
+    leaf_of_item: LeafOfItem,
+    cutoff: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """Mean NDCG and HR at ``cutoff`` on validation rows, the history kept among the candidates."""
-    found = rank_rows(ranker, ranks, frame[HISTORY].tolist(), cutoff)
+    with progress.track("validation", len(frame), unit="rows") as advance:
+        found = rank_rows(ranker, ranks, frame[HISTORY].tolist(), cutoff, advance=advance)
     hit_BK = found.leaf_BK == leaf_of_item[frame[TARGET].to_numpy()][:, None]
     rank_B = np.where(hit_BK.any(axis=1), hit_BK.argmax(axis=1) + 1, 0)
     # torch's order of additions, in which every earlier run was logged

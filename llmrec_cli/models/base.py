@@ -97,11 +97,17 @@ class Ranker(Protocol):
         """
         ...
 
-    def score(self, histories: Histories, items: NDArray[np.int64]) -> NDArray[np.float64]:
+    def score(
+        self,
+        histories: Histories,
+        items: NDArray[np.int64],
+        advance: Advance = lambda n: None,
+    ) -> NDArray[np.float64]:
         """The score of chosen items, as ``[eval.decode]`` normalises it, without any penalty.
 
         Args:
             items: catalogue indices, [B, C].
+            advance: as in ``rank``.
 
         Returns:
             [B, C]; items of one entry have one score.
@@ -203,12 +209,18 @@ class FullScoreRanker:
             advance(len(score_PL))
         return cut_lists(leaf_BK, score_BK, length_B)
 
-    def score(self, histories: Histories, items: NDArray[np.int64]) -> NDArray[np.float64]:
+    def score(
+        self,
+        histories: Histories,
+        items: NDArray[np.int64],
+        advance: Advance = lambda n: None,
+    ) -> NDArray[np.float64]:
         """As ``Ranker``."""
         score_BC = np.empty(items.shape, np.float64)
         leaf_BC = self.leaves.leaf_of_item_I[items]
         for part, score_PL in self._parts(histories):
             score_BC[part] = np.take_along_axis(score_PL, leaf_BC[part], axis=1)
+            advance(len(score_PL))
         return score_BC
 
     def _parts(self, histories: Histories) -> Iterator[tuple[slice, NDArray[Any]]]:

@@ -266,6 +266,10 @@ class _Notes:
         self.lines.append(text)
         self.shown.say(text)
 
+    def say_once(self, subject: str, text: str) -> None:
+        """Keep one line; these notes are of one stage."""
+        self.say(f"{subject}: {text}")
+
     def track(
         self, label: str, total: int, done: int = 0, unit: str = "it"
     ) -> AbstractContextManager[Advance]:

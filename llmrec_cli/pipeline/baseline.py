@@ -107,7 +107,7 @@ def _train(
     rows = setup.build_training_rows(context, section.rows)
     left_out = count_rows_left_out(context.prepared.split("train"), rows)
     if line := left_out.line(setup.describe_passes(context)):
-        progress.say(f"{run}: train: {line}")
+        progress.say_once(str(run), f"train: {line}")
     leaves = gather_entries(context.prepared.items, context.leaf_of_item)
     ranker = make_sequential_ranker(model, leaves, context.recipe.data.history)
     cutoff = max(context.recipe.eval.cutoffs)
@@ -121,7 +121,7 @@ def _train(
         valid_set=Dataset(setup.build_window_rows(context, valid)),
         sampler=Sampler(len(rows), section.batch, context.recipe.seed),
         rank_valid=lambda: validation_metrics(
-            ranker, context.ranks, valid, context.leaf_of_item, cutoff
+            ranker, context.ranks, valid, context.leaf_of_item, cutoff, progress
         ),
         section=section,
         seed=context.recipe.seed,

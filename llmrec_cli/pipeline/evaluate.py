@@ -44,9 +44,9 @@ from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import (
     Existing,
     count_opening,
+    describe_command,
     describe_state,
     evaluated_before,
-    format_command,
     open_evaluation,
     require_done,
     require_same_evaluation,
@@ -166,7 +166,7 @@ def _find_finished(recipe: Recipe, split: str, notes: list[str]) -> list[Run]:
     if not any(run.is_evaluated(split) or not run.is_made_by_eval for run in found):
         require_done(recipe, missing[0])
     if missing:
-        each = (f"{run} {describe_state(run)} ({format_command(run)})" for run in missing)
+        each = (f"{run} {describe_state(run)} ({describe_command(run)})" for run in missing)
         notes.append(f"left out: {', '.join(each)}")
     return found
 
@@ -214,7 +214,9 @@ def _evaluate_run(
     pairs = None
     if others is not None:
         items = np.column_stack([frame[TARGET], others])
-        pairs = _pair_up(frame, others, score_items(ranker, ranks, frame[HISTORY].tolist(), items))
+        with shown.track(f"eval {run}, AUC", len(frame), unit="rows") as advance:
+            scores = score_items(ranker, ranks, frame[HISTORY].tolist(), items, advance)
+        pairs = _pair_up(frame, others, scores)
 
     def write() -> None:
         seed, resamples = recipe.seed, recipe.eval.resamples
@@ -269,10 +271,14 @@ def _rank_frame(
         found = rank_rows(ranker, ranks, histories, depth, seen, advance)
     differs = None
     if context.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
-        exact, beam = (
-            rank_rows(ranker.searching(search), ranks, histories, depth).leaf_BK[:, :depth]
-            for search in _BOTH
-        )
+        first = list[np.ndarray[Any, Any]]()
+        for search in _BOTH:
+            with progress.track(f"{label}, {search} search", len(frame), unit="rows") as advance:
+                lists = rank_rows(
+                    ranker.searching(search), ranks, histories, depth, advance=advance
+                )
+            first.append(lists.leaf_BK[:, :depth])
+        exact, beam = first
         differs = (exact != beam).any(axis=1)  # the beam's first entries, in order
     return list_predictions(frame, found, leaves, differs)
 

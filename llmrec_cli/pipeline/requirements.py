@@ -9,11 +9,13 @@ both -> Dataset (training) and Dataset (validation)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.data.catalog import gather_entries
@@ -126,7 +128,7 @@ def build_datasets(
     train, valid = list[RowTransform](transforms or ()), list[RowTransform]()
     negatives = stage.sampler() if transforms is None else None
     if negatives is not None:
-        ask = RankWrongEntries(context, negatives, policy, reference)
+        ask = RankWrongEntries(context, negatives, policy, reference, progress)
         mined, steps = folder / NEGATIVES_FOLDER, count_updates(len(rows), stage.section)
         train.append(
             _add_negatives(
@@ -149,6 +151,7 @@ def build_datasets(
             ),
             Limits.of_section(stage.section),
             context.ranks.device,
+            progress,
         )
         valid.append(keep)
         if needs.reference == "precompute":
@@ -201,16 +204,18 @@ class RankWrongEntries:
     sampler: NegativeSampler
     policy: Any
     reference: Reference | None
+    progress: Progress
 
     def __call__(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         """For each row, for each of its targets: leaves, best first."""
         windows = [window for row in rows for window in as_windows(row, self.context.catalogue)]
         owned = [sorted(self.sampler.owned(window)) for window in windows]
         asked = self.reference.active() if self.reference else nullcontext(self.policy)
-        with asked as model:
+        tracked = self.progress.track("hard negatives", len(windows), unit="windows")
+        with asked as model, tracked as advance:
             ranker = make_language_ranker(self.context, model.model)
             found = rank_windows(
-                ranker, self.context.ranks, windows, owned, self.sampler.wanted.pool
+                ranker, self.context.ranks, windows, owned, self.sampler.wanted.pool, advance
             )
         lists = iter(found)
         return [[next(lists) for _ in row.targets] for row in rows]
@@ -253,7 +258,7 @@ def _add_item_scores(
 ) -> AddItemScores:
     """Item probabilities of each target's history, from the baseline that the method names."""
     return AddItemScores(
-        load_item_scores(context, wanted.model, split, rows, progress.say),
+        load_item_scores(context, wanted.model, split, rows, progress),
         leaf_ranges(context.trie),
         context.leaf_of_item,
         keeps_history=wanted.history == "keep",
@@ -265,7 +270,7 @@ def load_item_scores(
     name: str,
     split: str,
     rows: Sequence[Row],
-    say: Callable[[str], object] = lambda text: None,
+    progress: Progress,
 ) -> ItemScoreTable:
     """Item probabilities of every target's own history, by ``[baseline.name]``; made once.
 
@@ -280,9 +285,12 @@ def load_item_scores(
         "rows": fingerprint_of_rows(rows),
     }
     folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"
-    vectors_QD = load_vectors(
-        folder, facts, lambda: compute_vectors(model, rows, context.leaf_of_item), say
-    )
+
+    def compute() -> Tensor:
+        with progress.track(f"item scores, {split}", len(rows), unit="rows") as advance:
+            return compute_vectors(model, rows, context.leaf_of_item, advance=advance)
+
+    vectors_QD = load_vectors(folder, facts, compute, progress.say)
     return ItemScoreTable(vectors_QD, target_starts(rows), model.head().weight_VD.detach())
 
 

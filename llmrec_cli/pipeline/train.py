@@ -86,7 +86,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
         )
         progress.say(f"{run}: {len(found.rows):,} {section.rows} rows, {_count_parameters(policy)}")
         for line in _describe_left_out(context, section, found):
-            progress.say(f"{run}: {line}")
+            progress.say_once(str(run), line)
         meaning = chosen.describe(options, context.trie, context.codec.spell)
         if meaning is not None:
             progress.say(f"{run}: {meaning}")
@@ -98,7 +98,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
             train_set=data.train,
             valid_set=data.valid,
             sampler=data.sampler,
-            rank_valid=lambda: found.rank_valid(policy),
+            rank_valid=lambda: found.rank_valid(policy, progress),
             section=section,
             seed=recipe.seed,
             folder=run.folder,

@@ -56,17 +56,6 @@ def strip_zero(number: str) -> str:
     return _LEADING_ZERO.sub(r"\1.", number)
 
 
-def format_seconds(value: float) -> str:
-    """A time: 0.31 s, 38.2 s, 12 min 5 s, 3 h 20 min."""
-    if value < 60:
-        return f"{value:.3g} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(value / 60), 60)
-    return f"{hours:,} h {minutes} min"
-
-
 def format_thousands(value: float) -> str:
     """A count: 812, 58.3 k, 1.24 M, 3.5 G."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):

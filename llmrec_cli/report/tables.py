@@ -35,10 +35,14 @@ from llmrec_cli.report.formatting import (
     format_figure,
     format_memory,
     format_p,
-    format_seconds,
     format_thousands,
 )
-from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markdown
+from llmrec_cli.utils.text import (
+    build_markdown_table,
+    clean_line,
+    escape_markdown,
+    format_seconds,
+)
 
 # The cells of all tables as text, for every format.
 #

@@ -23,7 +23,7 @@ import tomli_w
 from llmrec_cli import __version__
 from llmrec_cli.config.loader import PATH_KEYS
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.errors import ArtefactError
+from llmrec_cli.errors import ArtefactError, BegunError, MissingRunError
 from llmrec_cli.runs.run import Run, Settings
 from llmrec_cli.utils.files import check_folder, translate_os_errors, write_atomically, write_json
 from llmrec_cli.utils.locks import lock_evaluation, lock_run
@@ -58,7 +58,8 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
             ``resume`` they must be what they were.
 
     Raises:
-        ArtefactError: it exists and ``resume`` is off; or recipe or facts changed since.
+        BegunError: it exists, and ``resume`` is off.
+        ArtefactError: it is finished; or recipe or facts changed since.
     """
     folder = run.folder
     if run.is_done and not resume:
@@ -66,9 +67,8 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
             f"{folder}: is finished and is never overwritten; choose another name (name=...)"
         )
     if folder.exists() and not resume:
-        raise ArtefactError(
-            f"{folder}: exists already and is never overwritten; add --resume to go on with it, "
-            "or choose another name (name=...)"
+        raise BegunError(
+            f"{folder}: exists already and is never overwritten; choose another name (name=...)"
         )
     described = {"run": run.name, "settings": run.settings(recipe), "facts": dict(facts)}
     if run.manifest_file.is_file():
@@ -200,13 +200,16 @@ def require_done(recipe: Recipe, run: Run) -> None:
     """Refuse a run that is not finished, or a trained language model whose result is damaged.
 
     Raises:
-        ArtefactError: the message says what to run, or which file is damaged.
+        MissingRunError: the message says what to run.
+        ArtefactError: a file is damaged.
     """
     if run.is_done:
         if run.is_language_model and not run.is_untouched:
             check_folder(run.result_folder(recipe))
         return
-    raise ArtefactError(f"{run.folder}: {describe_state(run)}; run first: {format_command(run)}")
+    raise MissingRunError(
+        f"{run.folder}: {describe_state(run)}", run.command, begun=_can_be_resumed(run)
+    )
 
 
 def describe_state(run: Run) -> str:
@@ -214,10 +217,14 @@ def describe_state(run: Run) -> str:
     return "is not finished" if run.folder.exists() else "does not exist"
 
 
-def format_command(run: Run) -> str:
+def describe_command(run: Run) -> str:
     """The command that makes a run, or goes on with it."""
-    resume = " --resume" if run.folder.exists() and not run.is_made_by_eval else ""
+    resume = " --resume" if _can_be_resumed(run) else ""
     return f"llmrec {' '.join(run.command)} RECIPE{resume}"
+
+
+def _can_be_resumed(run: Run) -> bool:
+    return run.folder.exists() and not run.is_made_by_eval
 
 
 def _read_record(run: Run) -> dict[str, Any]:

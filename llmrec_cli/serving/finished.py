@@ -21,7 +21,7 @@ from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
 from llmrec_cli.pipeline.setup import base_source
-from llmrec_cli.runs.record import format_command, require_done
+from llmrec_cli.runs.record import describe_command, require_done
 from llmrec_cli.runs.run import Run, run_at, suggest_folder
 from llmrec_cli.training.distributed import make_single_rank
 from llmrec_cli.utils.files import RECIPE_FILE, check_folder
@@ -108,7 +108,7 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
 def _describe_folder(home: Path) -> str:
     if not home.is_dir():
         if run_at(home).is_untouched and home.parent.is_dir():
-            return f"no such run yet; run first: {format_command(run_at(home))}"
+            return f"no such run yet; run first: {describe_command(run_at(home))}"
         hint = suggest_folder(home)
         return f"no such folder; expected a run's folder, such as runs/quickstart/sft.{hint}"
     runs = sorted(file.parent.name for file in home.glob(f"*/{RECIPE_FILE}"))

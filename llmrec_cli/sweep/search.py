@@ -76,9 +76,13 @@ class _Workers:
         self._progress = progress
         self._advance = advance
         self._stop = threading.Event()
+        self._end = threading.Event()
 
     def run(self, places: Sequence[Place]) -> None:
-        """Work until no points are left; an error or a signal stops all, with checkpoints."""
+        """Work until no points are left; an error or a signal stops all, with checkpoints.
+
+        Another signal ends them at their last checkpoints.
+        """
         with ThreadPoolExecutor(len(places)) as pool:
             try:
                 for ended in as_completed(
@@ -87,7 +91,20 @@ class _Workers:
                     ended.result()
             except BaseException:
                 self._stop.set()
+                self._wait(pool)
                 raise
+
+    def _wait(self, pool: ThreadPoolExecutor) -> None:
+        """Let the points in work finish their updates, or end them on a signal."""
+        self._progress.say(
+            "stopping: points in work finish their update, then save; Ctrl-C stops now, at their "
+            "last checkpoints"
+        )
+        try:
+            pool.shutdown()
+        except BaseException:
+            self._end.set()
+            raise
 
     def _work_through(self, place: Place) -> None:
         while not self._stop.is_set():
@@ -133,7 +150,7 @@ class _Workers:
             return prunes and trial.should_prune()
 
         beat = partial(self._points.record_beat, trial)
-        return Watch(should_prune, beat, should_stop=self._stop.is_set)
+        return Watch(should_prune, beat, should_stop=self._stop.is_set, should_end=self._end.is_set)
 
 
 def _list_places(plan: SweepPlan, workers: int | Literal["auto"]) -> list[Place]:

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
@@ -56,6 +57,8 @@ class Watch:
     """Told each validation's number (from 1) and score; true stops the command."""
     beat: Callable[[], None] = lambda: None
     should_stop: Callable[[], bool] = lambda: False
+    should_end: Callable[[], bool] = lambda: False
+    """Asked while a stopped command finishes its update; true ends it as it is."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Trials:
             Pruned, Interrupted: ``watch`` said so; the run has left a checkpoint.
             UserError, MachineError, NumbersError, LlmrecError: a command failed; its own line.
         """
-        plain = Watch(beat=watch.beat, should_stop=watch.should_stop)
+        plain = replace(watch, should_prune=Watch.should_prune)
         shared = _Experiment(*self.plan.load_shared(seed), place, plain)
         tried = _Experiment(*self.plan.load_point(point, seed), place, plain)
         judged = self.plan.find_run(tried.recipe)
@@ -216,10 +219,10 @@ def follow_command(
     try:
         reason = _watch_command(child, judged, watch)
     except BaseException:
-        _stop_command(child, patience)
+        _stop_command(child, patience, watch.should_end)
         raise
     if reason is not None:
-        _stop_command(child, patience)
+        _stop_command(child, patience, watch.should_end)
         raise reason
     if child.returncode:
         raise _read_failure(child.returncode, words[0], log, begun)
@@ -257,13 +260,17 @@ def _read_scores(file: Path, select: str) -> Iterator[float]:
             yield -row["valid_loss"] if select == "loss" else next(named, -row["valid_loss"])
 
 
-def _stop_command(child: subprocess.Popen[bytes], patience: float) -> None:
+def _stop_command(
+    child: subprocess.Popen[bytes], patience: float, should_end: Callable[[], bool]
+) -> None:
     child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(patience)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    until = time.monotonic() + patience
+    while time.monotonic() < until and not should_end():
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_POLL)
+            return
+    child.kill()
+    child.wait()
 
 
 def _read_failure(code: int, command: str, log: Path, begun: int) -> LlmrecError:

@@ -91,7 +91,7 @@ class StageRows:
 
     rows: Sequence[AnyRow]  # of the rank-pair task: pair rows, or rows to draw pairs for
     valid_rows: Sequence[AnyRow]
-    rank_valid: Callable[[Any], Mapping[str, float]]  # of a policy in evaluation mode
+    rank_valid: Callable[[Any, Progress], Mapping[str, float]]  # of a policy in evaluation mode
     transforms: Sequence[RowTransform] | None = None  # complete the rows; None: negatives do
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)  # of histories, by split
     notes: tuple[str, ...] = ()  # what else a person has to know of these rows

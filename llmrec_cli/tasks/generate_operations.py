@@ -41,9 +41,10 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     sampler = stage.sampler()
     valid = choose_rows(context.prepared.split("valid"), stage.section.validate_rows)
 
-    def rank_valid(policy: Any) -> dict[str, float]:
+    def rank_valid(policy: Any, progress: Progress) -> dict[str, float]:
         ranker, cutoff = make_language_ranker(context, policy.model), max(recipe.eval.cutoffs)
-        return validation_metrics(ranker, context.ranks, valid, context.leaf_of_item, cutoff)
+        leaf_of_item = context.leaf_of_item
+        return validation_metrics(ranker, context.ranks, valid, leaf_of_item, cutoff, progress)
 
     usable = sampler.require(rows) if sampler else rows
     valid_rows = build_window_rows(context, valid)

@@ -62,7 +62,7 @@ from llmrec_cli.training.distributed import Column, Ranks, measure_usage
 from llmrec_cli.training.negatives import NegativeSampler, gather_users
 from llmrec_cli.training.rows import AnyRow, IntArray, LeftOut, PairRow, Row, count_left_out
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
-from llmrec_cli.utils.progress import Progress
+from llmrec_cli.utils.progress import Progress, advance_for_all
 
 if TYPE_CHECKING:
     from llmrec_cli.pipeline.compare import Compared
@@ -329,12 +329,13 @@ def score_pairs(
     def work(numbers: Sequence[int]) -> list[Column]:
         lengths = [len(pairs[number].prompts[0]) for number in numbers]
         score_Q2 = torch.empty((len(numbers), 2), dtype=torch.float64)
+        for_all = advance_for_all(advance, len(numbers), len(pairs))
         for part in batches_by_length(lengths, batch):
             micro = collate([pairs[numbers[at]] for at in part]).to(ranks.device)
             score_Q2[part] = (
                 score_micro_batch(policy, micro, legal=False).double().cpu().view(-1, 2)
             )
-            advance(len(part) * len(pairs) // len(numbers))
+            for_all(len(part))
         return [(score_Q2, 0)]
 
     with inference_mode(policy):
@@ -381,9 +382,17 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     valid_rows, notes = _trim_to_fewest(encoded)
     left_out = {"valid": count_pairs_left_out(asked, encoded)}
 
-    def rank_valid(policy: Any) -> Mapping[str, float]:
-        ranks = context.ranks
-        scores = score_pairs(policy, valid_rows, context.trie, batch=section.batch, ranks=ranks)
+    def rank_valid(policy: Any, progress: Progress) -> Mapping[str, float]:
+        n_pairs = sum(len(row.prompts) for row in valid_rows)
+        with progress.track("validation", n_pairs, unit="pairs") as advance:
+            scores = score_pairs(
+                policy,
+                valid_rows,
+                context.trie,
+                batch=section.batch,
+                ranks=context.ranks,
+                advance=advance,
+            )
         return {"auc_paired": auc_paired(valid[USER_ID].tolist(), scores)}
 
     if NEGATIVES in frame.columns:

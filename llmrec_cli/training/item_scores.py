@@ -114,7 +114,12 @@ def target_starts(rows: Sequence[Row]) -> Tensor:
 
 
 def compute_vectors(
-    model: Sequential, rows: Sequence[Row], leaf_of_item_I: NDArray[Any], *, batch: int = 256
+    model: Sequential,
+    rows: Sequence[Row],
+    leaf_of_item_I: NDArray[Any],
+    *,
+    batch: int = 256,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
     """The state of a sequential model before each target: vector_QD fp32, on the CPU.
 
@@ -130,6 +135,7 @@ def compute_vectors(
         found = _compute_vectors([rows[r] for r in part], model, leaf_of_item_I)
         for r, vector_AD in zip(part, found, strict=True):
             vectors[r] = vector_AD
+        advance(len(part))
     return torch.cat(vectors)
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import json
 import logging
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llmrec_cli.errors import GroupError, MachineError, RecipeError, UserError
+from llmrec_cli.utils.text import quote_word, redact
 from llmrec_cli.utils.variables import REFUSED, Group, check_variables, find_group
 
 if TYPE_CHECKING:
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
 #
 # SIGINT means "interrupted", every other signal of the table "terminated". A signal that was
 # ignored when this process started (``nohup``, ``trap '' HUP``) stays ignored.
+#
+# A SIGINT behind another signal waits for nothing. All other signals that follow the first one
+# change nothing: batch systems and launchers send theirs more than once.
+#
+# Python runs a handler between two steps of the main thread, and a backward pass is one step. So a
+# thread of its own hears of a signal at once, and says what it waits for.
 
 
 _MEANINGS: Final = {
@@ -75,19 +84,40 @@ def list_heeded_signals() -> list[int]:
     return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
+Handler = Callable[[int, Any], object]
+
+
 @contextmanager
-def handle_signals(handler: Callable[[int, Any], object]) -> Iterator[list[int]]:
+def handle_signals(handler: Handler) -> Iterator[Mapping[int, Any]]:
     """Give the signals that are not ignored to ``handler`` inside the block.
 
     Yields:
-        Their numbers.
+        Their numbers, with what handled them before.
     """
     before = {number: signal.signal(number, handler) for number in list_heeded_signals()}
     try:
-        yield list(before)
+        yield before
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier or signal.SIG_DFL)  # None: not set by Python
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a signal waits for.
+
+    Attributes:
+        until: what is finished first, as a participle: "finishing update 12, then saving".
+        left: where a run stands that does not wait: "at checkpoint step-8".
+    """
+
+    until: str
+    left: str
+
+    def line(self, number: int) -> str:
+        """What to say when signal ``number`` arrives."""
+        again = "Ctrl-C again" if number == signal.SIGINT else "Ctrl-C"
+        return f"{SIGNALS[number]}: {self.until}; {again} stops now, {self.left}"
 
 
 @dataclass
@@ -96,6 +126,8 @@ class Stop:
 
     arrived: list[int] = field(default_factory=list)
     agreed: int = 0  # the signal that ends the run on every process; 0: none
+    insists: bool = False  # SIGINT came again: nothing is waited for
+    obeyed: threading.Event = field(default_factory=threading.Event)  # the main thread stops
 
     @property
     def asked(self) -> int:
@@ -103,11 +135,35 @@ class Stop:
         return self.arrived[0] if self.arrived else 0
 
 
+AGAIN: Final = 0.5  # seconds; what follows sooner is the same Ctrl-C, delivered by two ways
+_GRACE: Final = 2.0  # seconds that the main thread has to stop, before the process is ended
+
+LastResort = Callable[[Stopped], object]
+"""Ends this process from a thread, with the line and the exit code of a signal."""
+_last_resort: LastResort | None = None
+
+
+def set_last_resort(end: LastResort) -> None:
+    """What to do where Ctrl-C came again, and the main thread does not come back from a library.
+
+    The command line sets it.  In a program around this package nothing ends the process.
+    """
+    global _last_resort
+    _last_resort = end
+
+
 @contextmanager
-def defer_signals() -> Iterator[Stop]:
+def defer_signals(
+    describe: Callable[[], Wait] | None = None, say: Callable[[str], object] = lambda line: None
+) -> Iterator[Stop]:
     """Hold back signals inside the block; deliver the one that was agreed on after it.
 
-    Further ones do no harm.  Outside the main thread, where Python has no signals, nothing changes.
+    Further ones do no harm, but for SIGINT: that delivers the first one at once.  Outside the main
+    thread, where Python has no signals, nothing changes.
+
+    Args:
+        describe: what a signal waits for at this moment; called in another thread.
+        say: gets that line, in another thread.
 
     Raises:
         Stopped: the one that was agreed on is ignored by this process; another one heeded it.
@@ -119,13 +175,63 @@ def defer_signals() -> Iterator[Stop]:
 
     def hold(number: int, frame: object) -> None:
         stop.arrived.append(number)
+        if stop.insists:
+            stop.obeyed.set()
+            signal.signal(stop.asked, before[stop.asked] or signal.SIG_DFL)
+            signal.raise_signal(stop.asked)
 
-    with handle_signals(hold) as numbers:
+    def hear(number: int) -> None:
+        if describe is not None:
+            say(describe().line(number))
+
+    with handle_signals(hold) as before, _listen(stop, before, hear):
         yield stop
     if wanted := stop.agreed or stop.asked:
-        if wanted not in numbers:
+        if wanted not in before:
             raise Stopped(wanted)
         signal.raise_signal(wanted)
+
+
+@contextmanager
+def _listen(stop: Stop, heeded: Collection[int], hear: Callable[[int], object]) -> Iterator[None]:
+    """A thread that hears of signals the moment they arrive, whatever the main thread does.
+
+    Args:
+        hear: called with the first one.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    earlier = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        first = -1.0
+        while arrived := ours.recv(1):
+            if earlier != -1:  # somebody else listens, too: an event loop
+                with suppress(OSError):
+                    os.write(earlier, arrived)
+            number, now = arrived[0], time.monotonic()
+            if number not in heeded or stop.insists:
+                continue
+            if first < 0:
+                first = now
+                with suppress(Exception):  # nobody reads it any more
+                    hear(number)
+            elif number == signal.SIGINT and now - first >= AGAIN:
+                stop.insists = True
+                _thread.interrupt_main(signal.SIGINT)
+                if not stop.obeyed.wait(_GRACE) and _last_resort is not None:
+                    _last_resort(Stopped(stop.asked or number))
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.obeyed.set()
+        signal.set_wakeup_fd(earlier)
+        theirs.close()
+        thread.join()
+        ours.close()
 
 
 # This process in a process group: its rank, its failure note, and its launcher.
@@ -139,6 +245,9 @@ LAUNCHER = "LLMREC_LAUNCHER"
 
 Only llmrec sets it, and nothing else makes this process the child of another one.
 """
+
+TYPED = "LLMREC_TYPED"
+"""Environment variable: the words behind ``llmrec`` that a launcher was started with, as JSON."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _RESUMABLE = ("sft", "align", "baseline")
@@ -165,11 +274,27 @@ def _find_group() -> Group | None:
 
 
 def describe_resuming() -> str:
-    """What to type after an interruption; the commands that do not train just begin again."""
-    command = next(iter(sys.argv[1:]), "")
-    if command in _RESUMABLE:
-        return "go on with --resume"
-    return "go on with the same command"
+    """What to type after an interruption; the commands that do not train just begin again.
+
+    Of a process that somebody else's launcher started, that launcher's own part is not known.
+    """
+    words = read_typed_words()
+    if words[:1] and words[0] in _RESUMABLE and "--resume" not in words:
+        words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    under = " under the same launcher" if is_rank() and LAUNCHER not in os.environ else ""
+    return f"go on{under} with: {format_command(words)}"
+
+
+def format_command(words: Sequence[str]) -> str:
+    """A command of llmrec as it is typed: quoted for a shell, and without secrets."""
+    return " ".join(quote_word(redact(word)) for word in ("llmrec", *words))
+
+
+def read_typed_words() -> list[str]:
+    """What was typed behind ``llmrec``; a rank has another command line than its launcher."""
+    if is_rank() and TYPED in os.environ:
+        return [str(word) for word in json.loads(os.environ[TYPED])]
+    return sys.argv[1:]
 
 
 def is_restarted() -> bool:
@@ -347,6 +472,7 @@ def _run_launcher(arguments: Sequence[str], section: LaunchSection, failures: Pa
     logging.disable(logging.CRITICAL)  # the launcher's own account of failures
     os.environ[FAILURES] = str(failures)
     os.environ[LAUNCHER] = str(os.getpid())
+    os.environ[TYPED] = json.dumps(sys.argv[1:])
     os.environ |= _choose_import_paths()
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # torchrun's options of another job: its nodes, its restarts
@@ -401,34 +527,71 @@ def _explain_refusal(error: Exception) -> RecipeError:
 
 @contextmanager
 def _pass_on_signals(exception: Any) -> Iterator[list[int]]:
-    """Turn the first signal into the launcher's exception, which it passes on; ignore others.
+    """Turn the first signal into the launcher's exception, which it passes on.
 
-    Signals that are ignored here are ignored by the ranks, which inherit that.
+    A SIGINT behind it ends the ranks.  Others are ignored.  Signals that are ignored here are
+    ignored by the ranks, which inherit that.
 
     Yields:
         The signals that have arrived.
     """
     arrived: list[int] = []
+    begun, insists = 0.0, False
 
-    def first(number: int, frame: object) -> None:
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal begun, insists
         arrived.append(number)
+        now = time.monotonic()
         if len(arrived) == 1:
+            begun = now
             raise exception(f"signal {number}", choose_forwarded_signal(number))
+        if number == signal.SIGINT and now - begun >= AGAIN and not insists:
+            insists = True
+            threading.Thread(target=_insist, args=(begun,), name="insist", daemon=True).start()
 
-    with handle_signals(first):
+    with handle_signals(pass_on):
         yield arrived
+
+
+def _insist(begun: float) -> None:
+    """Tell the ranks again that they are to stop, and end those that do not.
+
+    Args:
+        begun: when the first signal was passed on, by the monotonic clock: the second one must
+            count as another one there.
+    """
+    import psutil  # of Accelerate
+
+    time.sleep(max(begun + 2 * AGAIN - time.monotonic(), 0))
+    ranks = _find_ranks()
+    for rank in ranks:
+        with suppress(psutil.Error):
+            rank.send_signal(signal.SIGINT)
+    for rank in psutil.wait_procs(ranks, 3 * _GRACE)[1]:
+        with suppress(psutil.Error):
+            rank.kill()
+
+
+def _find_ranks() -> list[Any]:
+    """The processes that work for this launcher."""
+    import psutil  # of Accelerate
+
+    found = list[Any]()
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "llmrec_cli" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def _end_children(number: int, timeout: int) -> None:
     """Pass a signal on to what still runs: Accelerate leaves a single process to itself."""
     import psutil  # of Accelerate
 
-    left = list[Any]()
-    for child in psutil.Process().children():
+    left = _find_ranks()
+    for child in left:
         with suppress(psutil.Error):
-            if "llmrec_cli" in child.cmdline():
-                child.send_signal(choose_forwarded_signal(number))
-                left.append(child)
+            child.send_signal(choose_forwarded_signal(number))
     for child in psutil.wait_procs(left, timeout)[1]:
         with suppress(psutil.Error):
             child.kill()

@@ -98,14 +98,20 @@ def compute_reference(
     collate: Collator,
     limits: Limits,
     device: torch.device,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> list[AnyRow]:
-    """The rows with ``reference`` filled in, computed in the micro-batches of training."""
+    """The rows with ``reference`` filled in, computed in the micro-batches of training.
+
+    Args:
+        advance: called after each micro-batch with its number of rows.
+    """
     found: dict[int, AnyRow] = {}
     for part in collate.split(rows, limits):
         value_A = reference.log_probs(collate(part).to(device)).double().cpu().numpy()
         ends = np.cumsum([count_answers(row) for row in part])
         for row, value in zip(part, np.split(value_A, ends[:-1]), strict=True):
             found[id(row)] = replace(row, reference=value)
+        advance(len(part))
     return [found[id(row)] for row in rows]
 
 
@@ -179,7 +185,7 @@ def store_reference(
     data: Dataset,
     sampler: Sampler,
     steps: int,
-    compute_rows: Callable[[Sequence[AnyRow]], list[AnyRow]],
+    compute_rows: Callable[[Sequence[AnyRow], Callable[[int], object]], list[AnyRow]],
     ranks: Ranks,
     progress: Progress,
 ) -> None:
@@ -188,6 +194,7 @@ def store_reference(
     Args:
         data: training rows, and what completes them with negatives.
         steps: updates of the whole run.
+        compute_rows: gets the completed rows, and what to call as ``compute_reference`` does.
     """
     if not ranks.most(not store.load()):
         return  # mining is work of all: where one lacks its file, all do it again
@@ -195,7 +202,9 @@ def store_reference(
         computed = []
         for step in range(steps):
             rows = [data.rows[number] for number in ranks.pick_share(sampler.numbers_of(step))]
-            computed.append(compute_rows(data.complete_rows(rows, step)))
+            completed = data.complete_rows(rows, step)
+            with advance.within("rows", len(completed)) as done:
+                computed.append(compute_rows(completed, done))
             advance(1)
     store.save(computed)
 
@@ -219,16 +228,22 @@ class KeepReference:
     collate: Collator
     limits: Limits
     device: torch.device
+    progress: Progress
     runs_ahead: bool = False  # the reference shares its base weights with the policy
     _known: dict[int, FloatArray] = field(default_factory=dict)  # by row number
 
-    def compute_rows(self, rows: Sequence[AnyRow]) -> list[AnyRow]:
+    def compute_rows(
+        self, rows: Sequence[AnyRow], advance: Callable[[int], object]
+    ) -> list[AnyRow]:
         """The rows with ``reference`` filled in, by the model as it began."""
-        return compute_reference(rows, self.reference, self.collate, self.limits, self.device)
+        return compute_reference(
+            rows, self.reference, self.collate, self.limits, self.device, advance
+        )
 
     def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
         if not all(row.number in self._known for row in rows):
-            found = self.compute_rows(rows)
+            with self.progress.track("validation, reference", len(rows), unit="rows") as advance:
+                found = self.compute_rows(rows, advance)
             self._known.update({r.number: r.reference for r in found if r.reference is not None})
         return [replace(row, reference=self._known[row.number]) for row in rows]
 

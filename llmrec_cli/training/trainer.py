@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from llmrec_cli.training.checkpoint import Checkpoints, restore, restore_weights
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
 from llmrec_cli.training.dataset import DataLoader, Dataset, Pass, Sampler, Update
 from llmrec_cli.training.distributed import Ranks, gather_pieces
-from llmrec_cli.training.launch import defer_signals
+from llmrec_cli.training.launch import Wait, defer_signals
 from llmrec_cli.utils.files import CHECKPOINTS_FOLDER, METRICS_FILE, NONFINITE_FILE
-from llmrec_cli.utils.progress import Progress
+from llmrec_cli.utils.progress import Advance, Progress, Work, advance_for_all
 
 Sums = dict[str, Tensor]
 """``total``, ``count`` and the method's statistics: float64 scalars, detached."""
@@ -153,6 +154,14 @@ class _Gradients:
     losses: list[tuple[list[int], Tensor]] = field(default_factory=list)  # row numbers, loss
 
 
+class _Doing(Enum):
+    """What the loop is doing."""
+
+    UPDATE = auto()
+    VALIDATION = auto()
+    SAVE = auto()
+
+
 @dataclass
 class Trainer:
     """Everything that one training run needs, and the loop over it."""
@@ -173,8 +182,12 @@ class Trainer:
     label: str = "train"
     trackers: Trackers = field(default_factory=Trackers)  # get the rows of metrics.jsonl too
     state: TrainerState = field(init=False)
+    _doing: _Doing = field(init=False, default=_Doing.UPDATE)
+    _saved: int | None = field(init=False, default=None)  # step of the newest checkpoint
+    _advance: Advance = field(init=False)  # of the updates
 
     def __post_init__(self) -> None:
+        self._advance = Work(self.label, 0)
         self.state = TrainerState(method=dict(self.method.init_state(self.options, self.trie)))
         self.loss = PolicyLoss(self.policy, self.method, self.options)
         self.steps = count_updates(len(self.train_set), self.section)
@@ -223,13 +236,17 @@ class Trainer:
         if self.ranks.count > 1 and self.state.step < self.steps:
             self._lay_out_buckets(module, optimizer)
         with (
-            defer_signals() as stop,
+            defer_signals(self._describe_wait, self.progress.say) as stop,
             self.loader,
-            self.progress.track(self.label, self.steps, self.state.step, unit="updates") as advance,
+            self.progress.track(
+                self.label, self.steps, self.state.step, unit="updates"
+            ) as self._advance,
         ):
             while self.state.step < self.steps and not self.state.stopped and not stop.agreed:
+                self._doing = _Doing.UPDATE
                 row = self.run_update(module, optimizer)
-                if self._is_due(every=self.section.validate_every * self.sampler.steps_per_epoch):
+                if self._is_due(self.state.step):
+                    self._doing = _Doing.VALIDATION
                     row |= self.validate(module)
                     checkpoint_now = True
                 else:
@@ -237,20 +254,48 @@ class Trainer:
                 log.append(row)
                 stop.agreed = self.ranks.most(stop.asked)
                 if checkpoint_now or stop.agreed:
+                    self._doing = _Doing.SAVE
                     log.sync()
                     checkpoints.save(self.policy, optimizer, self.state.as_json())
+                    self._saved = self.state.step
                     checkpoints.prune(keep=self.section.keep, best_step=self.state.best_step)
-                advance(1, _describe_update(row))
+                self._advance(1, _describe_update(row))
             self.ranks.wait()  # for the checkpoints that the first one writes
         if self.state.best_step is not None:
             restore_weights(self.policy, checkpoints.intact(self.state.best_step))
         return self.state
 
+    def _describe_wait(self) -> Wait:
+        """What a signal waits for at this moment."""
+        step, left = self.state.step, "before the first checkpoint"
+        if self._saved is not None:
+            left = f"at checkpoint step-{self._saved}"
+        match self._doing:
+            case _Doing.UPDATE:
+                validates = " and its validation" if self._is_due(step + 1) else ""
+                return Wait(f"finishing update {step + 1}{validates}, then saving", left)
+            case _Doing.VALIDATION:
+                return Wait(f"finishing the validation after update {step}, then saving", left)
+            case _Doing.SAVE:
+                return Wait(f"saving after update {step}", left)
+
     def run_update(self, module: Any, optimizer: Any) -> dict[str, Any]:
         """One optimizer step over one global batch; returns its metrics row."""
         begun, state = time.perf_counter(), self.state
         update = self.loader.load_update(state.step)
-        found = self._compute_gradients(module, update)
+        with self._advance.within("passes", len(update.passes)) as passed:
+            row = self._apply_update(module, optimizer, update, passed)
+        state.step += 1
+        epoch = round(state.step / self.sampler.steps_per_epoch, 4)
+        seconds = round(time.perf_counter() - begun, 4)
+        return {"step": state.step, "epoch": epoch, **row, "seconds": seconds}
+
+    def _apply_update(
+        self, module: Any, optimizer: Any, update: Update, passed: Advance
+    ) -> dict[str, Any]:
+        """The update itself; its figures for the metrics row."""
+        state = self.state
+        found = self._compute_gradients(module, update, passed)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = gather_pieces(nn.utils.get_total_norm(gradients))
@@ -276,10 +321,7 @@ class Trainer:
             row |= {"loss": loss, "gradient_norm": size, **logged}
             self._warn_once(logged)
         optimizer.zero_grad(set_to_none=False)  # the head's gradient adds rows to what is there
-        state.step += 1
-        epoch = round(state.step / self.sampler.steps_per_epoch, 4)
-        seconds = round(time.perf_counter() - begun, 4)
-        return {"step": state.step, "epoch": epoch, **row, "seconds": seconds}
+        return row
 
     def validate(self, module: Any) -> dict[str, float]:
         """Validation loss and ranking; remembers the best and counts towards patience."""
@@ -303,9 +345,14 @@ class Trainer:
         """Mean loss of the validation rows, with the same negatives every time."""
         sums: Sums = {"total": torch.zeros(()), "count": torch.zeros(())}
         run = module if self.ranks.has_shards else self.ranks.accelerator.unwrap_model(module)
-        for own in self.valid_loader.iterate_passes(0):
-            total, further = run(self._complete(self.valid_set, own), self.state.method)
-            add_sums(sums, total, {"count": further["count"]})
+        n_rows = len(self.valid_set)
+        own_rows = n_rows if self.ranks.has_shards else len(self.ranks.pick_share(range(n_rows)))
+        with self.progress.track("validation, loss", n_rows, unit="rows") as advance:
+            for_all = advance_for_all(advance, own_rows, n_rows)
+            for own in self.valid_loader.iterate_passes(0):
+                total, further = run(self._complete(self.valid_set, own), self.state.method)
+                add_sums(sums, total, {"count": further["count"]})
+                for_all(len(own.rows))
         totals = self.ranks.add(sums)  # where every rank saw all rows, the ratio is the same
         return totals["total"] / max(totals["count"], 1.0)
 
@@ -316,10 +363,11 @@ class Trainer:
         or more the last bits of a sum depend on the layout: a resumed run must not differ in that.
         """
         update = self.loader.load_update(self.state.step)
-        self._compute_gradients(module, Update(update.numbers, [], update.spare))
+        nothing = Update(update.numbers, [], update.spare)
+        self._compute_gradients(module, nothing, Work("passes", 0))
         optimizer.zero_grad(set_to_none=False)
 
-    def _compute_gradients(self, module: Any, update: Update) -> _Gradients:
+    def _compute_gradients(self, module: Any, update: Update, passed: Advance) -> _Gradients:
         """Gradients of the global batch's summed loss, averaged over ranks."""
         torch.manual_seed(_step_seed(self.seed, self.state.step, self.ranks.index))
         self.policy.train()
@@ -332,6 +380,7 @@ class Trainer:
             add_sums(found.sums, total, {**further, "tokens": micro.tokens}, counts=counts)
             if counts:
                 found.losses.append(([row.number for row in own.rows], total.detach()))
+                passed(tokens=micro.tokens * self.ranks.count)  # the others have about as many
         return found
 
     def _pad_passes(self, update: Update) -> Iterator[tuple[Pass, bool, bool]]:
@@ -398,9 +447,9 @@ class Trainer:
         """Updates whose loss or gradient was not finite, and their rows."""
         return MetricsLog(self.folder / NONFINITE_FILE, writes=self.ranks.is_first)
 
-    def _is_due(self, every: float) -> bool:
-        """Whether a multiple of ``every`` updates (perhaps a fraction) lies here, or the end."""
-        step = self.state.step
+    def _is_due(self, step: int) -> bool:
+        """Whether a validation follows update ``step``: every so many, or at the end."""
+        every = self.section.validate_every * self.sampler.steps_per_epoch  # perhaps a fraction
         return step == self.steps or math.floor(step / every) > math.floor((step - 1) / every)
 
     def _resume(self, optimizer: Any, checkpoints: Checkpoints) -> None:
@@ -425,7 +474,7 @@ class Trainer:
                 "again"
             )
         restore(found.folder, self.policy, optimizer)
-        self.state = state
+        self.state, self._saved = state, state.step
         self.progress.say(f"resumed from {found.folder}")
 
 

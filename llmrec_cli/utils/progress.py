@@ -1,4 +1,11 @@
-"""Progress of a command: bars on a terminal, plain lines elsewhere."""
+"""Progress of a command: bars on a terminal, plain lines elsewhere.
+
+with progress.track("sft", 30, unit="updates") as advance:     a Work of 30 units
+    with advance.within("passes", 8) as passed:                the parts of its next unit
+        passed(1, tokens=1024)
+    with progress.track("validation", 453, unit="rows") ...    another Work meanwhile
+    advance(1, "loss 3.2")
+"""
 
 from __future__ import annotations
 
@@ -6,22 +13,158 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Protocol, TextIO
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.progress import Task as Bar
+from rich.text import Text
 
-from llmrec_cli.utils.text import strip_controls
+from llmrec_cli.utils.text import format_seconds, strip_controls
 
-Advance = Callable[..., None]
-"""``advance(n=1, note="")``: n more units are done; ``note`` shows the latest figures."""
+Clock = Callable[[], float]
+"""Seconds from some moment on."""
+
+
+class Advance(Protocol):
+    """What a piece of work tells of itself."""
+
+    def __call__(self, n: int = 1, note: str = "", *, tokens: int = 0) -> None:
+        """``n`` more units are done.
+
+        Args:
+            note: the latest figures.
+            tokens: how many tokens were computed for them, by all processes.
+        """
+
+    def within(self, label: str, total: int) -> AbstractContextManager[Advance]:
+        """A context in which the parts of the next unit advance; ``label`` names them."""
+
+
+@dataclass
+class Work:
+    """Work of a known size: how far it has come, how fast, and when it will end; an ``Advance``.
+
+    Attributes:
+        heard: called after every change.
+    """
+
+    label: str
+    total: int
+    done: int = 0  # units, those of an earlier process too
+    unit: str = "it"  # plural
+    heard: Callable[[], object] = lambda: None
+    clock: Clock = time.monotonic
+    note: str = ""
+    _first: int = field(init=False)
+    _begun: float = field(init=False)
+    _latest: float = field(init=False)  # when something was last done
+    _part: Work | None = None  # of the next unit; it stays until that unit is done
+    _tokens: int = 0
+    _computing: float = 0.0  # seconds in which these tokens were computed
+
+    def __post_init__(self) -> None:
+        self._first = self.done
+        self._begun = self._latest = self.clock()
+
+    def __call__(self, n: int = 1, note: str = "", *, tokens: int = 0) -> None:
+        """As ``Advance``."""
+        self.done, self.note = min(self.done + n, self.total), note or self.note
+        before, self._part, self._latest = self._latest, None, self.clock()
+        if tokens:
+            self._tokens += tokens
+            self._computing += self._latest - before
+        self.heard()
+
+    @contextmanager
+    def within(self, label: str, total: int) -> Iterator[Advance]:
+        """As ``Advance``."""
+
+        def hear() -> None:
+            self._latest = part._latest
+            self.heard()
+
+        self._part = part = Work(label, total, heard=hear, clock=self.clock)
+        yield part
+        self._tokens += part._tokens
+        self._computing += self.clock() - part._begun
+        part._tokens = 0  # they count from here on as those of a part that has ended
+        part.done = part.total
+
+    @property
+    def fraction(self) -> float:
+        """The share of the next unit that its parts have done, in [0, 1]."""
+        return self._part.done / self._part.total if self._part and self._part.total else 0.0
+
+    def count_seconds(self) -> float:
+        """Seconds since it began, or until it ended."""
+        ended = self.done >= self.total
+        return (self._latest if ended else self.clock()) - self._begun
+
+    def measure_rate(self) -> float | None:
+        """Units per second, of this process; None: nothing is done yet."""
+        here, seconds = self.done - self._first + self.fraction, self._latest - self._begun
+        return here / seconds if here > 0 and seconds > 0 else None
+
+    def estimate_left(self) -> float | None:
+        """Seconds until the end, at the rate so far; None: nothing is done yet."""
+        rate = self.measure_rate()
+        if rate is None:
+            return None
+        left = (self.total - self.done - self.fraction) / rate
+        return max(left - (self.clock() - self._latest), 0.0)
+
+    def measure_tokens(self) -> float | None:
+        """Tokens per second of computing; None: nobody counts them here."""
+        tokens, seconds = self._tokens, self._computing
+        if self._part is not None and self._part._tokens:
+            tokens += self._part._tokens
+            seconds += self._part._latest - self._part._begun
+        return tokens / seconds if tokens and seconds > 0 else None
+
+    def describe_count(self) -> str:
+        """How far: ``3/30 updates (passes 5/8)``."""
+        part = self._part
+        inner = f" ({part.label} {part.done}/{part.total})" if part and part.total > 1 else ""
+        return f"{self.done}/{self.total} {self.unit}{inner}"
+
+    def describe_speed(self) -> str:
+        """How fast, and how long: ``48.2 s each, 141 tokens/s, 21 min 4 s left, loss 3.2``."""
+        rate, tokens, left = self.measure_rate(), self.measure_tokens(), self.estimate_left()
+        shown = []
+        if rate is not None:
+            each = f"{format_seconds(1 / rate)} each"
+            shown.append(f"{rate:.3g} {self.unit}/s" if rate >= 1 else each)
+        if tokens is not None:
+            shown.append(f"{tokens:,.0f} tokens/s")
+        if self.done >= self.total:
+            shown.append(f"in {format_seconds(self.count_seconds())}")
+        elif left is not None:
+            shown.append(f"{format_seconds(round(left))} left")
+        else:
+            shown.append(f"{format_seconds(round(self.count_seconds()))} so far")
+        return ", ".join([*shown, self.note] if self.note else shown)
+
+
+def advance_for_all(
+    advance: Callable[[int], object], own: int, whole: int
+) -> Callable[[int], None]:
+    """This process's share of some work, as progress of the whole: all work equally fast.
+
+    Args:
+        own: units of this process.
+        whole: units of all processes.
+    """
+    done = 0
+
+    def tell(n: int) -> None:
+        nonlocal done
+        before, done = done, done + n
+        advance(done * whole // own - before * whole // own)
+
+    return tell
 
 
 class Progress(Protocol):
@@ -30,10 +173,13 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line about what happens now."""
 
+    def say_once(self, subject: str, text: str) -> None:
+        """``subject: text``, unless the same text was said before, of whatever subject."""
+
     def track(
         self, label: str, total: int, done: int = 0, unit: str = "it"
     ) -> AbstractContextManager[Advance]:
-        """A context in which work of a known size advances."""
+        """A context in which work of a known size advances; one may stand inside another."""
 
 
 class Silent:
@@ -42,10 +188,13 @@ class Silent:
     def say(self, text: str) -> None:
         """Nothing."""
 
+    def say_once(self, subject: str, text: str) -> None:
+        """Nothing."""
+
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
         """Nothing."""
-        yield lambda n=1, note="": None
+        yield Work(label, total, done, unit)
 
 
 class Lines:
@@ -56,14 +205,25 @@ class Lines:
         stream: TextIO | None = None,
         every: float = 10.0,
         write: Callable[[str], object] | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.stream: TextIO | None = stream or sys.stderr
-        self.every = every  # seconds between two lines of one task
+        self.every = every  # seconds between two lines, of whatever work
         self.write = write or self._print
+        self.clock = clock
+        self._said = set[str]()
+        self._open = list[Work]()  # the outermost first
+        self._last = 0.0  # when a line of progress was written
 
     def say(self, text: str) -> None:
         """Write one line; where nobody can read it any more, the work goes on."""
         self.write(strip_controls(text))
+
+    def say_once(self, subject: str, text: str) -> None:
+        """As ``Progress``."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"{subject}: {text}")
 
     def _print(self, line: str) -> None:
         if self.stream is None:  # stderr was closed by whoever started this
@@ -73,24 +233,26 @@ class Lines:
 
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
-        """Write a line every few seconds, and one at the end with the rate."""
-        begun = last = time.monotonic()
-        count, begun_at, latest = done, done, ""
+        """Write a line every few seconds, and one at the end of what is not inside of another."""
+        work = Work(label, total, done, unit, self._hear, self.clock)
+        outer = not self._open
+        if outer:
+            self._last = self.clock()
+        self._open.append(work)
+        try:
+            yield work
+        finally:
+            self._open.remove(work)
+        if outer:
+            self.say(f"{label}: {work.describe_count()}, {work.describe_speed()}")
 
-        def line(now: float) -> None:
-            rate = (count - begun_at) / max(now - begun, 1e-9)
-            self.say(f"{label}: {count}/{total} {unit}, {rate:.3g} {unit}/s {latest}".rstrip())
-
-        def advance(n: int = 1, note: str = "") -> None:
-            nonlocal count, last, latest
-            count, latest = count + n, note or latest
-            now = time.monotonic()
-            if now - last >= self.every:
-                last = now
-                line(now)
-
-        yield advance
-        line(time.monotonic())
+    def _hear(self) -> None:
+        now, work = self.clock(), self._open[-1]
+        ends = len(self._open) == 1 and work.done >= work.total  # the last line says it
+        if now - self._last >= self.every and not ends:
+            self._last = now
+            places = [f"{one.label}: {one.describe_count()}" for one in self._open]
+            self.say(f"{', '.join(places)}, {work.describe_speed()}")
 
 
 class Rich:
@@ -98,34 +260,52 @@ class Rich:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._said = set[str]()
+        self._bars: Bars | None = None  # of all work that goes on
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
         self.console.print(strip_controls(text), markup=False, highlight=False)
 
+    def say_once(self, subject: str, text: str) -> None:
+        """As ``Progress``."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"{subject}: {text}")
+
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
-        """Show a bar."""
-        bars = Bars(
+        """Show a bar; work inside of other work has one below it, until it is done."""
+        if self._bars is not None:
+            with self._show(self._bars, Work(label, total, done, unit)) as advance:
+                yield advance
+            return
+        columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.console,
+            BarColumn(bar_width=16),
+            _Figures(),
         )
-        with bars:
-            task = bars.add_task(label, total=total, completed=done, rate="", note="")
-            begun, count = time.monotonic(), 0
+        with Bars(*columns, console=self.console) as self._bars:
+            try:
+                with self._show(self._bars, Work(label, total, done, unit), stays=True) as advance:
+                    yield advance
+            finally:
+                self._bars = None
 
-            def advance(n: int = 1, note: str = "") -> None:
-                nonlocal count
-                count += n
-                rate = f"{count / max(time.monotonic() - begun, 1e-9):.3g} {unit}/s"
-                fields: dict[str, Any] = {"rate": rate, **({"note": note} if note else {})}
-                bars.update(task, advance=n, **fields)
+    @contextmanager
+    def _show(self, bars: Bars, work: Work, *, stays: bool = False) -> Iterator[Advance]:
+        bar: TaskID = bars.add_task(work.label, total=work.total, completed=work.done, work=work)
+        work.heard = lambda: bars.update(bar, completed=work.done + work.fraction)
+        try:
+            yield work
+        finally:
+            if not stays:
+                bars.remove_task(bar)
 
-            yield advance
+
+class _Figures(ProgressColumn):
+    """Count, rate and time left beside a bar, as they are at the moment."""
+
+    def render(self, task: Bar) -> Text:
+        work: Work = task.fields["work"]
+        return Text(strip_controls(f"{work.describe_count()}, {work.describe_speed()}"))

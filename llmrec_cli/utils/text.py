@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 import sys
 import unicodedata
@@ -70,6 +71,36 @@ def _harmless(char: str) -> str:
     if kind == "Cs":
         return "\ufffd"
     return "" if kind in {"Cc", "Cf"} and char not in _JOINERS else char
+
+
+def quote_word(word: str) -> str:
+    """``word`` as a shell reads it, on one harmless line.
+
+    Letters that ``clean_line`` would remove or join are written as escapes, ``$'...'`` (POSIX 2024,
+    bash, zsh).
+    """
+    if clean_line(word) == word:
+        return shlex.quote(word)
+    return "$'" + "".join(map(_escape_letter, word)) + "'"
+
+
+def _escape_letter(char: str) -> str:
+    if char in "'\\":
+        return f"\\{char}"
+    if char != " " and strip_controls(char) == char:
+        return char
+    return f"\\x{ord(char):02x}" if ord(char) < 0x80 else f"\\U{ord(char):08x}"
+
+
+def format_seconds(value: float) -> str:
+    """A time: 0.31 s, 38.2 s, 12 min 5 s, 3 h 20 min."""
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours:,} h {minutes} min"
 
 
 # Secrets in addresses, overrides or the environment are never written or printed.

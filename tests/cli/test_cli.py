@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -10,12 +12,20 @@ import pytest
 
 from llmrec_cli import __version__
 from llmrec_cli.cli import exit_codes
-from llmrec_cli.errors import ArtefactError, DataError, MachineError, NumbersError, RecipeError
-from llmrec_cli.training.launch import SIGNALS, Stopped
+from llmrec_cli.errors import (
+    ArtefactError,
+    BegunError,
+    DataError,
+    MachineError,
+    MissingRunError,
+    NumbersError,
+    RecipeError,
+)
+from llmrec_cli.training.launch import SIGNALS, Stopped, describe_resuming
 from llmrec_cli.utils.files import write_folder
 from llmrec_cli.utils.locks import lock_run
 from llmrec_cli.utils.progress import Lines, Rich
-from llmrec_cli.utils.text import Terminal
+from llmrec_cli.utils.text import Terminal, clean_line, quote_word
 from tests.commands import llmrec
 from tests.experiments import typed
 
@@ -165,8 +175,8 @@ def test_a_line_of_an_error_has_an_end(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
-        *((name, "go on with --resume") for name in ("sft", "align", "baseline")),
-        *((name, "go on with the same command") for name in ("run", "eval", "prepare")),
+        *((name, "go on with: llmrec {} --resume") for name in ("sft", "align", "baseline")),
+        *((name, "go on with: llmrec {}") for name in ("run", "eval", "prepare")),
     ],
 )
 def test_an_interrupted_command_says_how_to_go_on_with_it(
@@ -177,8 +187,150 @@ def test_an_interrupted_command_says_how_to_go_on_with_it(
 
     monkeypatch.setattr("sys.argv", ["llmrec", command])
     assert exit_codes.catch_errors(stopped) == 143
-    assert capsys.readouterr().err == f"llmrec {command}: error: terminated; {advice}\n"
-    assert ("--resume" in typed(capsys, command, "--help").out) == (advice == "go on with --resume")
+    said = capsys.readouterr().err
+    assert said == f"llmrec {command}: error: terminated; {advice.format(command)}\n"
+    assert ("--resume" in typed(capsys, command, "--help").out) == ("--resume" in advice)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["sft", "r.toml", "train.lr=3e-4"], "sft r.toml train.lr=3e-4 --resume"),
+        (["sft", "r.toml", "--resume", "-q"], "sft r.toml --resume -q"),
+        (
+            ["align", "-m", "msl", "--", "my recipe.toml"],
+            "align -m msl --resume -- 'my recipe.toml'",
+        ),
+        (
+            ["eval", "r.toml", "data.reviews=['a','b']"],
+            """eval r.toml 'data.reviews=['"'"'a'"'"','"'"'b'"'"']'""",
+        ),
+        (["run", "r.toml", "name=a  b\n"], r"run r.toml $'name=a\x20\x20b\x0a'"),
+        (["run", "r.toml", "name=\u202eb'"], r"run r.toml $'name=\U0000202eb\''"),
+        (
+            ["run", "r.toml", "base=https://me:secret@hub/m"],
+            "run r.toml 'base=https://[secret]@hub/m'",
+        ),
+    ],
+)
+def test_the_advice_is_the_command_to_type(
+    words: list[str],
+    shown: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With overrides, quoted for a shell, on one harmless line, without secrets."""
+    monkeypatch.setattr("sys.argv", ["/bin/llmrec", *words])
+
+    def stopped() -> None:
+        raise Stopped(signal.SIGINT)
+
+    assert exit_codes.catch_errors(stopped) == 130
+    assert capsys.readouterr().err.rstrip("\n").endswith(f"interrupted; go on with: llmrec {shown}")
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """A command that ends with an error."""
+
+    def command() -> None:
+        raise error
+
+    return command
+
+
+TYPED = ["eval", "my recipe.toml", "--run", "sft", "train.learning_rate=3e-4", "--split", "test"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "said"),
+    [
+        (
+            BegunError("runs/a/sft: exists already; choose another name"),
+            ["sft", "r.toml", "seed=1"],
+            "choose another name, or go on with: llmrec sft r.toml seed=1 --resume",
+        ),
+        (
+            MissingRunError("runs/a/sft: is not finished", ["sft"], begun=True),
+            TYPED,
+            "run first: llmrec sft 'my recipe.toml' train.learning_rate=3e-4 --resume",
+        ),
+        (
+            MissingRunError("runs/a/sft: does not exist", ["align", "--method", "x"], begun=False),
+            TYPED,
+            "run first: llmrec align --method x 'my recipe.toml' train.learning_rate=3e-4",
+        ),
+        (
+            MissingRunError("runs/a/sft: does not exist", ["sft"], begun=False),
+            ["recommend", "--run", "runs/a/sft"],
+            "run first: llmrec sft RECIPE",
+        ),
+    ],
+)
+def test_a_refusal_names_the_command_to_type(
+    error: BaseException,
+    words: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe and the overrides of the command that was refused, and no other option of it."""
+    monkeypatch.setattr("sys.argv", ["llmrec", *words])
+    assert exit_codes.catch_errors(raising(error)) == 2
+    assert capsys.readouterr().err.rstrip("\n").endswith(said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MachineError("disk"),
+        OSError(28, "No space left on device", "out"),
+        MemoryError(),
+        RuntimeError("[enforce fail] can't allocate memory: you tried"),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_the_machine_stopped_goes_on_where_a_run_was_begun(
+    begun: bool,
+    error: Exception,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["llmrec", "align", "-m", "msl", "r.toml", "seed=1"])
+    folder = tmp_path / "runs/a/align-msl"
+    folder.parent.mkdir(parents=True)
+
+    def command() -> None:
+        with lock_run(folder):
+            if begun:
+                folder.mkdir()
+            raise error
+
+    assert exit_codes.catch_errors(command) == 3
+    advice = "; once that is mended, go on with: llmrec align -m msl r.toml seed=1 --resume"
+    assert capsys.readouterr().err.rstrip("\n").endswith(advice) == begun
+
+
+def test_a_rank_tells_what_its_launcher_was_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["llmrec", "sft", "r.toml"])
+    monkeypatch.setenv("LLMREC_FAILURES", "nowhere")
+    assert describe_resuming() == "go on under the same launcher with: llmrec sft r.toml --resume"
+    monkeypatch.setenv("LLMREC_LAUNCHER", "1")
+    monkeypatch.setenv("LLMREC_TYPED", '["sft", "r.toml", "--accelerate-config", "a.yaml"]')
+    advice = "go on with: llmrec sft r.toml --accelerate-config a.yaml --resume"
+    assert describe_resuming() == advice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "word", ["plain", "a b", "a  b", "it's", "\n\t'\\", "\u202ex", "$HOME", "\x1b[31m", "=é"]
+)
+def test_a_shell_reads_a_quoted_word_as_it_was(word: str) -> None:
+    quoted = quote_word(word)
+    assert clean_line(quoted) == quoted
+    bash = ["/bin/bash", "-c", f"printf %s {quoted}"]
+    done = subprocess.run(bash, capture_output=True, env={"LC_ALL": "C.UTF-8"}, check=True)
+    assert done.stdout.decode() == word
 
 
 def ended_while_failing(signals: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -239,7 +391,7 @@ def test_every_signal_ends_a_command_and_leaves_no_half_of_a_folder(
     assert cleaned == [number]
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
     said = capsys.readouterr().err
-    assert said == f"llmrec prepare: error: {SIGNALS[number]}; go on with the same command\n"
+    assert said == f"llmrec prepare: error: {SIGNALS[number]}; go on with: llmrec prepare\n"
 
 
 @pytest.mark.usefixtures("signals_as_before")

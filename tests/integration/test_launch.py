@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from llmrec_cli.config.training import LaunchSection
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.training.checkpoint import Checkpoints
-from llmrec_cli.training.launch import count_processes, is_restarted
+from llmrec_cli.training.launch import AGAIN, count_processes, is_restarted
 from tests.commands import TINY, llmrec, ok
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,23 @@ import fcntl, runpy, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal of this session, whose end is SIGHUP
 runpy.run_module("llmrec_cli", run_name="__main__", alter_sys=True)
 """
+STUCK = '''
+"""Loaded by every Python process of a test: its third update never comes back from a library."""
+import sys
+
+if any("llmrec" in word for word in sys.orig_argv):
+    from llmrec_cli.training.trainer import Trainer
+
+    def stuck(trainer, module, optimizer, update=Trainer.run_update):
+        if trainer.state.step == 2:
+            import ctypes, os
+            mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+            open(f"stuck-{os.getpid()}", "w").close()
+            lock(mutex), lock(mutex)
+        return update(trainer, module, optimizer)
+
+    Trainer.run_update = stuck
+'''
 SLOW = '''
 """Loaded by every Python process of a test: a checkpoint is written when it may be."""
 import os, time
@@ -180,6 +198,11 @@ def no_orphans(request: pytest.FixtureRequest) -> Iterator[str]:
     wait_for(lambda: not ranks_of(name), 3)
 
 
+def advice(*words: str) -> str:
+    """What an interrupted ``sft`` says to type."""
+    return f"go on with: llmrec {shlex.join(['sft', *words])} --resume"
+
+
 def losses(home: Path, name: str) -> list[float]:
     lines = (home / "runs" / name / "sft/metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
@@ -240,7 +263,7 @@ def test_a_signal_ends_all_after_a_checkpoint_and_the_run_goes_on_exactly(
     os.kill(group.pid, signal.SIGTERM)  # a second one does no harm, and the first one counts
     _, said = group.communicate(timeout=60)
     assert group.returncode == (130 if number == signal.SIGINT else 143), said
-    assert said.strip().splitlines()[-1].endswith("go on with --resume")
+    assert said.splitlines()[-1].endswith(f"; {advice(*words, TWO)}")
     assert "Traceback" not in said
     if number == signal.SIGTERM:
         ok(llmrec(home, "sft", *words, TWO, "--resume"))
@@ -295,7 +318,8 @@ def test_one_process_of_a_config_file_is_told_to_stop(home: Path, no_orphans: st
     os.kill(launcher.pid, signal.SIGHUP)
     _, said = launcher.communicate(timeout=60)
     assert launcher.returncode == 143, said
-    assert said.splitlines()[-1] == "llmrec sft: error: terminated (SIGHUP); go on with --resume"
+    told = advice(*words, "--accelerate-config", "one.yaml")
+    assert said.splitlines()[-1] == f"llmrec sft: error: terminated (SIGHUP); {told}"
     assert Checkpoints(folder / "checkpoints").newest() is not None
 
 
@@ -310,7 +334,7 @@ def test_a_hanging_rank_ends_all_within_the_limit(home: Path, no_orphans: str) -
     assert group.returncode == 3, said
     assert said.splitlines()[-1] == (
         "llmrec sft: error: process 1 gave no answer within launch.timeout = 10 s and was ended; "
-        "go on with --resume"
+        f"{advice(*words, 'launch.timeout=10', TWO)}"
     )
 
 
@@ -332,6 +356,37 @@ def test_a_second_signal_during_the_save_leaves_the_checkpoint_whole(
     assert found is not None
     assert found.state["step"] == len(losses(home, no_orphans))
     group.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_again_stops_now_at_the_last_checkpoint(
+    home: Path, no_orphans: str, processes: int
+) -> None:
+    """The first one is answered at once, and a library that does not come back stops neither."""
+    words = [*fresh(home, no_orphans), f"launch.processes={processes}"]
+    for file in home.glob("stuck-*"):
+        file.unlink()
+    group = start(home, "sft", *words, hook=STUCK)
+    assert group.stderr is not None
+    wait_for(lambda: len(list(home.glob("stuck-*"))) == processes, 240)
+    os.killpg(group.pid, signal.SIGINT)  # as a terminal does
+    line = next(line for line in group.stderr if "interrupted" in line)
+    assert line == (
+        "interrupted: finishing update 3, then saving; Ctrl-C again stops now, at checkpoint "
+        "step-2\n"
+    )
+    assert group.poll() is None
+    time.sleep(AGAIN)  # two within that time are one
+    os.killpg(group.pid, signal.SIGINT)
+    _, said = group.communicate(timeout=60)
+    assert group.returncode == 130, said
+    assert said.splitlines()[-1] == f"llmrec sft: error: interrupted; {advice(*words)}"
+    checkpoints = home / "runs" / no_orphans / "sft/checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-1", "step-2"]
+    (home / "sitecustomize.py").unlink()
+    ok(llmrec(home, *shlex.split(advice(*words).partition("llmrec ")[2])))
+    if processes == 2:
+        assert losses(home, no_orphans) == losses(home, "quickstart")
 
 
 def test_a_signal_to_one_rank_only_ends_all(home: Path, no_orphans: str) -> None:

@@ -86,3 +86,23 @@ def test_every_command_says_what_prompts_leave_out(
     assert typed(capsys, "compare", "runs/long", "--out", "page.html").code == 0
     page = Path("page.html").read_text()
     assert f"{report['history items left out']} of {report['history items']} items are left" in page
+
+
+def test_a_whole_run_says_the_same_figures_once(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages on the same rows leave out the same; each manifest has it all the same."""
+    tables = '[align.msl]\nparent = "base"\n[align.msl-2]\nmethod = "msl"\ntau = 2.0\n'
+    (recipe / "long.toml").write_text(f"{RECIPE}{tables}")
+    done = typed(capsys, "run", "long.toml")
+    assert done.code == 0, done.err
+    said = [line for line in done.err.splitlines() if LINE in line]
+    assert [line.split(LINE)[0].rpartition(": ")[0] for line in said] == [
+        "sft: train",
+        "sft: valid",
+        "test",
+    ]
+    for run in ("sft", "align-msl", "align-msl-2"):
+        manifest = json.loads(Path(f"runs/long/{run}/manifest.json").read_text())
+        found = manifest["outcome"]["histories"]["train"]
+        assert (found["history items left out"], found["history items"]) == counted(said[0])

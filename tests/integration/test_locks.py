@@ -497,7 +497,7 @@ def test_an_interrupt_ends_the_waiting(recipe: Recipe) -> None:
             child.send_signal(signal.SIGINT)
             last = child.stderr.read().splitlines()[-1]
     assert child.returncode == 130
-    assert last == "llmrec prepare: error: interrupted; go on with the same command"
+    assert last == "llmrec prepare: error: interrupted; go on with: llmrec prepare tiny.toml"
 
 
 def test_a_sweep_that_is_stopped_does_not_wait_on(tmp_path: Path) -> None:

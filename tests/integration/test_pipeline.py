@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -168,8 +169,12 @@ def test_a_stopped_run_resumes_to_the_same_model(
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
-    assert f"{word}; go on with --resume" in stderr
-    resumed = llmrec(tmp_path, "sft", "quickstart", "--resume", *SMALL)
+    assert f"{word}: " in stderr
+    assert " stops now, " in stderr
+    advice = f"{word}; go on with: llmrec "
+    typed = next(line for line in stderr.splitlines() if advice in line).partition(advice)[2]
+    assert shlex.split(typed) == ["sft", "quickstart", *SMALL, "--resume"]
+    resumed = llmrec(tmp_path, *shlex.split(typed))
     ok(resumed)
     assert "resumed from" in resumed.stderr
     ours = (tmp_path / "runs/quickstart/sft/model/model.safetensors").read_bytes()

@@ -38,7 +38,7 @@ from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.item_scores import fingerprint_of_rows
 from llmrec_cli.training.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.utils.files import hash_file, read_json
-from llmrec_cli.utils.progress import Advance, Silent
+from llmrec_cli.utils.progress import Advance, Silent, Work
 
 pytestmark = pytest.mark.slow
 
@@ -178,14 +178,17 @@ class Stopping:
     def say(self, text: str) -> None:
         """Nothing."""
 
+    def say_once(self, subject: str, text: str) -> None:
+        """Nothing."""
+
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Advance]:
-        def advance(n: int = 1, note: str = "") -> None:
-            self.left -= n
-            if self.left <= 0:
+        def stop() -> None:
+            if unit == "updates" and done + self.left <= work.done:
                 raise KeyboardInterrupt
 
-        yield advance
+        work = Work(label, total, done, unit, stop)
+        yield work
 
 
 def test_a_resumed_model_is_bit_identical(home: Path) -> None:
@@ -197,7 +200,7 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
         baseline(recipe, "sasrec", resume=False, progress=Stopping(after=12))
     with pytest.raises(ArtefactError, match=r"is not finished; run first: .* sasrec RECIPE --res"):
         ranker_of(setup.open_context(recipe, Silent()), "sasrec")
-    with pytest.raises(ArtefactError, match="add --resume"):
+    with pytest.raises(ArtefactError, match="or resume it"):
         baseline(recipe, "sasrec", resume=False, progress=Silent())
     folders = [
         baseline(recipe, "sasrec", resume=True, progress=Silent()),
@@ -237,7 +240,7 @@ def test_ties_on_validation_go_to_the_more_popular_entry_as_in_eval(home: Path) 
     model, frame = load_sequential(context, "caser"), context.prepared.split("valid").head(50)
 
     def validated(ranker: Ranker) -> dict[str, float]:
-        return validation_metrics(ranker, context.ranks, frame, context.leaf_of_item, 10)
+        return validation_metrics(ranker, context.ranks, frame, context.leaf_of_item, 10, Silent())
 
     ours, pop = make_sequential_ranker(model, leaves, 10), validated(PopRanker(leaves))
     assert validated(ours)["hr@10"] > max(0.1, pop["hr@10"])
@@ -282,7 +285,7 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
     context = setup.open_context(recipe, Silent())
     frame = context.prepared.split("train").head(30)
     rows = sequence_rows(frame, context.encoder, recipe.data.history)
-    table = requirements.load_item_scores(context, "sasrec", "train", rows)
+    table = requirements.load_item_scores(context, "sasrec", "train", rows, Silent())
     found = table.probabilities([0])
     assert found.shape == (len(rows[0].targets), context.trie.n_leaves)
     for at in range(len(rows[0].targets)):
@@ -291,11 +294,11 @@ def test_item_scores_come_from_a_finished_sequential_model_alone(home: Path) -> 
         torch.testing.assert_close(found[at], alone, atol=1e-6, rtol=1e-4)
     (stored,) = (recipe.folder / "scores").glob("[!.]*")
     before = (stored / "vectors.safetensors").stat().st_mtime_ns
-    requirements.load_item_scores(context, "sasrec", "train", rows)
+    requirements.load_item_scores(context, "sasrec", "train", rows, Silent())
     assert (stored / "vectors.safetensors").stat().st_mtime_ns == before
     for name in ("pop", "itemknn"):
         with pytest.raises(RecipeError, match="expected sasrec, gru4rec or caser"):
-            requirements.load_item_scores(context, name, "train", rows)
+            requirements.load_item_scores(context, name, "train", rows, Silent())
 
 
 def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_of_rows(
@@ -305,9 +308,10 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     context = setup.open_context(recipe, Silent())
     rows = window_rows(context.prepared.split("valid").head(7), context.encoder)
     tables = [
-        requirements.load_item_scores(context, name, "valid", rows) for name in ("gru4rec", "caser")
+        requirements.load_item_scores(context, name, "valid", rows, Silent())
+        for name in ("gru4rec", "caser")
     ]
-    requirements.load_item_scores(context, "gru4rec", "valid", rows[:3])
+    requirements.load_item_scores(context, "gru4rec", "valid", rows[:3], Silent())
     assert not torch.equal(tables[0].vector_QD, tables[1].vector_QD)
     folders = sorted(p.name for p in (recipe.folder / "scores").glob("[!.]*-valid-*"))
     assert [name.split("-")[0] for name in folders] == ["caser", "gru4rec", "gru4rec"]
@@ -401,9 +405,9 @@ def test_missing_item_scores_say_what_to_run(home: Path) -> None:
     prepare_data(recipe, Path)
     context = setup.open_context(recipe, Silent())
     with pytest.raises(ArtefactError, match="run first: llmrec baseline --model sasrec RECIPE"):
-        requirements.load_item_scores(context, "sasrec", "train", [])
+        requirements.load_item_scores(context, "sasrec", "train", [], Silent())
     with pytest.raises(RecipeError, match=r"add the table.*llmrec baseline --model other RECIPE"):
-        requirements.load_item_scores(context, "other", "train", [])
+        requirements.load_item_scores(context, "other", "train", [], Silent())
 
 
 def test_a_language_models_training_settings_do_not_leak() -> None:

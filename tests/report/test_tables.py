@@ -16,11 +16,11 @@ from llmrec_cli.evaluation.comparison import Comparison, Cost, Entry
 from llmrec_cli.report.formatting import (
     format_memory,
     format_p,
-    format_seconds,
     format_thousands,
     strip_zero,
 )
 from llmrec_cli.report.tables import comparison_to_lines, comparison_to_tables, tabulate_comparison
+from llmrec_cli.utils.text import format_seconds
 from tests.evaluation.sample_entries import compared, entry_of, predictions_of
 
 COST = Cost(

@@ -92,6 +92,9 @@ class Counting:
     def say(self, text: str) -> None:
         pass
 
+    def say_once(self, subject: str, text: str) -> None:
+        pass
+
     @contextmanager
     def track(self, label: str, total: int, done: int = 0, unit: str = "it") -> Iterator[Any]:
         bar = [done, done, total]

@@ -98,6 +98,21 @@ def test_a_command_that_does_not_stop_is_ended(here: Path, monkeypatch: pytest.M
         os.kill(int((here / "pid").read_text()), 0)
 
 
+def test_a_command_that_finishes_its_update_is_ended_where_nobody_waits(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said that it heard of the first signal; it would go on for ever."""
+    hears = "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('heard').touch())\n"
+    record = "pathlib.Path('pid').write_text(str(__import__('os').getpid()))\n"
+    loop = "pathlib.Path('ready').touch()\nwhile True:\n    signal.pause()\n"
+    playing(WRITES + record + hears + loop, here, monkeypatch)
+    watch = Watch(should_stop=(here / "ready").exists, should_end=(here / "heard").exists)
+    with pytest.raises(Interrupted):
+        carry_out(here, watch, patience=3600)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((here / "pid").read_text()), 0)
+
+
 @pytest.mark.parametrize(
     ("script", "kind", "message"),
     [

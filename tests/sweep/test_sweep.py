@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_a_sweep_is_interrupted_goes_on_and_never_reads_test_rows(tmp_path: Path
     first.send_signal(signal.SIGINT)
     _, said = first.communicate(timeout=120)
     assert first.returncode == 130, said
-    assert "go on with the same command" in said
+    assert f"go on with: llmrec {shlex.join([*WORDS, *LONG])}\n" in said
     (begun,) = {path.parents[2] for path in study.glob(training)}
     trained = (tmp_path / "runs/tiny/sft/model/model.safetensors").stat()
 
@@ -63,7 +64,7 @@ def test_a_sweep_is_interrupted_goes_on_and_never_reads_test_rows(tmp_path: Path
     board = json.loads(shown)
     assert [trial["state"] for trial in board["trials"]] == ["complete"] * 2, said
     assert board["split"] == "valid"
-    assert "terminated; go on with --resume" in (begun / "sweep.log").read_text()
+    assert "terminated; go on with: llmrec align" in (begun / "sweep.log").read_text()
     for point in study.glob("point-*"):  # both stand on one SFT, which was trained once
         shared = (point / "sft/model/model.safetensors").stat()
         assert (shared.st_ino, shared.st_mtime_ns) == (trained.st_ino, trained.st_mtime_ns)

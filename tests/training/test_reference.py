@@ -225,7 +225,7 @@ def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
     ranks: Any = SimpleNamespace(pick_share=list, most=lambda lacks: lacks or others_lack)
     asked: list[Sequence[AnyRow]] = []
 
-    def compute(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    def compute(rows: Sequence[AnyRow], advance: object) -> list[AnyRow]:
         asked.append(rows)
         return [replace(row, reference=np.zeros(3)) for row in rows]
 

@@ -56,10 +56,16 @@ class PopRanker:
         advance(len(histories))
         return cut_lists(leaf_BK, score_BK, length_B)
 
-    def score(self, histories: Histories, items: NDArray[np.int64]) -> NDArray[np.float64]:
+    def score(
+        self,
+        histories: Histories,
+        items: NDArray[np.int64],
+        advance: Advance = lambda n: None,
+    ) -> NDArray[np.float64]:
         """As ``Ranker``."""
         import numpy as np
 
+        advance(len(histories))
         return self.leaves.count_L[self.leaves.leaf_of_item_I[items]].astype(np.float64)
 
 
