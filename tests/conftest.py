@@ -10,13 +10,17 @@ from __future__ import annotations
 import multiprocessing.util
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from llmrec_cli.training.launch import SIGNALS
@@ -38,6 +42,28 @@ def shared_data() -> Path:
         pytest.skip(
             f"no genuine data beside the checkout (expected {folder.relative_to(ROOT.parent)})"
         )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, made once a machine from a package.
+
+    Tests that need it skip where the script that makes it or the package registry is absent.
+    """
+    script = ROOT.parent / "shared" / "tools" / "pretrained.py"
+    if not script.is_file():
+        pytest.skip("no script beside the checkout that makes a pretrained model")
+    folder = Path(tempfile.gettempdir()) / f"llmrec-tests-{os.getuid()}" / "smollm2"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            done = subprocess.run([sys.executable, script, part], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no pretrained model to be had: {done.stderr.strip()[-300:]}")
+            part.rename(folder)
     return folder
 
 
