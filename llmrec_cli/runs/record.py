@@ -191,7 +191,11 @@ def require_done(recipe: Recipe, run: Run) -> None:
 
 
 def _read_record(run: Run) -> dict[str, Any]:
-    return run.read_manifest("settings", "facts")
+    """A manifest; keys that an older version did not know have the values it worked with."""
+    recorded = run.read_manifest("settings", "facts")
+    if isinstance(prompt := recorded["settings"].get("prompt"), dict):
+        recorded["settings"]["prompt"] = {"chat": False, **prompt}
+    return recorded
 
 
 def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
