@@ -112,6 +112,20 @@ def test_runs_of_versions_without_chats_go_on(home: Path, capsys: Capsys) -> Non
     assert (ended.code, "started with prompt.chat = False, now True" in ended.err) == (2, True)
 
 
+def test_a_run_stands_on_its_chat_template(home: Path, capsys: Capsys) -> None:
+    write_chat(home / "base", None)
+    file = home / "base/chat_template.jinja"
+    file.write_text(CHATS["ChatML"][0])
+    told(capsys, *SFT, CHAT)
+    evaluate = ("eval", "own.toml", "--run", "sft")
+    file.write_text(CHATS["ChatML"][0].replace("helpful", "terse"))
+    for words in ((CHAT,), ()):
+        ended = typed(capsys, *evaluate, *words)
+        assert (ended.code, "trained with chat_template = " in ended.err) == (2, True)
+    file.write_text(CHATS["ChatML"][0])
+    told(capsys, *evaluate, CHAT)
+
+
 @pytest.mark.parametrize("chat", CHATS)
 def test_a_missing_system_turn_is_told_once(home: Path, capsys: Capsys, chat: str) -> None:
     write_chat(home / "base", chat)
