@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from llmrec_cli.utils.progress import Progress
 # lies there now.
 
 
+CHAT_FACT: Final = "chat_template"  # of prompts that are chats; None: they are none
 COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
 _TOKENIZER: Final = (
     "tokenizer.json",
@@ -51,8 +54,14 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         "base": recipe.model.backbone,
         BASE_FILES: _hash_base(recipe, weights),
         "vocabulary": len(tokenizer),
+        CHAT_FACT: _hash_chat(tokenizer) if recipe.prompt.chat else None,
         **history_fact(recipe),
     }
+
+
+def _hash_chat(tokenizer: Any) -> str:
+    """SHA-256 of the tokenizer's chat template, which may lie in one of several files."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template).encode()).hexdigest()
 
 
 def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> None:
@@ -98,7 +107,7 @@ def _compare_facts(
     named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
     skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
     for key, found in now.items():
-        before = recorded.get(key, None if key == HISTORY_FACT else found)
+        before = recorded.get(key, None if key in (HISTORY_FACT, CHAT_FACT) else found)
         if key not in skipped and before != found:
             yield key, before, found
     before, after = recorded.get(BASE_FILES), now[BASE_FILES]

@@ -395,10 +395,10 @@ def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[
                 f"{name}: its item = {template.render_item('{title}')!r} is the wording of a "
                 "title; semantic IDs stand bare in histories, as in answers"
             )
-    if isinstance(template, Template) and prompt.chat and template.own_layout:
-        yield f"{name}: its layout plays no part, because prompt.chat = true"
     if bench.recipe.task.shows_candidates:
         template = bench.open_rank_template(prompt)
+    elif isinstance(template, Template) and prompt.chat and template.own_layout:
+        yield f"{name}: its layout plays no part, because prompt.chat = true"
     if template is None:
         return
     unknown = dict.fromkeys(

@@ -133,11 +133,12 @@ def _tokens(recipe: Recipe, time: bool) -> Iterator[str]:
     with import_quickly():
         from llmrec_cli.pipeline.advice import warn_of_emulation
         from llmrec_cli.pipeline.plan import check_plans
-        from llmrec_cli.pipeline.setup import open_context
+        from llmrec_cli.pipeline.setup import list_prompt_notes, open_context
 
         context = open_context(recipe, Silent())
         check_plans(recipe, context, experiment_of(recipe).runs)
     yield _catalogue(context)
+    yield from list_prompt_notes(context, evaluation=False)
     for split in context.prepared.splits:
         yield f"{split}: {len(context.prepared.split(split)):,} rows"
         yield from _left_out(context, split)

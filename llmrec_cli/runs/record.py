@@ -228,7 +228,11 @@ def _can_be_resumed(run: Run) -> bool:
 
 
 def _read_record(run: Run) -> dict[str, Any]:
-    return run.read_manifest("settings", "facts")
+    """A manifest; keys that an older version did not know have the values it worked with."""
+    recorded = run.read_manifest("settings", "facts")
+    if isinstance(prompt := recorded["settings"].get("prompt"), dict):
+        recorded["settings"]["prompt"] = {"chat": False, **prompt}
+    return recorded
 
 
 def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -403,8 +403,6 @@ def _as_table(found: Any) -> dict[str, Any]:
 def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Settings:
     """Of a language model."""
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
-    if not plain["prompt"]["chat"]:  # as in the records of versions that knew no chats
-        shared["prompt"] = {k: v for k, v in plain["prompt"].items() if k != "chat"}
     chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
     return {**shared, "stage": stage, "eval": chosen_by}
 

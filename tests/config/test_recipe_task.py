@@ -154,3 +154,34 @@ def test_packed_rows_need_an_attention_that_takes_their_mask(tmp_path: Path) -> 
     assert load(tmp_path, GENERATE, "model.attention=sdpa") == ""
     users = load(tmp_path, GENERATE, "sft.train.rows=user").splitlines()
     assert [line.split("]")[0].strip() for line in users] == ["[sft.train", "[align.dmpo"]
+
+
+CHAT = OWN.replace('task = "rank-pair"\ntemplate = "games"', 'template = "items"\nchat = true')
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["prompt.template=sequence"],
+            'chat = true, and template = "sequence", which has no words',
+        ),
+        (["model.backbone=scratch"], '[prompt] chat = true: backbone = "scratch" has no chat'),
+        (
+            [
+                "model.backbone=scratch",
+                "prompt.chat=false",
+                "eval.prompt.chat=true",
+                "eval.prompt.template=games",
+            ],
+            '[eval.prompt] chat = true: backbone = "scratch" has no chat template',
+        ),
+    ],
+)
+def test_chats_need_words_and_a_pretrained_model(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
+    good = CHAT.replace('select = "auc"', "").replace("[align.dmpo]", "[align.msl]")
+    good = good.partition("[align.msl]")[0]
+    assert load(tmp_path, good, "model.backbone=acme/chat") == ""
+    assert words in load(tmp_path, good, "model.backbone=acme/chat", *overrides)

@@ -135,6 +135,16 @@ BAD = {
     "half a layout": (MINIMAL + b'layout = "{history}"', "one {instruction} and one {history}"),
     "wrong type": (MINIMAL.replace(b'"Go on."', b"3"), "instruction = 3: .*valid string"),
     "empty text": (MINIMAL.replace(b"Go on.", b""), "instruction = ''"),
+    "a chat without history": (MINIMAL + b'[chat]\nuser = "x"', r"chat = .*one {history} in user"),
+    "a chat that instructs twice": (
+        MINIMAL + b'[chat]\nuser = "{instruction} {history}"',
+        r"chat = .*one {instruction} in system or user",
+    ),
+    "a chat that instructs nobody": (MINIMAL + b'[chat]\nsystem = "S"', "one {instruction} in"),
+    "another turn": (
+        MINIMAL + b'[chat]\nsytem = "S"',
+        r"chat.sytem: unknown key. Did you mean sys",
+    ),
     "no TOML": (b"instruction", "not valid TOML"),
     "a number without end": (b"instruction = " + b"9" * 5000, "not valid TOML"),
     "nested without end": (b"a" + b".a" * 3000 + b" = 1", "nested more than 50 deep"),

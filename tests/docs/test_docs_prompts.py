@@ -1,0 +1,39 @@
+"""The templates of the page of prompts, and what its examples read like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmrec_cli.data.prompts import load_template, parse_template
+from llmrec_cli.models.chat import read_chat
+from llmrec_cli.models.tokenizer import train_tokenizer
+from tests.docs.doc_pages import DOCS, blocks, read
+from tests.models.test_chat import CHATS
+
+PAGE = list(blocks(read(DOCS / "prompts.md")))
+LAYOUT, TURNS = (b for b in PAGE if b.mark.endswith("test_docs_prompts.py"))
+
+
+def test_a_template_of_ones_own_renders() -> None:
+    own = parse_template(LAYOUT.text.encode(), "own", "own.toml")
+    assert own.render(["A", "B"]) == (
+        "Given the books a user has read, name the next one.\n\n"
+        'The user has read: "A"; "B"\n\nNext book: '
+    )
+    assert own.render([]).count("The user has read no book yet.") == 1
+
+
+def test_turns_are_worded_apart() -> None:
+    own = parse_template(TURNS.text.encode(), "own", "own.toml")
+    assert own.turns.system == "You are a librarian."
+    assert own.turns.head == "Name the next book. I have read: "
+    assert own.turns.no_history == "Name the next book. I have read no book yet."
+
+
+def test_a_chat_reads_as_shown() -> None:
+    tokenizer = train_tokenizer([], vocabulary=300)
+    tokenizer.chat_template = CHATS["ChatML"][0]
+    template = load_template("gift-cards", Path).as_chat(read_chat(tokenizer, "base").frame)
+    shown = next(b.text for b in PAGE if b.text.startswith("<|im_start|>system"))
+    titles = ["Burger King Gift Card", "Southwest Airlines Gift Card"]
+    assert template.render(titles) == shown.rstrip("\n") + "\n"
