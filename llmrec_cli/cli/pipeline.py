@@ -71,7 +71,8 @@ def validate_command(
 
     notes: list[str] = []
     loaded = read_recipe(recipe, overrides or (), say=notes.append)
-    lines = [*validate(loaded, rows=rows or time, time=time), *notes]
+    with import_quickly():  # what is imported on the way takes most of the time
+        lines = [*validate(loaded, rows=rows or time, time=time), *notes]
     screen = Screen(as_json=as_json, quiet=quiet)
     screen.show({"valid": True, "lines": lines}, ["valid", *notes] if quiet else lines)
 

@@ -52,7 +52,7 @@ class TrainSection(Section):
         default=None,
         ge=1,
         description="most rows of a forward pass on a device; absent: the device's share of the "
-        "batch",
+        "batch, or as many rows as fit in memory by an estimate, where that share does not",
     )
     micro_tokens: int | None = Field(
         default=None,

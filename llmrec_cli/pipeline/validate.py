@@ -17,7 +17,6 @@ from llmrec_cli.runs.record import check_finished
 from llmrec_cli.runs.run import Run, RunKind, align_run, experiment_of, sft_run
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.files import MANIFEST_FILE, read_json
-from llmrec_cli.utils.imports import import_quickly
 from llmrec_cli.utils.progress import Silent
 from llmrec_cli.utils.text import redact_values
 
@@ -95,8 +94,7 @@ def _describe_prepared(recipe: Recipe) -> Iterator[str]:
 
 def _trial(recipe: Recipe, time: bool) -> Iterator[str]:
     """Rows and tokens through the real code, in a temporary folder."""
-    with import_quickly():
-        from llmrec_cli.pipeline.prepare import prepare_data
+    from llmrec_cli.pipeline.prepare import prepare_data
 
     folders = {recipe.prepared, recipe.prepared_for_eval}
     missing = sorted(f for f in folders if not (f / MANIFEST_FILE).is_file())
@@ -130,13 +128,12 @@ def _data_tables(recipe: Recipe) -> list[tuple[str, DataSection]]:
 
 def _tokens(recipe: Recipe, time: bool) -> Iterator[str]:
     """Catalogue, one training row, row counts, memory and time, through the real code."""
-    with import_quickly():
-        from llmrec_cli.pipeline.advice import warn_of_emulation
-        from llmrec_cli.pipeline.plan import check_plans
-        from llmrec_cli.pipeline.setup import list_prompt_notes, open_context
+    from llmrec_cli.pipeline.advice import warn_of_emulation
+    from llmrec_cli.pipeline.plan import check_plans
+    from llmrec_cli.pipeline.setup import list_prompt_notes, open_context
 
-        context = open_context(recipe, Silent())
-        check_plans(recipe, context, experiment_of(recipe).runs)
+    context = open_context(recipe, Silent())
+    check_plans(recipe, context, experiment_of(recipe).runs)
     yield _catalogue(context)
     yield from list_prompt_notes(context, evaluation=False)
     for split in context.prepared.splits:
@@ -148,9 +145,9 @@ def _tokens(recipe: Recipe, time: bool) -> Iterator[str]:
         yield f"to evaluate on: {_catalogue(other)}"
         yield f"to evaluate on: test: {len(other.prepared.split('test')):,} rows"
         yield from _left_out(other, "test")
-    with import_quickly():
-        yield from _agreement(context)
-    stages = [_open_stage(context, run) for run in _language_models(recipe)]
+    yield from _agreement(context)
+    rows: dict[Any, Any] = {}
+    stages = [_open_stage(context, run, rows) for run in _language_models(recipe)]
     for number, stage in enumerate(stages):
         yield from _describe_stage(stage, example=number == 0)
     yield from warn_of_emulation(recipe.model, context.ranks.device)
@@ -169,8 +166,12 @@ class _Stage:
     sizes: Any  # RowSizes
 
 
-def _open_stage(context: Any, run: Run) -> _Stage:
-    """A stage with its rows."""
+def _open_stage(context: Any, run: Run, made: dict[Any, Any]) -> _Stage:
+    """A stage with its rows.
+
+    Args:
+        made: rows of other stages by what they depend on; each is made once.
+    """
     from llmrec_cli.pipeline.memory import measure_rows
     from llmrec_cli.pipeline.plan import plan_run
     from llmrec_cli.pipeline.requirements import TrainingStage
@@ -178,7 +179,12 @@ def _open_stage(context: Any, run: Run) -> _Stage:
 
     plan = plan_run(context.recipe, run)
     stage = TrainingStage(context, plan.method, plan.options, plan.section)
-    found = load_operations(context.recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
+    aligns = run.kind is RunKind.ALIGN
+    section, apart = plan.section, aligns and not context.recipe.task.ranks_catalogue
+    key = section.rows, section.batch, section.validate_rows, stage.needs.negatives, apart
+    if key not in made:
+        made[key] = load_operations(context.recipe.task).make_rows(stage, aligns)
+    found = made[key]
     return _Stage(run, stage, found, measure_rows(stage, found))
 
 
