@@ -142,7 +142,7 @@ def _tabulate_metrics(comparison: Comparison) -> PageTable:
 
 
 def _tabulate_against(comparison: Comparison, headline: SeenPolicy) -> PageTable:
-    """The compared metric against the baseline; under the headline policy, why one does not compare."""
+    """The compared metric against the baseline; with reasons under the headline policy alone."""
     sheet, policy = sheets.tabulate_contrasts(comparison), comparison.headline
     if policy != headline:
         rows = tuple(row[:-1] for row in sheet.rows)
