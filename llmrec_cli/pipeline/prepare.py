@@ -328,7 +328,8 @@ def _report_reading(notes: Mapping[str, Any], section: DataSection, progress: Pr
     if lost := metadata.get("rows_with_unreadable_details"):
         progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
-        progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
+        count = "1 bad line" if found == 1 else f"{found:,} bad lines, the first"
+        progress(f"left out: {count}: {notes['bad_lines']['first'][0]}")
 
 
 def _describe_missing_ids(name: str, found: Mapping[str, Any]) -> Iterator[str]:
