@@ -1,11 +1,11 @@
 """The audit of prepared data: counts of leaks, duplicates and ties, and their meaning.
 
     split files, items -> Check.measures -> counts of the manifest ("audit"), when data are prepared
-    any prepared folder -> measure -> Measured, what those counts do not tell
+    any prepared folder -> measure -> Measured, what those counts do not show
     manifest, Measured, Pop's scores -> Check.judge -> a Verdict per check
 
-``CHECKS`` lists what is looked for.  Rows are lazy frames over the split files, read in batches;
-what is held grows with users, items, distinct times and the rows of validation and test.
+``CHECKS`` lists the checks.  Rows are lazy frames over the split files, read in batches.  Memory
+grows with users, items, distinct times and the rows of validation and test.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _PAIRS: Final = (("train", "valid"), ("train", "test"), ("valid", "test"))
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One check.  ``text`` holds nothing that comes from the data; ``examples`` do, as found."""
+    """The result of one check.  ``text`` has nothing from the data; ``examples`` are unchanged."""
 
     check: str  # what was looked for, short: "targets in their own history"
     level: Level
@@ -74,7 +74,7 @@ class Verdict:
     of: int | None
     text: str  # a few sentences: the figures, and what they mean
     examples: tuple[str, ...] = ()  # ids or titles
-    figures: Mapping[str, float] = field(default_factory=dict)  # further ones, by what they are
+    figures: Mapping[str, float] = field(default_factory=dict)  # further ones, by name
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -107,10 +107,10 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the split files tell and the manifest does not; None: cannot be told."""
+    """Counts of the split files that are not in the manifest; None: unknown."""
 
     ahead: Mapping[str, Ahead]  # of valid and test; empty: times do not compare across users
-    undecided: Finding | None  # users whose validation and test targets bear one time
+    undecided: Finding | None  # users whose validation and test targets have one time
     shared_valid: Finding  # as the audit's of test
     unseen_valid: Finding
     unheard: Finding  # test targets that are in no training row and in no validation row
@@ -118,32 +118,32 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that verdicts go by."""
+    """Everything that verdicts depend on."""
 
-    manifest: Mapping[str, Any]  # of a prepared folder, with its ``audit`` whole
+    manifest: Mapping[str, Any]  # of a prepared folder, with its whole ``audit``
     measured: Measured | None
     pop: PopScores | None
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """The recipe's ``[data]``, as it was."""
+        """``[data]`` of the recipe that the folder was prepared with."""
         data: Mapping[str, Any] = self.manifest["data"]
         return data
 
     @property
     def manifest_counts(self) -> Mapping[str, Any]:
-        """The manifest's counts; None: could not be counted."""
+        """The counts of the manifest; None: they cannot be counted."""
         counts: Mapping[str, Any] = self.manifest["audit"]
         return counts
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is looked for.
+    """One check.
 
     Attributes:
-        name: what it is, short.
-        judge: what the counts mean; (check, evidence) -> a verdict, or None: it does not apply.
+        name: what is looked for, short.
+        judge: (check, evidence) -> a verdict; None: the check does not apply.
         measures: what is counted when data are prepared, by its name in the manifest.
         of_pairs: the counts are made of rows of pairs only.
     """
@@ -154,7 +154,7 @@ class Check:
     of_pairs: bool = False
 
     def ok(self, text: str, count: int | None = 0, of: int | None = None) -> Verdict:
-        """Nothing that a reader has to know."""
+        """The verdict that there is nothing to know."""
         return Verdict(self.name, "ok", count, of, text)
 
     def found(
@@ -164,7 +164,7 @@ class Check:
         text: str,
         figures: Mapping[str, float] | None = None,
     ) -> Verdict:
-        """Cases, with their examples; a semantic ID's tokens stand side by side."""
+        """The verdict on cases, with examples; the tokens of a semantic ID are joined."""
         examples = tuple(
             "".join(e) if isinstance(e, list | tuple) else str(e) for e in found.get("examples", ())
         )
@@ -172,7 +172,7 @@ class Check:
 
 
 def count_findings(rows: Rows) -> Finding:
-    """What every manifest holds as its ``audit``; None stands for what cannot be counted.
+    """The ``audit`` of a manifest; None stands for what cannot be counted.
 
     ``rows.tied``: users with interactions at the same time as another one of theirs, where input
     order decides; None for sources that come split.
@@ -186,9 +186,9 @@ def count_findings(rows: Rows) -> Finding:
 
 
 def with_audit(prepared: Prepared) -> Manifest:
-    """The manifest with its audit whole: what an older one lacks is counted from the files.
+    """The manifest with its whole audit: what an older one lacks is counted from the files.
 
-    (Ties apart: the files do not hold the times of histories.)
+    Ties stay unknown: the files do not have the times of histories.
     """
     recorded = prepared.manifest.get("audit", {})
     if set(recorded) >= RECORDED:
@@ -200,11 +200,11 @@ def with_audit(prepared: Prepared) -> Manifest:
 def judge_all(
     manifest: Mapping[str, Any], measured: Measured | None = None, pop: PopScores | None = None
 ) -> tuple[Verdict, ...]:
-    """A verdict per check, in the order of ``CHECKS``; one that cannot be made says so.
+    """One verdict per check, in the order of ``CHECKS``; a check that cannot be made says so.
 
     Args:
-        manifest: of a prepared folder, with its ``audit`` whole (``with_audit``).
-        measured: what the split files tell beyond it; None: without those sentences.
+        manifest: of a prepared folder, with its whole ``audit`` (``with_audit``).
+        measured: further counts of the split files; None: without those sentences.
         pop: scores of the Pop baseline; None: without that verdict.
     """
     evidence = Evidence(manifest, measured, pop)
@@ -213,7 +213,7 @@ def judge_all(
 
 
 def select_raised(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """What a reader has to know: warnings, then notes."""
+    """The verdicts that a reader has to know: warnings, then notes."""
     return tuple(v for level in ("warning", "note") for v in verdicts if v.level == level)
 
 
@@ -249,7 +249,7 @@ def _open_rows(prepared: Prepared) -> Rows:
 def _judge_names(check: Check, evidence: Evidence) -> Verdict:
     catalogue = evidence.manifest["catalogue"]
     count = int(catalogue["of these without a name, dropped"])
-    # Further items leave a source that is cleaned, so there is no total to compare with.
+    # Cleaning removes further items, so there is no total to compare with.
     of = catalogue["items"] + count if evidence.data["split"] == "given" else None
     if not count:
         return check.ok("Every item has a name.", 0, of)
@@ -271,7 +271,7 @@ def find_shared_items(rows: Rows) -> Finding:
 
 
 def find_shared_targets(rows: Rows, split: str = "test") -> Finding:
-    """Rows of a split whose target another item cannot be told from."""
+    """Rows of a split whose target cannot be distinguished from another item."""
     return _find_targets(rows.items.filter(mark_shared_identity(rows.items)), rows.splits[split])
 
 
@@ -299,7 +299,7 @@ def _judge_identity(check: Check, evidence: Evidence) -> Verdict:
 
 
 def find_repeated_rows(rows: Rows) -> dict[str, Finding]:
-    """Rows whose target also stands in their history, by split."""
+    """Rows whose target is also in their history, by split."""
     repeats = pl.col(HISTORY).list.contains(pl.col(TARGET))
     return {
         name: _find_hits(split.filter(repeats).select(USER_ID), _count_rows(split))
@@ -327,7 +327,7 @@ def find_unseen_targets(rows: Rows, split: str = "test") -> Finding:
 
 
 def find_unheard(items: pl.DataFrame, shown: list[pl.LazyFrame], test: pl.LazyFrame) -> Finding:
-    """Test rows whose target stands nowhere in ``shown``, neither as target nor in a history."""
+    """Test rows whose target is not in ``shown``, neither as a target nor in a history."""
     parts = [rows.select(pl.col(HISTORY).alias(ITEM)).explode(ITEM).drop_nulls() for rows in shown]
     parts += [rows.select(pl.col(TARGET).alias(ITEM)) for rows in shown]
     known = pl.concat(parts).unique().collect()
@@ -373,9 +373,9 @@ def count_common_users(rows: Rows) -> Finding:
 
 
 def _judge_users(check: Check, evidence: Evidence) -> Verdict:
-    """Only a split by user forbids it: few-shot, and given pairs.
+    """Users in two splits.  Only a split by user excludes them: few-shot, and given pairs.
 
-    The other protocols part a user's sequence, or time.
+    The other protocols split a user's sequence, or time.
     """
     split, found = evidence.data["split"], evidence.manifest_counts[check.name]
     by_user = split == "few-shot" or find_format(evidence.data["format"]).pairs
@@ -395,11 +395,11 @@ def _judge_users(check: Check, evidence: Evidence) -> Verdict:
 
 
 def find_common_rows(rows: Rows) -> dict[str, Finding]:
-    """Rows of a later split that an earlier one holds too, by pair of splits.
+    """Rows of a later split that an earlier one has too, by pair of splits.
 
-    Two rows are the same where user, target and history are; where times compare across users,
-    also where user, target and time are (the history may have been cut elsewhere).  Of pairs, the
-    candidates must be the same too.
+    Two rows are the same if user, target and history are.  Where times compare across users, they
+    are also the same if user, target and time are (the history may have been cut elsewhere).  Of
+    pairs, the candidates must be the same too.
     """
     candidates, splits = [NEGATIVES] if rows.has_pairs else [], rows.splits
     keys = [[USER_ID, TARGET, HISTORY, *candidates]]
@@ -409,7 +409,7 @@ def find_common_rows(rows: Rows) -> dict[str, Finding]:
 
 
 def _find_common_rows(a: pl.LazyFrame, b: pl.LazyFrame, keys: list[list[str]]) -> Finding:
-    """Rows of ``b`` that stand in ``a`` by any of ``keys``; 8 bytes per row of ``b`` are held."""
+    """Rows of ``b`` that are in ``a`` by any of ``keys``; it takes 8 bytes per row of ``b``."""
     users = b.select(USER_ID)
     hits = pl.Series([False], dtype=pl.Boolean)
     for key in keys:
@@ -445,7 +445,7 @@ def _judge_rows(check: Check, evidence: Evidence) -> Verdict:
 
 
 def find_undecided(valid: pl.LazyFrame, test: pl.LazyFrame) -> Finding:
-    """Test rows at the very time of their user's validation row: input order tells them apart."""
+    """Test rows at the very time of their user's validation row: input order separates them."""
     key = [USER, TIMESTAMP]
     hits = test.select(*key, USER_ID).join(valid.select(key), on=key, how="semi").sort(USER)
     tied = hits.select(USER_ID).collect()[USER_ID]
@@ -560,7 +560,7 @@ def _judge_concentration(check: Check, evidence: Evidence) -> Verdict:
 
 
 def _judge_pop(check: Check, evidence: Evidence) -> Verdict | None:
-    """Pop, the line that every model must beat, beside entries drawn at random."""
+    """Scores of Pop, which every model must beat, beside entries drawn at random."""
     pop, shared = evidence.pop, evidence.manifest_counts[SHARED]
     if pop is None:
         return None
@@ -593,7 +593,7 @@ def _tell_scores(by_policy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _judge_lost_rows(check: Check, evidence: Evidence) -> Verdict | None:
-    """Rows of a source that comes split that stand in no split now."""
+    """Rows of a source that comes split that are in no split now."""
     if evidence.data["split"] != "given":
         return None
     cleaning: Mapping[str, Mapping[str, int]] = evidence.manifest["cleaning"]
@@ -635,7 +635,7 @@ def _judge_cut_histories(check: Check, evidence: Evidence) -> Verdict | None:
     )
     level: Level = (
         "note" if _choose_level(cut["test"]) == "warning" else "ok"
-    )  # a choice, to be known
+    )  # a choice that a reader has to know
     return check.found(level, cut["test"], text)
 
 
@@ -664,7 +664,7 @@ def _judge_trained_pairs(check: Check, evidence: Evidence) -> Verdict | None:
 
 
 def _make_check(name: str, judge: Judge, count: Count, of_pairs: bool = False) -> Check:
-    """A check of one count, which the manifest has under the check's own name."""
+    """A check of one count, which has the check's name in the manifest."""
     return Check(name, judge, {name: count}, of_pairs)
 
 
@@ -687,9 +687,9 @@ CHECKS: Final = (
     _make_check("test pairs that are trained on", _judge_trained_pairs, find_trained_pairs, True),
     Check("score of Pop", _judge_pop),
 )
-"""What is looked for, in the order in which it is told."""
+"""All checks, in the order in which they are reported."""
 RECORDED: Final = {name for check in CHECKS if not check.of_pairs for name in check.measures}
-"""What the audit of every manifest holds today."""
+"""The counts in the audit of every manifest of this version."""
 
 
 def tell_part(found: Mapping[str, Any]) -> str:
@@ -698,7 +698,7 @@ def tell_part(found: Mapping[str, Any]) -> str:
 
 
 def tell_percent(fraction: float) -> str:
-    """``65 %``; with a decimal where it matters, and neither 0 nor 100 unless it is."""
+    """``65 %``; with a decimal where it matters.  Only exact values are 0 % or 100 %."""
     value = 100 * fraction
     if 0 < value < 0.05:
         return "under 0.1 %"
@@ -709,14 +709,14 @@ def tell_percent(fraction: float) -> str:
 
 
 def _choose_level(found: Mapping[str, Any], least: Level = "ok") -> Level:
-    """By the share of the rows; where there is a case at all, ``least`` or more."""
+    """The level by the share of the rows; with any case at all it is ``least`` or more."""
     if found["count"] and _share_of(found) >= MUCH:
         return "warning"
     return "note" if found["count"] else least
 
 
 def _share_of(found: Mapping[str, Any]) -> float:
-    """Cases among all, [0, 1]; 0 of none."""
+    """The share of cases, [0, 1]; 0 where there are no rows."""
     return float(found["count"] / found["of"]) if found["of"] else 0.0
 
 

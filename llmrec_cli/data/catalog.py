@@ -24,10 +24,10 @@ from llmrec_cli.data.schema import (
 )
 from llmrec_cli.errors import ArtefactError, DataError
 
-# Catalogue entries: items with equal token sequences share one leaf and count as one entry.
+# Catalogue entries: items with equal token sequences share one leaf of the trie and are one entry.
 #
 # Pure numpy, so that ranking by popularity and reporting agree on what an entry is.
-# Shape suffixes: I items, L leaves.
+# Shape suffixes: I items, L entries (leaves).
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class CatalogueEntries:
     """The distinct entries of a catalogue and how popular each one is."""
 
     leaf_of_item_I: NDArray[np.int64]
-    count_L: NDArray[np.int64]  # training interactions of a leaf's items together
+    count_L: NDArray[np.int64]  # training interactions of an entry's items together
     item_of_leaf_L: NDArray[np.int64]  # its most popular item; ties: the lowest index
-    by_popularity_L: NDArray[np.int64]  # leaves by falling count; ties: lowest item_of_leaf first
+    by_popularity_L: NDArray[np.int64]  # entries by falling count; ties: lowest item_of_leaf first
 
     @property
     def n_items(self) -> int:
@@ -59,11 +59,11 @@ def has_tokens(items: pl.DataFrame | pd.DataFrame) -> bool:
 
 
 def gather_entries(items: pd.DataFrame, leaf_of_item: ArrayLike) -> CatalogueEntries:
-    """Count, represent and order the leaves of a catalogue.
+    """Count and order the entries of a catalogue, and find an item that stands for each.
 
     Args:
         items: the prepared items, in catalogue order; only ``count`` is read.
-        leaf_of_item: leaf index of each item, 0..n_leaves-1, every leaf used; from the trie or from
+        leaf_of_item: entry of each item, 0..n_leaves-1, all of them used; from the trie or from
             ``leaf_of_equal_titles``.
 
     Raises:
@@ -86,9 +86,9 @@ def gather_entries(items: pd.DataFrame, leaf_of_item: ArrayLike) -> CatalogueEnt
 
 
 def leaf_of_equal_titles(items: pd.DataFrame) -> NDArray[np.int64]:
-    """Leaf index of each item where no tokenizer is at hand: equal semantic IDs or equal titles.
+    """Entry of each item where no tokenizer is at hand, by equal semantic IDs or equal titles.
 
-    Leaves are numbered in order of first appearance.
+    Entries are numbered in order of first appearance.
 
     Raises:
         ArtefactError: an item has neither tokens nor a title.
@@ -112,8 +112,8 @@ def _identity_of(tokens: object, title: object) -> tuple[str, ...] | str | None:
 # The catalogue: which items can be named, and how.
 #
 # An item is known by its title or by its semantic ID (a list of tokens). Items whose titles or
-# tokens are equal are told apart (``disambiguate``) or later share one leaf of the trie
-# (``merge``); either way each stays one row of the catalogue.
+# tokens are equal get different titles (``disambiguate``) or later share one leaf of the trie
+# (``merge``). In both cases each stays one row of the catalogue.
 
 
 _BREAKS = r"[\s\x00-\x1f\x7f-\x9f]+"
@@ -173,7 +173,7 @@ def require_names(section: DataSection) -> None:
     """Refuse a source whose items can have no title, before it is cleaned.
 
     Raises:
-        DataError: titles come from metadata files, none is named, and ids are not to serve.
+        DataError: titles come from metadata files, none is named, and ids are not used as titles.
     """
     if section.form.names or section.metadata or section.untitled == "id":
         return
@@ -196,9 +196,8 @@ def build_catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
 def disambiguate(titles: Sequence[str], brands: Sequence[str | None]) -> list[str]:
     """Make equal titles distinct: append the brand in parentheses, then a counter from 2 on.
 
-    Titles that are already unique stay as they are.  Among items that share title and brand the
-    first one goes without a counter.  A title that is the brand itself (``untitled = "brand"``)
-    says it already.
+    Titles that are already unique stay unchanged.  Among items that share title and brand the first
+    one has no counter.  No brand is added to a title that is the brand (``untitled = "brand"``).
     """
     times = Counter(titles)
     branded = [
@@ -243,7 +242,7 @@ def _as_title(name: str) -> pl.Expr:
 def _mostly_nameless(
     named: NamedItems, n_items: int, by_tokens: bool, by_brand: bool, section: DataSection
 ) -> str:
-    """What to say, and to set instead.
+    """The message for too many untitled items, with what to set instead.
 
     Args:
         by_brand: brands would name enough of the items.

@@ -1,12 +1,12 @@
 """Cleaning: which interactions are kept.
 
-Everything here is relational and written once over narwhals lazy frames; which engine carries it
-out (``engines/``) changes no row.  Nothing is held in memory that grows with the interactions,
-beyond what the engine is allowed before it spills; the distinct item ids alone come back here.
+Everything here is relational and written once over narwhals lazy frames.  The engine
+(``backends/``) changes no row.  Memory does not grow with the interactions, beyond what the engine
+may use before it spills.  Only the distinct item ids are in the memory of this process.
 
 The steps run in this order, each counted: time window, rating threshold, repeated pairs, items
-without a usable title, k-core.  What does not count (outside the window, badly rated) cannot stand
-in for a repeated pair, and an untitled item cannot hold up a k-core that it will not be part of.
+without a usable title, k-core.  So an interaction that is dropped (outside the window, badly rated)
+never replaces a repeated pair, and an untitled item supports no k-core.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(slots=True)
 class CleaningSteps:
-    """Runs steps one after the other, each into a scratch file, and counts what each leaves."""
+    """Run steps one after the other, each into a scratch file, and count what remains."""
 
     engine: Engine
     scratch: Path
@@ -51,7 +51,7 @@ class CleaningSteps:
     steps: list[Step] = field(default_factory=list)
 
     def run(self, step: str, log: Log) -> Log:
-        """Carry out ``log`` and record it as ``step``; the file of the step before goes.
+        """Carry out ``log`` and record it as ``step``; the file of the step before is deleted.
 
         Raises:
             DataError: nothing is left; the message names the step and what was there before.
@@ -62,10 +62,10 @@ class CleaningSteps:
         return self.record(step, log)
 
     def record(self, step: str, log: Log) -> Log:
-        """Record what ``step`` has left in a relation that is written already.
+        """Record ``step``, whose result is written already.
 
         Raises:
-            DataError: as ``mark``.
+            DataError: as ``run``.
         """
         return self.record_count(count_step(step, log), log)
 
@@ -73,17 +73,17 @@ class CleaningSteps:
         """Record a step that is counted already.
 
         Raises:
-            DataError: as ``mark``.
+            DataError: as ``run``.
         """
         self._record(left)
         return log
 
     def skip(self, step: str) -> None:
-        """Record a step that takes nothing away."""
+        """Record a step that drops nothing."""
         self._record(replace(self.steps[-1], step=step))
 
     def describe_empty(self, left: Step) -> str:
-        """What to say of a step that leaves no interaction."""
+        """The error of a step after which no interaction is left."""
         before = f" of {self.steps[-1].interactions:,}" if self.steps else ""
         return f"no interaction{before} is left after: {left.step}"
 
@@ -96,7 +96,7 @@ class CleaningSteps:
 
 
 def filter_interactions(log: Log, section: DataSection, cleaning: CleaningSteps) -> Log:
-    """The interactions that count in themselves: time window, rating threshold, repeated pairs.
+    """The interactions that pass the time window, the rating threshold and repeated pairs.
 
     Args:
         log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION.
@@ -121,7 +121,7 @@ def filter_interactions(log: Log, section: DataSection, cleaning: CleaningSteps)
 
 
 def _require_ratings(step: str, log: Log, cleaning: CleaningSteps) -> None:
-    """Refuse a threshold where nothing is rated: it would drop everything."""
+    """Refuse a rating threshold where no interaction is rated: it would drop everything."""
     if not _count_interactions(log.filter(~nw.col(RATING).is_null()).head(1)):
         n = cleaning.steps[-1].interactions
         raise DataError(f"{step}: none of {n:,} interactions has a rating; remove data.min_rating")
@@ -130,7 +130,7 @@ def _require_ratings(step: str, log: Log, cleaning: CleaningSteps) -> None:
 def filter_to_core(
     log: Log, named: NamedItems, section: DataSection, cleaning: CleaningSteps
 ) -> Log:
-    """The interactions that count among the others: with ``named`` items, inside the k-core.
+    """The interactions that have ``named`` items and are inside the k-core.
 
     Raises:
         DataError: a step leaves nothing.
@@ -160,7 +160,7 @@ def filter_to_core(
 
 
 def _what_is_left(inside: Callable[[int], Log], empty: int) -> str:
-    """The largest k whose core holds anything, and what that is.
+    """The largest k whose core is not empty, and that core.
 
     Args:
         inside: the k-core; at ``empty`` there is none.
@@ -180,7 +180,7 @@ def _what_is_left(inside: Callable[[int], Log], empty: int) -> str:
 
 
 def select_badly_rated(log: Log, lowest: float, section: DataSection) -> Log:
-    """What the rating threshold takes out of the time window, the unrated apart."""
+    """Interactions of the time window below the rating threshold, without unrated ones."""
     return filter_window(log, section).filter(nw.col(RATING) < lowest)
 
 
@@ -199,7 +199,7 @@ def filter_between(log: Log, start: int | None, end: int | None) -> Log:
 
 
 def filter_rated(log: Log, lowest: float) -> Log:
-    """Interactions rated at least ``lowest``; unrated ones go."""
+    """Interactions rated at least ``lowest``; unrated ones are dropped."""
     return log.filter(nw.col(RATING) >= lowest)
 
 
@@ -222,7 +222,7 @@ def collect_item_ids(log: Log, engine: Engine, scratch: Path) -> pl.Series:
 def find_core(log: Log, k: int, repeated: bool, engine: Engine, scratch: Path) -> Log:
     """The k-core: every user with >= k items and every item with >= k users, until stable.
 
-    Unique (user, item) pairs are what is counted; repeated interactions of a pair stay together.
+    It counts unique (user, item) pairs; all interactions of a pair are kept or dropped together.
     The result is the largest such set and does not depend on the order of removal.
 
     Args:

@@ -33,16 +33,16 @@ from llmrec_cli.errors import DataError
 # misspelt.
 
 
-ENOUGH: Final = 0.8  # similarity below which a title is not taken for another one
-_REORDERED = 0.95  # what the same words in another order are worth
-_PART = 0.9  # what a part of a title is worth,
+ENOUGH: Final = 0.8  # similarity below which a query is not taken for a title
+_REORDERED = 0.95  # similarity of the same words in another order
+_PART = 0.9  # similarity of a part of a title,
 _LETTERS = 4  # if it has at least so many letters
 _SHOWN = 3  # nearest names in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What somebody typed, and the item that it was taken for."""
+    """A query, and the item that it was taken for."""
 
     query: str
     item: int  # catalogue index
@@ -72,7 +72,7 @@ class Finder:
         Equal similarity: the more popular item.
 
         Raises:
-            DataError: nothing is called so; the message names the nearest titles or ids.
+            DataError: no item has such a name; the message names the nearest titles or ids.
         """
         found = self._item_of_id.get(query, self._item_of_title.get(query))
         if found is not None:
@@ -98,7 +98,7 @@ class Finder:
     def _similarities(self, query: str) -> NDArray[np.float64]:
         """Similarity of the query to every title of the pool, 0..1.
 
-        A title may be longer than what was typed; one that is shorter must resemble all of it.
+        A title may be longer than the query.  A shorter one must resemble the whole query.
         """
         titles = self._pool[1]
         typed = default_process(query)
@@ -136,8 +136,8 @@ def find_nearest(name: str, known: Iterable[str]) -> Sequence[str]:
 def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
     """Catalogue indices of a user's items, oldest first.
 
-    The last ones are exactly the history and target of the user's latest row; what only earlier
-    rows show stands before them, each item once.
+    The last ones are exactly the history and target of the user's latest row.  Further items of
+    earlier rows come before them, each once.
 
     Raises:
         DataError: no such user; the message names the nearest ids.

@@ -32,10 +32,10 @@ def owned_entries(frames: Sequence[pd.DataFrame], entry_I: NDArray[np.int64]) ->
 def fixed_negatives(
     frame: pd.DataFrame, owned: Owned, entry_I: NDArray[np.int64], *, seed: int, stream: str
 ) -> list[int]:
-    """One item per row that its user does not own: a disliked one (DISLIKED), else any.
+    """Draw one item per row that its user does not own: a disliked one (DISLIKED), else any.
 
-    Uniform over the row's disliked entries where it has any, else over the catalogue's; a pure
-    function of the seed, the stream's name, the row's number and what these are.
+    It is uniform over the row's disliked entries where there are any, else over the catalogue's.
+    It is a pure function of the seed, the stream's name, the row's number and these entries.
 
     Args:
         entry_I: catalogue entry of each item: items of one title are one entry.

@@ -41,7 +41,7 @@ from llmrec_cli.utils.files import (
 
 Manifest: TypeAlias = dict[str, Any]
 
-LAYOUT = 1  # goes up when a folder written before can no longer be read
+LAYOUT = 1  # is raised when a folder of earlier versions can no longer be read
 
 _PATH_KEYS = ("reviews", "metadata", "index", "splits")  # compared by content, not by name
 
@@ -53,7 +53,7 @@ class Prepared:
     folder: Path  # of parquet files and manifest.json
     manifest: Manifest  # sources, settings, counts at each step, decisions, audit
     items: pd.DataFrame  # item, item_id, title, brand, tokens (lists of str, or None), count
-    reused: bool = False  # it was there already and fits what was asked
+    reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 
     def split(self, name: str) -> pd.DataFrame:
@@ -87,8 +87,8 @@ class Prepared:
 def describe_sources(section: DataSection, seed: int, locate: Callable[[str], Path]) -> Manifest:
     """What a prepared folder depends on: the data section, the seed, the content of the sources.
 
-    Paths are left out: sources count by their base name, size and SHA-256.  So is the engine: it
-    changes nothing.
+    Paths are left out: sources are known by their base name, size and SHA-256.  So is the engine,
+    because it changes no row.
 
     Raises:
         DataError: a source does not exist, or is a folder of other files than parquet.
@@ -108,12 +108,12 @@ def describe_sources(section: DataSection, seed: int, locate: Callable[[str], Pa
 
 
 def read_file_states(section: DataSection, locate: Callable[[str], Path]) -> list[tuple[int, ...]]:
-    """What tells of each source whether it was written to or replaced: inode, size and times."""
+    """Inode, size and times of each source: they show whether it was written to or replaced."""
     states = list[tuple[int, ...]]()
     for name in section.files():
         try:
             found = locate(name).stat()
-        except OSError:  # ``fingerprint`` says so
+        except OSError:  # ``describe_sources`` reports it
             states.append(())
         else:
             states.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
@@ -123,7 +123,7 @@ def read_file_states(section: DataSection, locate: Callable[[str], Path]) -> lis
 def require_unchanged(
     section: DataSection, locate: Callable[[str], Path], before: Sequence[tuple[int, ...]]
 ) -> None:
-    """Refuse sources that changed since their ``states_of``: what was hashed is not what was read.
+    """Refuse sources that changed since ``read_file_states``: the hashes are of other content.
 
     Raises:
         DataError: names the first one.
@@ -137,9 +137,9 @@ def require_unchanged(
 
 @contextmanager
 def stage_folder(folder: Path) -> Iterator[Path]:
-    """A hidden sibling that becomes ``folder`` when the block ends, and vanishes on any error.
+    """A hidden sibling that becomes ``folder`` when the block ends, and is deleted on any error.
 
-    Where another process has made ``folder`` meanwhile, that one stays.
+    If another process has made ``folder`` meanwhile, that one stays.
 
     Raises:
         MachineError: the disk refuses.
@@ -183,8 +183,8 @@ def load_prepared(folder: Path, reused: bool = False) -> Prepared:
     """Open a prepared folder after checking every file against the manifest.
 
     Raises:
-        ArtefactError: no manifest, a file that is missing or not as it was written, or tables that
-            are none of llmrec's.
+        ArtefactError: there is no manifest, a file is missing or has changed, or tables are not
+            llmrec's.
     """
     manifest = read_manifest(folder)
     for name, written in manifest["files"].items():
@@ -206,7 +206,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder.
 
     Raises:
-        ArtefactError: there is none, or it is not one of ours.
+        ArtefactError: there is none, or it is not llmrec's.
     """
     file = folder / MANIFEST_FILE
     if not file.is_file():
@@ -226,7 +226,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 @contextmanager
 def translate_read_errors(folder: Path) -> Iterator[None]:
-    """Around what polars reads of a prepared folder: hashes are no guard against who made it.
+    """Around reads of a prepared folder by polars: hashes do not protect against its maker.
 
     Raises:
         ArtefactError: a file cannot be read, or has other columns.
@@ -242,7 +242,7 @@ def check_fits(folder: Path, asked: Manifest) -> None:
     """Refuse a prepared folder that was made from something else than ``asked``.
 
     Args:
-        asked: from :func:`fingerprint`.
+        asked: from ``describe_sources``.
 
     Raises:
         DataError: names the first key or source that differs.
@@ -337,7 +337,7 @@ def _read_items(file: Path) -> pd.DataFrame:
 
 
 def _read_table(file: Path) -> pa.Table:
-    """A table of our own columns; what a file says of pandas and of extension types is not heard.
+    """A table of our own columns; metadata of pandas and of extension types are ignored.
 
     Raises:
         ArtefactError: no parquet file.

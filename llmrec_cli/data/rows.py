@@ -80,11 +80,11 @@ from llmrec_cli.errors import DataError
 # POSITION), so ties in time are broken by input order.
 
 
-_BAD, _GOOD = "bad_", "good_"  # whose moment a column has
+_BAD, _GOOD = "bad_", "good_"  # prefixes of the columns with a moment
 
 
 def find_dislikes(bad: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
-    """When each user first rated which catalogue item badly, and first had it in the log.
+    """The moments when a user first rated an item badly, and first had it in the log.
 
     Args:
         bad: USER_ID, ITEM and moments of what was rated badly; other users may be among them.
@@ -127,7 +127,7 @@ def add_disliked(
 
 
 def find_training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> pl.DataFrame:
-    """USER and the moment at which what training may know ends; of users without one, no row.
+    """USER and the moment at which training ends for the user; users without one have no row.
 
     Args:
         log: the encoded log of some users.
@@ -142,7 +142,7 @@ def find_training_ends(log: pl.DataFrame, held_R: Ints, end: Moment | None) -> p
 
 
 def list_disliked(known: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
-    """For each user and moment (null: the end of time) what he or she disliked by then.
+    """For each user and moment (null: the end of time) the items that the user disliked by then.
 
     Args:
         known: from ``find_dislikes``.
@@ -184,10 +184,10 @@ class SplitCounts:
 
     unsampled: int = 0  # rows before data.sample
     cut_rows: int = 0  # rows whose history was cut to data.history
-    cut_items: int = 0  # history items that went with it
+    cut_items: int = 0  # history items that were cut off
 
     def plus(self, unsampled: int, cut_R: NDArray[Any]) -> SplitCounts:
-        """With further rows.
+        """The counts with further rows added.
 
         Args:
             unsampled: how many rows there were before any sampling.
@@ -210,7 +210,7 @@ class SplitCounts:
 
 @dataclass(slots=True)
 class SplitStatistics:
-    """What is counted while users pass by."""
+    """Counts over all users, made batch by batch."""
 
     count_I: NDArray[np.int64]  # of each item, its interactions inside training rows
     users: int = 0
@@ -253,7 +253,7 @@ def write_rows(
     """Write ``train|valid|test.parquet`` into ``folder``.
 
     Args:
-        log: from ``order.sort_by_user``.
+        log: from ``sort_by_user``.
         bad: likewise, of what the rating threshold drops; None where there is none.
         history: longest history, items.
         n_items: size of the catalogue.
@@ -330,8 +330,8 @@ def encode_given_rows(
 ) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, int]], dict[str, SplitCounts]]:
     """Encode the rows of each split, in the order of their file.
 
-    Items outside the catalogue leave histories, and take their row along where they are its
-    target; then ``history``, ``min_history`` and ``sample`` apply.
+    Items outside the catalogue are removed from histories.  A row is dropped if its target is one.
+    Then ``history``, ``min_history`` and ``sample`` apply.
 
     Args:
         rows: USER_ID, HISTORY list[str], TARGET str, TIMESTAMP ms, RATING, for each split; of
@@ -339,8 +339,8 @@ def encode_given_rows(
         items: the catalogue.
 
     Returns:
-        The rows of each split with ROW_COLUMNS (and those of pairs); the rows and items that went,
-        by reason; and what ``data.sample`` and ``data.history`` took.
+        The rows of each split with ROW_COLUMNS (and those of pairs); the numbers of dropped rows
+        and items, by reason; and of those that ``data.sample`` and ``data.history`` dropped.
 
     Raises:
         DataError: a split has no row left.
@@ -367,8 +367,8 @@ def encode_given_rows(
 def hold_out_users(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.DataFrame]:
     """Rows of pairs with a tenth of the training users (rounded up) moved to validation.
 
-    Which ones is drawn with the seed.  They leave ``train`` and ``preference``; their pairs to
-    align on are validated on, or where they have none, those to train on.
+    The users are drawn with the seed and removed from ``train`` and ``preference``.  Validation
+    uses their pairs to align on, or where they have none, those to train on.
     """
     parts = [rows[name] for name in (PREFERENCE, "train") if name in rows]
     users = pl.concat([part.select(USER_ID) for part in parts]).unique().sort(USER_ID)
@@ -386,7 +386,7 @@ def hold_out_users(rows: Mapping[str, pl.DataFrame], seed: int) -> dict[str, pl.
 def count_pairs(train: pl.DataFrame, n_items: int) -> NDArray[np.int32]:
     """Distinct (user, item) pairs of each item in training rows.
 
-    Given rows do not say which of them show the same interaction, so a pair counts once.
+    It is unknown which given rows show the same interaction, so a pair counts once.
     """
     in_history = train.select(USER, pl.col(HISTORY).alias(ITEM)).explode(ITEM).drop_nulls()
     pairs = pl.concat([in_history, train.select(USER, pl.col(TARGET).alias(ITEM))]).unique()
@@ -429,7 +429,7 @@ def _encode_split(
 
 
 def _look_up_items(rows: pl.DataFrame, column: str, index: pl.DataFrame) -> pl.DataFrame:
-    """ROW, and the catalogue indices of ``column``'s ids in their order; unknown ones leave."""
+    """ROW, and the catalogue indices of ``column``'s ids in order; unknown ones are dropped."""
     flat = _explode_list(rows, column)
     known = flat.join(index, left_on=column, right_on=ITEM_ID, maintain_order="left")
     return known.group_by(ROW, maintain_order=True).agg(pl.col(ITEM).alias(column))

@@ -32,7 +32,7 @@ DISLIKED: Final = "disliked"  # list<int32>, optional: what the user rated below
 COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
 
 # predictions.parquet: one row per evaluated row (beside ROW, USER_ID, HISTORY, TARGET)
-RANKED: Final = "ranked"  # list<int32>: catalogue indices, best first, one item per leaf
+RANKED: Final = "ranked"  # list<int32>: catalogue indices, best first, one item per entry
 SCORES: Final = "scores"  # list<float32>: score of each ranked item, never rising
 BEAM_DIFFERS: Final = "beam_differs"  # bool, optional: the beam's list is not the exact one
 

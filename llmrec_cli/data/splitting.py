@@ -62,7 +62,7 @@ def sort_by_user(log: Log, items: pl.DataFrame, engine: Engine, path: Path) -> P
     """The log with ITEM in place of item ids, by user, time and position, written to ``path``.
 
     Args:
-        log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION; what is not in the catalogue leaves.
+        log: USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION; other items are dropped.
         items: the catalogue.
     """
     index = upload_frame(items.select(ITEM_ID, ITEM), path.with_suffix(".items.parquet"), engine)
@@ -146,7 +146,7 @@ class UserBatch:
 
 
 def batch_users(log: Iterator[pl.DataFrame]) -> Iterator[UserBatch]:
-    """Batches of the ordered log, cut between users and numbered by them.
+    """Batches of the ordered log, cut between users, with users numbered.
 
     Memory is bounded by a batch and the sequences that are longer than one.
     """
@@ -171,7 +171,7 @@ def attach_badly_rated(
     """Each batch of users with what they rated badly.
 
     Args:
-        bad: ordered by USER_ID as the log is; rows of users whom the log lacks come along.
+        bad: ordered by USER_ID as the log is; it may have users that the log lacks.
     """
     rest = next(bad, _NO_BAD)
     for batch in users:
@@ -216,8 +216,8 @@ class SplitPlan:
 
     Attributes:
         candidates: of a batch of users, the mask of each split.
-        part: ordinals of a split's rows among its candidates, counted over all users in order and
-            ascending; a split that is not named has them all.
+        part: ordinals of a split's rows among its candidates, ascending, counted over all users in
+            order; a split that is absent has all candidates.
         kept: those of them that ``section.sample`` keeps; likewise.
         end: where training ends for everybody; None where it ends with each user's first valid or
             test target.
@@ -232,7 +232,7 @@ class SplitPlan:
 def plan_split(
     log: Log, interactions: int, section: DataSection, seed: int, engine: Engine, scratch: Path
 ) -> SplitPlan:
-    """The cut of a log by ``section.split``.
+    """Plan the split of a log by ``section.split``.
 
     Args:
         interactions: how many ``log`` has.
@@ -283,8 +283,8 @@ def plan_leave_one_out(sizes: Sizes, section: DataSection, seed: int) -> SplitPl
 def plan_few_shot(sizes: Sizes, section: DataSection, seed: int) -> SplitPlan:
     """One row per user (the last interaction); few users train, as many validate, the rest test.
 
-    DMPO's protocol (arXiv:2405.16127): the split is by user.  Which users is drawn with the seed;
-    rows are ordered by user.
+    DMPO's protocol (arXiv:2405.16127): the split is by user.  The users are drawn with the seed.
+    Rows are ordered by user.
 
     Raises:
         DataError: too few users.
@@ -320,7 +320,7 @@ def plan_global_time(
     ``min_history = 4, history = 10``.  Ties in time break by input order.
 
     Args:
-        targets: their moments, from ``order.sort_moments``.
+        targets: their moments, from ``sort_moments``.
         interactions: how many the log has, for the message.
 
     Raises:
@@ -351,7 +351,7 @@ def plan_global_time(
 
 
 def require_clock(section: DataSection) -> None:
-    """Refuse what goes by the clock of a source without times.
+    """Refuse options that need times, for a source without them.
 
     Raises:
         DataError: the source has none; the message says what to set instead.
@@ -375,7 +375,7 @@ def draw_sample(n_rows: int, section: DataSection, seed: int, split: str) -> Int
 
 
 def draw_user_order(n: int, seed: int, stream: str) -> Ints:
-    """0..n-1 in an order that the seed and the stream's name decide."""
+    """0..n-1 in an order that depends on the seed and the stream's name."""
     return draw_first(n, n, seed, stream)
 
 

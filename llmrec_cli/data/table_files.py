@@ -79,8 +79,8 @@ def rows_schema(columns: Iterable[str]) -> pa.Schema:
 class TableFile:
     """Context manager around a parquet file that takes rows in portions of any size.
 
-    Row groups, pages and encodings depend on the rows and their order alone, never on the portions
-    or on who made them.  Up to ``ROW_GROUP`` rows are in memory.
+    Row groups, pages and encodings depend on the rows and their order alone, not on the portions or
+    their origin.  Up to ``ROW_GROUP`` rows are in memory.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -151,7 +151,7 @@ _INDICES: Final = (TARGET, HISTORY, NEGATIVES, DISLIKED)  # columns that name it
 
 
 def check_items(file: Path, items: pa.Table) -> None:
-    """Refuse a catalogue that is none.
+    """Refuse a table that is not a catalogue.
 
     Args:
         file: named in the message.
@@ -180,7 +180,7 @@ def check_items(file: Path, items: pa.Table) -> None:
 
 
 def check_table_rows(file: Path, items: int) -> None:
-    """Refuse a split file whose rows are none of this catalogue; a row group is in memory at once.
+    """Refuse a split file that does not fit this catalogue; one row group is in memory at a time.
 
     Args:
         items: size of the catalogue.

@@ -57,7 +57,7 @@ DEFINITIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PairProtocol:
-    """What a figure depends on; two runs compare only where all of it agrees."""
+    """What a figure depends on.  Two runs are comparable only where all of it agrees."""
 
     split: str
     candidates: str  # where the other candidates come from
@@ -81,7 +81,7 @@ def score_users(pairs: pd.DataFrame) -> pd.DataFrame:
 def measure_pooled_auc(runs: Sequence[pd.DataFrame], resamples: int, seed: int) -> Interval:
     """AUC over one example per pair, liked or disliked by a coin; NaN where all are of one kind.
 
-    The interval draws users, each with all of his or her examples.
+    The interval resamples users, each with all of their examples.
 
     Args:
         runs: the same pairs as scored by several seeds; the mean of their areas.
@@ -158,7 +158,8 @@ def compute_auc_figures(runs: Sequence[pd.DataFrame], resamples: int, seed: int)
 
 
 def auc_figures(runs: Sequence[pd.DataFrame], resamples: int, seed: int) -> dict[str, Any]:
-    """``figures`` of the generate task, whose prompts show no candidates: no habit of position."""
+    """``compute_auc_figures`` of the generate task.  Its prompts show no candidates, so there is no
+    share of the one that is shown first."""
     found = compute_auc_figures(runs, resamples, seed) | {
         "definitions": {name: DEFINITIONS[name] for name in (PAIRED, POOLED)}
     }
@@ -186,8 +187,8 @@ def build_pair_report(
 
     Args:
         pairs: the columns of ``SCHEMA``.
-        trained_users: where some of the evaluated users are among them, the others' figures stand
-            apart as ``new_users``.
+        trained_users: where some of the evaluated users are among them, ``new_users`` has the
+            figures of the others.
     """
     report = compute_auc_figures([pairs], resamples, seed) | {
         "protocol": asdict(protocol),

@@ -77,11 +77,11 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an entry took, mean over its seeds; None: not recorded."""
+    """What an entry cost, mean over its seeds; None: not recorded."""
 
     train_seconds: float | None  # of the updates, validation apart; of this stage, not its parents
     valid_seconds: float | None  # of this stage's validations
-    lineage_seconds: float | None  # of the updates of this stage and every stage it stands on
+    lineage_seconds: float | None  # of the updates of this stage and every stage that it needed
     device: str | None  # "cpu", or a GPU's name
     processes: int | None  # that trained
     device_seconds: float | None  # lineage_seconds times processes
@@ -227,12 +227,12 @@ FIGURE_COLUMNS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedData:
-    """The prepared data that an evaluation stands on, and its catalogue."""
+    """The prepared data of an evaluation, and its catalogue."""
 
     folder: Path  # the prepared folder
-    manifest: Mapping[str, Any]  # of it, its audit whole
+    manifest: Mapping[str, Any]  # of it, with the whole audit
     split: str
-    items: pd.DataFrame  # as ``store.Prepared`` has them
+    items: pd.DataFrame  # as ``Prepared`` has them
     rows: pd.DataFrame  # of the split: ROW, USER_ID, HISTORY, TARGET, ...
     leaves: CatalogueEntries
 
@@ -253,7 +253,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ComparabilityKey:
-    """What has to agree with the baseline's: compared by ``key``, told in ``words``."""
+    """A property that has to agree with the baseline's.
+
+    ``key`` is what is compared; ``words`` say it in a message.
+    """
 
     key: str
     words: str
@@ -267,9 +270,7 @@ class Entry:
     kind: Kind
     evaluated_data: EvaluatedData
     evaluations: tuple[Evaluation, ...]  # one per seed, over the same rows
-    traits: Mapping[
-        str, ComparabilityKey
-    ]  # by what they are of; one that is absent agrees with any other
+    traits: Mapping[str, ComparabilityKey]  # by property; an absent one agrees with any other
     cost: Cost
     without_history: bool = False  # another tool's lists, from which it left the history out
 
@@ -313,10 +314,10 @@ EXACT = ("exact", "all")  # ways of searching that give one list, the model's ow
 def build_comparability_keys(
     evaluation: Evaluation, evaluated_data: EvaluatedData, kind: Kind
 ) -> dict[str, ComparabilityKey]:
-    """All that has to agree, by what it is of.
+    """Every property that has to agree, by its name.
 
     Args:
-        evaluation: its report is one that ``evaluated.open_run`` has checked, or empty.
+        evaluation: its report is one that ``load_evaluation`` has checked, or empty.
     """
     protocol = evaluation.report.get("protocol", {})
     task = find_reported_task(protocol)
@@ -345,14 +346,14 @@ def explain_difference(entry: Entry, base: Entry, policy: SeenPolicy) -> str | N
     reasons = [f"other {_join_listed(hashed)}"] if hashed else []
     for what, (ours, theirs) in differ.items():
         if ours.words and not (hashed and what in ("evaluated", "catalogue")):
-            reasons.append(_told(what, ours.words, theirs.words))
+            reasons.append(_describe_difference(what, ours.words, theirs.words))
     if policy == "keep" and entry.without_history != base.without_history:
         whose = "its" if entry.without_history else "the baseline's"
         reasons.append(f"{whose} lists leave the history out: compare with --seen remove")
     return "; ".join(reasons) or None
 
 
-def _told(what: str, ours: str, theirs: str) -> str:
+def _describe_difference(what: str, ours: str, theirs: str) -> str:
     if ours == theirs:
         return f"{what}: {ours}, but not the baseline's"
     return f"{what}: {ours}, baseline {theirs}"

@@ -1,9 +1,11 @@
 """The entries of a comparison: evaluated runs, read without a model.
 
-    Run --load_evaluation--> Evaluation, Ground --load_run--> with traits, cost and family
-    runs of one family --build_entries--> Entry: seeds together, a name of its own
+    Run --load_evaluation--> Evaluation, EvaluatedData
+    Run --load_run--> LoadedRun, with its comparability keys, its cost and its family
+    runs of one family --build_entries--> Entry, whose seeds are averaged
 
-A run is known by its content, not by its name; its prepared data and its parents lie beside it.
+A run is identified by its content, not by its name.  Its prepared data and its parents are in the
+folder beside it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ UNKNOWN = Cost(*[None] * len(fields(Cost)))
 
 
 def require_evaluated(run: Run, split: str) -> None:
-    """Refuse a folder that is no run's, or of a run without a report on a split.
+    """Refuse a folder that is no run, and a run without a report on a split.
 
     Raises:
         ArtefactError: the message says what to run.
@@ -62,8 +64,8 @@ class PreparedFolders:
     """Prepared folders, each opened once.
 
     Attributes:
-        leaves: a catalogue's entries by tokens, by prepared folder, where a tokenizer is at hand;
-            elsewhere items of equal titles are one entry.
+        leaves: the catalogue's entries of a prepared folder, where a tokenizer is at hand: items of
+            equal tokens are one.  Elsewhere items of equal titles are one entry.
     """
 
     split: str
@@ -74,7 +76,7 @@ class PreparedFolders:
         """The evaluated data of a prepared folder.
 
         Raises:
-            ArtefactError: it is not one, or damaged.
+            ArtefactError: it is no prepared folder, or it is damaged.
         """
         if folder not in self._opened:
             prepared = load_prepared(folder)
@@ -92,7 +94,7 @@ class PreparedFolders:
         """What a run was evaluated on.
 
         Raises:
-            ArtefactError: it does not lie beside the run, or is not what it was.
+            ArtefactError: the folder is not beside the run, or its content has changed.
         """
         beside = Experiment(run.folder.parent, ()).prepared_folders
         for folder in beside:
@@ -200,7 +202,7 @@ def _check_lists(
 
 
 def _check_rows(folder: Path, frame: pd.DataFrame, evaluated_data: EvaluatedData) -> None:
-    """Every row must be the prepared one of its number."""
+    """Refuse rows that are not the prepared rows of the same numbers."""
     row_R = frame[ROW].to_numpy(np.int64)
     known = (row_R >= 0) & (row_R < len(evaluated_data.rows))
     if known.all():
@@ -217,18 +219,18 @@ def _check_rows(folder: Path, frame: pd.DataFrame, evaluated_data: EvaluatedData
 
 @dataclass(frozen=True, eq=False)
 class LoadedRun:
-    """An evaluated run with all that decides where it belongs."""
+    """An evaluated run, with what decides to which entry it belongs."""
 
     run: Evaluation
     evaluated_data: EvaluatedData
     kind: Kind
     traits: Mapping[str, ComparabilityKey]
     cost: Cost
-    family: str  # what runs have in common that differ in nothing but their seed
+    family: str  # equal for runs that differ in nothing but their seed
 
 
 def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
-    """An evaluated run, with its kind, its traits, its cost and its family.
+    """Read an evaluated run, with its kind, its comparability keys, its cost and its family.
 
     Raises:
         ArtefactError: as ``load_evaluation``.
@@ -244,9 +246,9 @@ def load_run(run: Run, folders: PreparedFolders) -> LoadedRun:
 def _identify_family(
     evaluation: Evaluation, traits: Mapping[str, ComparabilityKey], run: Run
 ) -> str:
-    """Settings without the seed, of the run and those it stands on; and what has to agree.
+    """The settings of a run and its ancestors without the seed, and its comparability keys.
 
-    The data count by their content (traits), so ``[data]`` with its paths is left out too.
+    The keys identify the data by their content, so ``[data]`` with its paths is left out.
     """
     ancestors = find_ancestors(run, evaluation.manifest)
     parents = [one.read_manifest() if one.manifest_file.is_file() else {} for one in ancestors]
@@ -257,11 +259,11 @@ def _identify_family(
 
 
 def build_entries(opened: Sequence[LoadedRun], notes: list[str]) -> list[Entry]:
-    """Put seeds of one run together and name what is left.
+    """Join the seeds of each run into one entry, and name the entries.
 
     Args:
         opened: runs in the order of the table.
-        notes: what a reader has to know is added here.
+        notes: what a reader has to know; lines are appended.
     """
     groups: list[list[LoadedRun]] = []
     for one in opened:
@@ -275,7 +277,7 @@ def build_entries(opened: Sequence[LoadedRun], notes: list[str]) -> list[Entry]:
 def _find_group(
     one: LoadedRun, groups: list[list[LoadedRun]], notes: list[str]
 ) -> list[LoadedRun] | None:
-    """The group that a run belongs to, perhaps a new one; None for what is there already."""
+    """The group that a run belongs to, perhaps a new one; None: the run is in a group already."""
     for group in groups:
         if group[0].family != one.family:
             continue
@@ -302,7 +304,7 @@ def _build_entry(name: str, group: Sequence[LoadedRun]) -> Entry:
 
 
 def _name_groups(runs: Sequence[Evaluation]) -> list[str]:
-    """The run's name where no other entry has it, else with as much of its path as it takes."""
+    """Names of groups: the run's name, with as much of its path as makes it unique."""
     parts = [_path_parts(run) for run in runs]
     names = []
     for own in parts:
@@ -324,10 +326,10 @@ def _select_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> Cost:
-    """The cost of one evaluated run; older runs have recorded less.
+    """The cost of one evaluated run; older versions recorded less.
 
     Args:
-        run: its parents lie beside it.
+        run: its parents are in the folder beside it.
         manifest: its manifest.json.
         report: its report.json.
     """
@@ -351,7 +353,7 @@ def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any
 
 
 def find_ancestors(run: Run, manifest: Mapping[str, Any]) -> list[Run]:
-    """The runs beside it that a run stands on: its parents, and models that score items for it."""
+    """The runs that a run was made from: its parents, and models that score items for it."""
     facts = manifest.get("facts", {})
     scores = (name_run(RunKind.BASELINE, table) for table in facts.get("scores", {}))
     return [run_at(run.folder.parent / name) for name in (*facts.get("lineage", [])[1:], *scores)]
@@ -374,7 +376,7 @@ def average_costs(costs: Sequence[Cost]) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """What the updates of one stage took; None: not recorded."""
+    """What the updates of one stage cost; None: not recorded."""
 
     seconds: float | None = None
     valid_seconds: float | None = None
@@ -383,13 +385,13 @@ class _Training:
 
 
 def _measure_ancestor(run: Run) -> _Training:
-    """Of a run that another one stands on; unknown where it is gone."""
+    """The training of a run that another one was made from; unknown where its folder is gone."""
     there = run.manifest_file.is_file()
     return _measure_training(run, run.read_manifest()) if there else _Training()
 
 
 def _read_measured(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of a stage; older runs have only counted their processes."""
+    """What was measured of a stage; older versions recorded its processes alone."""
     return {**manifest.get("outcome", {}), **manifest.get("cost", {})}
 
 

@@ -68,7 +68,7 @@ Ints = NDArray[np.int64]
 Lists = Mapping[int, tuple[NDArray[Any], NDArray[Any]]]
 """Row number -> catalogue indices, best first, and their scores."""
 
-_CHANCE = 20  # items of histories, expected of random lists, from which their absence is a choice
+_CHANCE = 20  # if random lists would hold that many history items, their absence is a choice
 RANK, SCORE = "rank", "score"
 QUERY = "qid"  # of a TREC run: a user or a row
 _EXPECTED = "item_id, user_id or row, and rank or score"
@@ -85,7 +85,7 @@ def load_external_entry(
     missing: Missing,
     measure: Entry | None,
 ) -> tuple[Entry, list[str]]:
-    """Another tool's lists, for the rows that the others were evaluated on.
+    """Read another tool's lists, for the rows that the other entries were evaluated on.
 
     Args:
         missing: what becomes of a row without a list: an error, or a miss.
@@ -174,7 +174,7 @@ def _read_our_lists(path: Path, evaluated_data: EvaluatedData) -> Lists:
 
 
 def _match_rows(listed: Listed, evaluated_data: EvaluatedData) -> tuple[Ints, list[str]]:
-    """Row number of every entry, and how a query was read."""
+    """Row number of every listed item, and a note on what the queries were taken for."""
     if listed.kind == ROW:
         return _match_numbers(listed, len(evaluated_data.rows)), []
     users = evaluated_data.rows[USER_ID]
@@ -224,7 +224,7 @@ def _match_items(listed: Listed, evaluated_data: EvaluatedData) -> Ints:
 
 
 def _refuse_repeats(listed: Listed, row_E: Ints, what_E: NDArray[Any], problem: str) -> None:
-    """One row must not hold the same thing twice; the later line is named."""
+    """Refuse a row that has the same item or rank twice; the message names the later line."""
     order_E = np.lexsort((np.arange(len(row_E)), what_E, row_E))
     row_P, what_P = row_E[order_E], what_E[order_E]
     twice_P = (row_P[1:] == row_P[:-1]) & (what_P[1:] == what_P[:-1])
@@ -246,8 +246,10 @@ def _order_best_first(listed: Listed, row_E: Ints) -> Ints:
 
 
 def _leaves_history_out(predictions: pd.DataFrame, leaves: CatalogueEntries) -> bool:
-    """Whether the lists leave their rows' histories out: none is there, where chance would put
-    ``_CHANCE`` of them and more."""
+    """Whether the lists leave the histories of their rows out.
+
+    They do if they hold no item of a history, although random lists would hold ``_CHANCE`` or more.
+    """
     expected, leaf_of = 0.0, leaves.leaf_of_item_I
     for history, ranked in zip(predictions[HISTORY], predictions[RANKED], strict=True):
         own = np.unique(leaf_of[history])
@@ -312,7 +314,7 @@ def _read_parquet_names(path: Path) -> list[str]:
 
 @dataclass
 class _Lines:
-    """The line of every entry of consecutive parts."""
+    """The line of every listed item, over consecutive parts of a file."""
 
     starts: list[int] = field(default_factory=list)
     line_of: list[Callable[[int], int]] = field(default_factory=list)
@@ -375,7 +377,7 @@ def _check_numbers(listed: Listed) -> Listed:
 
 
 def _read_trec(path: Path) -> Listed:
-    """A run in TREC's format; its second and last column say nothing."""
+    """Read a run in TREC's format; its second and last column are not used."""
     lines = [line for block in read_blocks(path) for line in block.lines()]
     rows = [line.decode().split() for _, line in lines]
     for (number, line), cells in zip(lines, rows, strict=True):

@@ -14,9 +14,10 @@ from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.data.schema import HISTORY, RANKED, ROW, TARGET, USER_ID
 from llmrec_cli.errors import ArtefactError
 
-# From ranked items to lists: the first distinct leaves, with the history kept or removed.
+# From ranked items to lists: the first distinct entries of the catalogue (leaves of its trie), with
+# the history kept or removed.
 #
-# Shape suffixes: R rows, K list depth, E entries of all lists one after the other.
+# Shape suffixes: R rows, K list depth, E listed items of all rows one after the other.
 
 
 Seen = Literal["keep", "remove"]
@@ -27,20 +28,20 @@ _CHUNK = 512  # rows worked on together: bounds memory when lists hold the whole
 
 @dataclass(frozen=True, slots=True)
 class TopLists:
-    """The first K distinct leaves of each row."""
+    """The first K distinct entries of each row."""
 
     leaf_RK: Ints  # best first, -1 past the end
-    target_R: Ints  # the target's leaf
+    target_R: Ints  # the target's entry
     short_R: NDArray[np.bool_]  # fewer entries than K, although candidates were left
 
 
 def cut_top_lists(
     predictions: pd.DataFrame, leaves: CatalogueEntries, depth: int, seen: Seen
 ) -> TopLists:
-    """The first ``depth`` distinct leaves of each row's ranked items.
+    """The first ``depth`` distinct entries of each row's ranked items.
 
-    A leaf counts at its first appearance.  With ``seen = "remove"`` the leaves of the row's history
-    are dropped first, the target's own leaf never: a repeat purchase stays findable, as it is for
+    An entry counts at its first appearance.  With ``seen = "remove"`` the entries of the row's
+    history are dropped first, but never the target's own: a repeat purchase can still be found, by
     every method alike.
 
     Raises:
@@ -60,9 +61,9 @@ def cut_top_lists(
 
 
 def seen_leaves(rows: pd.DataFrame, leaf_of_item: NDArray[Any]) -> list[list[int]]:
-    """Leaves of each row's history, ascending, without the target's own: ``seen = "remove"``.
+    """Entries of each row's history, ascending, without the target's own: ``seen = "remove"``.
 
-    For a Ranker, which goes on until it has found enough leaves outside them.
+    A Ranker searches until it has found enough entries beside them.
     """
     return [
         sorted(set(leaf_of_item[history].tolist()) - {int(leaf_of_item[target])})
@@ -71,9 +72,9 @@ def seen_leaves(rows: pd.DataFrame, leaf_of_item: NDArray[Any]) -> list[list[int
 
 
 def find_repeats(predictions: pd.DataFrame, leaves: CatalogueEntries) -> NDArray[np.bool_]:
-    """Per row, whether the target's leaf stands in the row's own history.
+    """Per row, whether the target's entry is in the row's own history.
 
-    Such a row is easier with ``seen = "remove"``: its rivals of the history go, its target stays.
+    Such a row is easier with ``seen = "remove"``: other history items go, the target stays.
 
     Raises:
         ArtefactError: an item index is outside the catalogue.
@@ -87,7 +88,7 @@ def _take_top(rows: pd.DataFrame, leaves: CatalogueEntries, depth: int, seen: Se
     target_R = leaves.leaf_of_item_I[_require_inside(rows[TARGET].to_numpy(np.int64), rows, leaves)]
     key_E = _key_entries(rows, RANKED, leaves)
     keep_E = np.zeros(len(key_E), dtype=bool)
-    keep_E[np.unique(key_E, return_index=True)[1]] = True  # first appearance of a leaf in its row
+    keep_E[np.unique(key_E, return_index=True)[1]] = True  # first appearance of an entry in its row
     candidates_R = np.full(len(rows), leaves.n_leaves)
     if seen == "remove":
         gone = np.unique(_key_entries(rows, HISTORY, leaves))
@@ -105,7 +106,7 @@ def _take_top(rows: pd.DataFrame, leaves: CatalogueEntries, depth: int, seen: Se
 
 
 def _key_entries(rows: pd.DataFrame, column: str, leaves: CatalogueEntries) -> Ints:
-    """row * n_leaves + leaf of every entry of a list column, rows one after the other."""
+    """row * n_leaves + leaf of every item of a list column, rows one after the other."""
     lists = [np.asarray(items, dtype=np.int64) for items in rows[column]]
     row_E = np.repeat(np.arange(len(lists)), [len(items) for items in lists])
     item_E = _require_inside(np.concatenate(lists), rows.iloc[row_E], leaves)
@@ -125,14 +126,14 @@ def _require_inside(item_E: Ints, rows_E: pd.DataFrame, leaves: CatalogueEntries
 
 # Ranking metrics with one value per row, and figures over all lists.
 #
-# With ``rank`` the target leaf's place among the first K distinct leaves, from 1:
+# With ``rank`` the place of the target's entry among the first K distinct entries, from 1:
 # HR@K = [rank <= K], NDCG@K = [rank <= K] / log2(rank + 1) (one relevant item, so the ideal is 1),
-# MRR@K = [rank <= K] / rank at the largest cut-off only: the list ends there, and so a list that
-# happens to be longer gains nothing.  ``RANK_METRICS`` is the table of them.
+# MRR@K = [rank <= K] / rank at the largest cut-off only: the list ends there, so that a longer list
+# gains nothing.  ``RANK_METRICS`` is the table of them.
 
 
 RANK: Final = "rank"  # int64, from 1; 0: not among the first max(cutoffs)
-HEAD_SHARE: Final = 0.2  # the most popular leaves that are not long tail
+HEAD_SHARE: Final = 0.2  # of the entries: the most popular ones, which are not long tail
 
 Short = Literal["refuse", "miss"]
 """A list that ends before K although candidates are left: an error, or a miss past its end (what a
@@ -141,7 +142,7 @@ beam has not found, it does not recommend)."""
 
 @dataclass(frozen=True, slots=True)
 class RankMetric:
-    """A metric of one row: what a target is worth at its rank; nothing past the cut-off.
+    """A metric of one row: the gain of a target at its rank; 0 past the cut-off.
 
     Attributes:
         name: without its cut-off: ``hr`` is reported as ``hr@10``.
@@ -165,7 +166,7 @@ RANK_METRICS: Final = (
 
 
 def name_metrics(cutoffs: Sequence[int]) -> list[str]:
-    """Columns of ``score_rows``, such as ``hr@K``: per cut-off, then those of the largest alone."""
+    """Columns of ``score_rows``, such as ``hr@K``: by cut-off, then those of the largest alone."""
     each = [metric.name for metric in RANK_METRICS if metric.every_cutoff]
     last = [metric.name for metric in RANK_METRICS if not metric.every_cutoff]
     per_cutoff = [f"{name}@{k}" for k in sorted(set(cutoffs)) for name in each]
@@ -173,7 +174,7 @@ def name_metrics(cutoffs: Sequence[int]) -> list[str]:
 
 
 def define_metrics() -> dict[str, str]:
-    """What each metric is of a row, such as ``hr@K``: ``1 if rank <= K``."""
+    """The definition of each metric, such as ``hr@K``: ``1 if rank <= K``."""
     return {
         f"{metric.name}@K": f"{metric.definition} if rank <= K"
         + ("" if metric.every_cutoff else ", K the largest cut-off")
@@ -192,13 +193,13 @@ def score_rows(
 
     Args:
         predictions: as in ``evaluation/predictions.py``.
-        leaves: the catalogue's distinct entries; a hit on any item of the target's leaf counts.
+        leaves: the catalogue's distinct entries; a hit on any item of the target's entry counts.
         cutoffs: values of K, >= 1.
-        seen: keep the row's history among the candidates, or remove it (never the target's leaf).
+        seen: keep the row's history among the candidates, or remove it (never the target's entry).
         short: what to do with a list too short for the largest K.
 
     Returns:
-        ``row, user_id, target, rank`` and the columns of ``metric_names``, float64 in [0, 1],
+        ``row, user_id, target, rank`` and the columns of ``name_metrics``, float64 in [0, 1],
         ordered by ``row``.
 
     Raises:
@@ -241,16 +242,14 @@ def _require_long_enough(top: TopLists, rows: pd.DataFrame, seen: Seen) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BeyondAccuracy:
-    """What is recommended, over all rows' first ``depth`` leaves."""
+    """What is recommended, over the first ``depth`` entries of all rows."""
 
     depth: int
-    coverage: float  # share of the catalogue's leaves in at least one list, [0, 1]
-    gini: (
-        float  # inequality of how often each leaf is recommended: 0 equal, 1 - 1/n_leaves one leaf
-    )
-    popularity: float  # mean training interactions of a recommended leaf
-    long_tail: float  # share of recommendations outside the most popular 20 % of leaves, [0, 1]
-    short: int  # lists with fewer than ``depth`` leaves although candidates were left
+    coverage: float  # share of the catalogue's entries in at least one list, [0, 1]
+    gini: float  # inequality of how often entries occur: 0 all equal, 1 - 1/n_leaves one alone
+    popularity: float  # mean training interactions of a recommended entry
+    long_tail: float  # share of recommendations outside the most popular 20 % of entries, [0, 1]
+    short: int  # lists with fewer than ``depth`` entries although candidates were left
 
 
 def measure_lists(
@@ -258,9 +257,9 @@ def measure_lists(
 ) -> BeyondAccuracy:
     """Coverage, Gini, popularity and long-tail share of the recommended lists.
 
-    The most popular 20 % are ``ceil(0.2 * n_leaves)`` leaves by training count, ties as in
-    ``Leaves.by_popularity_L``.  Empty lists count in no mean; with nothing recommended at all the
-    means are NaN.
+    The most popular 20 % are ``ceil(0.2 * n_leaves)`` entries by training count, ties as in
+    ``CatalogueEntries.by_popularity_L``.  Empty lists count in no mean.  If nothing at all is
+    recommended, the means are NaN.
     """
     top = cut_top_lists(predictions, leaves, depth, seen)
     times_L = np.bincount(top.leaf_RK[top.leaf_RK >= 0], minlength=leaves.n_leaves)
@@ -280,8 +279,8 @@ def measure_lists(
 def measure_gini(count_L: NDArray[np.int64]) -> float:
     """Gini coefficient ``sum_i (2 i - n - 1) c_(i) / (n sum_i c_i)`` of counts in rising order.
 
-    Mean absolute difference of two draws over twice the mean; 0 where all are equal, ``1 - 1/n``
-    where one has everything, NaN where there is nothing.  Entries never counted belong to it.
+    Mean absolute difference of two draws over twice the mean: 0 where all are equal, ``1 - 1/n``
+    where one has everything, NaN where all are 0.  Entries that are never counted belong to it.
     """
     n, total = len(count_L), int(count_L.sum())
     if total == 0:

@@ -56,7 +56,7 @@ def build_predictions(
 
     Args:
         rows: a prepared split (or a part of it) with ``row, user_id, history, target``.
-        ranked: per row, catalogue indices of items, best first, one item of each leaf.
+        ranked: per row, catalogue indices of items, best first, one item of each entry.
         scores: per row, the score of each ranked item, never rising.
         beam_differs: per row, whether the beam's list is not the exact one.
 
@@ -168,7 +168,7 @@ def _check_lists(predictions: pd.DataFrame) -> None:
     wrong_R = length_R != np.array([len(x) for x in scores])
     if not wrong_R.any():
         row_E = np.repeat(np.arange(len(scores)), length_R)
-        with np.errstate(invalid="ignore"):  # -inf after -inf is in order, and NaN is told
+        with np.errstate(invalid="ignore"):  # -inf after -inf is in order, and NaN is reported
             score_E = np.concatenate(scores).astype(np.float64)
             rises_E = ~(score_E[1:] <= score_E[:-1]) & (row_E[1:] == row_E[:-1])
         wrong_R[row_E[np.isnan(score_E)]] = True
@@ -248,7 +248,7 @@ DEFINITIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What a figure depends on; two runs compare only where all but the decoder agree."""
+    """What a figure depends on.  Two runs are comparable only where all but the decoder agree."""
 
     split: str  # "valid" or "test"
     seen: Seen  # the headline

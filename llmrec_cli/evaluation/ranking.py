@@ -42,7 +42,7 @@ def rank_rows(
     exclude: Histories = (),
     advance: Advance = lambda n: None,
 ) -> RankedLists:
-    """``ranker.rank`` for all rows; each process ranks its share, and all get all lists."""
+    """``ranker.rank`` for all rows.  Each process ranks its share; all processes get all lists."""
     n_rows = len(histories)
 
     def work(numbers: Sequence[int]) -> list[Column]:
@@ -65,7 +65,7 @@ def rank_windows(
     k: int,
     advance: Advance = lambda n: None,
 ) -> list[list[int]]:
-    """For each window row the first ``k`` leaves outside its ``exclude``, best first."""
+    """For each window row the first ``k`` entries outside its ``exclude``, best first."""
     [order] = batches_by_length([len(row.prompt) for row in rows], len(rows)) if rows else [[]]
 
     def work(numbers: Sequence[int]) -> list[Column]:

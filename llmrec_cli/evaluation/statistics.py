@@ -1,8 +1,8 @@
 """Intervals and tests over users and over seeds.
 
-A user may own several rows, and rows of one user resemble each other: whatever is drawn here is a
-user with all of his or her rows, never a row.  Everything is a function of its arguments and the
-seed.  Shape suffixes: R rows, U users, M metrics, B resamples.
+A user may have several rows, and rows of one user resemble each other.  So users are drawn here,
+each with all of their rows, and never single rows.  Every result is a function of its arguments and
+the seed.  Shape suffixes: R rows, U users, M metrics, B resamples.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Interval:
 
 
 class UserSums(NamedTuple):
-    """What the users' rows add up to, in order of user id."""
+    """Sums over the rows of each user, in order of user id."""
 
     sum_UM: Floats
     count_U: Floats
@@ -50,7 +50,7 @@ class UserSums(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Means of paired differences over rows with what is known about them, [M] each."""
+    """Means of paired differences over rows, with their intervals and tests, [M] each."""
 
     mean_M: Floats
     low_M: Floats
@@ -117,7 +117,7 @@ def bootstrap_percentiles(
 def paired_differences(delta: UserSums, resamples: int = 2000, seed: int = 0) -> Differences:
     """Means of ``a - b`` over the same rows, tested against no difference.
 
-    The interval is the percentile bootstrap over users, with the draws of ``percentiles``.
+    The interval is the percentile bootstrap over users, drawn as in ``bootstrap_percentiles``.
 
     ``p`` is the two-sided sign-flip randomisation test (Fisher 1935; Smucker et al., CIKM 2007):
     under no difference the two systems' names could be swapped for any user; p = (1 + swaps at
@@ -125,8 +125,8 @@ def paired_differences(delta: UserSums, resamples: int = 2000, seed: int = 0) ->
 
     ``detectable`` is the smallest true difference that a two-sided test at the 5 % level finds with
     80 % power, ``(z(.975) + z(.8)) * SE`` = 2.80 SE (Cohen 1988, ch. 2), SE the standard error over
-    users (``standard_errors``); it tells a difference that is absent from one that these rows
-    could not have shown.  NaN where one user has all rows.
+    users (``standard_errors``).  With it, a difference that is absent can be distinguished from one
+    that these rows could not have shown.  NaN where one user has all rows.
 
     Args:
         delta: each user's sum of ``a - b``.
@@ -178,10 +178,10 @@ def seed_differences(
     Args:
         matched: the two have the same seeds in the same order: Student's t over their differences.
             Otherwise each of ours is set against the mean of theirs, and the interval is Welch's
-            (Biometrika 34, 1947); one single value of theirs is taken as it is.
+            (Biometrika 34, 1947).  A single value of theirs is taken as exact.
 
     Returns:
-        The differences, low and high; NaN ends where one of ours is all there is.
+        The differences, low and high; NaN ends where we have one seed only.
     """
     if matched:
         paired = tuple(a - b for a, b in zip(ours, theirs, strict=True))

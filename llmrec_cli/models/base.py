@@ -6,8 +6,8 @@ indices of items, oldest first.  Every model is one: the language model
 torch here.
 
 The one rule for ties: equal scores keep the order in which a Ranker numbers the entries.  A
-conventional model goes through them by popularity (``Leaves.by_popularity_L``), a language model in
-the order of the trie, where its search meets them.
+conventional model goes through them by popularity (``CatalogueEntries.by_popularity_L``), a
+language model in the order of the trie, where its search meets them.
 
 Shape suffixes: B histories, K places of a list, C candidates, L catalogue entries (leaves).
 """

@@ -4,9 +4,9 @@
                           -> train -> TrainedRun      (a run's folder; Recommender.load opens it)
                           -> evaluate, compare -> Comparison
 
-Each function calls the one that the command of its name calls.  What a command says on stderr
-(what is left out, what is switched off) stands in the ``notes`` of the value that is returned.
-torch is imported by what needs it: ``load_recipe`` and ``prepare`` do not.
+Each function calls the one that the command of its name calls.  The lines that a command prints on
+stderr (what is left out, what is switched off) are in ``notes`` of the returned value.
+``load_recipe`` and ``prepare`` do not import torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that came to its end: what ``train`` returns."""
+    """A finished run: what ``train`` returns."""
 
     name: str  # "base", "sft", "align-NAME" or "baseline-NAME"
     folder: Path  # what Recommender.load, compare and llmrec export take
@@ -156,7 +156,7 @@ def train(
     found, notes = _find_run(recipe, run), _Notes(progress)
     _note_processes(recipe, notes)
 
-    from llmrec_cli.pipeline.run import train_run  # torch: a wrong name is told before
+    from llmrec_cli.pipeline.run import train_run  # torch: a wrong name is reported before
 
     with _isolated():
         train_run(recipe, found, resume=resume, progress=notes)
@@ -180,8 +180,8 @@ def evaluate(
         runs: their names; None: every run of the recipe that is finished, the others are left out
             with a note.  "baseline-pop" and "base", the untouched backbone, need no training.
         split: which rows to rank.
-        existing: of a run that was evaluated before: an error, evaluate it again, or keep that.
-            None: an error where ``runs`` names it, else it is kept.
+        existing: what becomes of a run that was evaluated before: an error, evaluate it again, or
+            keep the evaluation.  None: an error where ``runs`` names it, else it is kept.
         progress: True: lines on stderr; a function: it is called with each line.
 
     Returns:
@@ -238,7 +238,7 @@ def compare(
         The entries in order; runs that differ in nothing but their seed are one entry.
 
     Raises:
-        RecipeError: an argument is none of what is expected.
+        RecipeError: an argument is not what is expected.
         DataError: a file of another tool is wrong.
         ArtefactError: nothing was evaluated, files are damaged, or there is no such baseline.
     """
@@ -254,7 +254,7 @@ def compare(
 
 
 class _Notes:
-    """Keeps what a stage says, and passes it on with how far the work has come."""
+    """Keep the lines of a stage, and pass them on, with its progress."""
 
     def __init__(self, progress: bool | Callable[[str], object]) -> None:
         self.lines: list[str] = []
@@ -273,13 +273,13 @@ class _Notes:
     def track(
         self, label: str, total: int, done: int = 0, unit: str = "it"
     ) -> AbstractContextManager[Advance]:
-        """Passed on, and not kept."""
+        """Pass the progress on; it is not kept."""
         return self.shown.track(label, total, done, unit)
 
 
 @contextmanager
 def _isolated() -> Iterator[None]:
-    """Accelerate's state apart, and without libraries' advice on their next versions."""
+    """Keep Accelerate's state apart, and hide what libraries say of their next versions."""
     from llmrec_cli.training.distributed import isolate_accelerate
 
     with isolate_accelerate(), warnings.catch_warnings():
@@ -288,7 +288,7 @@ def _isolated() -> Iterator[None]:
 
 
 def _note_processes(recipe: Recipe, notes: _Notes) -> None:
-    """A command would start processes of its own; a function cannot."""
+    """Note that only this process works: a command would start several, a function cannot."""
     if not is_rank() and (count := count_processes(recipe.launch)) > 1:
         notes.say(
             f"launch.processes = {recipe.launch.processes}: {count} processes are wanted, and this "

@@ -41,7 +41,7 @@ from llmrec_cli.utils.progress import Progress
 
 # ``llmrec audit``: counts and verdicts about prepared data.
 #
-# prepared folder -> the manifest's counts, what the split files tell, Pop's score -> verdicts
+# prepared folder -> the manifest's counts, counts of the split files, Pop's score -> verdicts
 
 
 POP_ROWS = 20_000  # of a split that Pop is scored on; more are drawn from
@@ -79,7 +79,7 @@ def audit_folder(folder: Path) -> Audit:
     """Audit one prepared folder.
 
     Raises:
-        ArtefactError: it is not one, or damaged.
+        ArtefactError: it is no prepared folder, or it is damaged.
     """
     prepared = load_prepared(folder)
     with translate_read_errors(folder):

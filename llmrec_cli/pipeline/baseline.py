@@ -80,7 +80,7 @@ def _fit(
     if found.count is not None:
         counted = partial(_write_counted, context, found.count, section.options, run.folder)
         context.ranks.first(counted, lock)
-    return {}  # of Pop, training counts stand in the prepared folder
+    return {}  # the training counts of Pop are in the prepared folder
 
 
 def _write_counted(
@@ -102,7 +102,7 @@ def _train(
     model = loading.build_baseline(context, name).to(device)
     context = replace(
         context, encoder=loading.make_leaf_encoder(context)
-    )  # the same rows, as leaf numbers
+    )  # the same rows, as numbers of entries
     valid = setup.choose_rows(context.prepared.split("valid"), section.validate_rows)
     rows = setup.build_training_rows(context, section.rows)
     left_out = count_rows_left_out(context.prepared.split("train"), rows)

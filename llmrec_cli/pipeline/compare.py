@@ -36,7 +36,7 @@ from llmrec_cli.tasks import find_reported_task
 
 @dataclass(frozen=True)
 class Asked:
-    """What a comparison is to show; None: as the runs were evaluated, against SFT."""
+    """What a comparison shows; None: as the runs were evaluated, against SFT."""
 
     split: str = "test"
     baseline: str | None = None
@@ -66,8 +66,8 @@ def compare_runs(words: Sequence[str], asked: Asked) -> Compared:
         words: recipes, experiments' folders, runs' folders; and ``key=value`` for the recipes.
 
     Raises:
-        RecipeError, ArtefactError, DataError: a word that is none of these, nothing evaluated, or
-            files that are damaged or do not fit.
+        RecipeError, ArtefactError, DataError: a word is none of these, nothing was evaluated, or
+            files are damaged or do not fit.
     """
     notes = list[str]()
     experiments, runs = _find_runs(words, asked.split, notes)
@@ -139,7 +139,7 @@ def _find_runs(words: Sequence[str], split: str, notes: list[str]) -> tuple[list
 
 
 def _find_experiment(word: str, overrides: Sequence[str]) -> Path:
-    """The folder of a recipe's experiment; of what is no recipe, most likely a folder was meant."""
+    """The folder of a recipe's experiment.  If there is no such recipe, a folder was meant."""
     try:
         return read_recipe(word, overrides).folder
     except RecipeError:
@@ -150,7 +150,7 @@ def _find_experiment(word: str, overrides: Sequence[str]) -> Path:
 
 
 def _find_evaluated(folder: Path, split: str, notes: list[str]) -> list[Run]:
-    """The evaluated runs of an experiment; what else lies there becomes a note."""
+    """The evaluated runs of an experiment; a note for everything else in its folder."""
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: nothing there yet; run first: llmrec run RECIPE")
     experiment = experiment_at(folder)
@@ -185,10 +185,10 @@ def _compare_loaded(
     for name, path in external.items():
         if name in {own.name for own in entries}:
             raise RecipeError(f"--external {name}={path}: an entry has that name; choose another")
-        entry, told = load_external_entry(
+        entry, lines = load_external_entry(
             name, path, evaluated_data, question, asked.missing, measure
         )
-        notes += told
+        notes += lines
         entries.append(entry)
     notes += _summarise_audits(
         {entry.evaluated_data.folder: entry.evaluated_data for entry in entries}.values()
@@ -208,7 +208,7 @@ def _summarise_audits(prepared_folders: Iterable[EvaluatedData]) -> Iterator[str
 
 
 def _choose_measure(entries: Sequence[Entry], baseline: str | None) -> Entry | None:
-    """The entry that decides what is asked: the baseline, else SFT, else the first one."""
+    """The entry whose evaluation sets the question: the baseline, else SFT, else the first one."""
     wanted = [entry for entry in entries if entry.name == baseline]
     wanted += [entry for entry in entries if entry.evaluations[0].run == RunKind.SFT]
     return next(iter([*wanted, *entries]), None)
@@ -248,7 +248,7 @@ def _ask_question(
 
 
 def _find_cutoffs(entries: Sequence[Entry]) -> tuple[int, ...]:
-    """What all entries were evaluated at; none for the rank-pair task.
+    """The cut-offs that all entries were evaluated at; none for the rank-pair task.
 
     Raises:
         ArtefactError: two tasks, or nothing in common.

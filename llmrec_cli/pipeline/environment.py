@@ -1,6 +1,6 @@
-"""``llmrec env``: facts for a bug report, without names of users, machines or folders.
+"""``llmrec env``: facts for a bug report.
 
-No names of users, hosts or folders, and no variable of the environment beyond a few known ones.
+They have no names of users, hosts or folders, and of the environment only a few known variables.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def collect_environment() -> dict[str, Any]:
-    """Versions, processors, memory and devices, JSON-able; None: absent, or cannot be told."""
+    """Versions, processors, memory and devices, JSON-able; None: absent, or unknown."""
     return {
         "llmrec": __version__,
         "git": describe_source(),
@@ -85,7 +85,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def format_facts(found: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """The same in words, a fact a line."""
+    """The same in words, one fact a line."""
     for key, value in found.items():
         if isinstance(value, Mapping):
             yield f"{indent}{key}:"
@@ -109,7 +109,7 @@ def find_version(package: str) -> str | None:
 
 
 def _screen_value(value: str) -> str:
-    """A value that looks like what it should be; anything else stays untold."""
+    """A value of the expected form; anything else is not reported."""
     return value if _HARMLESS.fullmatch(value) else "(set)"
 
 
@@ -128,7 +128,7 @@ def _read_processor_model() -> str | None:
 
 
 def _measure_memory() -> dict[str, float | None]:
-    """Of the machine, and what a container may use of it, GB."""
+    """Memory of the machine, and what a container may use of it, GB."""
     limit = None
     try:
         text = _CGROUP.read_text(encoding="ascii").strip()
@@ -182,5 +182,5 @@ def _read_driver() -> str | None:
 def _ask_quietly(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
-    except Exception:  # a broken driver must not keep the rest from being told
+    except Exception:  # a broken driver must not keep the rest from being reported
         return None

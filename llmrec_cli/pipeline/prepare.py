@@ -100,7 +100,7 @@ DISLIKED_RULE = (
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What stands in a prepared folder beside the rows, which are written by now."""
+    """The content of a prepared folder beside the rows, which are written already."""
 
     named: NamedItems
     items: pl.DataFrame  # the catalogue with COUNT
@@ -114,7 +114,7 @@ class Preparation:
 def describe_preparation(
     made: Preparation, folder: Path, notes: Mapping[str, Any], files: Sequence[str]
 ) -> Facts:
-    """The manifest's account, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
+    """The facts of the manifest, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
 
     Args:
         folder: where the split files of ``made`` are.
@@ -225,9 +225,9 @@ Progress = Callable[[str], None]
 
 
 def prepare_data(recipe: Recipe, locate: Locate, progress: Progress = lambda _: None) -> Prepared:
-    """Prepare the data of a recipe, or reuse the folders where that was done before.
+    """Prepare the data of a recipe, or reuse the folders of an earlier call.
 
-    Another domain's data to evaluate on (``[eval.data]``) get a folder of their own.
+    The data of another domain to evaluate on (``[eval.data]``) get a folder of their own.
 
     Args:
         recipe: its ``data`` sections, ``seed`` and prepared folders are used.
@@ -287,7 +287,7 @@ def _make(
             progress("reading")
             source = read_source(section, locate, scratch)
             require_names(section)
-            _tell_of_reading(source.notes, section, progress)
+            _report_reading(source.notes, section, progress)
             if source.interactions is None:
                 progress("writing")
                 made = take_rows(source, section, seed, stage)
@@ -299,8 +299,8 @@ def _make(
                 )
         _say_lines(describe_cuts(made, section), progress)
         write_items(stage, made.items)
-        told = describe_preparation(made, stage, source.notes, section.files())
-        write_manifest(stage, made.splits, asked | told)
+        facts = describe_preparation(made, stage, source.notes, section.files())
+        write_manifest(stage, made.splits, asked | facts)
 
 
 def _say_lines(lines: Iterable[str], progress: Progress) -> None:
@@ -308,8 +308,8 @@ def _say_lines(lines: Iterable[str], progress: Progress) -> None:
         progress(line)
 
 
-def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: Progress) -> None:
-    """Say what was found in the files that a user may not expect, and what was left out."""
+def _report_reading(notes: Mapping[str, Any], section: DataSection, progress: Progress) -> None:
+    """Report what a user may not expect in the files, and what was left out."""
     for name, found in _files(notes.get("reviews", {})):
         times = f", times: {found['timestamp']}" if "timestamp" in found else ""
         progress(f"{name}: {found['interactions']:,} interactions{times}")
@@ -328,11 +328,12 @@ def _tell_of_reading(notes: Mapping[str, Any], section: DataSection, progress: P
     if lost := metadata.get("rows_with_unreadable_details"):
         progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
     if found := notes.get("bad_lines", {}).get("skipped"):
-        progress(f"left out: {found} bad lines, the first: {notes['bad_lines']['first'][0]}")
+        count = "1 bad line" if found == 1 else f"{found:,} bad lines, the first"
+        progress(f"left out: {count}: {notes['bad_lines']['first'][0]}")
 
 
 def _describe_missing_ids(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each column of ids with words that may stand for a missing one."""
+    """One line for each column with ids that may stand for a missing one."""
     for column, words in found.get("ids_that_may_be_missing", {}).items():
         counts = ", ".join(f'"{word}" in {count:,} rows' for word, count in words.items())
         yield (
@@ -357,7 +358,7 @@ def _describe_ignored(column: str) -> str:
 
 
 def _files(reviews: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The notes of each file, those inside of folders too."""
+    """The notes of each file, of those in folders too."""
     for name, found in reviews.items():
         if "interactions" in found and isinstance(found["interactions"], int):
             yield name, found
@@ -375,8 +376,8 @@ def write_split_rows(
 ) -> Preparation:
     """Clean a log of interactions, name its items, and cut it into rows, written to ``folder``.
 
-    The log stays in files of the engine until its rows are cut, in one pass.  In memory here are
-    the catalogue (items that occur, with their titles) and a batch of users.
+    The log stays in files of the engine until its rows are cut, in one pass.  In memory are the
+    catalogue (items that occur, with their titles) and a batch of users.
     """
     engine, scratch, lowest = cleaning.engine, cleaning.scratch, section.min_rating
     everything = engine.scan(interactions)
@@ -412,7 +413,7 @@ def write_split_rows(
 def take_rows(source: Source, section: DataSection, seed: int, folder: Path) -> Preparation:
     """Name the items of rows that come split, and write the rows as they are to ``folder``.
 
-    Such sources are held in memory, whatever the engine: nothing about them is relational.
+    Such sources are held in memory, whatever the engine is: they need no joins or groups.
     """
     rows: Mapping[str, pl.DataFrame] = source.rows or {}
     if section.form.pairs and "valid" not in rows:

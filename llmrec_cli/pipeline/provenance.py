@@ -24,12 +24,12 @@ from llmrec_cli.utils.progress import Progress
 
 # Provenance of a run: hashes of prepared data and of the backbone's tokenizer and weights.
 #
-# A run's manifest records them as facts; whoever uses the run afterwards compares these with what
-# lies there now.
+# A run's manifest records them as facts. Every later use of the run compares them with the files as
+# they are then.
 
 
 CHAT_FACT: Final = "chat_template"  # of prompts that are chats; None: they are none
-COMMIT: Final = "commit"  # of a hub's repository: stands for its weights and configuration
+COMMIT: Final = "commit"  # of a hub's repository, in place of its weights and configuration
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,7 +47,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
     """Hashes of everything that training and decoding read; facts of a run's manifest.
 
     Args:
-        weights: off: without the base's, which take their time (a second for about 1 GB).
+        weights: False: without the base's weights, which take a second for about 1 GB.
     """
     return {
         "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
@@ -70,7 +70,7 @@ def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> N
     The untouched backbone's run is compared where it is opened (``pipeline.zero_shot``).
 
     Raises:
-        ArtefactError: as that.
+        ArtefactError: as ``require_same_inputs``.
     """
     trained = [run for run in runs if run.is_language_model and not run.is_untouched]
     whole_model = recipe.model.tuning == "full"
@@ -80,10 +80,10 @@ def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> N
 
 
 def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) -> None:
-    """Refuse a run that stands on other data or another base.
+    """Refuse a run that was made from other data or another base.
 
     Args:
-        now: ``describe_inputs``, and whatever else of the run's facts is to be compared.
+        now: ``describe_inputs``, and further facts of the run to compare.
         whole_model: its folder holds all weights; of the base, the tokenizer alone is read.
 
     Raises:
@@ -103,7 +103,7 @@ def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) 
 def _compare_facts(
     recorded: Mapping[str, Any], now: Mapping[str, Any], whole_model: bool
 ) -> Iterator[tuple[str, Any, Any]]:
-    """What differs among the facts that both know; a base is its files, wherever they lie."""
+    """What differs among the facts that both have; the folder of a base does not matter."""
     named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
     skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
     for key, found in now.items():
@@ -138,7 +138,7 @@ def _hash_base(recipe: Recipe, weights: bool) -> dict[str, str]:
 
 @dataclass
 class RunSession:
-    """A run's folder that this process, or its group, has for itself."""
+    """A run's folder that this process, or its group, has locked."""
 
     run: Run
     trackers: Trackers
@@ -156,9 +156,9 @@ def open_session(
     *,
     resume: bool,
 ) -> Iterator[RunSession]:
-    """``start_run`` by the first process; without an exception, the run is done at the end.
+    """``start_run`` by the first process.  Without an exception, the run is finished at the end.
 
-    What it took of the machine is measured on the way (of a resumed run: since it was resumed).
+    Its cost is measured meanwhile (of a resumed run: since it was resumed).
 
     Raises:
         ArtefactError: as ``start_run``; or another run of llmrec works in the folder.

@@ -81,7 +81,7 @@ class TrainingStage:
         return self.method.needs(self.options)
 
     def sampler(self) -> NegativeSampler | None:
-        """Draws this stage's negatives; None where the method has none."""
+        """The transform that draws this stage's negatives; None where the method has none."""
         wanted = self.needs.negatives
         if wanted is None:
             return None
@@ -113,11 +113,11 @@ def build_datasets(
     *,
     transforms: Sequence[RowTransform] | None = None,
 ) -> StageData:
-    """Rows with everything that the method needs.
+    """Datasets whose rows have everything that the method needs.
 
     Args:
-        policy: at its parent's result, before any update; the reference is taken from it.
-        rows, valid_rows: of the stage, numbered by their place.
+        policy: with its parent's weights, before any update; the reference is taken from it.
+        rows, valid_rows: of the stage, numbered from 0.
         folder: of the run; what is precomputed or mined is kept there.
         facts: what a stored reference depends on.
         transforms: of a task that completes its training rows itself; None: with negatives.
@@ -207,7 +207,7 @@ class RankWrongEntries:
     progress: Progress
 
     def __call__(self, rows: Sequence[Row]) -> list[list[list[int]]]:
-        """For each row, for each of its targets: leaves, best first."""
+        """For each row, for each of its targets: entries, best first."""
         windows = [window for row in rows for window in as_windows(row, self.context.catalogue)]
         owned = [sorted(self.sampler.owned(window)) for window in windows]
         asked = self.reference.active() if self.reference else nullcontext(self.policy)
@@ -295,7 +295,7 @@ def load_item_scores(
 
 
 def scorer_facts(stage: TrainingStage) -> dict[str, Any]:
-    """Which model gives the item scores, as a fact of the run: its weights' SHA-256 by its name.
+    """The model of the item scores as a fact of the run: name -> SHA-256 of its weights.
 
     Raises:
         ArtefactError, RecipeError: as ``load_item_scores``, before anything is written.

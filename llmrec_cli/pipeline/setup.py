@@ -94,8 +94,8 @@ def base_config(recipe: Recipe) -> Any:
 def history_fact(recipe: Recipe) -> dict[str, str]:
     """What a text prompt names items by, where they have semantic IDs.
 
-    Older versions named them by titles, and by nothing where there were none: what was trained so
-    must not go on, or be ranked, with other prompts.
+    Older versions named them by titles, and by nothing where there were none.  Such a run must not
+    be resumed or evaluated with other prompts.
     """
     by_ids = recipe.data.form.items_are_tokens and recipe.prompt.template != SEQUENCE
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
@@ -129,7 +129,7 @@ def require_tokens(prepared: Prepared, codec: Codec) -> None:
 def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> None:
     """Build ``base/`` once: a tokenizer of catalogue and wording, a Llama with random weights.
 
-    Of a group, the first process comes here, and waits for other commands that build it.
+    In a group, only the first process builds it; it waits for other commands that do.
     """
     folder = recipe.folder / BASE_FOLDER
     made_from = {
@@ -192,11 +192,11 @@ def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ContextLimits:
-    """Places for tokens that a prompt and its answers may take."""
+    """How many tokens a prompt and its answers may have."""
 
     prompt: int  # longest prompt
     why: str  # what sets that, as a setting and its value
-    context: int | None = None  # prompt and answers together; None: no end
+    context: int | None = None  # prompt and answers together; None: no limit
     longest: int = 0  # tokens of the longest item
 
     def holds(self, prompt: int, targets: Sequence[int]) -> bool:
@@ -233,9 +233,9 @@ def check_vocabulary(recipe: Recipe, config: Any, tokenizer: Any, added: Sequenc
 def find_context_limits(
     recipe: Recipe, config: Any, catalogue: Ragged, items: pd.DataFrame, most: int
 ) -> ContextLimits:
-    """How long prompts may be: what the recipe says, or what the backbone's positions leave.
+    """How long prompts may be, by the recipe or by the backbone's positions.
 
-    A backbone of our own has rotary positions, trained here: they have no end.
+    An embedded backbone has rotary positions, which are trained here: they set no limit.
 
     Args:
         most: ``prompt.max_tokens``.
@@ -266,7 +266,7 @@ def find_context_limits(
 
 
 def shared_entries(items: pd.DataFrame, leaf_of_item_I: np.ndarray[Any, Any]) -> str | None:
-    """What to say of titles that differ, and that a tokenizer cannot tell apart; None: nothing."""
+    """A note on distinct titles with equal tokens; None: there are none."""
     if has_tokens(items):
         return None
     named = pd.DataFrame({"leaf": leaf_of_item_I, TITLE: items[TITLE].to_numpy()}).drop_duplicates()
@@ -292,8 +292,9 @@ def _short(title: str) -> str:
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Accelerate's handle on devices and processes, as the recipe wants them.
 
-    What Accelerate takes from the environment where it is not told is told here, or hidden from it:
-    precision, accumulation (each backward pass would be divided by it), compilation, the device.
+    Accelerate takes from the environment what it is not given: precision, accumulation (each
+    backward pass would be divided by it), compilation, the device.  All of these are given here, or
+    hidden from it.
 
     Raises:
         MachineError: a GPU was asked for and there is none.
@@ -416,13 +417,13 @@ def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[
 def build_context(
     recipe: Recipe, trained_on: Prepared, ranks: Ranks, *, evaluation: bool
 ) -> CatalogueContext:
-    """``open_workbench`` behind its first steps: writes nothing, and needs the base to be there.
+    """``open_context`` without its first steps: it writes nothing, and the base must exist.
 
     Args:
         trained_on: the recipe's prepared data.
 
     Raises:
-        DataError, ArtefactError: as ``open_workbench``.
+        DataError, ArtefactError: as ``open_context``.
     """
     tokenizer = load_tokenizer(recipe, trained_on)
     codec = make_codec(tokenizer, semantic_tokens(trained_on.items))
@@ -468,7 +469,7 @@ def _build_catalogue(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ra
 
 @dataclass(frozen=True)
 class _SharedEncoder:
-    """An encoder whose prompts are computed once on every machine; all processes ask together."""
+    """An encoder whose prompts are computed once on every machine; all processes call it."""
 
     encoder: PromptEncoder
     ranks: Ranks
@@ -499,7 +500,7 @@ def build_training_rows(bench: CatalogueContext, kind: str) -> list[Row]:
         return user_rows(frame, _SharedEncoder(bench.encoder, bench.ranks))
 
     def fits(history: Sequence[int], targets: Sequence[int]) -> bool:
-        """Whether a pass has room; of a prompt in words, the longest one is taken for it."""
+        """Whether a pass has room; a prompt in words is taken to have the greatest length."""
         prompt, catalogue = bench.room.prompt, bench.catalogue
         if bench.encoder.template is None:
             prompt = min(prompt, 1 + sum(len(catalogue[item]) for item in history))

@@ -149,7 +149,7 @@ def _fit_passes(
 def _describe_left_out(
     context: setup.CatalogueContext, section: TrainSection, found: StageRows
 ) -> Iterator[str]:
-    """What is left out of the rows on their way to the loss, one line each."""
+    """What is left out of the training rows, one line each."""
     yield from found.notes
     for split, lost in sorted(found.left_out.items()):
         in_passes = split == "train" and section.rows == "sequence"
@@ -172,7 +172,7 @@ def _packs_answers(stage: requirements.TrainingStage) -> bool:
 def _gather_facts(
     recipe: Recipe, context: setup.CatalogueContext, parent: Run | None
 ) -> dict[str, Any]:
-    """Hashes of everything that the run stands on."""
+    """Hashes of everything that the run is made from."""
     facts = describe_inputs(recipe, context.codec.tokenizer) | {"leaves": context.trie.n_leaves}
     if parent:
         require_same_inputs(parent, facts, whole_model=recipe.model.tuning == "full")

@@ -1,7 +1,7 @@
 """Figures of the report page: matplotlib's SVG, unchanged.
 
-A picture is a document of its own behind a ``data:`` address: nothing in it can reach the page, and
-its text is text in the reader's fonts.  Sizes are in units of a picture, about CSS pixels.
+A picture is a document of its own behind a ``data:`` address.  Nothing in it can reach the page.
+Its text is text, in the reader's fonts.  Sizes are in units of a picture, about CSS pixels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llmrec_cli.evaluation.statistics import Interval
 from llmrec_cli.utils.text import clean_line
 
 INK, QUIET, FAINT, PAPER = "#1c1b19", "#605d56", "#dedbd1", "#fdfcf9"
-"""The page's colours by day; by night the style sheet turns whole pictures."""
+"""The page's colours by day; by night the style sheet inverts whole pictures."""
 SERIES: Final = ("#1f4fd8", "#cf5f1c", "#00594d", "#8a1a86", "#1296cc", "#5a4508")
-"""Told apart with any colour vision (CIE76 at least 18 after Machado et al. 2009), 3:1 on paper."""
+"""Distinct with any colour vision (CIE76 at least 18 after Machado et al. 2009), 3:1 on paper."""
 
 Dash = tuple[int, tuple[float, ...]]
 DASHES: Final[tuple[Dash, ...]] = (
@@ -105,7 +105,7 @@ class Look:
 
 
 def choose_look(place: int) -> Look:
-    """The look of the series of that number; the first 210 differ."""
+    """The style of the series of that number; the first 210 differ."""
     return Look(
         SERIES[place % len(SERIES)], DASHES[place % len(DASHES)], MARKERS[place % len(MARKERS)]
     )
@@ -117,13 +117,13 @@ SCORE: Final = Look(SERIES[0], DASHES[0], "o")
 
 
 def shorten_label(name: str, longest: int = LONGEST) -> str:
-    """A name as pictures have room for, of characters that an SVG document may hold."""
+    """A name cut to the room in pictures, with characters that an SVG document may hold."""
     line = _NOT_XML.sub("\ufffd", clean_line(name))
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def _draw_picture(size: tuple[float, float], alt: str, paint: Callable[[Figure], None]) -> Picture:
-    """One picture, whatever ``matplotlibrc`` says; matplotlib's settings are put back after.
+    """Draw one picture, whatever ``matplotlibrc`` says; then restore matplotlib's settings.
 
     Args:
         paint: fills the empty figure.
@@ -186,7 +186,7 @@ def choose_log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _is_wide(values: Sequence[float]) -> bool:
-    """Whether a logarithmic scale serves these figures."""
+    """Whether these figures are shown on a logarithmic scale."""
     return min(values) > 0 and max(values) / min(values) >= _WIDE_SCALE
 
 
@@ -453,7 +453,7 @@ def draw_scatter(dots: Sequence[Dot], labels: tuple[str, str], alt: str) -> Pict
 
 
 def find_frontier(dots: Sequence[Dot]) -> list[Dot]:
-    """The dots that no cheaper or equally cheap one reaches, in order of cost."""
+    """The dots that are better than every cheaper or equally cheap one, in order of cost."""
     found: list[Dot] = []
     for dot in sorted(dots, key=lambda one: (one.x, -one.mean)):
         if not found or dot.mean > found[-1].mean:
@@ -464,8 +464,8 @@ def find_frontier(dots: Sequence[Dot]) -> list[Dot]:
 def _set_cost_scale(axes: Axes, values: Sequence[float]) -> None:
     """A horizontal scale for these figures, none below 0: logarithmic where they differ much.
 
-    Of three orders of magnitude at most: below them it is linear, so that next to nothing, and 0
-    itself, have a place.
+    It spans three orders of magnitude at most.  Below them it is linear, so that tiny figures and 0
+    have a place.
     """
     least = max(values) / 1000
     if min(values) < least:
@@ -477,7 +477,7 @@ def _set_cost_scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
-    """Put each name beside its dot, where none is yet: else above it or below, after a line."""
+    """Put each name beside its dot where there is room, else above or below it, with a line."""
     places = axes.transData.transform([(dot.x, dot.mean) for dot in dots]).tolist()
     taken: list[_Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     inside, height = axes.get_window_extent(), FONT + 2

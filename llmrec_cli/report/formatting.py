@@ -21,7 +21,7 @@ _NOTHING = 1e-12  # smaller differences come from rounding
 
 
 def cut_text(text: str, cells: int = TITLE) -> str:
-    """Text of others as one harmless line of at most so many cells (a wide letter takes two)."""
+    """Foreign text as one harmless line of at most so many cells (a wide letter takes two)."""
     line = clean_line(text[: 20 * cells])
     return line if cell_len(line) <= cells else set_cell_size(line, cells - 1).rstrip() + "…"
 
@@ -47,7 +47,7 @@ def format_p(p: float) -> str:
 
 
 def format_detectable(value: float) -> str:
-    """A detectable difference; none where all users differ by the same, such as not at all."""
+    """A detectable difference; "-" where all users differ by the same, such as not at all."""
     return NONE if abs(value) < _NOTHING else format_figure(value)
 
 

@@ -92,7 +92,7 @@ def write_reports(recipe: Recipe, compared: Compared, progress: Progress) -> Non
 
 
 def _write_report(file: Path, compared: Compared, progress: Progress) -> None:
-    """Write one report; what it is about is done, so that a full disk does not end the command."""
+    """Write one report.  The evaluation is done, so a full disk does not end the command."""
     try:
         if _is_outdated(file, compared):
             write_output(file, compared)

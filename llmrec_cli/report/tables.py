@@ -46,7 +46,7 @@ from llmrec_cli.utils.text import (
 
 # The cells of all tables as text, for every format.
 #
-# A cell is a list of words, which a narrow format may put on separate lines.
+# A cell is a list of words.  A narrow format may put them on separate lines.
 
 
 Cell = tuple[str, ...]
@@ -103,7 +103,7 @@ def tabulate_quality(comparison: Comparison) -> Sheet:
 
 
 def tabulate_contrasts(comparison: Comparison) -> Sheet:
-    """The compared metric against the baseline, and what compares with it."""
+    """The compared metric against the baseline, and whether each entry is comparable with it."""
     metric, headline = comparison.compared, comparison.headline
     rows = []
     for standing in comparison.standings:
@@ -199,7 +199,7 @@ def tabulate_lists(comparison: Comparison) -> Sheet:
 
 
 def tabulate_costs(comparison: Comparison) -> Sheet:
-    """What every entry took."""
+    """What every entry cost."""
     rows = [
         (_name_cell(standing), *_cost_cells(standing.cost)) for standing in comparison.standings
     ]
@@ -277,7 +277,7 @@ def _comparable_cell(standing: Standing, comparison: Comparison) -> Cell:
 # Tables for a terminal, and as plain aligned lines for logs and pipes.
 
 
-_NAME_CELLS = 12  # what names fold to where there is no room for them
+_NAME_CELLS = 12  # names are folded to this width where there is no room for them
 _PROSE_CELLS = 14  # a column of sentences is at least as wide as this
 
 
@@ -329,8 +329,8 @@ class FittedTable:
 def column_widths(sheet: Sheet, room: int) -> list[int]:
     """Cells of each column so that a table fits into ``room`` cells, if that can be.
 
-    A number may go to its own line, but never loses digits.  What gives way first is sentences,
-    then intervals go to lines of their own, then names fold.
+    A number may go to its own line, but never loses digits.  Sentences are folded first, then
+    intervals go to lines of their own, then names are folded.
     """
     columns = list(zip(((heading,) for heading in sheet.headings), *sheet.rows, strict=True))
     widths = [max(map(cell_len, chain(*column))) for column in columns]
@@ -343,7 +343,7 @@ def column_widths(sheet: Sheet, room: int) -> list[int]:
         if sum(widths) > spare:
             for place in places:
                 widths[place] = free.get(place, least[place])
-    for place in (*sorted(sheet.prose), 0):  # what is left over goes back
+    for place in (*sorted(sheet.prose), 0):  # what is left over is given back
         widths[place] += max(0, min(natural[place] - widths[place], spare - sum(widths)))
     return widths
 
@@ -363,7 +363,7 @@ def _pad_cell(cell: str, width: int) -> str:
 # Tables for documents: Markdown and LaTeX.  Names come from elsewhere and are escaped.
 
 
-_FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape, and better read as it is
+_FIGURE = re.compile(r"\[?[+-]?[\d.?, %+-]*\]?")  # nothing to escape; more legible as it is
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",

@@ -29,7 +29,7 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 @dataclass(frozen=True)
 class Found:
-    """The newest valid checkpoint, and what was skipped on the way to it."""
+    """The newest valid checkpoint, and the newer damaged ones that were skipped."""
 
     folder: Path
     state: dict[str, Any]
@@ -47,7 +47,7 @@ class Checkpoints:
     def __init__(self, root: Path, *, writes: bool = True) -> None:
         self.root = root
         self.writes = writes
-        self._checked: dict[Path, tuple[Any, ...]] = {}  # intact when they looked like this
+        self._checked: dict[Path, tuple[Any, ...]] = {}  # their sizes and times when intact
         if writes:
             self._remove_leftovers()  # of a process that was killed
 
@@ -57,7 +57,7 @@ class Checkpoints:
         """Write ``step-N`` with N = ``state["step"]``; returns its folder.
 
         Raises:
-            MachineError: the disk refuses; what was there before is still there.
+            MachineError: the disk refuses; earlier checkpoints are unchanged.
         """
         folder = self.root / f"step-{state['step']}"
         weights, moments = trained_weights(model), _optimizer_tensors(optimizer)
@@ -85,7 +85,7 @@ class Checkpoints:
             if intact >= max(keep, 2) and folder.name != f"step-{best_step}":
                 with translate_os_errors(
                     folder
-                ):  # half of a checkpoint never bears the name of one
+                ):  # an incomplete checkpoint never has the name of one
                     folder.rename(folder.with_name(f".{folder.name}.tmp"))
             elif self.damage(folder) is None:
                 intact += 1
@@ -115,7 +115,7 @@ class Checkpoints:
         """The folder of one checkpoint.
 
         Raises:
-            ArtefactError: it is damaged, or not there.
+            ArtefactError: it is damaged or missing.
         """
         folder = self.root / f"step-{step}"
         problem = self.damage(folder)
@@ -124,8 +124,10 @@ class Checkpoints:
         return folder
 
     def damage(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint; one that was found intact is hashed again if it looks
-        different (size, times) from then."""
+        """The problem of a checkpoint; None: it is intact.
+
+        One that was found intact is hashed again only if its sizes or times have changed.
+        """
         try:
             looks = _looks(folder)
             if self._checked.get(folder) != looks:
@@ -169,7 +171,7 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer back as they were."""
+    """Restore weights and optimizer."""
     restore_weights(model, folder)
     with translate_tensor_errors(folder / OPTIMIZER):
         tensors = load_file(folder / OPTIMIZER)
@@ -192,8 +194,8 @@ def all_of(root: Path) -> list[Path]:
 def write_result(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write a finished model or adapter as an ordinary Hugging Face folder.
 
-    An adapter holds what was trained alone: PEFT would add both whole embedding matrices where new
-    tokens made them longer, whose rows are all in the adapter already (``pipeline.loading``).
+    An adapter has only what was trained.  Where new tokens made the embedding matrices longer, PEFT
+    would add both of them whole, but the adapter has their new rows already (``pipeline.loading``).
     """
     alone = {"save_embedding_layers": False} if hasattr(model, "get_base_model") else {}
 

@@ -1,10 +1,10 @@
 """The collator: rows become padded tensors with targets.
 
-A row is laid out in one of two ways.  *Chained*: all targets of a row stand one after the other in
-one sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their
-beginnings (``tensors.packing``): so do negatives, and the prompts of a user row.
+A row is laid out in one of two ways.  *Chained*: all targets of a row follow each other in one
+sequence.  *Packed*: every answer has a sequence of its own, and those of a row share their
+beginnings (``tensors.packing``).  Negatives and the prompts of a user row are packed.
 
-    rows -> split by Limits -> Answers (trie entries and what stands before them) -> MicroBatch
+    rows -> split by Limits -> Answers (trie entries and the tokens before them) -> MicroBatch
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from llmrec_cli.training.rows import AnyRow, IntArray, PairRow, Row, build_conte
 
 
 class Limits(NamedTuple):
-    """What one forward pass holds at most; None: no limit."""
+    """The limits of one forward pass; None: no limit."""
 
     rows: int | None = None
-    tokens: int | None = None  # padding included; a longer row travels alone
+    tokens: int | None = None  # padding included; a longer row has a pass of its own
 
     @classmethod
     def of_section(cls, section: TrainSection) -> Limits:
-        """What one forward pass of a training stage holds at most."""
+        """The limits of one forward pass of a training stage."""
         return cls(section.micro_batch, section.micro_tokens)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Inputs of one forward pass and what is to be predicted from it."""
+    """The inputs of one forward pass, and its targets."""
 
     input_ids_BT: Tensor  # right-padded
     take_P: Tensor  # flat position (row * T + t) whose hidden state predicts each target
@@ -106,7 +106,7 @@ class Collator:
         self.rejected = rejected
 
     def __call__(self, rows: Sequence[AnyRow]) -> MicroBatch:
-        """Flatten, place and pad; everything after the look-up of paths is array arithmetic."""
+        """Make a micro-batch of rows; after the look-up of paths it is array arithmetic only."""
         catalogue_rows = [row for row in rows if isinstance(row, Row)]
         if len(catalogue_rows) < len(rows):
             pairs = [row for row in rows if isinstance(row, PairRow)]
@@ -190,7 +190,7 @@ def split_rows(
     """Split a global batch into forward passes, longest rows first, like lengths together.
 
     A pass is padded to its longest row, so a limit on tokens puts many short rows or few long ones
-    into it; memory is then alike everywhere and little is padding.
+    into it.  All passes then need about the same memory, with little padding.
 
     Args:
         lengths: tokens of each row.
@@ -211,14 +211,14 @@ def split_rows(
 class Answers:
     """The answers of a micro-batch, in row order; each follows ``prefix`` tokens of its row.
 
-    A row of the model's input is fed one or more sequences, ``tokens``: in a chained row all
-    answers stand in one, in a packed row each has its own.
+    A row of the model's input has one or more sequences, ``tokens``.  In a chained row all answers
+    are in one sequence, in a packed row each has its own.
     """
 
     trie: Trie
     leaf_A: Tensor
     prefix_A: Tensor  # tokens before the answer in its sequence
-    sequence_A: Tensor  # the sequence that an answer stands in
+    sequence_A: Tensor  # the sequence that has the answer
     tokens: list[IntArray]  # of each sequence, before its last answer
     row_S: Tensor  # input row of each sequence
 
@@ -241,7 +241,7 @@ def chain_answers(rows: Sequence[Row], trie: Trie) -> Answers:
 
 
 def pack_answers(rows: Sequence[Row], trie: Trie) -> Answers:
-    """Every target and every negative in a sequence of its own, behind what stands before them."""
+    """Every target and every negative in a sequence of its own, after the tokens before it."""
     tokens: list[IntArray] = []
     items: list[int] = []
     row_of: list[int] = []
@@ -297,7 +297,7 @@ def _separate_answers(
 def feed_sequences(
     answers: Answers, token_AT: Tensor, kept_AT: Tensor, inside_AT: Tensor
 ) -> Tensor:
-    """Token ids to feed, one sequence a row, -1 behind: all that a kept position comes after."""
+    """Token ids of the input, one sequence a row, padded with -1, up to the last kept position."""
     position_AT = answers.prefix_A[:, None] + torch.arange(token_AT.shape[1])
     needed_A = torch.where(kept_AT, position_AT, answers.prefix_A[:, None]).max(1).values
     n_sequences = len(answers.tokens)
@@ -313,7 +313,7 @@ def feed_sequences(
 
 
 def count_tokens(rows: Sequence[AnyRow], trie: Trie) -> list[int]:
-    """Tokens of each row: its prompts and every answer; less where it can be cut or shared."""
+    """Tokens of each row: its prompts and answers, without what is cut or shared."""
     items = [_items_of(row) for row in rows]
     leaf_A = trie.leaf_of_item_I[torch.tensor([i for part in items for i in part]).long()]
     length = iter(paths(trie, leaf_A)[2].tolist())

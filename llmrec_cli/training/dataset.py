@@ -21,13 +21,13 @@ from llmrec_cli.training.rows import AnyRow
 
 
 class RowTransform(Protocol):
-    """Completes the rows of an update: a pure function of rows and update."""
+    """Complete the rows of an update: a pure function of rows and update."""
 
     @property
     def runs_ahead(self) -> bool:
         """Whether it may run while an earlier update is computed.
 
-        That is so where it asks neither the policy's weights nor other processes.
+        It may if it needs neither the policy's weights nor other processes.
         """
         ...
 
@@ -37,7 +37,7 @@ class RowTransform(Protocol):
 
 
 class BatchTransform(Protocol):
-    """Adds to a micro-batch on the device, right before its forward pass."""
+    """Complete a micro-batch on the device, right before its forward pass."""
 
     def __call__(self, micro: MicroBatch, rows: Sequence[AnyRow]) -> MicroBatch:
         """The completed micro-batch of these rows."""
@@ -46,7 +46,7 @@ class BatchTransform(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of a split, numbered by their place, and what completes them."""
+    """Rows of a split, numbered by their place, and the transforms that complete them."""
 
     rows: Sequence[AnyRow]
     row_transforms: Sequence[RowTransform] = field(default=())
@@ -57,7 +57,7 @@ class Dataset:
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether the rows of an update can be completed before the update in front is done."""
+        """Whether the rows of an update can be completed before the update before it is done."""
         return all(transform.runs_ahead for transform in self.row_transforms)
 
     def complete_rows(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
@@ -74,7 +74,7 @@ class Dataset:
         return micro
 
 
-_EPOCHS_KEPT = 2  # an update and what looks ahead of it may lie on both sides of an epoch's end
+_EPOCHS_KEPT = 2  # an update and those made ahead may be on both sides of an epoch's end
 
 
 def draw_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -87,14 +87,14 @@ def draw_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Sampler:
     """Row numbers of every update: a pure function of (seed, epoch, step).
 
-    An epoch's permutation is drawn once and kept, so that choosing an update's rows costs what the
-    update holds, not what the split holds.
+    An epoch's permutation is drawn once and kept, so that the cost of choosing an update's rows
+    depends on the update's size, not on the split's.
 
     Args:
         n_rows: of the split.
         batch: rows of an update over all processes; the last one of an epoch may have fewer.
         seed: of the run.
-        shuffle: without, rows come as they stand.
+        shuffle: False: rows keep their order.
     """
 
     def __init__(self, n_rows: int, batch: int, seed: int = 0, *, shuffle: bool = True) -> None:
@@ -148,18 +148,18 @@ class Update:
 
     numbers: list[int]  # of all its rows, those of other processes too
     passes: list[Pass]  # none where there are fewer rows than processes
-    spare: Pass  # to be computed for nothing where other processes have more passes
+    spare: Pass  # computed without effect where other processes have more passes
 
 
 class DataLoader:
     """Completed, collated updates; the next one is made in a thread while one is computed.
 
-    Nothing in that thread speaks to other processes or looks at the policy's weights: where a row
-    transform does, its updates are made when they are asked for.  What the thread raises is raised
+    That thread neither communicates with other processes nor reads the policy's weights.  If a row
+    transform does, its updates are made when they are needed.  An exception of the thread is raised
     by ``load_update``, at the update that it belongs to.
 
     Args:
-        steps: updates of the whole run; none behind them is made.
+        steps: updates of the whole run; none after them is made.
         shared: whether each process gets its share of an update, or all of it.
     """
 
@@ -196,7 +196,7 @@ class DataLoader:
         self._thread = self._ahead = None
 
     def load_update(self, step: int) -> Update:
-        """The update with this 0-based number; begins to make the one behind it."""
+        """The update with this 0-based number; begins to make the next one."""
         if self._ahead is not None and self._ahead[0] == step:
             update = self._ahead[1].result()
         else:
@@ -207,7 +207,7 @@ class DataLoader:
         return update
 
     def iterate_passes(self, step: int) -> Iterator[Pass]:
-        """This process's forward passes of an update, each collated when it is its turn."""
+        """This process's forward passes of an update, each collated when it is needed."""
         _, own, completed = self._complete(step)
         for part in self.collator.split(completed, self.limits) if own else []:
             yield Pass(part, self.collator(part))
@@ -224,7 +224,7 @@ class DataLoader:
         """Numbers of all rows, whether this process has some, and the rows that it computes."""
         numbers = self.sampler.numbers_of(step)
         mine = self.ranks.share(numbers) if self.shared else numbers
-        fed = mine or numbers[:1]  # a process without rows computes one for nothing
+        fed = mine or numbers[:1]  # a process without rows computes one without effect
         return (
             numbers,
             bool(mine),

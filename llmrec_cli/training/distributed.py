@@ -42,7 +42,7 @@ _NOBODY = -1
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that work on the same run; alone, everything is the identity."""
+    """This process among those of the same run; with one process, every method is the identity."""
 
     accelerator: Accelerator
 
@@ -58,7 +58,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """The one that writes."""
+        """Whether this is the process that writes."""
         return self.index == 0
 
     @property
@@ -68,7 +68,7 @@ class Ranks:
 
     @property
     def has_shards(self) -> bool:
-        """Weights are spread over the processes: all must run the same forward passes."""
+        """Whether weights are spread over the processes: all must run the same forward passes."""
         spread = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         return self.accelerator.distributed_type in spread
 
@@ -134,7 +134,7 @@ class Ranks:
         return everything
 
     def wait(self) -> None:
-        """Come back when every process has come here."""
+        """Wait until every process has called this."""
         self.accelerator.wait_for_everyone()
 
     def first(
@@ -143,8 +143,8 @@ class Ranks:
         """Let the first process do ``work``; the others go on when it is done.
 
         Args:
-            lock: for long work, a file that the others wait for instead of on a collective, so that
-                no time limit of the network is run into.
+            lock: for long work, a file that the others wait for instead of a collective, which has
+                a time limit.
             everywhere: the first process of every machine does it.
         """
         works = self.accelerator.is_local_main_process if everywhere else self.is_first
@@ -160,8 +160,8 @@ class Ranks:
     def map_arrays(self, make: Callable[[], Arrays]) -> Arrays:
         """Arrays that the first process of every machine makes and all processes there map.
 
-        Alone, what ``make`` returns.  They lie in the folder for temporary files and have no name
-        any more once all have mapped them; whoever writes into an array gets a copy of that page.
+        With one process, what ``make`` returns.  The arrays are in the folder for temporary files,
+        and are unlinked when all processes have mapped them.  A write to an array copies the page.
 
         Args:
             make: returns arrays that are not empty.
@@ -244,24 +244,24 @@ class _Alone:
     distributed_type: DistributedType = DistributedType.NO
 
     def wait_for_everyone(self) -> None:
-        """Nobody else is there."""
+        """Do nothing: there are no other processes."""
 
 
 def make_single_rank(device: torch.device) -> Ranks:
     """This process by itself, on ``device``, for use as a library.
 
-    Accelerate's own state is one for the whole process and cannot change; a program around this one
-    may have set it up for its own ends, or open runs of different precision side by side.
+    Accelerate has one state for the whole process, which cannot change.  The program that uses this
+    library may have set it up for itself, or may open runs of different precision side by side.
     """
     return Ranks(_Alone(device))
 
 
 @contextmanager
 def isolate_accelerate() -> Iterator[None]:
-    """Set Accelerate's state of this process aside; it is as before after the block.
+    """Set Accelerate's state of this process aside, and restore it after the block.
 
     Recipes of different precision or device can then follow each other in one process, and the
-    program around them keeps what it has set up.  Within a group the processes stay connected.
+    calling program keeps its own state.  Within a group the processes stay connected.
     """
     in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     states = [AcceleratorState, GradientState, *([] if in_group else [PartialState])]
@@ -288,13 +288,13 @@ _HIGHEST = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 @dataclass
 class Usage:
-    """Filled when the block has ended."""
+    """Time and memory of a block, known when it has ended."""
 
-    seconds: float = 0.0  # by the clock on the wall
+    seconds: float = 0.0  # of elapsed time
     peak_bytes: int = 0  # of this process: a GPU's allocated memory, else resident; 0: unknown
 
     def to_record(self, ranks: Ranks) -> dict[str, Any]:
-        """JSON-able; the highest of all processes, which come here together."""
+        """JSON-able; the highest figures of all processes, which must all call this."""
         peak = ranks.most(self.peak_bytes)
         return {
             "seconds": round(self.seconds, 3),
@@ -306,7 +306,7 @@ class Usage:
 
 @contextmanager
 def measure_usage(device: torch.device) -> Iterator[Usage]:
-    """Time and highest memory of the block, apart from what came before it.
+    """Measure time and highest memory of the block alone.
 
     On Linux the kernel's high-water mark is set back first (``clear_refs``, proc(5)).  Elsewhere it
     is that of the whole process so far.
@@ -318,7 +318,7 @@ def measure_usage(device: torch.device) -> Iterator[Usage]:
 
 
 def device_name(device: torch.device) -> str:
-    """``cpu``, or what a GPU calls itself."""
+    """``cpu``, or the name of the GPU."""
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError, AssertionError):
             return str(torch.cuda.get_device_name(device))

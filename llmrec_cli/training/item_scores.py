@@ -1,7 +1,7 @@
 """A conventional model's item probabilities for the history before every training target.
 
-Stored are the model's states, one vector per target (34 MB where all probabilities would be 5 GB);
-one product per batch with the item embeddings gives the probabilities, exactly.
+The model's states are stored, one vector per target (34 MB where all probabilities would be 5 GB).
+One product per batch with the item embeddings gives the exact probabilities.
 
     rows -> history_vectors, stored once -> ItemScoreTable -> AddItemScores (micro-batches)
 
@@ -46,11 +46,11 @@ VECTORS = "vectors.safetensors"
 
 @dataclass(frozen=True)
 class ItemScoreTable:
-    """Probabilities of every catalogue entry behind each target's own history."""
+    """Probabilities of every catalogue entry after each target's own history."""
 
     vector_QD: Tensor
     start_R1: Tensor  # targets of row r: start_R1[r] .. start_R1[r + 1]
-    weight_FD: Tensor  # item embeddings, in leaf order
+    weight_FD: Tensor  # item embeddings, in order of the entries
 
     def probabilities(self, numbers: Sequence[int]) -> Tensor:
         """Softmax over the catalogue for each target of these rows, in order: [A, F] fp32."""
@@ -66,7 +66,7 @@ class AddItemScores:
 
     Args:
         ranges: of ``tensors.trie.leaf_ranges``, on the device of the losses.
-        leaf_of_item_I: leaf of each catalogue item.
+        leaf_of_item_I: entry of each catalogue item.
         keeps_history: whether entries of a target's history keep their probability.
     """
 
@@ -89,7 +89,7 @@ class AddItemScores:
 def mask_history(
     probability_AF: Tensor, rows: Sequence[Row], leaf_of_item_I: NDArray[Any]
 ) -> Tensor:
-    """0 for the entries that stand before each target, the target's own entry apart."""
+    """The probabilities with 0 for the entries before each target, except the target's own."""
     kept_AF = torch.ones_like(probability_AF)
     answer = 0
     for row in rows:
@@ -127,7 +127,7 @@ def compute_vectors(
     the place before it: no target, and nothing after it, is in its own score's input.
 
     Args:
-        leaf_of_item_I: leaf of each catalogue item.
+        leaf_of_item_I: entry of each catalogue item.
     """
     lengths = [len(row.history) + len(row.targets) for row in rows]
     vectors: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -167,10 +167,10 @@ def load_vectors(
     """Vectors computed before from the same model, data and rows; else computed and stored.
 
     Args:
-        say: told whom this process waits for, where another one computes them.
+        say: receives a line where another process computes them, and this one waits.
 
     Raises:
-        ArtefactError: what is stored is damaged.
+        ArtefactError: the stored vectors are damaged.
     """
     with suppress(ArtefactError):  # perhaps being replaced: looked at again below
         if (found := _read_vectors(folder, facts)) is not None:
@@ -189,7 +189,7 @@ def load_vectors(
 
 
 def _read_vectors(folder: Path, facts: Mapping[str, str]) -> Tensor | None:
-    """Vectors that are stored; None where none are, or others.
+    """The stored vectors; None where there are none, or they are of another model or rows.
 
     Raises:
         ArtefactError: they are damaged.

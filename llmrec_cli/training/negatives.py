@@ -3,14 +3,14 @@
     rows of an update -> NegativeSampler (with what the Miner found, where a model is asked)
                       -> rows with negatives: ``AddNegatives``, a row transform
 
-Which ones is a pure function of (seed, row, epoch) and of the pools they are drawn from, so that a
-resumed run and every number of processes see the same.  Leaves stand for catalogue entries: two
-items with equal token sequences are one entry.
+The draw is a pure function of (seed, row, epoch) and of the pools, so that a resumed run and every
+number of processes get the same negatives.  A leaf is a catalogue entry: two items with equal token
+sequences are one entry.
 
 Mining asks a model for its first wrong entries: with ``refresh = 0`` the parent, once for every row
-that comes up; with ``refresh = n`` the policy, every n updates.  What was said is written down: a
-resumed run draws from the same, to the last bit (a score depends, in its last bits, on the rows
-that are ranked together).
+that is trained on; with ``refresh = n`` the policy, every n updates.  The lists are stored, so that
+a resumed run draws from the same ones, to the last bit.  (The last bits of a score depend on the
+rows that are ranked together.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.rows import AnyRow, Row
 from llmrec_cli.utils.files import check_folder, read_json, write_folder, write_json
 
-Lists = dict[int, list[list[int]]]  # row number -> for each target, leaves best first
+Lists = dict[int, list[list[int]]]  # row number -> for each target, entries best first
 LISTS = "lists.json"
 RankWrong = Callable[[Sequence[Row]], list[list[list[int]]]]
 _AHEAD = 16  # updates whose rows the parent is asked about together
@@ -41,7 +41,7 @@ _STREAM = crc32(b"negatives")
 
 @dataclass(frozen=True)
 class Users:
-    """What is known of each user, as leaves."""
+    """What is known of each user, as entries."""
 
     names: Mapping[int, str]
     owned: Mapping[int, frozenset[int]]  # every entry of the user's training rows
@@ -53,9 +53,9 @@ def gather_users(
 ) -> Users:
     """Gather the users of the training split; ratings may be absent (null).
 
-    What a user disliked is the DISLIKED of his or her rows, less every entry that these rows show;
-    where the split has no such column (nothing was dropped for its rating), the targets rated below
-    ``below``.
+    A user dislikes the entries in DISLIKED of the user's rows, without every entry that these rows
+    show.  Where the split has no such column (nothing was dropped for its rating), a user dislikes
+    the targets rated below ``below``.
 
     Args:
         valid: gives the disliked items of users who do not train.
@@ -77,7 +77,7 @@ def gather_users(
 
 
 def require_scale(train: pd.DataFrame, below: float) -> None:
-    """Refuse ratings of which every one counts as a dislike: they are on another scale.
+    """Refuse ratings that all count as dislikes: they are on another scale.
 
     Args:
         train: the training split; ratings may be absent (null).
@@ -97,7 +97,7 @@ def require_scale(train: pd.DataFrame, below: float) -> None:
 def _gather_recorded(
     frames: Sequence[pd.DataFrame], leaves: CatalogueEntries
 ) -> dict[int, set[int]]:
-    """What DISLIKED says of each user, in the first of the frames that has the user."""
+    """DISLIKED of each user, from the first of the frames that has the user."""
     columns = pd.concat([frame[[USER, DISLIKED]] for frame in frames]).drop_duplicates(USER)
     return {
         int(user): set(leaves.leaf_of_item_I[np.asarray(items, dtype=np.int64)].tolist())
@@ -116,7 +116,7 @@ def _gather_badly_rated(
 
 
 class NegativeSampler:
-    """Draws negatives for rows; see ``contract.Negatives`` for where they come from."""
+    """Draw negatives for rows; see ``contract.Negatives`` for their sources."""
 
     def __init__(
         self, wanted: Negatives, leaves: CatalogueEntries, users: Users, seed: int
@@ -130,7 +130,7 @@ class NegativeSampler:
         self._popular = int((counts > 0).sum())
 
     def usable(self, row: Row) -> bool:
-        """Whether every target has k possible negatives, as far as the data alone decide it."""
+        """Whether every target has k possible negatives, as far as the data alone show."""
         if self.wanted.draw == "disliked":
             return all(
                 len(self._find_disliked(row, at)) >= self.wanted.k for at in range(len(row.targets))
@@ -161,7 +161,7 @@ class NegativeSampler:
         return [replace(row, number=number) for number, row in enumerate(usable)]
 
     def dropped(self, rows: Sequence[Row], usable: Sequence[Row]) -> tuple[str, ...]:
-        """What to say of rows that ``require`` or ``usable_rows`` left out; nothing of none."""
+        """Lines on rows that ``require`` or ``usable_rows`` left out; none where there are none."""
         lost = len(rows) - len(usable)
         if not lost:
             return ()
@@ -171,7 +171,7 @@ class NegativeSampler:
         )
 
     def usable_rows(self, rows: Sequence[Row]) -> list[Row]:
-        """The validation rows that have enough negatives, as they are.
+        """The validation rows that have enough negatives, unchanged.
 
         Raises:
             DataError: none has.
@@ -195,8 +195,8 @@ class NegativeSampler:
         """k distinct negatives for each target of ``row``, as catalogue indices.
 
         Args:
-            others: leaves of the other targets of the global batch (``in-batch``).
-            mined: for each target the model's first wrong leaves (``model``).
+            others: entries of the other targets of the global batch (``in-batch``).
+            mined: for each target the model's first wrong entries (``model``).
 
         Raises:
             RecipeError: the batch, or the model's list, has fewer than k possible ones.
@@ -242,7 +242,7 @@ class NegativeSampler:
         return list(found)
 
     def _stream_leaves(self, raw: np.random.Philox) -> Iterator[int]:
-        """Endless leaves, uniform or in proportion to their training counts."""
+        """Endless entries, uniform or in proportion to their training counts."""
         while True:
             numbers = raw.random_raw(2 * self.wanted.k)
             if self.wanted.draw == "uniform":
@@ -261,30 +261,30 @@ class NegativeSampler:
         return [pool[place] for place in order[: self.wanted.k]]
 
     def owned(self, row: Row) -> frozenset[int]:
-        """What can never be a negative: all of the user's training entries and the row's own."""
+        """Entries that are never negatives: the user's in training, and the row's own."""
         own = np.asarray([*row.history, *row.targets], dtype=np.int64)
         known = self.users.owned.get(row.user, frozenset())
         return known | frozenset(self.leaves.leaf_of_item_I[own].tolist())
 
     def _find_disliked(self, row: Row, at: int) -> list[int]:
-        """The user's disliked entries; those in the row's own history or at its target are out."""
+        """The user's disliked entries; not those of the row's history or target."""
         shown = np.asarray([*row.history, *row.targets[: at + 1]], dtype=np.int64)
         banned = set(self.leaves.leaf_of_item_I[shown].tolist())
         return [leaf for leaf in self.users.disliked.get(row.user, ()) if leaf not in banned]
 
 
 class Miner:
-    """Ranked wrong leaves for the rows of an update.
+    """Ranked wrong entries for the rows of an update.
 
     Args:
-        rank_wrong: ranks the catalogue for every target of the rows, the user's own entries left
-            out; by the parent, or where ``refresh`` > 0 by the policy as it is then.
-        rows: of the split, in whose place ``sampler`` has their numbers.
-        steps: updates of the whole run; nothing is asked about rows behind them.
-        refresh: updates between two questions; 0: a row's answer stays for the whole run.
-        folder: where the lists are kept.
-        ahead: updates whose rows are asked about together, where ``refresh`` does not say it.
-        writes: whether this process keeps them; all processes ask together.
+        rank_wrong: ranks the catalogue for every target of the rows, without the user's own
+            entries; by the parent, or where ``refresh`` > 0 by the policy as it is then.
+        rows: of the split; ``sampler`` gives their numbers.
+        steps: updates of the whole run; no row after them is mined.
+        refresh: updates between two minings; 0: the lists of a row stay for the whole run.
+        folder: where the lists are stored.
+        ahead: updates whose rows are mined together, where ``refresh`` is 0.
+        writes: whether this process stores the lists; all processes mine together.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class Miner:
         """The lists of these rows, which belong to update ``step``.
 
         Raises:
-            ArtefactError: what was written down is damaged, or lacks one of them.
+            ArtefactError: the stored lists are damaged, or one is missing.
         """
         begun = step - step % self.ahead
         if begun != self._from:
@@ -330,10 +330,10 @@ class Miner:
         return {row.number: self._known[row.number] for row in rows}
 
     def _open_lists(self, begun: int) -> None:
-        """Know the lists of the updates from ``begun`` on.
+        """Read or make the lists of the updates from ``begun`` on.
 
         Raises:
-            ArtefactError: what was written down is damaged.
+            ArtefactError: the stored lists are damaged.
         """
         known = {} if self.refresh else self._known
         path = self.folder / f"step-{begun}"
@@ -347,7 +347,7 @@ class Miner:
         self._from, self._known = begun, known | said
 
     def _ask_model(self, begun: int, known: Lists) -> Lists:
-        """Lists of the rows that come up in the updates from ``begun`` on."""
+        """Lists of the rows of the updates from ``begun`` on."""
         steps = range(begun, min(begun + self.ahead, self.steps))
         coming = [self.rows[n] for step in steps for n in self.sampler.numbers_of(step)]
         asked = {row.number: row for row in coming}
@@ -365,7 +365,7 @@ def _read_lists(path: Path) -> Lists:
 
 @dataclass(frozen=True)
 class DropUnusable:
-    """A row transform: leaves out the rows that have too few possible negatives."""
+    """A row transform that leaves out rows with too few possible negatives."""
 
     sampler: NegativeSampler
     runs_ahead: bool = True
@@ -381,9 +381,9 @@ class DropUnusable:
 
 @dataclass(frozen=True)
 class AddNegatives:
-    """A row transform: a pure function of rows, update and what is mined.
+    """A row transform: a pure function of rows, update and the mined lists.
 
-    Mining asks a model, by all processes together: it cannot run ahead.
+    Mining asks a model on all processes together, so it cannot run ahead.
     """
 
     sampler: NegativeSampler
@@ -400,7 +400,7 @@ class AddNegatives:
 
         Raises:
             RecipeError: the batch, or the model's list, has too few possible ones.
-            ArtefactError: what was mined before is damaged.
+            ArtefactError: the stored lists are damaged.
         """
         known_rows = only_catalogue_rows(rows)
         mined = self.miner.find_lists(known_rows, step) if self.miner else {}
@@ -419,7 +419,7 @@ class AddNegatives:
         return completed
 
     def _find_targets(self, step: int) -> dict[int, list[int]]:
-        """Target leaves of every row of the global batch."""
+        """Target entries of every row of the global batch."""
         leaf_of_item_I = self.sampler.leaves.leaf_of_item_I
         rows = [self.rows[number] for number in self.order.numbers_of(step)]
         return {row.number: [int(leaf_of_item_I[item]) for item in row.targets] for row in rows}

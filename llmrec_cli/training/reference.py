@@ -1,7 +1,8 @@
 """The reference model: the policy's frozen initial weights, on the same base weights.
 
-Only what training changes is kept twice (an adapter, or all weights of a fully tuned model); for a
-reference pass the two are exchanged.  The lineage is base -> parent's weights -> policy.
+Only weights that training changes are kept twice (an adapter, or all weights of a fully tuned
+model).  For a reference pass the two are exchanged.  The lineage is base -> parent's weights ->
+policy.
 
     precompute: every update of the run, once -> ReferenceStore -> AddStoredReference (rows)
     online:     AddReference (micro-batches), in front of every forward pass
@@ -44,10 +45,10 @@ STORED = "reference.safetensors"
 
 
 class Reference:
-    """The weights that a policy has now, to be asked for log-probabilities while it is trained.
+    """A copy of the weights that a policy has now, for log-probabilities during training.
 
     Args:
-        policy: at its parent's result; ``policy.head()`` gives its output head.
+        policy: with its parent's weights; ``policy.head()`` gives its output head.
         answer_log_probs: the method's ``log pi(y | x)`` of each answer of a batch, [A].
     """
 
@@ -80,7 +81,7 @@ class Reference:
 
 
 def with_reference(micro: MicroBatch, reference_A: Tensor) -> MicroBatch:
-    """The same micro-batch with the reference's log-probabilities in it."""
+    """The same micro-batch with the reference's log-probabilities."""
     known = micro.batch.preferences and replace(micro.batch.preferences, reference_A=reference_A)
     return replace(micro, batch=replace(micro.batch, preferences=known))
 
@@ -118,7 +119,7 @@ def compute_reference(
 class ReferenceStore:
     """What ``reference = "precompute"`` keeps: negatives and log-probabilities of every update.
 
-    One file per rank with a hash, written once; a resumed run reads what it finds.
+    There is one file per rank, with a hash, written once.  A resumed run reads it.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -130,7 +131,7 @@ class ReferenceStore:
         """Read what an earlier start of this run stored; False where there is nothing.
 
         Raises:
-            ArtefactError: it is damaged, or was made from something else.
+            ArtefactError: it is damaged, or was made from other inputs.
         """
         if not self.folder.is_dir():
             return False
@@ -158,10 +159,10 @@ class ReferenceStore:
         write_folder(self.folder, fill)
 
     def fill(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
-        """Rows of one update (as in ``save``, without reference) with what is stored of them.
+        """Rows of one update (as in ``save``, without reference) with the stored figures.
 
         Raises:
-            ArtefactError: nothing is.
+            ArtefactError: none are stored.
         """
         names = f"negatives-{step}", f"reference-{step}"
         if not self._arrays.keys() >= set(names):
@@ -189,10 +190,10 @@ def store_reference(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """Compute the reference for this process's rows of every update, or read what was computed.
+    """Compute the reference for this process's rows of every update, or read the stored one.
 
     Args:
-        data: training rows, and what completes them with negatives.
+        data: training rows, and the transforms that add negatives.
         steps: updates of the whole run.
         compute_rows: gets the completed rows, and what to call as ``compute_reference`` does.
     """
@@ -211,7 +212,7 @@ def store_reference(
 
 @dataclass(frozen=True)
 class AddStoredReference:
-    """A row transform: negatives and log-probabilities as they are stored of an update."""
+    """A row transform: the stored negatives and log-probabilities of an update."""
 
     store: ReferenceStore
     runs_ahead: bool = True
@@ -235,7 +236,7 @@ class KeepReference:
     def compute_rows(
         self, rows: Sequence[AnyRow], advance: Callable[[int], object]
     ) -> list[AnyRow]:
-        """The rows with ``reference`` filled in, by the model as it began."""
+        """The rows with ``reference`` filled in, by the initial weights."""
         return compute_reference(
             rows, self.reference, self.collate, self.limits, self.device, advance
         )
@@ -250,7 +251,7 @@ class KeepReference:
 
 @dataclass(frozen=True)
 class AddReference:
-    """A batch transform: log-probabilities of the reference, where the rows brought none along."""
+    """A batch transform: log-probabilities of the reference, where the rows have none yet."""
 
     reference: Reference
 

@@ -66,10 +66,10 @@ __all__ = ["Engine", "Log", "engine_of"]
 def open_engine(section: DataSection, log: Path) -> AbstractContextManager[Engine]:
     """The engine that a ``[data]`` section asks for, ready between enter and exit.
 
-    Sources that come split have no relational part: they need no Spark, and start none.
+    Sources that come split have no relational part: Spark is not started for them.
 
-    What it scans and writes lies in folders of this process.  Spark's executors must see them under
-    the same paths: on a cluster, the recipe's ``out`` lies on a file system that all share.
+    It scans and writes in folders of this process.  Spark's executors must see these under the same
+    paths: on a cluster, the recipe's ``out`` must be on a file system that all share.
 
     Args:
         log: where Spark's own messages go; the file stays only when Spark fails.

@@ -27,14 +27,14 @@ class Engine:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
     def scan(self, path: Path) -> Log:
-        """A parquet file, or what ``written`` left at a path, as a lazy frame."""
+        """A parquet file, or a relation that was written at a path, as a lazy frame."""
         return nw.scan_parquet(self.address(path), backend=self.backend, **self.reading)
 
     def written(self, log: Log, path: Path) -> Log:
         """Carry out ``log`` into ``path``, which does not exist yet, and scan that.
 
-        Writing a step out bounds memory and keeps lazy plans short.  What is sorted stays so:
-        polars writes one file, Spark a folder whose parts continue one another (``parts``).
+        Writing each step bounds memory and keeps lazy plans short.  A sorted relation stays sorted:
+        polars writes one file, Spark a folder of parts in order (``parts``).
         """
         log.sink_parquet(self.address(path))
         return self.scan(path)

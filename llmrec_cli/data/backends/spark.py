@@ -1,7 +1,7 @@
 """The Spark engine: a new session for one `prepare`, or the existing session of this process.
 
-What Spark has to say goes to a log file, and a failure becomes one line.  Java and pyspark are
-looked for before anything is read.
+Messages of Spark go to a log file, and a failure becomes one line.  A missing Java or pyspark is
+reported before anything is read.
 """
 
 from __future__ import annotations
@@ -93,8 +93,10 @@ def _start_session(settings: SparkSection, log: Path) -> Iterator[Any]:
 
 @contextmanager
 def _as_before() -> Iterator[None]:
-    """While a context starts: no remark about pandas, which nothing here goes through; afterwards
-    an interrupt means what it meant."""
+    """Start a context without Spark's warning about pandas, which is not used here.
+
+    Afterwards, the handler of interrupts is the one from before.
+    """
     interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -125,7 +127,7 @@ def _end_session(context: Any, gateway: Any) -> None:
 
 @contextmanager
 def _quiet_bridge() -> Iterator[None]:
-    """py4j logs a traceback when the JVM is gone, some of it as nobody's: the error will do."""
+    """Hide the tracebacks that py4j logs when the JVM is gone: the error says enough."""
     loggers = (logging.getLogger(), logging.getLogger("py4j.clientserver"))
     for logger in loggers:
         logger.addFilter(_not_of_the_bridge)
@@ -142,7 +144,7 @@ def _not_of_the_bridge(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _failures_in_one_line(log: Path | None) -> Iterator[None]:
-    """Turn what Spark and its bridge raise into a MachineError, without Java's stack."""
+    """Turn exceptions of Spark and its bridge into a MachineError, without Java's stack."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -156,7 +158,7 @@ def _failures_in_one_line(log: Path | None) -> Iterator[None]:
 
 
 def _find_cause(error: Exception) -> str:
-    """The first line of what Spark, Java or the bridge says."""
+    """The first line of the message of Spark, Java or the bridge."""
     from py4j.protocol import Py4JError
 
     said = getattr(error, "desc", None)  # as captured by pyspark
@@ -169,11 +171,11 @@ def _find_cause(error: Exception) -> str:
 
 
 def _read_complaint(log: Path) -> str:
-    """What a JVM wrote that ended before it could be asked."""
+    """The reason in the log of a JVM that ended too early to be asked."""
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if re.search(r"(Exception|Error)\b.*: ", line)]
-    return _cut_line(next(iter(told), "Java ended at once"))
+    reasons = [line for line in lines if re.search(r"(Exception|Error)\b.*: ", line)]
+    return _cut_line(next(iter(reasons), "Java ended at once"))
 
 
 def _cut_line(line: str) -> str:

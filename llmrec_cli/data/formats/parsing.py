@@ -188,9 +188,9 @@ _CUT: Final[ContextVar[set[Path] | None]] = ContextVar("cut", default=None)
 
 @contextmanager
 def read_only_beginnings() -> Iterator[None]:
-    """Whoever reads inside sees the first block of every file, and nothing behind it.
+    """Readers inside of this block see the first block of every file, and nothing after it.
 
-    So one reader serves both to read a source and to check its first lines.
+    So the same readers read a source and check its first lines.
     """
     token = _CUT.set(set())
     try:
@@ -219,7 +219,7 @@ def count_lines(data: bytes) -> int:
 
 
 def read_blocks(path: Path, bad: BadLines = STRICT, beginning: int = 0) -> Iterator[Block]:
-    """Stream a plain or gzip text file (told apart by its first bytes) as blocks of whole lines.
+    """Stream a text file as blocks of whole lines; its first bytes show whether it is gzip.
 
     A UTF-8 byte order mark at the start is skipped.
 
@@ -261,9 +261,9 @@ def _read_bytes(path: Path, beginning: int = 0) -> Iterator[Block]:
 
 
 def read_whole(path: Path) -> tuple[bytes, bool]:
-    """The text of a file that is one JSON document, and whether it is there to the end.
+    """The text of a file that is one JSON document, and whether it is complete.
 
-    (It is, but for a large one inside of ``read_only_beginnings``.)
+    (It is, except for a large one inside of ``read_only_beginnings``.)
 
     Raises:
         DataError, MachineError: as ``read_blocks``.
@@ -584,8 +584,9 @@ def _parse_line(line: bytes, literals: bool) -> object:
         raise ValueError(f"{error.msg} at column {error.pos + 1}") from None
     except ValueError as error:
         longest = sys.get_int_max_str_digits()
-        told = f"a number of more than {longest} digits" if "digits" in str(error) else str(error)
-        raise ValueError(told) from None
+        digits = "digits" in str(error)
+        problem = f"a number of more than {longest} digits" if digits else str(error)
+        raise ValueError(problem) from None
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -659,9 +660,10 @@ def read_document(path: Path) -> bytes:
 
 
 def _complete_entries(data: bytes) -> bytes:
-    """The beginning of an array or object as one that ends after its last complete entry.
+    """The beginning of an array or object, closed after its last complete entry.
 
-    What is neither, or goes wrong in its first half, stays as it is: its reader will say so.
+    Anything else, and a text that is wrong in its first half, stays unchanged; its reader reports
+    it.
     """
     text = data.decode()
     decoder = json.JSONDecoder()

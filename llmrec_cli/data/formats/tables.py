@@ -1,4 +1,4 @@
-"""Named columns of a CSV, parquet or JSON-lines file. The first bytes of the file tell its kind.
+"""Named columns of a CSV, parquet or JSON-lines file. The first bytes of the file show its kind.
 
 A table may also be a folder of parquet files, as Spark, Dask and others write it; the names of
 folders such as ``year=2018`` are then a column of it (Hive partitions).

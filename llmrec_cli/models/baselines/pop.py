@@ -24,7 +24,8 @@ class PopOptions(Options):
 class PopRanker:
     """Every entry by its training interactions, the same list for everyone.
 
-    A list is the beginning of ``Leaves.by_popularity_L``: equal counts go by the lower item.
+    A list is the beginning of ``CatalogueEntries.by_popularity_L``: of equal counts, the lower item
+    comes first.
     """
 
     leaves: CatalogueEntries

@@ -101,7 +101,7 @@ def build_leaderboard(comparison: Comparison) -> PageSection:
 
 
 def summarize_board(comparison: Comparison) -> str:
-    """What the board says, in two sentences."""
+    """The result of the leaderboard, in two sentences."""
     metric, policy = comparison.compared, comparison.headline
     best = max(select_comparable(comparison), key=lambda one: one.metrics[policy][metric].mean)
     own = best.metrics[policy][metric]
@@ -142,7 +142,7 @@ def _tabulate_metrics(comparison: Comparison) -> PageTable:
 
 
 def _tabulate_against(comparison: Comparison, headline: SeenPolicy) -> PageTable:
-    """The compared metric against the baseline; why not, only where it was asked."""
+    """The compared metric against the baseline; with reasons under the headline policy alone."""
     sheet, policy = sheets.tabulate_contrasts(comparison), comparison.headline
     if policy != headline:
         rows = tuple(row[:-1] for row in sheet.rows)
@@ -154,7 +154,7 @@ def _tabulate_against(comparison: Comparison, headline: SeenPolicy) -> PageTable
 
 
 def _tabulate_sources(comparison: Comparison) -> PageTable:
-    """What stands behind the names."""
+    """What the entries are: kind, seeds, and runs or files."""
     rows = [
         [
             cut_name(standing.name),
@@ -214,8 +214,8 @@ def _draw_forests(comparison: Comparison, policy: SeenPolicy) -> Panels:
     at = next((one.mean for one in means if one.name == base), None)
     pictures = [draw_forest(means, title, at, f"{title}: {_describe_whiskers(means, '')}")]
     if any(math.isfinite(one.mean) for one in differences):
-        told = f"{metric.upper()} minus that of {base}, {POLICY_NAMES[policy]}"
-        alt = f"{told}: {_describe_whiskers(differences, '+')}"
+        summary = f"{metric.upper()} minus that of {base}, {POLICY_NAMES[policy]}"
+        alt = f"{summary}: {_describe_whiskers(differences, '+')}"
         pictures.append(draw_forest(differences, f"difference in {title}", 0.0, alt))
     rows = [
         [line.name, *_whisker_figures(line, ""), *_whisker_figures(difference, "+")]
@@ -264,7 +264,7 @@ def _mean_whisker(standing: Standing, policy: SeenPolicy, metric: str) -> Whiske
 
 
 def _contrast_whisker(standing: Standing, policy: SeenPolicy, metric: str) -> Whisker:
-    """An entry without a contrast keeps its line, empty, so that lines face each other."""
+    """Lines of the plot.  An entry without a contrast has an empty one, so that lines match."""
     look, name = LOOKS[standing.kind], cut_name(standing.name)
     own = standing.contrasts[policy].get(metric)
     if own is None:
@@ -309,10 +309,10 @@ def _gather_dots(comparison: Comparison, cost: Callable[[Cost], float | None]) -
 def _draw_costs(comparison: Comparison, shown: Sequence[tuple[str, list[Dot]]]) -> Panels:
     metric, pictures = f"{comparison.compared.upper()}, {POLICY_NAMES[comparison.headline]}", []
     for label, dots in shown:
-        told = "; ".join(
+        summary = "; ".join(
             f"{dot.name}: {typeset_figure(dot.mean)} at {typeset_quantity(dot.x)}" for dot in dots
         )
-        pictures.append(draw_scatter(dots, (label, metric), f"{metric} against {label}: {told}"))
+        pictures.append(draw_scatter(dots, (label, metric), f"{metric} against {label}: {summary}"))
     caption = _COST_CAPTION
     if any(len(dots) < len(comparison.standings) for _, dots in shown):
         caption += " Entries that do not compare, or have no cost recorded, are left out."
@@ -362,7 +362,7 @@ def _name_bounds(group: RowGroup) -> str:
 
 
 def _label_groups(groups: Sequence[RowGroup]) -> list[str]:
-    """The same as pictures have room for: else from where on, 16+."""
+    """The same where pictures have room for it, else its lower bound: 16+."""
     names = list(map(_name_bounds, groups))
     if sum(map(len, names)) <= GROUPS_ROOM:
         return names
@@ -375,12 +375,12 @@ def _draw_profiles(slicing: Slicing, comparison: Comparison) -> Panels:
     pictures, below = [], _label_groups(slicing.groups)
     for entry, own in slicing.estimates.items():
         others = [found for name, found in slicing.estimates.items() if name != entry]
-        told = "; ".join(
+        summary = "; ".join(
             f"{name}: {typeset_figure(one.mean)} {typeset_ends(one.low, one.high)}"
             for name, one in zip(names, own, strict=True)
         )
         shown = cut_name(entry)
-        alt = f"{metric} of {shown} by {slicing.by}: {told}"
+        alt = f"{metric} of {shown} by {slicing.by}: {summary}"
         pictures.append(draw_profile(shown, own, others, below, LOOKS[kinds[entry]], alt))
     caption = (
         f"{metric} by group, {POLICY_NAMES[comparison.headline]}, with 95 % intervals over users; "
@@ -415,7 +415,7 @@ def build_lists(page: Page) -> PageSection:
 
 
 def build_beam_error(page: Page) -> PageSection:
-    """How often a beam does not find what there is to find."""
+    """How often a beam's list is not the exact list."""
     panels = [_draw_beam_errors(page.beam_errors)] if page.beam_errors else []
     blocks = [PageBlock("prose", _BEAM_TEXT), *(PageBlock("panels", one) for one in panels)]
     return PageSection("beam-error", "Beam error", tuple(blocks) if panels else ())

@@ -156,7 +156,7 @@ def _value_at(curve: Curve | None, step: int) -> str:
 
 
 def _describe_course(curve: Curve) -> str:
-    """From where to where a curve goes."""
+    """The first and the last value of a curve, in words."""
     first, last = typeset_quantity(curve.values[0]), typeset_quantity(curve.values[-1])
     return f"from {first} to {last} in {curve.steps[-1]:,} updates"
 
@@ -236,9 +236,9 @@ def _name_run(log: RunLog, logs: Sequence[RunLog]) -> str:
 def _draw_panels(title: str, panels: Sequence[_Panel]) -> Panels:
     pictures, looks, rows = [], dict[str, Look](), []
     for heading, series in panels:
-        told = "; ".join(f"{one.name} {_describe_course(one.curve)}" for one in series)
+        summary = "; ".join(f"{one.name} {_describe_course(one.curve)}" for one in series)
         lines = [Line(one.curve.steps, one.curve.values, one.look) for one in series]
-        pictures.append(draw_curves(lines, heading, f"{title}: {heading}: {told}"))
+        pictures.append(draw_curves(lines, heading, f"{title}: {heading}: {summary}"))
         looks |= {one.name: one.look for one in series}
         for one in series:
             for step, value in _sample_points(one.curve):

@@ -1,7 +1,7 @@
 """The values that the page shows in addition to the comparison.
 
-Logs, audits and facts are read from the runs' folders (``report.page.gather``); groups of rows,
-beam errors and the users side by side are worked out here.  Shape suffixes: R rows, E entries.
+Logs, audits and facts are read from the runs' folders (``report.page.gather``).  Groups of rows,
+beam errors and the users side by side are computed here.  Shape suffixes: R rows, E entries.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TopList:
 
 @dataclass(frozen=True, slots=True)
 class UserCase:
-    """One user: what is known, what was to be found, what each entry recommends."""
+    """One user: the history, the target, and what each entry recommends."""
 
     user: str
     row: int
@@ -140,7 +140,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that the page is made from; what is empty is left out."""
+    """Everything that the page is made from; empty parts are left out of the page."""
 
     maker: str  # the program and its version
     comparison: Comparison
@@ -243,7 +243,7 @@ def _score_groups(
 
 
 def measure_beam_errors(entries: Sequence[Entry], comparison: Comparison) -> tuple[BeamError, ...]:
-    """Of the entries that counted them: how many beam lists are not the exact ones."""
+    """How many beam lists are not the exact ones, of the entries that counted them."""
     found = []
     for entry in entries:
         frames = sort_frames(entry)
@@ -261,9 +261,9 @@ def measure_beam_errors(entries: Sequence[Entry], comparison: Comparison) -> tup
 def choose_users(
     entries: Sequence[Entry], comparison: Comparison, seen: Seen
 ) -> tuple[UserCase, ...]:
-    """The ten users whose id has the smallest SHA-256, each with his or her first row.
+    """The ten users whose id has the smallest SHA-256, each with their first row.
 
-    An order that no result has a part in: nobody chose these users for their lists.
+    No result affects this order: nobody chose these users for their lists.
 
     Args:
         entries: over the same rows, at least one; where there are several seeds, the first one's

@@ -46,7 +46,7 @@ _SPLITS: Final = {
 
 
 def gather_page(comparison: Comparison, entries: Sequence[Entry]) -> Page:
-    """All that the page of a comparison shows; only reads.
+    """Read everything that the page of a comparison shows; nothing is written.
 
     Args:
         entries: those that the comparison was made from, in the same order.
@@ -71,7 +71,7 @@ def gather_page(comparison: Comparison, entries: Sequence[Entry]) -> Page:
 def _gather_rows(
     comparison: Comparison, entries: Sequence[Entry]
 ) -> tuple[tuple[Slicing, ...], tuple[UserCase, ...]]:
-    """What needs lists over the same rows: groups of rows, and users side by side."""
+    """The parts that need lists over the same rows: groups of rows, and users side by side."""
     seen, same = comparison.headline, select_same_rows(entries, comparison.baseline)
     if seen == "pairs" or not same:
         return (), ()
@@ -79,13 +79,13 @@ def _gather_rows(
 
 
 def _name_experiments(entries: Iterable[Entry]) -> tuple[str, ...]:
-    """Names of the experiments, each once; another tool's lists are of none."""
+    """Names of the experiments, each once; another tool's lists belong to none."""
     runs = [run for entry in entries for run in entry.evaluations]
     return _drop_repeats(run.label.rpartition("/")[0] for run in runs if run.folder is not None)
 
 
 def _read_logs(entries: Iterable[Entry]) -> Iterator[RunLog]:
-    """What every run logged; nothing of those that were counted, or trained elsewhere."""
+    """The log of every run; none of those that were counted, or trained elsewhere."""
     for entry in entries:
         for run in entry.evaluations:
             rows = MetricsLog(run_at(run.folder).metrics_file).rows() if run.folder else []
@@ -113,7 +113,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _read_audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
-    """Of every prepared folder once, by its content."""
+    """The audit of every prepared folder, each once by its content."""
     folders = {
         str(entry.evaluated_data.manifest["files"]): entry.evaluated_data.folder
         for entry in entries

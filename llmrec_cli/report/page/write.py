@@ -30,7 +30,7 @@ POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
 )
-"""What a browser may do with the page: nothing but show it, whatever its titles try."""
+"""What a browser may do with the page: only show it, whatever a title contains."""
 _USERS_TEXT: Final = (
     "These are the users whose id has the smallest SHA-256: nobody chose them for their lists, and "
     "the same data show the same users. Histories run from old to new; of entries with several "
@@ -50,7 +50,7 @@ def write_page(path: Path, page: Page) -> None:
 def render_page(page: Page) -> str:
     """The page as HTML; equal pages are equal bytes.
 
-    Whatever comes from the data or the user is text: escaped, one line, of a sensible length.
+    Everything from the data or the user is text: escaped, on one line, cut to a sensible length.
     """
     values = {
         "policy": POLICY,

@@ -238,9 +238,7 @@ def test_prepare_tells_and_the_manifest_counts(tmp_path: Path) -> None:
     recipe = read_recipe("quickstart", words)
     prepared = prepare_data(recipe, Path, lines.append)
     assert prepared.manifest["reader"]["bad_lines"]["skipped"] == 1
-    assert any(
-        text.startswith("left out: 1 bad lines, the first: reviews.json:37:") for text in lines
-    )
+    assert any(text.startswith("left out: 1 bad line: reviews.json:37:") for text in lines)
 
 
 def test_formats_that_are_published_whole_have_no_lines_to_leave_out() -> None:
