@@ -1,0 +1,85 @@
+"""Every pass over a model tells how far it is: within updates, in validation, in evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.small import RECIPE
+from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.pipeline.run import run
+from llmrec_cli.utils.progress import Lines
+
+TABLES = """
+[baseline.sasrec]
+hidden = 16
+train = { max_steps = 1 }
+[align.dmpo]
+k = 2
+negatives = "model"
+reference = "precompute"
+train = { micro_batch = 4, rows = "window" }
+[align.ilrec]
+parent = "sft"
+n = 1
+support = "legal"
+"""
+SETTINGS = ["name=told", "train.micro_batch=4", "eval.auc=true", "eval.decode.beam_error=true"]
+SETTINGS += ["eval.batch=16", "launch.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """All lines of a whole run, of every advance."""
+    told: list[str] = []
+    home = tmp_path_factory.mktemp("told")
+    (home / "tiny.toml").write_text(RECIPE + TABLES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run(read_recipe("tiny.toml", SETTINGS), progress=Lines(write=told.append, every=0))
+    assert Path(home / "runs/told/align-ilrec/report.json").is_file()
+    return told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sft: 0/2 updates (passes 2/4), ", " tokens/s, ", " left"],
+        ["sft: 1/2 updates, ", " tokens/s, ", " left, loss "],
+        ["sft: 1/2 updates (passes 4/4), validation, loss: 10/10 rows, ", " in "],
+        ["sft: 1/2 updates (passes 4/4), validation: 10/10 rows, "],
+        ["sft: 2/2 updates, ", " in ", "loss ", "ndcg@10 "],
+        ["baseline-sasrec: 0/1 updates", "validation: 10/10 rows, "],
+        ["hard negatives: ", " windows"],
+        ["reference: 0/2 updates (rows 4/16), "],
+        ["align-dmpo: 1/2 updates", "validation, reference: 4/10 rows, "],
+        ["item scores, train: ", " rows, in "],
+        ["item scores, valid: 10/10 rows, "],
+        ["eval sft: 16/60 rows, ", " left"],
+        ["eval sft, AUC: 16/60 rows, ", " left"],
+        ["eval sft, AUC: 60/60 rows, ", " in "],
+        ["eval sft, exact search: 16/60 rows, "],
+        ["eval sft, beam search: 16/60 rows, "],
+        ["eval baseline-sasrec, AUC: 60/60 rows, "],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_pass_tells_how_far_it_is(words: list[str], said: list[str]) -> None:
+    def has_all(line: str) -> bool:
+        at = 0
+        for word in words:
+            at = line.find(word, at)
+            if at < 0:
+                return False
+            at += len(word) - 1
+        return line.startswith(words[0])
+
+    assert any(map(has_all, said)), "\n".join(said)
+
+
+def test_no_line_comes_twice(said: list[str]) -> None:
+    ends = [line for line in said if ", in " in line and "updates, validation" not in line]
+    counts = [line.partition(",")[0] for line in ends if line.startswith("eval ")]
+    assert counts
+    assert len({line.partition("/")[0] for line in ends}) == len(ends)
