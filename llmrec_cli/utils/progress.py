@@ -62,6 +62,7 @@ class Work:
     _begun: float = field(init=False)
     _latest: float = field(init=False)  # when something was last done
     _part: Work | None = None  # of the next unit; it stays until that unit is done
+    _goes_on: bool = True  # of a part
     _tokens: int = 0
     _computing: float = 0.0  # seconds in which these tokens were computed
 
@@ -91,7 +92,7 @@ class Work:
         self._tokens += part._tokens
         self._computing += self.clock() - part._begun
         part._tokens = 0  # they count from here on as those of a part that has ended
-        part.done = part.total
+        part.done, part._goes_on = part.total, False
 
     @property
     def fraction(self) -> float:
@@ -127,7 +128,8 @@ class Work:
     def describe_count(self) -> str:
         """How far: ``3/30 updates (passes 5/8)``."""
         part = self._part
-        inner = f" ({part.label} {part.done}/{part.total})" if part and part.total > 1 else ""
+        shows = part is not None and part._goes_on and part.total > 1
+        inner = f" ({part.label} {part.done}/{part.total})" if part and shows else ""
         return f"{self.done}/{self.total} {self.unit}{inner}"
 
     def describe_speed(self) -> str:

@@ -47,8 +47,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     [
         ["sft: 0/2 updates (passes 2/4), ", " tokens/s, ", " left"],
         ["sft: 1/2 updates, ", " tokens/s, ", " left, loss "],
-        ["sft: 1/2 updates (passes 4/4), validation, loss: 10/10 rows, ", " in "],
-        ["sft: 1/2 updates (passes 4/4), validation: 10/10 rows, "],
+        ["sft: 1/2 updates, validation, loss: 10/10 rows, ", " in "],
+        ["sft: 1/2 updates, validation: 10/10 rows, "],
         ["sft: 2/2 updates, ", " in ", "loss ", "ndcg@10 "],
         ["baseline-sasrec: 0/1 updates", "validation: 10/10 rows, "],
         ["hard negatives: ", " windows"],
