@@ -26,7 +26,7 @@ n = 1
 support = "legal"
 """
 SETTINGS = ["name=told", "train.micro_batch=4", "eval.auc=true", "eval.decode.beam_error=true"]
-SETTINGS += ["eval.batch=16", "launch.device=cpu"]
+SETTINGS += ["eval.batch=8", "eval.rows=20", "data.sample.train=300"]
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         ["align-dmpo: 1/2 updates", "validation, reference: 4/10 rows, "],
         ["item scores, train: ", " rows/s, in "],
         ["item scores, valid: 10/10 rows, "],
-        ["eval sft: 16/60 rows, ", " left"],
-        ["eval sft, AUC: 16/60 rows, ", " left"],
-        ["eval sft, AUC: 60/60 rows, ", " in "],
-        ["eval sft, exact search: 16/60 rows, "],
-        ["eval sft, beam search: 16/60 rows, "],
-        ["eval baseline-sasrec, AUC: 60/60 rows, "],
+        ["eval sft: 8/20 rows, ", " left"],
+        ["eval sft, AUC: 8/20 rows, ", " left"],
+        ["eval sft, AUC: 20/20 rows, ", " in "],
+        ["eval sft, exact search: 8/20 rows, "],
+        ["eval sft, beam search: 8/20 rows, "],
+        ["eval baseline-sasrec, AUC: 20/20 rows, "],
     ],
     ids=lambda words: words[0],
 )
@@ -80,5 +80,5 @@ def test_a_pass_tells_how_far_it_is(words: list[str], said: list[str]) -> None:
 
 def test_the_end_of_an_evaluation_comes_once(said: list[str]) -> None:
     ends = [line.partition(" rows")[0] for line in said if line.startswith("eval ")]
-    whole = [end for end in ends if end.endswith(" 60/60")]
+    whole = [end for end in ends if end.endswith(" 20/20")]
     assert len(set(whole)) == len(whole) >= 16  # four language models, four passes each
