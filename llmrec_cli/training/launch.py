@@ -206,9 +206,6 @@ def _listen(stop: Stop, heeded: Collection[int], hear: Callable[[int], object]) 
     def listen() -> None:
         first = -1.0
         while arrived := ours.recv(1):
-            if earlier != -1:  # somebody else listens, too: an event loop
-                with suppress(OSError):
-                    os.write(earlier, arrived)
             number, now = arrived[0], time.monotonic()
             if number not in heeded or stop.insists:
                 continue

@@ -62,6 +62,7 @@ class Work:
     _begun: float = field(init=False)
     _latest: float = field(init=False)  # when something was last done
     _part: Work | None = None  # of the next unit; it stays until that unit is done
+    _goes_on: bool = True  # of a part
     _tokens: int = 0
     _computing: float = 0.0  # seconds in which these tokens were computed
 
@@ -91,7 +92,7 @@ class Work:
         self._tokens += part._tokens
         self._computing += self.clock() - part._begun
         part._tokens = 0  # they count from here on as those of a part that has ended
-        part.done = part.total
+        part.done, part._goes_on = part.total, False
 
     @property
     def fraction(self) -> float:
@@ -127,7 +128,8 @@ class Work:
     def describe_count(self) -> str:
         """How far: ``3/30 updates (passes 5/8)``."""
         part = self._part
-        inner = f" ({part.label} {part.done}/{part.total})" if part and part.total > 1 else ""
+        shows = part is not None and part._goes_on and part.total > 1
+        inner = f" ({part.label} {part.done}/{part.total})" if part and shows else ""
         return f"{self.done}/{self.total} {self.unit}{inner}"
 
     def describe_speed(self) -> str:
@@ -135,8 +137,7 @@ class Work:
         rate, tokens, left = self.measure_rate(), self.measure_tokens(), self.estimate_left()
         shown = []
         if rate is not None:
-            each = f"{format_seconds(1 / rate)} each"
-            shown.append(f"{rate:.3g} {self.unit}/s" if rate >= 1 else each)
+            shown.append(_format_rate(rate, self.unit))
         if tokens is not None:
             shown.append(f"{tokens:,.0f} tokens/s")
         if self.done >= self.total:
@@ -146,6 +147,13 @@ class Work:
         else:
             shown.append(f"{format_seconds(round(self.count_seconds()))} so far")
         return ", ".join([*shown, self.note] if self.note else shown)
+
+
+def _format_rate(rate: float, unit: str) -> str:
+    """1,620 rows/s, 3.1 rows/s; slower than one a second: 48.2 s each."""
+    if rate < 1:
+        return f"{format_seconds(1 / rate)} each"
+    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.3g} {unit}/s"
 
 
 def advance_for_all(

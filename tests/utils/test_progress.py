@@ -77,6 +77,13 @@ def test_a_resumed_task_is_as_fast_as_it_is_now(clock: Clock) -> None:
     assert work.describe_speed() == "2 s each, 12 s left"
 
 
+def test_a_fast_rate_is_a_plain_number(clock: Clock) -> None:
+    work = Work("item scores", 6000, unit="rows", clock=clock)
+    clock.wait(1)
+    work(1620)
+    assert work.describe_speed() == "1,620 rows/s, 3 s left"
+
+
 def test_the_time_left_never_runs_below_nothing(clock: Clock) -> None:
     work = Work("eval", 2, clock=clock)
     clock.wait(1)
