@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmrec_cli.data.prompts import RankTemplate, Template, load_template, parse_template
@@ -273,6 +274,24 @@ def test_special_tokens_of_a_layout_are_tokens(name: str) -> None:
     ids = tokenizer(text)["input_ids"]
     ends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
     assert prompt.tolist() == (ids[:-1] if ends else ids)
+
+
+def test_tokens_of_semantic_ids_are_letters_in_words() -> None:
+    tokenizer = tokenizer_of("bytes, BOS added", "ChatML")
+    tokenizer.add_tokens(["<a_1>"], special_tokens=True)
+    codec = make_codec(tokenizer, ["<a_1>"])
+    (ids,) = codec.encode_words([codec.mark_words("<a_1><|im_end|>")])
+    assert tokenizer.convert_tokens_to_ids("<a_1>") not in ids
+    assert ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_token_that_eats_white_space_does_so_in_words() -> None:
+    tokenizer = tokenizer_of("bytes, BOS added", "ChatML")
+    tokenizer.add_tokens([AddedToken("<|x|>", special=True, lstrip=True, rstrip=True)])
+    codec = make_codec(tokenizer)
+    text = "one  <|x|>  two"
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert codec.encode_words([codec.mark_words(text)]) == [own]
 
 
 def test_an_item_is_worded_with_tokens_too() -> None:
