@@ -26,6 +26,7 @@ from llmrec_cli.runs.run import sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.tensors.packing import Tree
 from llmrec_cli.training.collator import Limits
+from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.machine import Memory
@@ -345,7 +346,7 @@ def test_validate_times_the_backbone_and_extrapolates_by_tokens(
     shown = typed(capsys, "validate", "own.toml", "--time", "train.max_steps=4").out
     assert re.search(r"^time: timed on [\d,]+ tokens: [\d,]+ tokens/s forward", shown, re.M)
     assert "sft: time, estimated: an update " in shown
-    assert "the run of 4 updates and 1 validations" in shown
+    assert "the run of 4 updates and 1 validation " in shown
     assert "evaluation of a language model on 8 test rows: time, estimated: " in shown
     assert not Path("runs/own/sft").exists()
 
@@ -356,7 +357,7 @@ def test_the_tokens_of_an_update_are_those_that_its_passes_have(home_with_base: 
     counted = timing.count_stage_tokens(stage, found, sizes)
     by_hand = []
     for step in range(5):
-        numbers = timing.Sampler(len(found.rows), 8, 0).numbers_of(step)
+        numbers = Sampler(len(found.rows), 8, 0).numbers_of(step)
         lengths = sorted((sizes.tokens[n] for n in numbers), reverse=True)
         parts = [lengths[at : at + 3] for at in range(0, len(lengths), 3)]
         by_hand.append(sum(len(part) * part[0] for part in parts))
