@@ -114,7 +114,7 @@ class StageTokens:
         return (
             f"an update {show_seconds(update)}, an epoch of {self.updates_per_epoch:,} "
             f"{show_seconds(update * self.updates_per_epoch)}, the run of {self.updates:,} updates "
-            f"and {self.validations:,} validations "
+            f"and {self.validations:,} validation{'' if self.validations == 1 else 's'} "
             f"{show_seconds(update * self.updates + validating)}"
         )
 

@@ -346,7 +346,7 @@ def test_validate_times_the_backbone_and_extrapolates_by_tokens(
     shown = typed(capsys, "validate", "own.toml", "--time", "train.max_steps=4").out
     assert re.search(r"^time: timed on [\d,]+ tokens: [\d,]+ tokens/s forward", shown, re.M)
     assert "sft: time, estimated: an update " in shown
-    assert "the run of 4 updates and 1 validations" in shown
+    assert "the run of 4 updates and 1 validation " in shown
     assert "evaluation of a language model on 8 test rows: time, estimated: " in shown
     assert not Path("runs/own/sft").exists()
 
