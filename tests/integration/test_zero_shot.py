@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -278,7 +277,6 @@ def test_python_keeps_what_nobody_names(home: Path) -> None:
         llmrec_cli.evaluate(recipe, ["bas"])
 
 
-REAL = "TESTS_BACKBONE"
 GIFT_CARDS = """
 [data]
 format = "amazon2018"
@@ -303,13 +301,11 @@ resamples = 100
 
 
 def test_a_real_model_ranks_as_a_run_that_ends_where_it_began(
-    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_data: Path, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if REAL not in os.environ:
-        pytest.skip(f"{REAL} names no folder of a pretrained model, such as SmolLM2-135M-Instruct")
     monkeypatch.chdir(tmp_path)
     folder = shared_data / "amazon2018-gift-cards"
-    Path("gc.toml").write_text(GIFT_CARDS.format(folder=folder, backbone=os.environ[REAL]))
+    Path("gc.toml").write_text(GIFT_CARDS.format(folder=folder, backbone=smollm2))
     recipe = read_recipe("gc.toml")
     train_sft(recipe)
     assert evaluate(recipe, "base", "sft") == ["base", "sft"]
