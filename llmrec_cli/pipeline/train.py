@@ -57,10 +57,6 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
     with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return run.folder
-        for line in warn_of_emulation(recipe.model, context.ranks.device):
-            progress.say(line)
-        for line in warn_of_warmup(section, len(found.rows), run.heading):
-            progress.say(line)
         section = _fit_passes(stage, found, run, progress)
         stage = replace(stage, section=section)
         # A policy that is measured against its own beginning must not differ from it by noise.
@@ -74,6 +70,10 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
             run=run,
         )
         policy = Policy(model)
+        for line in warn_of_emulation(recipe.model, context.ranks.device):
+            progress.say(line)
+        for line in warn_of_warmup(section, len(found.rows), run.heading):
+            progress.say(line)
         data = requirements.build_datasets(
             stage,
             policy,
