@@ -276,7 +276,7 @@ def test_the_wording_of_titles_is_said_not_to_be_that_of_ids(
         said[name] = heard.stream.getvalue().splitlines()
     assert said["plain"] == []
     assert said["mine"] == [
-        "mine: its item = '<{title}>' is the wording of a title; semantic IDs stand bare in "
+        "mine.toml: its item = '<{title}>' is the wording of a title; semantic IDs stand bare in "
         "histories, as in answers"
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,6 @@ WITH_BOS = (
     "word pieces",
 )
 TITLES = ["Red kite", "Café Noir", "Sledge & rope", "<b>", "日本語の本", "Don't stop , now ."]
-SMOLLM2 = Path(os.environ.get("LLMREC_SMOLLM2", "smollm2"))
 
 
 def tokenizer_of(name: str, chat: str) -> Any:
@@ -320,9 +318,9 @@ def test_what_only_looks_like_a_special_token_is_found() -> None:
 # A real tokenizer.
 
 
-@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="needs SmolLM2-135M-Instruct in a folder")
-def test_smollm2_speaks_its_own_language() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+@pytest.mark.slow
+def test_smollm2_speaks_its_own_language(smollm2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     template = load_template("gift-cards", Path)
     (prompt,) = encoder_of(tokenizer, template, TITLES).encode([[0, 5]])
     own = 'before: "Red kite", "Don\'t stop , now ."'

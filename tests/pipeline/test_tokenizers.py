@@ -103,7 +103,7 @@ def test_the_choice_that_sets_tau_is_an_items_and_not_a_quotes(home: Path, capsy
     assert ended.code == 0, ended.err
     assert said in ended.out
     told = done(capsys, "align", "--method", "msl", "own.toml")
-    assert told.index(said) < told.index(" updates")
+    assert told.index(said) < told.index("1/1 updates")
     ended = typed(capsys, "validate", "own.toml", "--rows", "align.msl.ats_eta=0.01")
     assert ended.code == 2
     assert f"the widest choice of the catalogue has N = {words} legal tokens" in ended.err
