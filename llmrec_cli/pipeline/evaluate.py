@@ -45,11 +45,13 @@ from llmrec_cli.runs.record import (
     Existing,
     count_opening,
     describe_command,
+    describe_other_settings,
     describe_state,
     evaluated_before,
     open_evaluation,
     require_done,
     require_same_evaluation,
+    require_same_prompt,
 )
 from llmrec_cli.runs.run import Run, experiment_of, explain_unknown_run
 from llmrec_cli.tasks.base import load_operations
@@ -91,6 +93,7 @@ def evaluate_runs(
     runs = [run for run in asked if run not in kept]
     for run in runs:
         _require_free(recipe, run, split, existing)
+        notes += _compare_settings(recipe, run)
     for note in notes:
         progress.say(note)
     if kept:
@@ -181,6 +184,21 @@ def _require_free(recipe: Recipe, run: Run, split: str, existing: Existing) -> N
         require_done(recipe, run)
     if existing == "refuse" and run.is_evaluated(split):
         raise evaluated_before(run, split)
+
+
+def _compare_settings(recipe: Recipe, run: Run) -> list[str]:
+    """A note where a language model was made with other choices than the recipe has now.
+
+    A conventional model of other choices is refused where it is loaded.
+
+    Raises:
+        ArtefactError: a language model was trained on other prompts.
+    """
+    if run.is_made_by_eval or not run.is_language_model:
+        return []
+    require_same_prompt(recipe, run)
+    note = describe_other_settings(recipe, run)
+    return [note] if note else []
 
 
 def _drop_baselines(runs: Sequence[Run], progress: Progress) -> list[Run]:

@@ -171,6 +171,38 @@ def require_same_settings(recipe: Recipe, run: Run) -> None:
     _require_equal(run, recorded, {"settings": run.settings(recipe), "facts": {}})
 
 
+def require_same_prompt(recipe: Recipe, run: Run) -> None:
+    """Refuse a recipe whose prompts are not those that a run was trained on.
+
+    Raises:
+        ArtefactError: names the first key that differs, with both values.
+    """
+    recorded, now = _read_record(run)["settings"], run.settings(recipe)
+    before, after = (
+        {"settings": {"prompt": s.get("prompt")}, "facts": {}} for s in (recorded, now)
+    )
+    _require_equal(run, before, after)
+
+
+def describe_other_settings(recipe: Recipe, run: Run) -> str | None:
+    """Which choices a run was made with that a recipe no longer has; None: it has them all.
+
+    Keys that only one of them knows are of another version; paths are compared by content.
+    """
+    recorded, now = _read_record(run)["settings"], run.settings(recipe)
+    differ = [
+        (key, before, after)
+        for key, before, after in list_differences(recorded, now)
+        if None not in (before, after) and not key.startswith("eval.") and key not in _PATH_KEYS
+    ]
+    if not differ:
+        return None
+    (key, before, after), *others = differ
+    more = f", and {len(others)} more keys differ" if len(others) > 1 else ""
+    more = f", and {others[0][0]} differs" if len(others) == 1 else more
+    return f"{run} was made with {key} = {before!r}, the recipe now has {after!r}{more}"
+
+
 def check_finished(recipe: Recipe, run: Run) -> bool:
     """Whether a run is finished.
 
