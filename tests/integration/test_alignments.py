@@ -142,7 +142,7 @@ def test_too_high_a_rate_is_warned_about(home: Path) -> None:
         (["align.dmpo.parent=base"], "run first: llmrec sft RECIPE"),
         (["align.dmpo.parent=mls"], 'parent = "mls": unknown, expected one of sft, base'),
         (["align.dmpo.parent=msl", "align.msl.parent=dmpo"], "leads back to itself"),
-        (["align.dmpo.parent=msl"], "run first: llmrec align --method msl RECIPE"),
+        (["align.dmpo.parent=msl"], "run first: llmrec align --method msl quickstart "),
         (["align.dmpo.pool=2"], "pool = 2 must be >= k = 3"),
         (["align.dmpo.refresh=5", "align.dmpo.reference=precompute"], 'reference = "online"'),
         (["align.dmpo.negatives=disliked"], "fewer than k = 3 possible negatives (disliked)"),

@@ -215,7 +215,7 @@ def test_eval_takes_what_is_finished_and_names_the_rest(
     assert "sft: was evaluated on test before, and test is opened once per run" in named.err
     lacking = typed(capsys, "eval", "own.toml", "--run", "align-lml")
     assert lacking.code == 2
-    assert "align-lml: does not exist; run first: llmrec align --method lml RECIPE" in lacking.err
+    assert "align-lml: does not exist; run first: llmrec align --method lml own.toml" in lacking.err
     opened = json.loads(Path("runs/own/sft/manifest.json").read_text())["opened"]
     assert opened == {"test": 1}
     assert typed(capsys, "eval", "own.toml", "--again", "--quiet").code == 0
