@@ -119,9 +119,12 @@ def test_a_run_stands_on_its_chat_template(home: Path, capsys: Capsys) -> None:
     told(capsys, *SFT, CHAT)
     evaluate = ("eval", "own.toml", "--run", "sft")
     file.write_text(CHATS["ChatML"][0].replace("helpful", "terse"))
-    for words in ((CHAT,), ()):
+    for words, said in (
+        ((CHAT,), "trained with chat_template = "),
+        ((), "prompt.chat = True, now"),
+    ):
         ended = typed(capsys, *evaluate, *words)
-        assert (ended.code, "trained with chat_template = " in ended.err) == (2, True)
+        assert (ended.code, said in ended.err) == (2, True)
     file.write_text(CHATS["ChatML"][0])
     told(capsys, *evaluate, CHAT)
 
