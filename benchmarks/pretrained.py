@@ -76,7 +76,7 @@ SHAPES: dict[Size, Shape] = {
 
 
 def make_model(shape: Shape, tuning: Tuning) -> Any:
-    """A Llama with random weights, its logits as far apart as a trained one's; LoRA as told."""
+    """A Llama with random weights, and a LoRA adapter where ``tuning`` says so."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -250,7 +250,7 @@ def _evaluation_row(shape: Shape, bar: float | None) -> Timed:
 
 
 def _memory_row(size: Size, method: str, trainer: str) -> Timed:
-    """LoRA: MB that the first update adds, each in a fresh process."""
+    """LoRA: MB that the first update adds, each in a fresh process; no answers to compare."""
     ours = in_fresh_process(_measure_ours, size, method)
     theirs = in_fresh_process(_measure_trl, size, trainer)
     return Timed(
