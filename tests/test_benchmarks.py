@@ -102,10 +102,26 @@ def test_prepare_equals_the_pandas_script(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_bar_in_seconds_is_a_ratio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(startup.REPEATS, "ci", 1)
-    row = startup.within(1e-6, tmp_path, "ci", "--version")
-    assert (row.peer, row.bar) == ("at most 1e-06 s", 1.0)
-    assert row.peer_seconds[0] / row.our_seconds[0] < 1
+    monkeypatch.setitem(startup.REPEATS, "full", 1)
+    monkeypatch.setitem(startup.BARS, ("--version",), 1e-6)
+    row = startup.bar_row(tmp_path, "full", ("--version",))
+    assert (row.name, row.peer, row.bar) == ("llmrec --version", "at most 1e-06 s", 1.0)
+    assert row.ratios[0] < 1
+
+
+@pytest.mark.parametrize("size", ["ci", "full"])
+def test_no_bar_in_seconds_fails_a_slow_machine(
+    size: startup.Size, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the CI size, which has floors, every row stands beside a work of the same run."""
+    monkeypatch.setattr(startup, "_llmrec", lambda *words: None)
+    monkeypatch.setattr(startup, "prepare_rows", lambda *words: [])
+    monkeypatch.setattr("subprocess.run", lambda *words, **named: None)
+    monkeypatch.setitem(startup.REPEATS, size, 1)
+    found = startup.rows(size)
+    assert any(row.peer.startswith("importing ") for row in found)
+    assert any(row.peer.startswith("at most ") for row in found) == (size == "full")
+    assert not [key for key in json.loads(suites.FLOORS.read_text()) if " s" in key[-3:]]
 
 
 @pytest.mark.parametrize("kind", growth.CATALOGUES)
