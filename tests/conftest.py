@@ -7,6 +7,7 @@ marker ``starts_python`` why that process is a quick one.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.util
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from filelock import FileLock
 from hypothesis import settings
 
@@ -113,6 +115,8 @@ def pytest_sessionstart() -> None:
         started(self, args, *rest, **options)
 
     patch = pytest.MonkeyPatch()
+    # Typer builds all commands anew for each command line; a user's process has only one.
+    patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
     patch.setattr(subprocess.Popen, "__init__", start)
     for owner, name in ((os, "fork"), (os, "forkpty"), (multiprocessing.util, "spawnv_passfds")):
         patch.setattr(owner, name, _asking(getattr(owner, name), name))

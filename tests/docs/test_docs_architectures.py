@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.architectures import BEGIN, END, PAGE, Row, look_at, names, with_table
 
+pytestmark = pytest.mark.slow  # a model of each architecture
+
 TEXT = PAGE.read_text(encoding="utf-8")
 LINES = TEXT.partition(BEGIN)[2].partition(END)[0].splitlines()
 SHOWN = {

@@ -9,6 +9,8 @@ import pytest
 
 from tests.experiments import typed
 
+pytestmark = pytest.mark.slow  # an experiment of its own
+
 ITEMS, USERS, TITLE_WORDS = 12, 20, 12
 RECIPE = """
 name = "long"

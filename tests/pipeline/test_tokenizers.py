@@ -24,6 +24,8 @@ from tests.pipeline.sample_backbones import (
     write_checkpoint,
 )
 
+pytestmark = pytest.mark.slow  # an sft and an eval per kind of tokenizer
+
 Capsys = pytest.CaptureFixture[str]
 SFT, EVAL = ("sft", "own.toml"), ("eval", "own.toml", "--run", "sft")
 

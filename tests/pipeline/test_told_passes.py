@@ -11,6 +11,8 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.utils.progress import Lines
 
+pytestmark = pytest.mark.slow  # an experiment of its own
+
 TABLES = """
 [baseline.sasrec]
 hidden = 16

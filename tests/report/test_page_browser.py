@@ -16,6 +16,8 @@ from llmrec_cli.report.page import render_page
 from tests.report.browser import Opened, chromium
 from tests.report.sample_pages import HOSTILE, SCRIPT, drawn, full_page, texts
 
+pytestmark = pytest.mark.slow  # a browser
+
 WIDTHS, SCHEMES = (390, 1280), ("light", "dark")
 UNFOLD = "document.querySelectorAll('details').forEach(d => d.open = true)"
 

@@ -28,6 +28,8 @@ from tests.experiments import Ended, typed
 from tests.report.browser import Opened, chromium
 from tests.security.hostile import RECIPE, write_raw
 
+pytestmark = pytest.mark.slow  # every command and a browser
+
 PICTURE = "data:image/svg+xml;base64,"
 TITLES = (
     "[bold red]markup[/]",
