@@ -66,6 +66,11 @@ class ModelSection(Section):
     revision: str | None = Field(
         default=None, description="revision on the hub, preferably a commit hash"
     )
+    weights: Literal["pretrained", "random"] = Field(
+        default="pretrained",
+        description="the backbone's own weights, or its architecture and tokenizer with weights "
+        "drawn by seed: the control that shows what pretraining brings",
+    )
     scratch: ScratchModel = Field(default=ScratchModel(), description='with backbone = "scratch"')
     tuning: Literal["full", "lora"] = Field(
         default="full", description="all weights, or LoRA adapters"
@@ -95,4 +100,13 @@ class ModelSection(Section):
             raise ValueError(
                 'backbone = "scratch" has nothing to adapt: use tuning = "full", quantize = "none"'
             )
+        if self.weights == "random" and self.backbone != "scratch" and self.tuning != "full":
+            raise ValueError(
+                'weights = "random" leaves nothing to adapt: use tuning = "full", quantize = "none"'
+            )
         return self
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the weights have seen anything before this recipe."""
+        return self.backbone != "scratch" and self.weights == "pretrained"

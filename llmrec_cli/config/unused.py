@@ -203,6 +203,9 @@ def _find_in_model(recipe: Recipe) -> Iterator[Unused]:
     if model.backbone == "scratch" or os.path.isdir(model.backbone):
         why = f'backbone = "{model.backbone}" is not fetched from the hub'
         yield Unused(("model", "revision"), why)
+    if model.backbone == "scratch":
+        why = 'backbone = "scratch" always has random weights'
+        yield Unused(("model", "weights"), why, default=_get_default(kind, "weights"))
 
 
 def _find_in_training(recipe: Recipe) -> Iterator[Unused]:

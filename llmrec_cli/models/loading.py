@@ -330,6 +330,40 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
             raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
     if plain:
         _check_loaded(source, found)
+    return _make_trainable(model, section)
+
+
+def draw_model(source: str | Path, section: ModelSection) -> Any:
+    """The causal LM of ``load_model`` with random weights, as its architecture initialises them.
+
+    They follow from torch's seed.  No weights are read.
+
+    Raises:
+        ArtefactError: there is no configuration of a causal LM, or it lacks the recipe's attention.
+        MachineError: an optional package is missing.
+    """
+    with import_quickly():
+        import transformers.modeling_utils  # noqa: F401  # what every architecture imports
+        from transformers import AutoModelForCausalLM
+
+    check_source(source, section.revision)
+    config = load_config(source, section.revision)
+    with loading(backbone(source)), quiet():
+        try:
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=torch.float32,  # all weights are trained; autocast has the recipe's dtype
+                attn_implementation=section.attention,
+                trust_remote_code=False,
+            )
+        except ImportError as error:
+            reason = first_line(error)
+            raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
+    return _make_trainable(model, section)
+
+
+def _make_trainable(model: Any, section: ModelSection) -> Any:
+    """The model with the recipe's way to keep activations."""
     if section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()

@@ -87,7 +87,7 @@ def load_policy(
     untouched = parent is not None and parent.is_untouched
     if section.tuning == "full" or untouched:
         trained = None if parent is None or untouched else parent.folder / MODEL_FOLDER
-        model = _load_backbone(context, trained or base_source(context.recipe))
+        model = _load_backbone(context, trained)
         if trained is None:
             backbone.fit_vocabulary(model, context.codec.tokenizer)
     else:
@@ -104,11 +104,16 @@ def load_policy(
     return model
 
 
-def _load_backbone(context: CatalogueContext, source: str | Path) -> Any:
-    """The model of a folder; of one that lacks the recipe's attention, what works is found out."""
+def _load_backbone(context: CatalogueContext, trained: Path | None) -> Any:
+    """The model of a run's folder, or the recipe's base where ``trained`` is None.
+
+    Of one that lacks the recipe's attention, what works is found out.
+    """
     section = context.recipe.model
+    source = trained or base_source(context.recipe)
+    drawn = trained is None and section.backbone != "scratch" and not section.is_pretrained
     try:
-        return backbone.load_model(source, section)
+        return (backbone.draw_model if drawn else backbone.load_model)(source, section)
     except ArtefactError:
         config = backbone.load_config(source, section.revision)
         told = explain_attention(config, section.attention, longest_row(context))
@@ -186,7 +191,7 @@ def _load_with_adapter(context: CatalogueContext, parent: Run | None, *, train: 
     from peft import PeftModel
 
     section = context.recipe.model
-    model = _load_backbone(context, base_source(context.recipe))
+    model = _load_backbone(context, None)
     vocabulary = context.codec.tokenizer.get_vocab()
     semantic = {vocabulary[token] for token in semantic_tokens(context.prepared.items)}
     drawn = backbone.fit_vocabulary(model, context.codec.tokenizer)  # anew whenever one is loaded

@@ -247,6 +247,8 @@ def explain_no_base(recipe: Recipe) -> str | None:
     """Why nothing can rank before training; None: the pretrained backbone does."""
     if recipe.model.backbone == "scratch":
         return 'model.backbone = "scratch" has random weights before training'
+    if not recipe.model.is_pretrained:
+        return 'model.weights = "random" are random before training'
     if recipe.data.form.items_are_tokens:
         return f'the tokens of data.format = "{recipe.data.format}" are random before training'
     return None

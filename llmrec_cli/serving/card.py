@@ -177,7 +177,7 @@ def _metadata(finished: FinishedRun, wanted: Wanted, *, is_adapter: bool) -> dic
         "pipeline_tag": "text-generation",
         "tags": ["recommendation", "sequential-recommendation", "llmrec", _method(finished)],
     }
-    if recipe.model.backbone != "scratch" and on_hub:
+    if recipe.model.is_pretrained and on_hub:
         named["base_model"] = base_name(recipe, wanted)
         named["base_model_relation"] = "adapter" if is_adapter else "finetune"
     if wanted.datasets:
@@ -192,6 +192,8 @@ def _method(finished: FinishedRun) -> str:
 
 def _summary(context: CatalogueContext, finished: FinishedRun, base: str | None) -> str:
     start = f"{base}, fine-tuned" if base else "A small Llama, trained from scratch"
+    if base and not finished.recipe.model.is_pretrained:
+        start = f"The architecture of {base}, trained from random weights"
     n_items, n_entries = len(context.prepared.items), context.trie.n_leaves
     entries = "" if n_items == n_entries else f" ({n_entries:,} that it can tell apart)"
     return (
