@@ -62,6 +62,56 @@ class Codec:
         """A piece of a wording, its special tokens marked."""
         return self._pattern.sub(rf"{OPEN}\g<0>{CLOSE}", words) if self.specials else words
 
+    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+        """What each text begins with, in at most ``most`` tokens.
+
+        It ends behind a token, and where a token is a part of a character, before that character.
+
+        Raises:
+            ArtefactError: the tokenizer cannot say where in a text its tokens end.
+        """
+        if not self.tokenizer.is_fast:
+            raise ArtefactError(
+                f"tokenizer {self.tokenizer.name_or_path!r} does not say where in a text a token "
+                "ends, so no description can be cut: expected a tokenizer.json"
+            )
+        shortened = list(texts)
+        for i, (text, ends) in enumerate(zip(texts, self._list_ends(texts), strict=True)):
+            if len(ends) > most:
+                shortened[i] = self._shorten(text, ends[:most], most)
+        return shortened
+
+    def _list_ends(self, texts: Sequence[str]) -> list[list[int]]:
+        """For each token of each text, where in the text it ends; -1: within a character."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+            padding=False,
+            truncation=False,
+            verbose=False,
+        )
+        found = []
+        for spans in encoded["offset_mapping"]:
+            starts = [start for start, _ in spans[1:]] + [None]
+            ends = zip(spans, starts, strict=True)
+            found.append([e if after is None or e <= after else -1 for (_, e), after in ends])
+        return found
+
+    def _shorten(self, text: str, ends: Sequence[int], most: int) -> str:
+        """The longest beginning that stops at one of ``ends``, in at most ``most`` tokens.
+
+        Cut off, a text may be read as other tokens, and more of them.
+        """
+        for end in sorted({end for end in ends if end > 0}, reverse=True):
+            beginning = text[:end].rstrip()
+            if len(self.encode([beginning])[0]) <= most:
+                return beginning
+        return ""
+
     def find_unknown(self, words: str) -> list[str]:
         """What looks like a special token in a piece of a wording, and is none here."""
         known = self.tokenizer.get_vocab()
