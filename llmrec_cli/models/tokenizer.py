@@ -76,13 +76,23 @@ class Codec:
                 "ends, so no description can be cut: expected a tokenizer.json"
             )
         shortened = list(texts)
-        for i, (text, ends) in enumerate(zip(texts, self._list_ends(texts), strict=True)):
-            if len(ends) > most:
-                shortened[i] = self._shorten(text, ends[:most], most)
+        waiting = {
+            at: sorted({0, *ends[:most]})
+            for at, ends in enumerate(self._list_ends(texts))
+            if len(ends) > most
+        }
+        while waiting:  # cut off, a text may be read as other tokens, and more of them
+            beginnings = [texts[at][: ends.pop()].rstrip() for at, ends in waiting.items()]
+            for at, text, ids in zip(
+                list(waiting), beginnings, self.encode(beginnings), strict=True
+            ):
+                if len(ids) <= most or not waiting[at]:
+                    shortened[at] = text
+                    del waiting[at]
         return shortened
 
     def _list_ends(self, texts: Sequence[str]) -> list[list[int]]:
-        """For each token of each text, where in the text it ends; -1: within a character."""
+        """For each token of each text, where its last character ends, even if it has only a part."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -94,23 +104,7 @@ class Codec:
             truncation=False,
             verbose=False,
         )
-        found = []
-        for spans in encoded["offset_mapping"]:
-            starts = [start for start, _ in spans[1:]] + [None]
-            ends = zip(spans, starts, strict=True)
-            found.append([e if after is None or e <= after else -1 for (_, e), after in ends])
-        return found
-
-    def _shorten(self, text: str, ends: Sequence[int], most: int) -> str:
-        """The longest beginning that stops at one of ``ends``, in at most ``most`` tokens.
-
-        Cut off, a text may be read as other tokens, and more of them.
-        """
-        for end in sorted({end for end in ends if end > 0}, reverse=True):
-            beginning = text[:end].rstrip()
-            if len(self.encode([beginning])[0]) <= most:
-                return beginning
-        return ""
+        return [[end for _, end in spans] for spans in encoded["offset_mapping"]]
 
     def find_unknown(self, words: str) -> list[str]:
         """What looks like a special token in a piece of a wording, and is none here."""
