@@ -92,7 +92,7 @@ class Codec:
         return shortened
 
     def _list_ends(self, texts: Sequence[str]) -> list[list[int]]:
-        """For each token of each text, where its last character ends, even if it has only a part."""
+        """For each token of each text, where its last, perhaps unfinished, character ends."""
         if not texts:
             return []
         encoded = self.tokenizer(
