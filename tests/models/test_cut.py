@@ -12,7 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from tests.pipeline.sample_backbones import TOKENIZERS
 
-KINDS = ("bytes, BOS and EOS added", "metaspace first", "metaspace, bytes for what is unknown")
+KINDS: tuple[str, ...] = (
+    "bytes, BOS and EOS added",
+    "metaspace first",
+    "metaspace, bytes for what is unknown",
+)
 KINDS += ("bytes, a space in front", "unigram, EOS added", "word pieces")
 TEXTS = [
     "Red kite, large",
