@@ -86,7 +86,7 @@ def _template() -> Iterator[str]:
     """The keys of a template file, which is no recipe but named by one."""
     tables = ("chat", "rank", "fields")
     yield TEMPLATES.strip().format(names=", ".join(f"`{name}`" for name in template_names()))
-    models = {
+    models: dict[str, type[BaseModel]] = {
         "Wording": Wording,
         "[fields]": FieldsWording,
         "[chat]": ChatWording,

@@ -310,9 +310,8 @@ class Wording(BaseModel):
     empty: str = Field(min_length=1, description="the sentence for a user without a history")
     item: str = Field(
         default='"{title}"',
-        description="the wording of one item, with one {title}, and of {brand}, {category}, "
-        "{price} and {description} those that it shows; of a semantic ID, what is not a field is "
-        "left out",
+        description="the wording of one item: {title}, and what else it shows of data.fields; a "
+        "semantic ID stands bare, and these fields behind it",
     )
     separator: str = Field(default=", ", min_length=1, description="text between two items")
     layout: str = Field(

@@ -314,3 +314,102 @@ def test_folders_of_earlier_versions_go_on(home: Path, capsys: Capsys) -> None:
     ended = typed(capsys, "prepare", "own.toml")
     assert ended.code == 2
     assert 'data.fields was null, is now ["brand", "category"' in ended.err
+
+
+BY_IDS = """
+format = "semantic-ids"
+reviews = "./inter.json"
+index = "./index.json"
+metadata = "./names.json"
+k_core = 0
+"""
+
+
+def write_ids(home: Path) -> None:
+    """The same shop, whose items are known by semantic IDs."""
+    names = {f"item{n:02d}": {"title": title, **describe(n)} for n, title in enumerate(TITLES)}
+    index = {item: [f"<a_{n // 5}>", f"<b_{n % 5}>"] for n, item in enumerate(names)}
+    bought = {
+        f"user{user}": [f"item{(user * 7 + time * 5) % len(names):02d}" for time in range(6)]
+        for user in range(30)
+    }
+    for file, content in (("names", names), ("index", index), ("inter", bought)):
+        (home / f"{file}.json").write_text(json.dumps(content))
+    recipe = (home / "own.toml").read_text()
+    lines = recipe.partition("[prompt]")[0].splitlines()
+    kept = [line for line in lines if line.startswith(("history", "fields"))]
+    (home / "ids.toml").write_text("\n".join(["[data]", *kept, BY_IDS, "[prompt]"]))
+    with (home / "ids.toml").open("a") as out:
+        out.write(recipe.partition("[prompt]")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_fields_stand_behind_semantic_ids(home: Path, capsys: Capsys) -> None:
+    write_base(home)
+    write_ids(home)
+    told(capsys, "prepare", "ids.toml")
+    said = told(capsys, "sft", "ids.toml")
+    assert "semantic IDs stand bare in histories, as in answers, and fields behind them" in said
+    told(capsys, "export", "--run", "runs/ids/sft", "--to", "out", "--base-model", "a/b")
+    catalogue = Catalogue.read("out")
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    encoder = Recommender.load("runs/ids/sft", device="cpu").context.encoder
+    items = pd.read_parquet("runs/ids/prepared/items.parquet")
+    places = {item["item_id"]: item for item in catalogue.items}
+
+    def spell(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def show(item: int) -> list[int]:
+        said = describe(item)
+        text = f" of {said['brand']}, {said['category'][-1]}"
+        text += f", {said['price']}" if said["price"] else ""
+        if said["description"]:
+            text += f" ({cut_by_hand(tokenizer, said['description'][0])})"
+        return [*tokenizer.convert_tokens_to_ids(list(items["tokens"][item])), *spell(text)]
+
+    for history in ([], [0], [3, 1, 0]):
+        (own,) = encoder.encode([history])
+        told_items = [places[items["item_id"][item]] for item in history]
+        assert catalogue.prompt_ids(tokenizer, told_items) == own.tolist()
+        if history:
+            inside = show(history[0])
+            for item in history[1:]:
+                inside += [*spell("; "), *show(item)]
+            by_hand = [*tokenizer("Name one more. Seen: ")["input_ids"], *inside]
+            assert own.tolist() == [*by_hand, *spell(". Next: ")]
+
+
+@pytest.mark.slow
+def test_data_to_evaluate_on_have_fields_of_their_own(home: Path, capsys: Capsys) -> None:
+    write_base(home)
+    other = (home / "own.toml").read_text().partition("[prompt]")[0].replace("[data]", "")
+    other = other.replace("history = 4", "history = 3")
+    recipe = (home / "own.toml").read_text()
+    (home / "own.toml").write_text(f"{recipe}\n[eval.data]\n{other}")
+    ended = typed(capsys, "prepare", "own.toml", 'eval.data.fields=["price"]')
+    assert ended.code == 2
+    assert 'set eval.data.fields = ["brand", "category", "price", "description"]' in ended.err
+    for command in ("prepare", "sft"):
+        told(capsys, command, "own.toml")
+    said = told(capsys, "eval", "own.toml", "--run", "sft")
+    assert said.count("mine.toml: items without a field") == 1
+
+
+def test_the_rank_pair_task_shows_titles_alone(home: Path, capsys: Capsys) -> None:
+    write_base(home)
+    rank = '[rank]\nhistory = "{history}"\nempty = "None"\nquestion = "? {first}, {second}"\n'
+    (home / "mine.toml").write_text(TEMPLATE + rank)
+    pairs = ("prompt.task=rank-pair", "train.select=loss")
+    said = told(capsys, "validate", "own.toml", "--rows", *pairs)
+    assert "mine.toml: its wording shows no {brand} and {category}" in said
+    assert "Maker" not in said
+
+
+def test_an_embedded_backbone_learns_the_words_of_fields(home: Path, capsys: Capsys) -> None:
+    sizes = [f"model.scratch.{key}=16" for key in ("hidden", "feed_forward")]
+    told(capsys, *SFT, "model.backbone=scratch", "model.tuning=full", *sizes)
+    tokenizer = AutoTokenizer.from_pretrained("runs/own/base")
+    assert len(tokenizer(" of Maker 7", add_special_tokens=False)["input_ids"]) <= 4
