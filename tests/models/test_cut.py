@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.tokenizer import Codec, make_codec
 from tests.pipeline.sample_backbones import TOKENIZERS
 
@@ -83,3 +84,11 @@ def test_a_space_at_the_end_goes() -> None:
     codec = CODECS["metaspace first"]
     cuts: list[Any] = [codec.cut(["Red kite, large kite"], most)[0] for most in range(1, 9)]
     assert not any(cut != cut.rstrip() for cut in cuts)
+
+
+def test_a_tokenizer_that_knows_no_places_is_refused() -> None:
+    class Slow:
+        is_fast, name_or_path = False, "own"
+
+    with pytest.raises(ArtefactError, match="tokenizer 'own' does not say where in a text"):
+        Codec(Slow(), eos=0, start=0).cut(["Red kite"], 1)
