@@ -252,6 +252,22 @@ def test_a_field_that_is_not_prepared_is_one_line(home: Path, capsys: Capsys, co
     assert not list(Path(".").glob("runs/own/sft*"))
 
 
+def test_a_template_that_shows_more_than_was_prepared_is_one_line(
+    home: Path, capsys: Capsys
+) -> None:
+    write_base(home)
+    shutil.rmtree("runs")
+    whole = TEMPLATE.replace("{category}{price}{description}", "").replace("description", "#")
+    (home / "mine.toml").write_text(whole)
+    told(capsys, "prepare", "own.toml", "data.fields=brand")
+    (home / "mine.toml").write_text(TEMPLATE)
+    ended = typed(capsys, *SFT, "data.fields=brand")
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert "mine: its item shows {category} and {price} and {description}, which data.fi" in line
+    assert not Path("runs/own/sft").exists()
+
+
 def test_a_field_that_no_prompt_shows_is_told(home: Path, capsys: Capsys) -> None:
     write_base(home)
     (home / "mine.toml").write_text(TEMPLATE.partition("item =")[0])
@@ -304,6 +320,8 @@ def test_folders_of_earlier_versions_go_on(home: Path, capsys: Capsys) -> None:
     (home / "mine.toml").write_text(TEMPLATE.partition("item =")[0])
     none = "data.fields=[]"
     told(capsys, "prepare", "own.toml", none)
+    ended = typed(capsys, *SFT)
+    assert (ended.code, "prepared with data.fields = []" in ended.err) == (2, True), ended.err
     manifest = json.loads(Path("runs/own/prepared/manifest.json").read_text())
     assert "fields" not in manifest["data"]
     assert not {"category", "price", "description"} & manifest["data"]["columns"].keys()
@@ -406,6 +424,8 @@ def test_the_rank_pair_task_shows_titles_alone(home: Path, capsys: Capsys) -> No
     said = told(capsys, "validate", "own.toml", "--rows", *pairs)
     assert "mine.toml: its wording shows no {brand} and {category}" in said
     assert "Maker" not in said
+    shutil.rmtree("runs")
+    told(capsys, "validate", "own.toml", "--rows", *pairs, "data.fields=[]")
 
 
 def test_an_embedded_backbone_learns_the_words_of_fields(home: Path, capsys: Capsys) -> None:

@@ -140,3 +140,19 @@ def test_a_prompt_without_room_for_the_shortest_item_says_how_long_it_is() -> No
     small = PromptEncoder(wording(FIELDS), codec, items, catalogue, len(alone) - 1)
     with pytest.raises(DataError, match=rf"shortest item \({room.measure_items()[1]} tokens\)"):
         require_histories(small, items)
+
+
+def test_a_description_whose_first_character_has_no_room_is_left_out() -> None:
+    tokenizer = tokenizer_of("bytes, BOS added", "ChatML")
+    codec = make_codec(tokenizer)
+    items = pd.DataFrame(
+        {"item_id": ["a"], "title": ["Kite"], "tokens": None, "description": ["\u2603"]}
+    )
+    template = wording(
+        'item = "{title}{description}"\n[fields]\ndescription = ": {description}"\n'
+        "description_tokens = 1\n"
+    )
+    encoder = PromptEncoder(template, codec, items, encode_catalogue(items, codec), 512)
+    assert encoder.texts == ["Kite"]
+    assert encoder.fields is not None
+    assert (encoder.fields.cut, encoder.fields.lacking) == (1, {"description": 1})
