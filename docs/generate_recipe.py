@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from llmrec_cli.config.loader import STAGE_TABLES
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
-from llmrec_cli.data.prompts import ChatWording, RankWording, Wording, template_names
+from llmrec_cli.data.prompts import ChatWording, FieldsWording, RankWording, Wording, template_names
 
 NAMED = [tables.key for tables in STAGE_TABLES.values()]  # by default the name of their table
 _TEXTS = "text, or a list of texts"
@@ -84,9 +84,15 @@ def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
 
 def _template() -> Iterator[str]:
     """The keys of a template file, which is no recipe but named by one."""
-    tables = ("chat", "rank")
+    tables = ("chat", "rank", "fields")
     yield TEMPLATES.strip().format(names=", ".join(f"`{name}`" for name in template_names()))
-    for title, model in (("Wording", Wording), ("[chat]", ChatWording), ("[rank]", RankWording)):
+    models: dict[str, type[BaseModel]] = {
+        "Wording": Wording,
+        "[fields]": FieldsWording,
+        "[chat]": ChatWording,
+        "[rank]": RankWording,
+    }
+    for title, model in models.items():
         schema = model.model_json_schema()
         fields = [(key, field) for key, field in _fields(model).items() if key not in tables]
         rows = [_row(key, schema["properties"][key], field) for key, field in fields]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -84,6 +86,24 @@ TimeColumn = Annotated[
 ]
 
 
+ItemField: TypeAlias = Literal["brand", "category", "price", "description"]
+"""What an item may have besides its title."""
+
+
+def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("expected each field once")
+    return value
+
+
+ItemFields = Annotated[
+    tuple[ItemField, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=ItemField | tuple[ItemField, ...]),
+    Field(strict=False),
+    AfterValidator(_each_once),
+]
+
+
 class Columns(Section):
     """`[data.columns]`: column names of `interactions` sources (CSV, parquet or JSON lines)."""
 
@@ -99,12 +119,35 @@ class Columns(Section):
     )
     title: Column | None = Field(default=None, description="title column, in metadata files")
     brand: Column | None = Field(default=None, description="brand column, in metadata files")
+    category: Column | None = Field(
+        default=None, description="category column, in metadata files; for data.fields"
+    )
+    price: Column | None = Field(
+        default=None, description="price column, in metadata files; for data.fields"
+    )
+    description: Column | None = Field(
+        default=None, description="description column, in metadata files; for data.fields"
+    )
+
+    def of_field(self, name: ItemField) -> str | None:
+        """The column of a field; None: it is not named."""
+        column: str | None = getattr(self, name)
+        return column
+
+    @model_serializer(mode="wrap")
+    def _as_earlier(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without keys that earlier versions do not know, where they say nothing."""
+        plain: dict[str, Any] = dump(self)
+        return {k: v for k, v in plain.items() if v is not None or k not in _LATER_COLUMNS}
 
     @model_validator(mode="after")
     def _apart(self) -> Columns:
         if self.user == self.item:
             raise ValueError(f'user and item are both "{self.user}": expected two columns')
         return self
+
+
+_LATER_COLUMNS: Final = ("category", "price", "description")
 
 
 class Sample(Section):
@@ -191,6 +234,10 @@ class DataSection(Section):
         description="items with equal titles: merge them into one catalogue entry, or make the "
         "titles differ (brand, then a number)",
     )
+    fields: ItemFields = Field(
+        default=(),
+        description="what prepare keeps of an item besides its title, for templates that show it",
+    )
     split: Literal["leave-one-out", "global-time", "few-shot", "given"] = Field(
         default="leave-one-out",
         description="rule of the split; `given` for sources that come split",
@@ -242,11 +289,25 @@ class DataSection(Section):
             raise ValueError(
                 f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'
             )
+        if self.form.names_columns and self.metadata:
+            for name in self.fields:
+                if self.columns.of_field(name) is None:
+                    raise ValueError(
+                        f'fields has "{name}": expected the name of its column in columns.{name}'
+                    )
         if self.min_history > self.history:
             raise ValueError(
                 f"min_history = {self.min_history} must be <= history = {self.history}"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_earlier(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a key that earlier versions do not know, where it says nothing."""
+        plain: dict[str, Any] = dump(self)
+        if not self.fields:
+            plain.pop("fields", None)
+        return plain
 
     @property
     def form(self) -> Format:

@@ -20,7 +20,7 @@ _EVERY: Final = (
     *("engine", "memory", "spark"),
 )
 _LINES: Final = ("on_bad_line", "bad_line_limit")
-_NAMES: Final = ("metadata", "untitled", "identity")
+_NAMES: Final = ("metadata", "untitled", "identity", "fields")
 _TIMES: Final = ("start", "end")
 REVIEW_KEYS: Final = (*_NAMES, *_LINES, *_TIMES, "duplicates", "k_core", "min_rating")
 """Keys of ``[data]`` that a source of ratings with times uses."""
@@ -100,7 +100,7 @@ _OURS: Final = (
     Format(
         "semantic-ids",
         ("reviews", "index"),
-        ("metadata", "duplicates", "k_core", "identity"),
+        ("metadata", "duplicates", "k_core", "identity", "fields"),
         has_clock=False,
         names="tokens",
     ),
@@ -116,7 +116,7 @@ _OURS: Final = (
 )
 
 _FOLDER: Final = Path(__file__).parents[1] / "data" / "formats"
-_SHARED: Final = {"base", "checks", "delimited", "parsing", "tables"}  # code of all readers
+_SHARED: Final = {"base", "checks", "delimited", "parsing", "tables", "texts"}  # of all readers
 
 
 def _find_others() -> Iterator[Format]:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 from pydantic import BaseModel
 
 from llmrec_cli import methods
-from llmrec_cli.config.data import Columns, DataSection, Splits
+from llmrec_cli.config.data import Columns, DataSection, ItemField, Splits
 from llmrec_cli.config.formats import join_words, list_users
 from llmrec_cli.config.training import UNTRAINED, SweepSection, TrainSection
 from llmrec_cli.utils.toml import format_value
@@ -36,6 +36,7 @@ _TRUE_ANYWAY: Final[Mapping[str, tuple[object, ...]]] = {
     "untitled": ("drop",),
     "identity": ("merge",),
 }
+_FIELDS: Final = get_args(ItemField)
 _CLEANING: Final = ("on_bad_line", "duplicates", "min_rating", "k_core", "start", "end")
 
 
@@ -166,8 +167,13 @@ def _explain_refusal(data: DataSection, key: str) -> str | None:
         return f'format "{form.name}" does not use it, only {who}; remove it'
     if key == "min_rating" and form.names_columns and not data.columns.rating:
         return "no rating is read; name the rating column in columns.rating, or remove it"
-    if key in ("columns.title", "columns.brand") and not data.metadata:
+    table, _, column = key.rpartition(".")
+    if table == "columns" and column in ("title", "brand") and not data.metadata:
         return "titles and brands are read from data.metadata, which names no file"
+    if table == "columns" and column in set(_FIELDS) - {*data.fields, "brand"}:
+        return f'nothing reads it; add "{column}" to fields, or remove it'
+    if key == "fields" and not data.metadata:
+        return "fields are read from data.metadata, which names no file"
     if key == "untitled" and data.untitled == "brand" and _has_no_brands(data):
         return "no brand is read; name the brand column in columns.brand"
     return None

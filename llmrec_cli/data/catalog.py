@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats.base import ITEM_SCHEMA
+from llmrec_cli.data.formats.base import item_schema
 from llmrec_cli.data.schema import (
     BRAND,
     COUNT,
@@ -128,7 +128,7 @@ EXAMPLES = 3  # item ids or titles shown in a message or in the audit
 class NamedItems:
     """Items that occur, split by whether they can be named."""
 
-    items: pl.DataFrame  # ITEM_ID, TITLE, BRAND, TOKENS, sorted by ITEM_ID
+    items: pl.DataFrame  # ITEM_ID, TITLE, BRAND, TOKENS and fields, sorted by ITEM_ID
     untitled: list[str]  # ids of items without a usable title (or without tokens), sorted
     dropped: list[str]  # those of them that the policy leaves without a name
 
@@ -138,8 +138,8 @@ def name_items(occurring: pl.Series, known: pl.DataFrame, section: DataSection) 
 
     Args:
         occurring: distinct item ids.
-        known: ITEM_ID (distinct), TITLE, BRAND, TOKENS; other items than the occurring ones may be
-            among them, and occurring ones may be missing.
+        known: ITEM_ID (distinct), TITLE, BRAND, TOKENS and fields; other items than the occurring
+            ones may be among them, and occurring ones may be missing.
 
     Raises:
         DataError: more than half of the items would be left without a name, or ``disambiguate`` is
@@ -189,7 +189,7 @@ def build_catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
         titles = disambiguate(rows[TITLE].to_list(), rows[BRAND].to_list())
         rows = rows.with_columns(pl.Series(TITLE, titles, dtype=pl.String))
     return rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ITEM)).select(
-        ITEM, *ITEM_SCHEMA
+        ITEM, *item_schema(section.fields)
     )
 
 

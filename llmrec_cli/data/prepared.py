@@ -23,10 +23,10 @@ from llmrec_cli.config.data import CIRCUMSTANCES, DataSection
 from llmrec_cli.data.formats.tables import find_tables
 from llmrec_cli.data.schema import ITEMS_FILE, PREFERENCE, SPLITS, TOKENS, in_order, split_file
 from llmrec_cli.data.table_files import (
-    ITEMS_SCHEMA,
     TableFile,
     check_items,
     check_table_rows,
+    items_schema,
     rows_schema,
 )
 from llmrec_cli.errors import ArtefactError, DataError, MachineError
@@ -52,7 +52,9 @@ class Prepared:
 
     folder: Path  # of parquet files and manifest.json
     manifest: Manifest  # sources, settings, counts at each step, decisions, audit
-    items: pd.DataFrame  # item, item_id, title, brand, tokens (lists of str, or None), count
+    items: (
+        pd.DataFrame
+    )  # item, item_id, title, brand, tokens (lists of str, or None), count, fields
     reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 
@@ -163,7 +165,7 @@ def write_split(folder: Path, name: str, rows: pl.DataFrame) -> None:
 
 def write_items(folder: Path, items: pl.DataFrame) -> None:
     """Write the catalogue with COUNT, ordered by ITEM."""
-    with TableFile(folder / ITEMS_FILE, ITEMS_SCHEMA) as file:
+    with TableFile(folder / ITEMS_FILE, items_schema(items.columns)) as file:
         file.append(items)
 
 
@@ -264,8 +266,8 @@ def require_same_data(folder: Path, manifest: Manifest, section: DataSection) ->
     Raises:
         DataError: names the first key that differs, with both values.
     """
-    data = section.model_dump(mode="json", exclude={*CIRCUMSTANCES, *_PATH_KEYS})
-    made = manifest["data"]
+    data = {"fields": []} | section.model_dump(mode="json", exclude={*CIRCUMSTANCES, *_PATH_KEYS})
+    made = {"fields": []} | manifest["data"]  # where none are asked for, the key is left out
     for key in data:
         if key in made and made[key] != data[key]:
             raise DataError(

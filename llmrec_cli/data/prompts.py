@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from llmrec_cli.data.catalog import has_tokens
-from llmrec_cli.data.schema import ITEM_ID, TITLE
+from llmrec_cli.data.schema import ITEM_FIELDS, ITEM_ID, TITLE
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse
 
@@ -275,6 +276,30 @@ class ChatWording(BaseModel):
         return self
 
 
+class FieldsWording(BaseModel):
+    """The keys of a template file's ``[fields]`` table: the wording of what an item has.
+
+    A field that an item lacks is left out with its wording.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    brand: str = Field(default=" by {brand}", description="with one {brand}")
+    category: str = Field(default=", {category}", description="with one {category}")
+    price: str = Field(default=", {price}", description="with one {price}")
+    description: str = Field(default=": {description}", description="with one {description}")
+    description_tokens: int = Field(
+        default=32,
+        ge=1,
+        description="most tokens of a description, without its wording; it is cut behind a token",
+    )
+
+    @field_validator(*ITEM_FIELDS)
+    @classmethod
+    def _placeholders(cls, text: str, info: Any) -> str:
+        return expect_placeholders(text, [info.field_name])
+
+
 class Wording(BaseModel):
     """The keys of a template file."""
 
@@ -285,8 +310,8 @@ class Wording(BaseModel):
     empty: str = Field(min_length=1, description="the sentence for a user without a history")
     item: str = Field(
         default='"{title}"',
-        description="the wording of one title, with one {title}; semantic IDs are written without "
-        "it",
+        description="the wording of one item: {title}, and what else it shows of data.fields; a "
+        "semantic ID stands bare, and these fields behind it",
     )
     separator: str = Field(default=", ", min_length=1, description="text between two items")
     layout: str = Field(
@@ -298,11 +323,36 @@ class Wording(BaseModel):
     chat: ChatWording = Field(
         default=ChatWording(), description="a table: the turns of a prompt that is a chat"
     )
+    fields: FieldsWording = Field(
+        default=FieldsWording(), description="a table: the wording of the fields of an item"
+    )
 
-    @field_validator("history", "item", "layout")
+    @field_validator("item")
+    @classmethod
+    def _item_placeholders(cls, text: str) -> str:
+        names = _PLACEHOLDER.findall(text)
+        once = len(set(names)) == len(names)
+        if TITLE not in names or not once or not {*names} <= {TITLE, *ITEM_FIELDS}:
+            fields = ", ".join(f"{{{name}}}" for name in ITEM_FIELDS)
+            raise ValueError(
+                f"expected one {{title}}, at most one each of {fields}, and no other name in braces"
+            )
+        return text
+
+    @field_validator("fields")
+    @classmethod
+    def _are_shown(cls, fields: FieldsWording, info: Any) -> FieldsWording:
+        shown = _PLACEHOLDER.findall(info.data.get("item", ""))
+        for key in sorted(fields.model_fields_set) if "item" in info.data else ():
+            name = key.partition("_")[0]  # description_tokens
+            if name not in shown:
+                raise ValueError(f"{key} is set, and item has no {{{name}}}: expected it there")
+        return fields
+
+    @field_validator("history", "layout")
     @classmethod
     def _placeholders(cls, text: str, info: Any) -> str:
-        wanted = {"history": ["history"], "item": ["title"], "layout": ["history", "instruction"]}
+        wanted = {"history": ["history"], "layout": ["history", "instruction"]}
         expected = wanted[info.field_name]
         if count_placeholders(text) != expected:
             listed = " and one ".join(f"{{{name}}}" for name in reversed(expected))
@@ -319,6 +369,23 @@ class Turns(NamedTuple):
     no_history: str  # the user's turn without a history
 
 
+class FieldWords(NamedTuple):
+    """Where an item's wording shows one of its values, and the words around it."""
+
+    name: str  # TITLE, or one of ITEM_FIELDS
+    head: str = ""
+    tail: str = ""
+
+    def render(self, values: Mapping[str, str]) -> str:
+        """The value on one line, in its words; nothing where there is none."""
+        value = values.get(self.name)
+        return "" if value is None else self.head + one_line(value) + self.tail
+
+
+ItemWording = tuple[str | FieldWords, ...]
+"""The words and values of an item, in turn."""
+
+
 @dataclass(frozen=True)
 class Template:
     """A wording, taken apart at its placeholders: rendering only joins strings."""
@@ -327,18 +394,31 @@ class Template:
     head: str  # everything before the history's first item; the same for all users
     tail: str  # everything after its last item
     no_history: str  # the whole prompt of a user without a history
-    item_head: str
-    item_tail: str
+    item: ItemWording
     separator: str
     turns: Turns
     own_layout: bool  # the file has a layout of its own, which a chat does without
     rank: RankTemplate | None = None  # of the rank-pair task
     whole: bool = False  # begins and ends as the model's own prompts do: nothing is added
+    description_tokens: int = 0  # most of a description
 
     @property
     def system(self) -> str:
         """The text of a chat's system turn."""
         return self.turns.system
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that an item shows besides its title, in the order of its wording."""
+        return tuple(
+            part.name for part in self.item if isinstance(part, FieldWords) and part.name != TITLE
+        )
+
+    def without_fields(self) -> Template:
+        """The same wording of titles alone."""
+        fields = self.fields
+        kept = (p for p in self.item if isinstance(p, str) or p.name not in fields)
+        return replace(self, item=tuple(kept))
 
     def as_chat(self, frame: Frame) -> Template:
         """The wording as turns of a chat, without its layout."""
@@ -354,28 +434,47 @@ class Template:
             head=change(self.head),
             tail=change(self.tail),
             no_history=change(self.no_history),
-            item_head=change(self.item_head),
-            item_tail=change(self.item_tail),
+            item=tuple(
+                change(part)
+                if isinstance(part, str)
+                else FieldWords(part.name, change(part.head), change(part.tail))
+                for part in self.item
+            ),
             separator=change(self.separator),
         )
 
     def list_words(self) -> list[str]:
         """Every piece of the wording."""
-        items = [self.item_head, self.item_tail, self.separator]
-        return [self.head, self.tail, self.no_history, *items]
+        items = [
+            word
+            for part in self.item
+            for word in ([part] if isinstance(part, str) else [part.head, part.tail])
+        ]
+        return [self.head, self.tail, self.no_history, *items, self.separator]
 
     def render(self, titles: Sequence[str]) -> str:
         """The prompt for a history of titles, oldest first; the response follows at once."""
-        if not titles:
-            return self.no_history
-        return self.head + self.separator.join(map(self.render_item, titles)) + self.tail
+        return self.join(list(map(self.render_item, titles)))
 
-    def render_item(self, title: str) -> str:
-        """One item as it stands in histories and as the response, e.g. ``"The Hobbit"``.
+    def join(self, items: Sequence[str]) -> str:
+        """The prompt for a history of rendered items, oldest first."""
+        return self.head + self.separator.join(items) + self.tail if items else self.no_history
 
-        Line breaks and control characters become spaces: no title can leave its line.
+    def render_item(self, title: str, values: Mapping[str, str] = MappingProxyType({})) -> str:
+        """One item as it stands in histories, e.g. ``"The Hobbit" by Allen & Unwin``.
+
+        Line breaks and control characters become spaces: nothing can leave its line.
+
+        Args:
+            values: fields of the item; one that is absent is left out with its wording.
         """
-        return self.item_head + one_line(title) + self.item_tail
+        shown = {**values, TITLE: title}
+        return "".join(part if isinstance(part, str) else part.render(shown) for part in self.item)
+
+    def render_fields(self, values: Mapping[str, str]) -> str:
+        """The fields of an item in their wording, as they stand behind a semantic ID."""
+        parts = (part for part in self.item if isinstance(part, FieldWords))
+        return "".join(part.render(values) for part in parts if part.name != TITLE)
 
 
 def template_names() -> list[str]:
@@ -409,6 +508,15 @@ def load_template(name_or_path: str, locate: Callable[[str], Path]) -> Template:
         )
     file = f"{name_or_path}.toml"
     return parse_template((_SHIPPED / file).read_bytes(), name=name_or_path, where=file)
+
+
+def open_template(name_or_path: str) -> Template | None:
+    """The template of ``prompt.template``; None: prompts have no words.
+
+    Raises:
+        RecipeError: as ``load_template``.
+    """
+    return None if name_or_path == SEQUENCE else load_template(name_or_path, Path)
 
 
 def load_rank_template(name_or_path: str, locate: Callable[[str], Path]) -> RankTemplate:
@@ -477,6 +585,40 @@ def require_prompts(name: str, items: pd.DataFrame, *, shows_candidates: bool) -
             require_titles(name, template.render, items)
 
 
+def require_fields(template: Template | None, prepared: Sequence[str], table: str) -> None:
+    """Refuse a template that shows fields which the data do not have.
+
+    Args:
+        template: None shows none.
+        prepared: ``data.fields``.
+        table: of the recipe where these stand, such as ``data``.
+
+    Raises:
+        RecipeError: names the fields, and the key to set.
+    """
+    shown = template.fields if template else ()
+    missing = [f"{{{name}}}" for name in shown if name not in prepared]
+    if template is not None and missing:
+        wanted = ", ".join(f'"{name}"' for name in ITEM_FIELDS if name in {*shown, *prepared})
+        raise RecipeError(
+            f"{template.name}: its item shows {' and '.join(missing)}, which {table}.fields does "
+            f"not name: set {table}.fields = [{wanted}], and prepare the data with it"
+        )
+
+
+def find_fields(template: Template, items: pd.DataFrame) -> list[dict[str, str]]:
+    """What each item has of the fields that a template shows.
+
+    Args:
+        items: the catalogue, with a column for each of these fields.
+    """
+    columns = [items[name].tolist() for name in template.fields]
+    return [
+        {name: v for name, v in zip(template.fields, values, strict=True) if isinstance(v, str)}
+        for values in (zip(*columns, strict=True) if columns else [()] * len(items))
+    ]
+
+
 def parse_template(content: bytes, name: str, where: str) -> Template:
     """The template in the bytes of a TOML file; ``where`` names the file in messages.
 
@@ -499,7 +641,6 @@ def parse_template(content: bytes, name: str, where: str) -> Template:
 def _take_apart(name: str, wording: Wording) -> Template:
     layout_head, layout_tail = wording.layout.split("{history}")
     history_head, history_tail = wording.history.split("{history}")
-    item_head, item_tail = wording.item.split("{title}")
     user_head, user_tail = wording.chat.user.split("{history}")
 
     def instruct(part: str) -> str:
@@ -516,13 +657,27 @@ def _take_apart(name: str, wording: Wording) -> Template:
         head=instruct(layout_head) + history_head,
         tail=history_tail + instruct(layout_tail),
         no_history=instruct(layout_head) + wording.empty + instruct(layout_tail),
-        item_head=item_head,
-        item_tail=item_tail,
+        item=_take_item_apart(wording),
         separator=wording.separator,
         turns=turns,
         own_layout="layout" in wording.model_fields_set,
         rank=take_apart(wording.rank) if wording.rank else None,
+        description_tokens=wording.fields.description_tokens,
     )
+
+
+def _take_item_apart(wording: Wording) -> ItemWording:
+    """Its words, empty ones left out, and its values."""
+    parts: list[str | FieldWords] = []
+    for at, piece in enumerate(_PLACEHOLDER.split(wording.item)):  # words, name, words, ...
+        if at % 2 == 0:
+            parts += [piece] if piece else []
+        elif piece == TITLE:
+            parts.append(FieldWords(TITLE))
+        else:
+            head, tail = getattr(wording.fields, piece).split(f"{{{piece}}}")
+            parts.append(FieldWords(piece, head, tail))
+    return tuple(parts)
 
 
 def _read_template(path: Path) -> bytes:
@@ -536,7 +691,11 @@ def _read_template(path: Path) -> bytes:
         ) from None
 
 
-_TABLES: Final[dict[str, type[BaseModel]]] = {"rank": RankWording, "chat": ChatWording}
+_TABLES: Final[dict[str, type[BaseModel]]] = {
+    "rank": RankWording,
+    "chat": ChatWording,
+    "fields": FieldsWording,
+}
 
 
 def _list_problems(error: ValidationError) -> Iterator[str]:

@@ -19,6 +19,11 @@ FINER: Final = 1 << 43
 TITLE: Final = "title"  # string, cleaned; null where unusable
 BRAND: Final = "brand"  # string or null
 TOKENS: Final = "tokens"  # list<string>: a semantic ID; null for items known by title
+# item fields, which ``data.fields`` asks for; each is text on one line, null where it is unusable
+CATEGORY: Final = "category"  # the most specific one
+PRICE: Final = "price"  # such as "$1250.00"
+DESCRIPTION: Final = "description"
+ITEM_FIELDS: Final = (BRAND, CATEGORY, PRICE, DESCRIPTION)
 
 # the prepared folder
 ITEM: Final = "item"  # int32, dense catalogue index 0..n_items-1, in order of item_id

@@ -22,6 +22,7 @@ from llmrec_cli.data.schema import (
     DISLIKED,
     HISTORY,
     ITEM,
+    ITEM_FIELDS,
     ITEM_ID,
     NEGATIVES,
     RATING,
@@ -50,6 +51,9 @@ ITEMS_SCHEMA: Final = pa.schema(
         COUNT: pa.int32(),
     }
 )
+FIELDS_SCHEMA: Final = pa.schema(  # written after ITEMS_SCHEMA where ``data.fields`` asks for them
+    {name: pa.string() for name in ITEM_FIELDS if name != BRAND}
+)
 ROWS_SCHEMA: Final = pa.schema(
     {
         ROW: pa.int32(),
@@ -68,6 +72,12 @@ OPTIONAL_SCHEMA: Final = pa.schema(  # written after ROWS_SCHEMA where the rows 
         DISLIKED: pa.list_(pa.int32()),
     }
 )
+
+
+def items_schema(columns: Iterable[str]) -> pa.Schema:
+    """The schema of a catalogue with ``columns``."""
+    present = set(columns)
+    return pa.schema([*ITEMS_SCHEMA, *(f for f in FIELDS_SCHEMA if f.name in present)])
 
 
 def rows_schema(columns: Iterable[str]) -> pa.Schema:
@@ -162,7 +172,7 @@ def check_items(file: Path, items: pa.Table) -> None:
             an id that is missing or occurs twice; an item without a title and without tokens;
             items with tokens beside items without.
     """
-    _check_columns(file, items.schema, ITEMS_SCHEMA)
+    _check_columns(file, items.schema, items_schema(items.column_names))
     item_I = items[ITEM].to_numpy()
     if len(item_I) == 0:
         raise _make_error(file, "no items")

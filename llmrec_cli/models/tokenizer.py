@@ -62,6 +62,50 @@ class Codec:
         """A piece of a wording, its special tokens marked."""
         return self._pattern.sub(rf"{OPEN}\g<0>{CLOSE}", words) if self.specials else words
 
+    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+        """What each text begins with, in at most ``most`` tokens.
+
+        It ends behind a token, and where a token is a part of a character, before that character.
+
+        Raises:
+            ArtefactError: the tokenizer cannot say where in a text its tokens end.
+        """
+        if not self.tokenizer.is_fast:
+            raise ArtefactError(
+                f"tokenizer {self.tokenizer.name_or_path!r} does not say where in a text a token "
+                "ends, so no description can be cut: expected a tokenizer.json"
+            )
+        shortened = list(texts)
+        waiting = {
+            at: sorted({0, *ends[:most]})
+            for at, ends in enumerate(self._list_ends(texts))
+            if len(ends) > most
+        }
+        while waiting:  # cut off, a text may be read as other tokens, and more of them
+            beginnings = [texts[at][: ends.pop()].rstrip() for at, ends in waiting.items()]
+            for at, text, ids in zip(
+                list(waiting), beginnings, self.encode(beginnings), strict=True
+            ):
+                if len(ids) <= most or not waiting[at]:
+                    shortened[at] = text
+                    del waiting[at]
+        return shortened
+
+    def _list_ends(self, texts: Sequence[str]) -> list[list[int]]:
+        """For each token of each text, where its last, perhaps unfinished, character ends."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+            padding=False,
+            truncation=False,
+            verbose=False,
+        )
+        return [[end for _, end in spans] for spans in encoded["offset_mapping"]]
+
     def find_unknown(self, words: str) -> list[str]:
         """What looks like a special token in a piece of a wording, and is none here."""
         known = self.tokenizer.get_vocab()

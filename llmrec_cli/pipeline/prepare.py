@@ -44,7 +44,7 @@ from llmrec_cli.data.prepared import (
     write_manifest,
     write_split,
 )
-from llmrec_cli.data.prompts import require_prompts
+from llmrec_cli.data.prompts import open_template, require_fields, require_prompts
 from llmrec_cli.data.rows import (
     SplitCounts,
     collect_items,
@@ -112,14 +112,15 @@ class Preparation:
 
 
 def describe_preparation(
-    made: Preparation, folder: Path, notes: Mapping[str, Any], files: Sequence[str]
+    made: Preparation, folder: Path, notes: Mapping[str, Any], section: DataSection
 ) -> Facts:
     """The facts of the manifest, JSON-able: reader's notes, cleaning, catalogue, splits, audit.
 
     Args:
         folder: where the split files of ``made`` are.
-        files: paths of the sources; where the notes name one, its base name takes its place.
+        notes: of the reader; where they name a source, its base name takes the path's place.
     """
+    files = section.files()
     names = disambiguate([Path(file).name for file in files], [None] * len(files))
     splits = {name: pl.scan_parquet(folder / split_file(name), glob=False) for name in made.splits}
     columns = splits["test"].collect_schema()
@@ -129,7 +130,7 @@ def describe_preparation(
         "rules": RULES | further,
         "reader": _rename_files(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
-        "catalogue": _describe_catalogue(made),
+        "catalogue": _describe_catalogue(made, section.fields),
         "splits": {
             name: _count_split(rows) | made.counts[name].facts() for name, rows in splits.items()
         },
@@ -175,8 +176,21 @@ def describe_cuts(made: Preparation, section: DataSection) -> list[str]:
     return lines
 
 
-def _describe_catalogue(made: Preparation) -> Facts:
-    named = made.named
+def describe_fields(made: Preparation, fields: Sequence[str]) -> str | None:
+    """How many items of the catalogue have which field; None: none is asked for."""
+    if not fields:
+        return None
+    counts = _count_fields(made, fields)
+    listed = ", ".join(f"{name} {counts[name]:,}" for name in fields)
+    return f"fields of {len(made.items):,} items (data.fields): {listed} have one"
+
+
+def _count_fields(made: Preparation, fields: Sequence[str]) -> dict[str, int]:
+    return {name: int(made.items[name].count()) for name in fields}
+
+
+def _describe_catalogue(made: Preparation, fields: Sequence[str]) -> Facts:
+    named, with_field = made.named, _count_fields(made, fields)
     before = made.items.join(named.items, on=ITEM_ID, how="left", maintain_order="left")
     renamed = before.filter(pl.col(TITLE) != pl.col(f"{TITLE}_right"))
     return {
@@ -185,6 +199,7 @@ def _describe_catalogue(made: Preparation) -> Facts:
         "of these without a name, dropped": len(named.dropped),
         "examples": named.untitled[:EXAMPLES],
         "titles made distinct": len(renamed),
+        **({"items with a field": with_field} if with_field else {}),
     }
 
 
@@ -235,12 +250,14 @@ def prepare_data(recipe: Recipe, locate: Locate, progress: Progress = lambda _: 
         progress: receives one line per step.
 
     Raises:
-        RecipeError: a file or column that the format needs is not named; no such template.
+        RecipeError: a file or column that the format needs is not named; no such template, or one
+            that shows fields which ``data.fields`` does not name.
         DataError: the sources, a folder that was prepared from something else, or a prompt that
             would not show every item of a history.
         ArtefactError: a folder that was prepared before and has changed since.
         MachineError: the disk refuses, or the engine that is asked for fails or is missing.
     """
+    require_all_fields(recipe)
     prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
     pairs = recipe.task.shows_candidates
     require_prompts(recipe.prompt.template, prepared.items, shows_candidates=pairs)
@@ -250,6 +267,23 @@ def prepare_data(recipe: Recipe, locate: Locate, progress: Progress = lambda _: 
         template = recipe.prompt_for_eval.template
         require_prompts(template, other.items, shows_candidates=pairs)
     return prepared
+
+
+def require_all_fields(recipe: Recipe) -> None:
+    """Refuse templates, to train or to evaluate with, that show fields which the data do not have.
+
+    Raises:
+        RecipeError: as ``require_fields``; no such template.
+    """
+    if recipe.task.shows_candidates:
+        return
+    asked = [(recipe.prompt, "data", recipe.data)]
+    if recipe.eval.data is not None:
+        asked.append((recipe.prompt_for_eval, "eval.data", recipe.eval.data))
+    elif recipe.eval.prompt is not None:
+        asked.append((recipe.eval.prompt, "data", recipe.data))
+    for prompt, table, data in asked:
+        require_fields(open_template(prompt.template), data.fields, table)
 
 
 def _prepare(
@@ -298,8 +332,10 @@ def _make(
                     source.interactions, source.items, section, seed, cleaning, stage
                 )
         _say_lines(describe_cuts(made, section), progress)
+        if found := describe_fields(made, section.fields):
+            progress(found)
         write_items(stage, made.items)
-        facts = describe_preparation(made, stage, source.notes, section.files())
+        facts = describe_preparation(made, stage, source.notes, section)
         write_manifest(stage, made.splits, asked | facts)
 
 
@@ -322,14 +358,28 @@ def _report_reading(notes: Mapping[str, Any], section: DataSection, progress: Pr
         for name, found in parts.items():
             if isinstance(found, Mapping):
                 _say_lines(_describe_missing_ids(name, found), progress)
-    metadata = notes.get("metadata", {})
-    for name, column in metadata.get("ignored_index_column", {}).items():
-        progress(f"{name}: {_describe_ignored(column)}")
-    if lost := metadata.get("rows_with_unreadable_details"):
-        progress(f"metadata: {lost:,} rows whose details cannot be read: no brand from there")
+    _say_lines(_describe_metadata(_find_metadata(notes)), progress)
     if found := notes.get("bad_lines", {}).get("skipped"):
         count = "1 bad line" if found == 1 else f"{found:,} bad lines, the first"
         progress(f"left out: {count}: {notes['bad_lines']['first'][0]}")
+
+
+def _find_metadata(notes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The notes of the metadata, which stand beside those of reviews or of an index."""
+    found: Mapping[str, Any] = notes.get("metadata") or notes.get("index", {}).get("titles", {})
+    return found
+
+
+def _describe_metadata(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What a user may not expect in metadata files."""
+    for name, column in metadata.get("ignored_index_column", {}).items():
+        yield f"{name}: {_describe_ignored(column)}"
+    if lost := metadata.get("rows_with_unreadable_details"):
+        yield f"metadata: {lost:,} rows whose details cannot be read: no brand from there"
+    for name, counts in metadata.get("fields", {}).items():
+        if lost := counts["rows_with_unusable"]:
+            example = counts["unusable_example"]
+            yield f"metadata: {lost:,} rows with an unusable {name}, such as {example}"
 
 
 def _describe_missing_ids(name: str, found: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
-from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact
+from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact, wording_fact
 from llmrec_cli.runs.record import BASE_FILES, finish_run, start_run
 from llmrec_cli.runs.run import Run
 from llmrec_cli.runs.tracking import Trackers, open_trackers
@@ -56,6 +56,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         "vocabulary": len(tokenizer),
         CHAT_FACT: _hash_chat(tokenizer) if recipe.prompt.chat else None,
         **history_fact(recipe),
+        **wording_fact(recipe),
     }
 
 

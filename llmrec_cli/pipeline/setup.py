@@ -5,8 +5,10 @@ prepared folder + backbone -> CatalogueContext -> rows, prompts, checks of their
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 
-from llmrec_cli.config.data import PromptSection
+from llmrec_cli.config.data import DataSection, PromptSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
@@ -30,8 +32,10 @@ from llmrec_cli.data.prompts import (
     Question,
     RankTemplate,
     Template,
+    find_fields,
     load_rank_template,
-    load_template,
+    open_template,
+    require_fields,
 )
 from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeError
@@ -64,6 +68,7 @@ from llmrec_cli.utils.variables import check_variables, hide_variables, is_cpu_w
 
 SEQUENCE = "sequence"
 BASE_FILE = "base.json"
+WORDING_FACT = "wording"  # in manifests: hash of a wording that shows fields
 HISTORY_FACT = "history"  # in manifests: what text prompts name items by; absent: by titles
 
 
@@ -101,8 +106,16 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 
-def prompt_template(name_or_path: str) -> Template | None:
-    return None if name_or_path == SEQUENCE else load_template(name_or_path, Path)
+def wording_fact(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the wording of prompts that show fields.
+
+    A run must not go on with another budget or wording of them.  Runs without fields know their
+    template by its name.
+    """
+    template = None if recipe.task.shows_candidates else open_template(recipe.prompt.template)
+    if template is None or not template.fields:
+        return {}
+    return {WORDING_FACT: hashlib.sha256(json.dumps(astuple(template)).encode()).hexdigest()}
 
 
 def open_chat(recipe: Recipe, prompt: PromptSection, codec: Codec) -> Chat | None:
@@ -153,7 +166,7 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
 def _build_scratch(
     recipe: Recipe, prepared: Prepared, folder: Path, made_from: dict[str, Any]
 ) -> None:
-    template = prompt_template(recipe.prompt.template)
+    template = open_template(recipe.prompt.template)
     semantic = semantic_tokens(prepared.items)
     texts = [] if semantic else [f'"{title}"' for title in prepared.items[TITLE].dropna()]
     if recipe.task.shows_candidates:
@@ -162,8 +175,9 @@ def _build_scratch(
         texts = [rank.render(Question((name,), name, name)) for name in names]  # wording counts
     elif template is not None and semantic:  # only the words: IDs have tokens of their own
         texts = [template.head + template.separator + template.tail, template.no_history]
+        texts += _render_fields(template, prepared.items)
     elif template is not None:
-        texts += [template.render(texts[:1])]
+        texts += [template.render(texts[:1]), *_render_fields(template, prepared.items)]
     model, tokenizer = loading.build_scratch(recipe.model.scratch, texts, semantic, recipe.seed)
 
     def fill(temporary: Path) -> None:
@@ -172,6 +186,12 @@ def _build_scratch(
         write_json(temporary / BASE_FILE, made_from)
 
     write_folder(folder, fill)
+
+
+def _render_fields(template: Template, items: pd.DataFrame) -> list[str]:
+    """The fields of every item in their wording, uncut; nothing where the template shows none."""
+    values = find_fields(template, items) if template.fields else []
+    return list(map(template.render_fields, values))
 
 
 def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
@@ -390,11 +410,13 @@ def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[
     template: Template | RankTemplate | None = bench.encoder.template
     prompt = bench.recipe.prompt_for_eval if evaluation else bench.recipe.prompt
     name = Path(prompt.template).name
+    yield from _list_field_notes(bench, name, evaluation=evaluation)
     if isinstance(template, Template) and has_tokens(bench.prepared.items):
         if template.render_item("") != '""':
             yield (
                 f"{name}: its item = {template.render_item('{title}')!r} is the wording of a "
                 "title; semantic IDs stand bare in histories, as in answers"
+                + (", and fields behind them" if template.fields else "")
             )
     if bench.recipe.task.shows_candidates:
         template = bench.open_rank_template(prompt)
@@ -412,6 +434,25 @@ def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[
         )
     if bench.chat is not None:
         yield from bench.chat.list_notes(has_system=bool(template.system))
+
+
+def _list_field_notes(bench: CatalogueContext, name: str, *, evaluation: bool) -> Iterator[str]:
+    """What prompts show of items besides their titles, and what of it they do not."""
+    table, data = _find_data(bench.recipe, evaluation=evaluation)
+    template = None if bench.recipe.task.shows_candidates else bench.encoder.template
+    idle = [field for field in data.fields if template is None or field not in template.fields]
+    if idle:
+        listed = " and ".join(f"{{{field}}}" for field in idle)
+        yield f"{name}: its wording shows no {listed}, which {table}.fields keeps"
+    if template is not None and bench.encoder.fields is not None:
+        yield from bench.encoder.fields.list_lines(name, template.description_tokens)
+
+
+def _find_data(recipe: Recipe, *, evaluation: bool) -> tuple[str, DataSection]:
+    """The table of the data that prompts are made of, and its name."""
+    if evaluation and recipe.eval.data is not None:
+        return "eval.data", recipe.eval.data
+    return "data", recipe.data
 
 
 def build_context(
@@ -432,7 +473,11 @@ def build_context(
         prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
         require_tokens(prepared, codec)
     chat = open_chat(recipe, prompt, codec)
-    template, config = prompt_template(prompt.template), base_config(recipe)
+    template, config = open_template(prompt.template), base_config(recipe)
+    table, data = _find_data(recipe, evaluation=evaluation)
+    if recipe.task.shows_candidates:
+        template = template and template.without_fields()  # [rank] has a wording of its own
+    require_fields(template, data.fields, table)
     if template is not None and chat is not None:
         template = template.as_chat(chat.frame)
     check_vocabulary(recipe, config, codec.tokenizer, semantic_tokens(trained_on.items))

@@ -38,7 +38,10 @@ def validate(recipe: Recipe, *, rows: bool, time: bool = False) -> Iterator[str]
     Raises:
         LlmrecError: the first thing that would stop a run.
     """
+    from llmrec_cli.pipeline.prepare import require_all_fields
+
     require_trackers(recipe.track)
+    require_all_fields(recipe)
     sources = list(_sources(recipe))
     yield from ("resolved recipe:", *_indent(tomli_w.dumps(redact_values(recipe.to_table()))))
     yield from sources

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.config.model import TREE_ATTENTION
-from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.schema import COUNT, ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError, ExportError, MachineError, RecipeError
 from llmrec_cli.models.language_model import Policy
@@ -134,9 +133,8 @@ def write_ranking(context: CatalogueContext, folder: Path) -> None:
 
 def _items(context: CatalogueContext) -> list[dict[str, Any]]:
     """The catalogue, the most popular first: of equal entries, the one that is recommended."""
-    template = context.encoder.marked
+    encoder = context.encoder
     items = context.prepared.items
-    by_tokens = has_tokens(items)  # then prompts show the tokens, too
     found = []
     for item in items[COUNT].sort_values(ascending=False, kind="stable").index:
         title = items[TITLE].iloc[item]
@@ -147,8 +145,10 @@ def _items(context: CatalogueContext) -> list[dict[str, Any]]:
             "count": int(items[COUNT].iloc[item]),
             "tokens": context.catalogue[item].tolist(),
         }
-        if template is not None and not by_tokens:
-            entry["text"] = template.render_item(title)
+        if encoder.texts:
+            entry["text"] = encoder.texts[item]
+        elif encoder.words is not None and encoder.words.fields:
+            entry["fields"] = encoder.words.fields[item].tolist()
         found.append(entry)
     return found
 

@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llmrec_cli.data.catalog import has_tokens
-from llmrec_cli.data.prompts import SEQUENCE, Template, require_titles
-from llmrec_cli.data.schema import HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
+from llmrec_cli.data.prompts import SEQUENCE, Template, find_fields, require_titles
+from llmrec_cli.data.schema import DESCRIPTION, HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 
@@ -214,14 +214,65 @@ class _Words(NamedTuple):
     separator: IntArray
     tail: IntArray
     no_history: IntArray  # the whole prompt
+    fields: Sequence[IntArray]  # of each item, behind its ID; empty: the template shows none
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFields:
+    """How many items have the fields that a template shows."""
+
+    items: int
+    lacking: Mapping[str, int]  # by field: items without it
+    described: int = 0  # items with a description
+    cut: int = 0  # of these, whose description is cut
+
+    def list_lines(self, name: str, budget: int) -> list[str]:
+        """What a person has to know, a line each.
+
+        Args:
+            name: of the template's file.
+            budget: most tokens of a description.
+        """
+        lines = []
+        if lacks := {field: n for field, n in self.lacking.items() if n}:
+            listed = ", ".join(f"{field} {n:,}" for field, n in lacks.items())
+            lines.append(
+                f"{name}: items without a field, whose words are left out there: {listed} of "
+                f"{self.items:,}"
+            )
+        if self.cut:
+            lines.append(
+                f"{name}: {self.cut:,} of {self.described:,} descriptions are cut to {budget} "
+                "tokens (fields.description_tokens)"
+            )
+        return lines
+
+
+def _read_fields(
+    template: Template, codec: Codec, items: pd.DataFrame
+) -> tuple[list[dict[str, str]], ShownFields]:
+    """What each item shows besides its title, its description cut to the template's budget."""
+    values = find_fields(template, items)
+    if not template.fields:
+        return values, ShownFields(len(items), {})
+    described = [value for value in values if DESCRIPTION in value]
+    whole = [value[DESCRIPTION] for value in described]
+    cut = 0
+    for value, text in zip(described, codec.cut(whole, template.description_tokens), strict=True):
+        cut += text != value[DESCRIPTION]
+        value[DESCRIPTION] = text
+        if not text:  # its first character has more tokens
+            del value[DESCRIPTION]
+    lacking = {name: sum(name not in value for value in values) for name in template.fields}
+    return values, ShownFields(len(items), lacking, len(described), cut)
 
 
 class PromptEncoder:
     """Histories to prompt ids, for a text template or for bare item sequences.
 
     In a text prompt, an item that is known by its semantic ID is its tokens, as in the response
-    (LC-Rec, arXiv:2311.09049); any other item is its title.  A prompt that is too long loses its
-    oldest items whole; no item is ever cut.
+    (LC-Rec, arXiv:2311.09049); any other item is its title.  Behind it stand the fields that the
+    template shows.  A prompt that is too long loses its oldest items whole, with their fields.
 
     Args:
         max_tokens: longest prompt.
@@ -241,11 +292,16 @@ class PromptEncoder:
         self.marked = template and template.map_words(codec.mark_words)
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
-        self.titles, self.words = list[str](), None
-        if self.marked is not None and has_tokens(items):
-            self.words = _encode_words(self.marked, codec)
-        elif template is not None:
-            self.titles = require_titles(template.name, template.render, items)
+        self.texts, self.words = list[str](), None  # of each item, where it is known by its title
+        self.fields: ShownFields | None = None
+        if template is not None and self.marked is not None:
+            values, self.fields = _read_fields(template, codec, items)
+            if has_tokens(items):
+                self.words = _encode_words(self.marked, codec, values)
+            else:
+                titles = require_titles(template.name, template.render, items)
+                pairs = zip(titles, values, strict=True)
+                self.texts = [self.marked.render_item(title, value) for title, value in pairs]
         self.max_tokens = max_tokens
         self.why = why or f"prompt.max_tokens = {max_tokens}"
 
@@ -285,7 +341,7 @@ class PromptEncoder:
         """
         room, parts = self.max_tokens - len(words.head) - len(words.tail), list[IntArray]()
         for item in reversed(history):
-            tokens = self.catalogue[item][:-1]  # without EOS
+            tokens = self.show_id(words, item)
             part = np.concatenate([tokens, words.separator]) if parts else tokens
             room -= len(part)
             if room < 0:
@@ -298,6 +354,21 @@ class PromptEncoder:
             raise self._too_long(len(words.no_history))
         return words.no_history
 
+    def show_id(self, words: _Words, item: int) -> IntArray:
+        """The semantic ID of an item, and its fields."""
+        tokens = self.catalogue[item][:-1]  # without EOS
+        return np.concatenate([tokens, words.fields[item]]) if words.fields else tokens
+
+    def measure_items(self) -> IntArray:
+        """Tokens of each item as it stands in a history; fields apart, as it stands in answers."""
+        lengths: IntArray = np.diff(self.catalogue.start_S1).astype(np.int32)
+        if self.marked is None or not self.marked.fields:
+            return lengths
+        if self.words is not None:
+            added = map(len, self.words.fields or ())
+            return lengths + np.fromiter(added, np.int32, len(lengths))
+        return np.array([len(ids) for ids in self.codec.encode_words(self.texts)], dtype=np.int32)
+
     def _too_long(self, tokens: int) -> DataError:
         return DataError(f"{self.why}: the template alone takes {tokens} tokens in this tokenizer")
 
@@ -306,8 +377,8 @@ class PromptEncoder:
         prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
         waiting = list(range(len(histories)))
         while waiting:
-            shown = ([self.titles[item] for item in histories[i]] for i in waiting)
-            texts = [template.render(titles) for titles in shown]
+            shown = ([self.texts[item] for item in histories[i]] for i in waiting)
+            texts = [template.join(items) for items in shown]
             ids = self.codec.encode_prompts(texts, whole=template.whole)
             too_long = []
             for i, tokens in zip(waiting, ids, strict=True):
@@ -321,12 +392,23 @@ class PromptEncoder:
         return prompts
 
 
-def _encode_words(template: Template, codec: Codec) -> _Words:
-    """Of a template whose special tokens are marked."""
+def _encode_words(template: Template, codec: Codec, values: Sequence[Mapping[str, str]]) -> _Words:
+    """Of a template whose special tokens are marked.
+
+    Args:
+        values: the fields of each item.
+    """
     beginnings = [template.head, template.no_history]
     head, no_history = codec.encode_prompts(beginnings, whole=template.whole)
     separator, tail = codec.encode_words([template.separator, template.tail])
-    return _Words(*(np.asarray(ids, np.int32) for ids in (head, separator, tail, no_history)))
+    texts = [template.render_fields(value) for value in values] if template.fields else []
+    return _Words(
+        head=np.asarray(head, np.int32),
+        separator=np.asarray(separator, np.int32),
+        tail=np.asarray(tail, np.int32),
+        no_history=np.asarray(no_history, np.int32),
+        fields=Ragged.of(codec.encode_words(texts)),
+    )
 
 
 def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
@@ -341,7 +423,7 @@ def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
         DataError: names template, item and what was expected.
     """
     name = encoder.template.name if encoder.template else SEQUENCE
-    lengths = np.diff(encoder.catalogue.start_S1)
+    lengths = encoder.measure_items()
     shortest = int(lengths.argmin())
     ids, left_out_N = encoder.encode_counted([[shortest], []])
     if left_out_N[0]:
@@ -350,7 +432,7 @@ def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
             f"shortest item ({lengths[shortest]} tokens) has room behind the template "
             f"({len(ids[1])}): raise prompt.max_tokens"
         )
-    if encoder.titles:
+    if encoder.texts:
         return
     for start in range(0, len(items), _AT_ONCE):
         history = range(start, min(start + _AT_ONCE, len(items)))
@@ -358,7 +440,7 @@ def require_histories(encoder: PromptEncoder, items: pd.DataFrame) -> None:
             raise DataError(
                 f'[prompt] template = "{name}": a history with the item '
                 f"{items[ITEM_ID].iloc[item]!r} lacks it: expected the "
-                f"{lengths[item] - 1} tokens of its name in the prompt"
+                f"{len(encoder.catalogue[item]) - 1} tokens of its name in the prompt"
             )
 
 

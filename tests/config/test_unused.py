@@ -154,6 +154,28 @@ def test_what_is_true_anyway_may_be_said(override: str, tmp_path: Path) -> None:
         (smallest("interactions"), "data.metadata=m", "[data.columns] title is missing"),
         (
             smallest("interactions"),
+            'data={ metadata = "m", columns = { title = "t",price = "p" } }',
+            'price = "p": nothing reads it; add "price" to fields, or remove it',
+        ),
+        (
+            smallest("interactions"),
+            'data={ metadata = "m", columns = { title = "t" }, fields = "price" }',
+            'fields has "price": expected the name of its column in columns.price',
+        ),
+        (
+            smallest("amazon2018"),
+            "data.fields=price",
+            'fields = "price": fields are read from data.metadata, which names no file',
+        ),
+        (smallest("amazon2018"), 'data.fields=["price", "price"]', "expected each field once"),
+        (smallest("amazon2018"), "data.fields=prize", "Did you mean price?"),
+        (
+            smallest("rank-pairs"),
+            "data.fields=price",
+            'format "rank-pairs" does not use it',
+        ),
+        (
+            smallest("interactions"),
             'data={ metadata = "m", untitled = "brand", columns = { title = "t" } }',
             'untitled = "brand": no brand is read; name the brand column in columns.brand',
         ),

@@ -131,7 +131,7 @@ BAD = {
     ),
     "no placeholder": (MINIMAL.replace(b"{history}", b""), "history = .*expected one {history}"),
     "two placeholders": (MINIMAL.replace(b"{history}", b"{history}{history}"), "expected one"),
-    "another name": (MINIMAL + b'item = "{title} {brand}"', "item = .*expected one {title}"),
+    "another name": (MINIMAL + b'item = "{title} {publisher}"', "item = .*expected one {title}"),
     "half a layout": (MINIMAL + b'layout = "{history}"', "one {instruction} and one {history}"),
     "wrong type": (MINIMAL.replace(b'"Go on."', b"3"), "instruction = 3: .*valid string"),
     "empty text": (MINIMAL.replace(b"Go on.", b""), "instruction = ''"),

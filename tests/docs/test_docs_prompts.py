@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmrec_cli.data.prompts import load_template, parse_template
+from llmrec_cli.data.prompts import FieldWords, load_template, parse_template
 from llmrec_cli.models.chat import read_chat
 from llmrec_cli.models.tokenizer import train_tokenizer
 from tests.docs.doc_pages import DOCS, blocks, read
 from tests.models.test_chat import CHATS
 
 PAGE = list(blocks(read(DOCS / "prompts.md")))
-LAYOUT, TURNS = (b for b in PAGE if b.mark.endswith("test_docs_prompts.py"))
+LAYOUT, FIELDS, TURNS = (b for b in PAGE if b.mark.endswith("test_docs_prompts.py"))
 
 
 def test_a_template_of_ones_own_renders() -> None:
@@ -21,6 +21,27 @@ def test_a_template_of_ones_own_renders() -> None:
         'The user has read: "A"; "B"\n\nNext book: '
     )
     assert own.render([]).count("The user has read no book yet.") == 1
+
+
+def test_fields_stand_in_an_item_as_shown() -> None:
+    own = parse_template(FIELDS.text.encode(), "own", "own.toml")
+    shown = next(b.text for b in PAGE if b.text.startswith('"Denny'))
+    values = {
+        "brand": "Denny's",
+        "category": "Gift Cards",
+        "price": "$25.00",
+        "description": "Denny's is America's diner. This is where Americans have come for",
+    }
+    assert own.render_item("Denny's Gift Card", values) == shown.rstrip("\n")
+    by_default = parse_template(FIELDS.text.partition("[fields]")[0].encode(), "own", "own.toml")
+    assert by_default.item == own.item
+    table = read(DOCS / "prompts.md")
+    for part in own.item[1:]:
+        if isinstance(part, FieldWords) and part.name in values:
+            words = f"{part.head}{{{part.name}}}{part.tail}"
+            assert f"| `{{{part.name}}}` |" in table
+            assert f'| `"{words}"` |' in table
+    assert f"cut to `description_tokens` ({by_default.description_tokens})" in table
 
 
 def test_turns_are_worded_apart() -> None:

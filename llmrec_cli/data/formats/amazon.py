@@ -8,7 +8,7 @@ al. 2019): JSON lines, fields named as in 2014.  2023 (Hou et al. 2024): JSON li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,7 @@ from llmrec_cli.data.formats.base import (
     Notes,
     Sink,
     Source,
+    gather_values,
     no_items,
     with_id,
     write_interactions,
@@ -37,6 +38,8 @@ from llmrec_cli.data.formats.parsing import (
     read_records,
     recognize_other,
 )
+from llmrec_cli.data.formats.texts import in_dollars, is_blank
+from llmrec_cli.data.schema import CATEGORY, DESCRIPTION, PRICE
 
 INTERACTIONS_FILE = "interactions.parquet"
 
@@ -73,6 +76,33 @@ class Generation:
     reviews: Shape[Any]  # of ReviewLine
     metadata: Shape[Any]  # of ItemLine
     fields: Fields
+    categories: tuple[str, ...]  # keys of metadata, the first that has something counts
+
+    @property
+    def described(self) -> Shape[Any]:
+        """The shape of metadata whose lines are read with the fields of their items.
+
+        Only asked for: the values may be of any kind, and reading them takes time.
+        """
+        names = (*self.categories, PRICE, DESCRIPTION)
+        record = msgspec.defstruct(
+            "DescribedItem", [(name, Any, None) for name in names], bases=(self.metadata.record,)
+        )
+        return replace(self.metadata, record=record)
+
+    def values(self, row: Any) -> dict[str, object]:
+        """The fields of an item beside its brand, as the file has them.
+
+        Args:
+            row: a record of ``described``.
+        """
+        found = [getattr(row, name) for name in self.categories]
+        category = next((value for value in found if not is_blank(value)), None)
+        return {
+            CATEGORY: category,
+            PRICE: in_dollars(row.price),
+            DESCRIPTION: row.description,
+        }
 
 
 class Review2014(
@@ -167,16 +197,19 @@ GENERATIONS: Final[dict[str, Generation]] = {
         reviews=Shape(Review2014, "an amazon2014 review", literals=True),
         metadata=Shape(Item2014, "amazon2014 metadata", literals=True),
         fields=FIELDS_2014,
+        categories=("categories",),  # several paths
     ),
     "2018": Generation(
         reviews=Shape(Review2014, "an amazon2018 review"),
         metadata=Shape(Item2014, "amazon2018 metadata"),
         fields=FIELDS_2014,
+        categories=("category", "main_cat"),
     ),
     "2023": Generation(  # joined on parent_asin, never on asin
         reviews=Shape(Review2023, "an amazon2023 review"),
         metadata=Shape(Item2023, "amazon2023 metadata"),
         fields=FIELDS_2023,
+        categories=("categories", "main_category"),
     ),
 }
 
@@ -200,7 +233,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
             path = locate(name)
             reviews = _read_reviews(path, form.reviews, bad)
             files[name] = write_interactions(path, reviews, form.fields, sink, bad=bad)
-    items, notes = read_items(section.metadata, locate, form.metadata, bad)
+    items, notes = read_items(section, locate, form, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 
@@ -224,30 +257,32 @@ def _read_reviews(path: Path, shape: Shape[Any], bad: BadLines) -> Iterator[Inte
 
 
 def read_items(
-    files: tuple[str, ...], locate: Locate, shape: Shape[Any], bad: BadLines = STRICT
+    section: DataSection, locate: Locate, form: Generation, bad: BadLines = STRICT
 ) -> tuple[pl.DataFrame, Notes]:
-    """Read metadata files into one row per item, with counts.
+    """Read the metadata files into one row per item, with the fields asked for, and counts.
 
     Raises:
         DataError: a line that is no metadata of this generation, or a file without any.
     """
-    if not files:
-        return no_items(), {}
-    items = ItemRows()
-    for name in files:
+    if not section.metadata:
+        return no_items(section.fields), {}
+    items = ItemRows(section.fields)
+    shape = form.described if section.fields else form.metadata
+    for name in section.metadata:
         before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):
-            _collect_items(batch, shape, items, bad)
+            _collect_items(batch, form, items, bad)
         if sum(frame.height for frame in items.frames) + items.without_id == before:
             raise make_fault(locate(name), 1, f"the file has no item; expected {shape.what}")
     frame = items.frame()
-    return frame, {"files": list(files), **items.notes(frame)}
+    return frame, {"files": list(section.metadata), **items.notes(frame)}
 
 
 def _collect_items(
-    batch: RecordBatch[Any], shape: Shape[Any], items: ItemRows, bad: BadLines
+    batch: RecordBatch[Any], form: Generation, items: ItemRows, bad: BadLines
 ) -> None:
     rows: list[ItemLine] = batch.rows
+    shape = form.metadata
     odd = [i for i, row in enumerate(rows) if row.item_id is None or row.reviewer is not None]
     if odd:
         _require_metadata(batch, odd, shape)
@@ -261,6 +296,7 @@ def _collect_items(
         [row.item_id or "" for row in known],
         [row.title for row in known],
         [row.maker for row in known],
+        gather_values([form.values(row) for row in known] if items.fields else [], items.fields),
     )
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmrec_cli.data.formats.checks import (
-    MISSING_WORDS,
     Checked,
     Fields,
     Interactions,
@@ -29,15 +26,20 @@ from llmrec_cli.data.formats.checks import (
     is_torn,
     torn,
 )
-from llmrec_cli.data.formats.parsing import STRICT, BadLines, make_fault, read_object
+from llmrec_cli.data.formats.parsing import STRICT, BadLines, make_fault, read_object, show_text
+from llmrec_cli.data.formats.texts import clean_field, clean_title, is_blank
 from llmrec_cli.data.schema import (
     BRAND,
+    CATEGORY,
     CHOSEN_FIRST,
+    DESCRIPTION,
     FINER,
     HISTORY,
+    ITEM_FIELDS,
     ITEM_ID,
     NEGATIVES,
     POSITION,
+    PRICE,
     RATING,
     TARGET,
     TIMESTAMP,
@@ -59,6 +61,7 @@ ITEM_SCHEMA: Final[dict[str, pl.DataType]] = {
     BRAND: pl.String(),
     TOKENS: pl.List(pl.String),
 }
+FIELD: Final = pl.String()  # of ``data.fields``, behind these where the recipe asks for them
 ROW_SCHEMA: Final[dict[str, pl.DataType]] = {
     USER_ID: pl.String(),
     HISTORY: pl.List(pl.String),
@@ -74,6 +77,11 @@ PAIR_SCHEMA: Final[dict[str, pl.DataType]] = {
 }
 
 
+def item_schema(fields: Sequence[str]) -> dict[str, pl.DataType]:
+    """Columns of the items of a source that is asked for ``fields`` (``data.fields``)."""
+    return ITEM_SCHEMA | {name: FIELD for name in ITEM_FIELDS if name in {*fields} - {BRAND}}
+
+
 @dataclass(frozen=True)
 class Source:
     """One raw source, read.
@@ -81,8 +89,8 @@ class Source:
     Attributes:
         interactions: parquet file of (user_id, item_id, rating or null, timestamp in ms,
             position), in file order; None where the source comes already split.
-        items: one row per item_id with metadata (``ITEM_SCHEMA``), in order of first appearance;
-            titles are clean, null where unusable.
+        items: one row per item_id with metadata (``item_schema``), in order of first appearance;
+            titles and fields are clean, null where unusable.
         rows: split name -> rows with ids (``ROW_SCHEMA``, or ``PAIR_SCHEMA`` where the source
             consists of pairs), in file order; None unless the source comes already split.
         notes: JSON-able counts and decisions for the manifest.
@@ -97,79 +105,80 @@ class Source:
     lists_catalogue: bool = False
 
 
-# Titles as people read them: entities decoded once, white space collapsed, fragments refused.
-
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_INVISIBLE: Final = " \u200b\u200c\u200d\u2060\ufeff\u00ad"  # zero-width, and the soft hyphen
-_MARKUP: Final = re.compile(r"<[A-Za-z/!][^<>]*(?:>|$)")
-
-
-def clean_title(raw: str | None) -> str | None:
-    """Make a raw title presentable, or return None where nothing usable is left.
-
-    HTML entities are decoded once (``&amp;amp;`` becomes ``&amp;``), control characters and lone
-    surrogates count as white space, and white space is collapsed and trimmed, zero-width signs at
-    the ends too.  Unusable: absent, empty, nothing but markup (a lone ``<span ...``), a page script
-    (Amazon 2018 has titles that are JavaScript; they mention ``getTime``), or a word that tables
-    have for no value, such as ``NULL``, ``N/A`` or ``nan``, spelt exactly so.
-    """
-    if raw is None:
-        return None
-    text = html.unescape(raw) if "&" in raw else raw
-    if not text.isprintable():
-        text = _CONTROL.sub(" ", text)
-    text = " ".join(text.split())
-    if text and not text.isprintable():
-        text = text.strip(_INVISIBLE)
-    if not text or text in MISSING_WORDS or "getTime()" in text:
-        return None
-    if "<" in text and not _MARKUP.sub("", text).strip():
-        return None
-    return text
-
-
 # Item metadata collected into one row per item.
 
 
-_TEXTS = {name: pl.String() for name in (ITEM_ID, TITLE, BRAND)}
+Values = Mapping[str, Sequence[object]]
+"""The raw values of ``data.fields``, by field: one of each row, in whatever form the file has."""
+
+
+@dataclass
+class _FieldCount:
+    """What is known of a field over all rows."""
+
+    absent: int = 0
+    unusable: int = 0
+    example: str = ""  # of an unusable value
+
+    def notes(self) -> Notes:
+        found: Notes = {"rows_without": self.absent, "rows_with_unusable": self.unusable}
+        return found | ({"unusable_example": self.example} if self.unusable else {})
 
 
 @dataclass
 class ItemRows:
-    """Metadata rows as they come; ``frame`` keeps one per item_id."""
+    """Metadata rows as they come; ``frame`` keeps one per item_id.
 
+    Attributes:
+        fields: of ``data.fields``; only these are kept, beside title and brand.
+    """
+
+    fields: tuple[str, ...] = ()
     frames: list[pl.DataFrame] = field(default_factory=list)
     without_id: int = 0
     missing: int = 0
     unusable: int = 0
     unreadable_details: int = 0  # of metadata of 2023, where the brand stands in them
+    counts: dict[str, _FieldCount] = field(default_factory=dict)
 
     def add(
         self,
         item_ids: Sequence[str],
         titles: Sequence[str | None],
         brands: Sequence[str | None],
+        values: Values = MappingProxyType({}),
     ) -> None:
-        """Add rows with raw titles and brands; both are cleaned and counted here."""
+        """Add rows with raw titles, brands and values; all are cleaned and counted here.
+
+        Args:
+            values: of each of ``fields`` but the brand.
+        """
         cleaned = [clean_title(title) for title in titles]
         blank = sum(not (title or "").strip() for title in titles)
         self.missing += blank
         self.unusable += cleaned.count(None) - blank
         columns = {ITEM_ID: item_ids, TITLE: cleaned, BRAND: [clean_title(b) for b in brands]}
-        self.frames.append(pl.DataFrame(columns, schema=_TEXTS))
+        if BRAND in self.fields:
+            self._count(BRAND, brands, columns[BRAND])
+        for name in self._kept:
+            columns[name] = [clean_field(name, value) for value in values[name]]
+            self._count(name, values[name], columns[name])
+        self.frames.append(pl.DataFrame(columns, schema=self._schema))
 
     def frame(self) -> pl.DataFrame:
-        """One row per item_id in order of first appearance: its first usable title and brand."""
-        rows = pl.concat(self.frames) if self.frames else pl.DataFrame(schema=_TEXTS)
-        first = [pl.col(name).drop_nulls().first() for name in (TITLE, BRAND)]
+        """One row per item_id in order of first appearance: the first usable one of each value."""
+        schema = self._schema
+        rows = pl.concat(self.frames) if self.frames else pl.DataFrame(schema=schema)
+        first = [pl.col(name).drop_nulls().first() for name in schema if name != ITEM_ID]
         items = rows.group_by(ITEM_ID, maintain_order=True).agg(first)
-        return items.with_columns(pl.lit(None, ITEM_SCHEMA[TOKENS]).alias(TOKENS))
+        tokens = pl.lit(None, ITEM_SCHEMA[TOKENS]).alias(TOKENS)
+        return items.with_columns(tokens).select(list(item_schema(self.fields)))
 
     def notes(self, items: pl.DataFrame) -> Notes:
         """Counts for the manifest."""
         rows = sum(frame.height for frame in self.frames)
         unreadable = self.unreadable_details
+        fields = {name: self.counts[name].notes() for name in ITEM_FIELDS if name in self.counts}
         return {
             "rows": rows + self.without_id,
             "rows_without_id": self.without_id,
@@ -179,7 +188,36 @@ class ItemRows:
             "items": items.height,
             "items_with_title": items.height - items[TITLE].null_count(),
             **({"rows_with_unreadable_details": unreadable} if unreadable else {}),
+            **({"fields": fields} if fields else {}),
         }
+
+    @property
+    def _kept(self) -> list[str]:
+        """Columns beside the title and the brand, which is always kept."""
+        return [name for name in ITEM_FIELDS if name in {*self.fields} - {BRAND}]
+
+    @property
+    def _schema(self) -> dict[str, pl.DataType]:
+        return {name: pl.String() for name in (ITEM_ID, TITLE, BRAND, *self._kept)}
+
+    def _count(self, name: str, raw: Sequence[object], cleaned: Sequence[str | None]) -> None:
+        """Add a batch of a field to its counts."""
+        counts = self.counts.setdefault(name, _FieldCount())
+        for value, usable in zip(raw, cleaned, strict=True):
+            if usable is None and is_blank(value):
+                counts.absent += 1
+            elif usable is None:
+                counts.example = counts.example or show_text(value)
+                counts.unusable += 1
+
+
+def gather_values(rows: Sequence[Mapping[str, object]], fields: Sequence[str]) -> Values:
+    """The values of ``fields`` but the brand, by field.
+
+    Args:
+        rows: the values of each row, by field.
+    """
+    return {name: [row[name] for row in rows] for name in fields if name != BRAND}
 
 
 def with_id(
@@ -202,9 +240,9 @@ def with_id(
     return found
 
 
-def no_items() -> pl.DataFrame:
+def no_items(fields: Sequence[str] = ()) -> pl.DataFrame:
     """The items of a source without metadata."""
-    return pl.DataFrame(schema=ITEM_SCHEMA)
+    return pl.DataFrame(schema=item_schema(fields))
 
 
 # Interactions on their way to parquet: checked, in milliseconds, in bounded memory.
@@ -389,8 +427,19 @@ class Name(msgspec.Struct):
     brand: str | None = None
 
 
-def read_names(files: tuple[str, ...], locate: Locate) -> tuple[pl.DataFrame, Notes]:
+_NAME_KEYS: Final = ("categories", CATEGORY, PRICE, DESCRIPTION)  # of fields, in the same file
+_DescribedName: Final[Any] = msgspec.defstruct(  # they may be of any kind
+    "DescribedName", [(name, Any, None) for name in _NAME_KEYS], bases=(Name,)
+)
+
+
+def read_names(
+    files: tuple[str, ...], locate: Locate, fields: tuple[str, ...] = ()
+) -> tuple[pl.DataFrame, Notes]:
     """Read ``{"id": "title", ...}`` or ``{"id": {"title": ..., "brand": ...}, ...}`` files.
+
+    Args:
+        fields: ``data.fields``; other keys of an item are its fields.
 
     Returns:
         One row per item in order of first appearance, and counts.
@@ -399,13 +448,25 @@ def read_names(files: tuple[str, ...], locate: Locate) -> tuple[pl.DataFrame, No
         DataError: not such an object.
     """
     if not files:
-        return no_items(), {}
-    items = ItemRows()
+        return no_items(fields), {}
+    items, kind = ItemRows(fields), _DescribedName if fields else Name
+    named: Any = dict[str, kind | str | None]  # type: ignore[valid-type]  # chosen above
     for name in files:
-        found: dict[str, Name | str | None] = read_object(
-            locate(name), dict[str, Name | str | None], "one JSON object: item id -> title"
+        found: dict[str, Any] = read_object(
+            locate(name), named, "one JSON object: item id -> title"
         )
-        names = [Name(n) if isinstance(n, str) or n is None else n for n in found.values()]
-        items.add(list(found), [n.title for n in names], [n.brand for n in names])
+        names = [kind(n) if isinstance(n, str) or n is None else n for n in found.values()]
+        items.add(
+            list(found),
+            [n.title for n in names],
+            [n.brand for n in names],
+            gather_values([_list_values(n) for n in names] if fields else [], fields),
+        )
     frame = items.frame()
     return frame, {"files": list(files), **items.notes(frame)}
+
+
+def _list_values(name: Any) -> dict[str, object]:
+    """The fields of a ``_DescribedName`` beside the brand, as the file has them."""
+    category = name.categories if name.category is None else name.category
+    return {CATEGORY: category, PRICE: name.price, DESCRIPTION: name.description}

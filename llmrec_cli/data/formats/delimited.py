@@ -57,12 +57,14 @@ class Kinds:
         optional: those of them that may be empty.
         times: numbers, or all of them ISO dates.
         ids: without line breaks.
+        values: of any kind that the file has: texts, numbers, lists.
     """
 
     numbers: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     times: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 TEXTS: Final = Kinds()

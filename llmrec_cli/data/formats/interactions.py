@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +23,7 @@ from llmrec_cli.data.formats.checks import Fields, Interactions
 from llmrec_cli.data.formats.delimited import Kinds
 from llmrec_cli.data.formats.parsing import BadLines
 from llmrec_cli.data.formats.tables import Table, find_index, find_tables, read_parts
+from llmrec_cli.data.schema import BRAND
 from llmrec_cli.errors import DataError, RecipeError
 
 
@@ -91,30 +92,49 @@ def _read_interactions(table: Table, columns: Columns, bad: BadLines) -> Iterato
 
 
 def _read_items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.DataFrame, Notes]:
-    columns, items = section.columns, ItemRows()
+    columns, items = section.columns, ItemRows(section.fields)
     if not section.metadata:
-        return no_items(), {}
+        return no_items(section.fields), {}
     if columns.title is None:
         raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
     texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
+    named: dict[str, str] = {
+        name: columns.of_field(name) or "" for name in section.fields if name != BRAND
+    }
     ignored = {}
     for name in section.metadata:
         for table in find_tables(locate(name)):
-            if (index := find_index(table, texts)) is not None:
+            if (index := find_index(table, [*texts, *named.values()])) is not None:
                 ignored[name] = index
-            _add_items(table, columns, texts, items, bad)
+            _add_items(table, columns, texts, named, items, bad)
     frame = items.frame()
     notes = {"files": list(section.metadata), **items.notes(frame)}
     return frame, notes | ({"ignored_index_column": ignored} if ignored else {})
 
 
 def _add_items(
-    table: Table, columns: Columns, texts: list[str], items: ItemRows, bad: BadLines
+    table: Table,
+    columns: Columns,
+    texts: list[str],
+    named: Mapping[str, str],
+    items: ItemRows,
+    bad: BadLines,
 ) -> None:
-    for part in read_parts(table, texts, Kinds(ids=(columns.item,)), bad):
+    """Add the rows of a table.
+
+    Args:
+        named: field -> its column.
+    """
+    values = tuple(dict.fromkeys(named.values()))
+    for part in read_parts(table, texts, Kinds(ids=(columns.item,), values=values), bad):
         ids = part.texts[columns.item]
         known = with_id(ids, columns.item, table.path, part.line_of, bad)
         brands = part.texts[columns.brand] if columns.brand else [None] * len(ids)
         items.without_id += sum(not item_id for item_id in ids)
         titles = part.texts[columns.title or ""]
-        items.add([ids[i] for i in known], [titles[i] for i in known], [brands[i] for i in known])
+        items.add(
+            [ids[i] for i in known],
+            [titles[i] for i in known],
+            [brands[i] for i in known],
+            {name: [part.values[column][i] for i in known] for name, column in named.items()},
+        )

@@ -6,20 +6,21 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.data.formats.amazon import (
     FIELDS_2023,
     GENERATIONS,
     INTERACTIONS_FILE,
+    Generation,
     bad_lines,
     read_items,
 )
 from llmrec_cli.data.formats.base import Locate, Notes, Sink, Source, write_interactions
 from llmrec_cli.data.formats.checks import Fields, Interactions
 from llmrec_cli.data.formats.delimited import Cells, Kinds, read_cells, read_header
-from llmrec_cli.data.formats.parsing import BadLines, Shape, make_fault, show_text
+from llmrec_cli.data.formats.parsing import BadLines, make_fault, show_text
 
 FIELDS: Final = Fields(user="user_id", item="item_id", rating="rating", timestamp="timestamp")
 HEADER_2023: Final = ["user_id", "parent_asin", "rating", "timestamp"]
@@ -30,18 +31,18 @@ class _Layout:
     """How a generation lays out its files."""
 
     fields: Fields
-    metadata: Shape[Any]
+    metadata: Generation
     order: tuple[str, ...] | None = None  # of the columns, where there is no header
 
 
 _LAYOUTS: Final = {
     "ratings2014": _Layout(
-        FIELDS, GENERATIONS["2014"].metadata, ("user_id", "item_id", "rating", "timestamp")
+        FIELDS, GENERATIONS["2014"], ("user_id", "item_id", "rating", "timestamp")
     ),
     "ratings2018": _Layout(
-        FIELDS, GENERATIONS["2018"].metadata, ("item_id", "user_id", "rating", "timestamp")
+        FIELDS, GENERATIONS["2018"], ("item_id", "user_id", "rating", "timestamp")
     ),
-    "ratings2023": _Layout(FIELDS_2023, GENERATIONS["2023"].metadata),
+    "ratings2023": _Layout(FIELDS_2023, GENERATIONS["2023"]),
 }
 _ASIN: Final = re.compile(r"[0-9A-Z]{10}")  # user ids are longer
 
@@ -60,7 +61,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
             path = locate(name)
             ratings = _read_ratings(path, section.format, layout, bad)
             files[name] = write_interactions(path, ratings, layout.fields, sink, bad=bad)
-    items, notes = read_items(section.metadata, locate, layout.metadata, bad)
+    items, notes = read_items(section, locate, layout.metadata, bad)
     return Source(sink.path, items, notes={"reviews": files, "metadata": notes, **bad.notes()})
 
 

@@ -37,7 +37,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """
     del scratch  # these sources fit in memory
     rows, notes = read_splits(section, locate, read_split_file, SPLITS)
-    items, metadata = read_items(section.metadata, locate, generation_of(section).metadata)
+    items, metadata = read_items(section, locate, generation_of(section))
     return Source(None, items, rows, {"splits": notes, "metadata": metadata})
 
 

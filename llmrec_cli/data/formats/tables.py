@@ -58,6 +58,7 @@ class Part:
         numbers: column -> pyarrow array of float64, of times also int64 or a list; null or None
             where the file has none.
         line_of: file line (parquet: row, from 1) of an index into these.
+        values: column -> what the file has there, of any kind; CSV has texts alone.
         clock: unit of the times where their column or notation states it.
     """
 
@@ -65,6 +66,7 @@ class Part:
     numbers: dict[str, Any]
     line_of: Callable[[int], int]
     clock: Clock | None = None
+    values: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def read_parts(
     Args:
         table: CSV or TSV with a header, JSON lines (either may be gzip), or parquet.
         texts: columns of ids and titles; whole numbers become their decimal notation.
-        kinds: columns of numbers and times.
+        kinds: columns of numbers, of times and of values of any kind.
         bad: what becomes of lines that are wrong.
         absent: what to do where a column is not there, for the message.
 
@@ -155,7 +157,7 @@ def read_parts(
     if opening.lstrip().startswith((b"{", b"[")):
         return _read_json(path, texts, kinds, bad, absent)
     delimiter = _guess_delimiter(opening)
-    wanted = [*texts, *kinds.numbers, *kinds.times]
+    wanted = [*texts, *kinds.numbers, *kinds.times, *kinds.values]
     _require_columns(path, wanted, read_header(path, delimiter), absent)
     return _read_csv(path, texts, kinds, delimiter, bad)
 
@@ -165,7 +167,8 @@ def _read_csv(
 ) -> Iterator[Part]:
     for cells in read_cells(path, delimiter=delimiter, kinds=kinds, bad=bad):
         named = {name: cells.strings(name) for name in texts}
-        yield Part(named, cells.numbers, cells.line_of, cells.clock)
+        values = {name: list[Any](cells.strings(name)) for name in kinds.values}
+        yield Part(named, cells.numbers, cells.line_of, cells.clock, values)
 
 
 def _read_json(
@@ -175,6 +178,7 @@ def _read_json(
     columns: list[tuple[str, Any]] = [(name, str | int | None) for name in texts]
     columns += [(name, float | None) for name in kinds.numbers]
     columns += [(name, int | float | str | None) for name in kinds.times]
+    columns += [(name, Any) for name in kinds.values]
     needed = {*kinds.ids, *kinds.times, *kinds.numbers} - {*kinds.optional}
     fields = [
         (f"field_{i}", kind) if name in needed else (f"field_{i}", kind | msgspec.UnsetType, UNSET)
@@ -203,7 +207,8 @@ def _read_json(
         for index, problem in problems.items():
             bad.skip(make_fault(path, rows(index), problem, index))
         strings = {name: ["" if v is None else str(v) for v in found[name]] for name in texts}
-        yield _drop_rows(Part(strings, numbers, rows, clock), set(problems))
+        values = {name: found[name] for name in kinds.values}
+        yield _drop_rows(Part(strings, numbers, rows, clock, values), set(problems))
     if never and seen and not was_cut(path):  # a key that no line has is misspelt, more likely
         _require_columns(path, never, _list_keys(path), absent)
 
@@ -242,6 +247,7 @@ def _drop_rows(part: Part, left_out: set[int]) -> Part:
         {name: _take_numbers(numbers, kept) for name, numbers in part.numbers.items()},
         lambda index: part.line_of(kept[index]),
         part.clock,
+        {name: [values[index] for index in kept] for name, values in part.values.items()},
     )
 
 
@@ -260,7 +266,7 @@ def _read_parquet(
     table: Table, texts: Sequence[str], kinds: Kinds, bad: BadLines, absent: Mapping[str, str]
 ) -> Iterator[Part]:
     path, constants = table.path, table.constants
-    wanted = [*texts, *kinds.numbers, *kinds.times]
+    wanted = [*texts, *kinds.numbers, *kinds.times, *kinds.values]
     with _arrow_errors(path), pq.ParquetFile(path) as file:
         found = file.schema_arrow.names
         _require_columns(path, wanted, [*found, *constants], absent)
@@ -288,7 +294,9 @@ def _read_parquet(
             for index, problem in problems.items():
                 bad.skip(make_fault(path, row + index, problem, index))
             strings = {name: _to_strings(path, name, columns[name]) for name in texts}
-            yield _drop_rows(Part(strings, numbers, row.__add__, clock), set(problems))
+            values = {name: columns[name].to_pylist() for name in kinds.values}
+            part = Part(strings, numbers, row.__add__, clock, values)
+            yield _drop_rows(part, set(problems))
             row += len(batch)
             if only_beginnings():
                 return

@@ -29,7 +29,8 @@ MARKED = re.compile("\x02(.*?)\x03")  # a special token in the words of a prompt
 class Catalogue:
     """Items, what they are asked for with, and how."""
 
-    items: list[dict[str, Any]]  # item_id, title, tokens (the last one is EOS), text (of a title)
+    items: list[dict[str, Any]]  # item_id, title, tokens (the last one is EOS); as prompts show it:
+    #                              text (of a title), or fields (token ids behind a semantic ID)
     prompt: dict[str, Any]
     decode: dict[str, Any]
     trie: dict[int, Any]  # token -> what may follow; after EOS, numbers of items
@@ -79,7 +80,7 @@ class Catalogue:
         ids = words.encode(self.prompt["head"], first=True)
         for place, item in enumerate(told):  # semantic IDs, between words encoded on their own
             ids += words.encode(self.prompt["separator"]) if place else []
-            ids += item["tokens"][:-1]
+            ids += [*item["tokens"][:-1], *item.get("fields", [])]
         return ids + words.encode(self.prompt["tail"])
 
 

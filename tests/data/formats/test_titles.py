@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmrec_cli.data.formats.base import clean_title
+from llmrec_cli.data.formats.texts import clean_title
 
 
 @pytest.mark.parametrize(
