@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from enum import Enum, IntEnum, auto
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,14 +163,6 @@ class _Doing(Enum):
     SAVE = auto()
 
 
-class _Wanted(IntEnum):
-    """What a rank wants after an update; of all ranks the highest one holds."""
-
-    NOTHING = 0
-    SAVE = 1
-    STOP = 2
-
-
 SAVE_SECONDS: Final = 600.0  # between checkpoints, where ``save_every`` is not set
 SAVE_SHARE: Final = 10  # a checkpoint takes a tenth of the time at most
 
@@ -287,9 +279,8 @@ class Trainer:
                 elif self.section.save_every is not None:
                     checkpoint_now = self.state.step % self.section.save_every == 0
                 log.append(row)
-                wanted = self.ranks.most(self._find_wanted(bool(stop.asked)))  # all do the same
-                stop.agreed = wanted == _Wanted.STOP
-                if checkpoint_now or wanted != _Wanted.NOTHING:
+                stop.agreed, by_time = self._agree(stop.asked)
+                if checkpoint_now or by_time or stop.agreed:
                     self._doing = _Doing.SAVE
                     log.sync()
                     with self._save_clock.measure():
@@ -302,12 +293,14 @@ class Trainer:
             restore_weights(self.policy, checkpoints.intact(self.state.best_step))
         return self.state
 
-    def _find_wanted(self, asked: bool) -> _Wanted:
-        """What this rank wants after an update; the first one's clock counts for all."""
-        if asked:
-            return _Wanted.STOP
+    def _agree(self, asked: int) -> tuple[int, bool]:
+        """What all ranks do after an update: (the signal to stop at, or 0; whether time is up).
+
+        The first rank's clock counts for all.  One exchange: twice the signal's number, and 1.
+        """
         by_time = self.section.save_every is None and self.ranks.is_first
-        return _Wanted.SAVE if by_time and self._save_clock.is_due() else _Wanted.NOTHING
+        agreed = self.ranks.most(2 * asked + (by_time and self._save_clock.is_due()))
+        return agreed // 2, agreed % 2 == 1
 
     def _describe_wait(self) -> Wait:
         """What a signal waits for at this moment."""

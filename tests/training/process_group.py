@@ -67,7 +67,8 @@ def run_group(n: int, folder: Path, timeout: float = 300) -> list[dict[str, Any]
     finally:
         for rank in ranks:
             rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+    codes = [rank.returncode for rank in ranks]
+    assert codes == [0] * n, f"exit codes {codes}\n" + "\n".join(errors)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(n)]
 
 
