@@ -330,8 +330,12 @@ def test_a_terminal_that_closes_leaves_a_checkpoint(home: Path, no_orphans: str)
 
 def test_processes_choose_the_same_passes(home: Path, no_orphans: str) -> None:
     """What fits on the process with the least memory; unequal passes would wait for each other."""
-    words = [*fresh(home, no_orphans), "train.max_steps=2", TWO]
-    group = start(home, "sft", *words, hook=UNEQUAL)
+    shipped = Path(__file__).parents[2] / "recipes/quickstart.toml"
+    lines = shipped.read_text().splitlines()
+    open_one = [line for line in lines if not line.startswith("micro_batch")]
+    (home / "open.toml").write_text("\n".join(open_one))
+    _, *words = fresh(home, no_orphans)
+    group = start(home, "sft", "open.toml", *words, "train.max_steps=2", TWO, hook=UNEQUAL)
     _, said = group.communicate(timeout=100)
     assert group.returncode == 0, said
     assert [(home / f"rows-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
@@ -351,7 +355,7 @@ def test_a_quiet_command_that_is_interrupted_says_nothing_on_stdout(
     shown, said = quiet.communicate(timeout=60)
     assert quiet.returncode == 130, said
     assert shown == ""
-    assert said == f"llmrec sft: error: interrupted (SIGINT); {advice(*words, '--quiet')}\n"
+    assert said == f"llmrec sft: error: interrupted; {advice(*words, '--quiet')}\n"
 
 
 def test_one_process_of_a_config_file_is_told_to_stop(home: Path, no_orphans: str) -> None:

@@ -155,6 +155,20 @@ def test_what_was_not_evaluated_is_a_note_in_an_experiment(copied: Path) -> None
     assert found.comparison.notes[0] == "s1: not evaluated on test yet: align-msl"
 
 
+def test_a_run_has_as_many_validations_as_its_log(home: Path) -> None:
+    found = {}
+    for entry in compare_runs(["runs/s1"], Asked()).entries:
+        (one,) = entry.evaluations
+        assert one.folder is not None
+        log = one.folder / "metrics.jsonl"
+        assert one.validations == (
+            (log.read_text().count("valid_loss") or None) if log.exists() else None
+        )
+        found[one.run] = one.validations
+    assert found["baseline-pop"] is None
+    assert found["sft"] is not None
+
+
 def test_an_unfinished_run_is_told_once_with_the_command(copied: Path) -> None:
     (copied / "align-msl/report.json").unlink()
     manifest = copied / "align-msl/manifest.json"
