@@ -126,6 +126,7 @@ def make_trainer(shape: Shape, tuning: Tuning, method: str, folder: Path) -> Tra
         weight_decay=0,
         max_steps=1_000,
         epochs=1_000,
+        select="loss",
     )
     return Trainer(
         policy=Policy(make_model(shape, tuning)),

@@ -7,7 +7,12 @@ makes.  Besides the pages it owns the list of commands in ``mkdocs.yml``, and th
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # this checkout, not an installed one
 
 from generate_commands import command_pages, nav_lines
 from generate_python import python_page

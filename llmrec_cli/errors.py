@@ -18,7 +18,6 @@ the value, and what was expected.  Only ``cli/exit_codes.py`` catches these; eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -78,19 +77,13 @@ class BegunError(ArtefactError):
 class MissingRunError(ArtefactError):
     """A run has to be trained first.
 
-    Attributes:
+    Args:
         reason: which one, and what is wrong with it.
-        command: the words that train it: ``align --method msl``.
-        begun: it was begun before.
+        command: what to type, with RECIPE for the recipe.
     """
 
-    def __init__(self, reason: str, command: Sequence[str], *, begun: bool) -> None:
-        self.reason, self.command, self.begun = reason, tuple(command), begun
-        super().__init__(f"{reason}; run first: llmrec {' '.join(self.list_words(['RECIPE']))}")
-
-    def list_words(self, recipe: Sequence[str]) -> list[str]:
-        """What to type behind ``llmrec``; ``recipe`` is the recipe and its overrides."""
-        return [*self.command, *recipe, *(["--resume"] if self.begun else [])]
+    def __init__(self, reason: str, command: str) -> None:
+        super().__init__(f"{reason}; run first: {command}")
 
 
 class MachineError(LlmrecError):

@@ -7,6 +7,7 @@ line of the rank that failed.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -19,21 +20,19 @@ from llmrec_cli.errors import (
     BegunError,
     LlmrecError,
     MachineError,
-    MissingRunError,
     find_folder,
 )
 from llmrec_cli.training.launch import (
     LAUNCHER,
     Stopped,
     describe_resuming,
-    format_command,
     is_rank,
     list_heeded_signals,
     note_failure,
     read_typed_words,
     set_last_resort,
 )
-from llmrec_cli.utils.text import clean_line, err, let_go, redact
+from llmrec_cli.utils.text import clean_line, err, let_go, quote_word, redact
 
 _MEMORY = (
     "out of memory; lower train.micro_batch, train.micro_tokens, eval.batch or the model's size"
@@ -44,6 +43,9 @@ _NO_MEMORY = (
     "failed to map segment from shared object",
     "Resource temporarily unavailable",
 )
+_WITH_RECIPE = re.compile(
+    r"(\bllmrec [a-z][a-z-]*(?: --[a-z]+ \S+)* )RECIPE\b"
+)  # a command to type
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)
 _LONGEST = 2000  # characters of a line; keys and values have no limit
 _ALONE = "another process of the group ended, or gave no answer within launch.timeout seconds; "
@@ -107,11 +109,9 @@ def _describe_error(error: LlmrecError) -> str:
     match error:
         case BegunError():
             return f"{error.reason}, or {describe_resuming()}"
-        case MissingRunError():
-            return _say_what_to_run(error)
         case MachineError():
             return str(error) + _advise_after(error)
-    return str(error)
+    return name_recipe(str(error))
 
 
 def _advise_after(error: BaseException) -> str:
@@ -124,14 +124,20 @@ def _advise_after(error: BaseException) -> str:
     return f"; once that is mended, {describe_resuming()}"
 
 
-def _say_what_to_run(error: MissingRunError) -> str:
-    """Which run has to be trained, and the command, with the recipe and overrides as typed."""
+def name_recipe(text: str) -> str:
+    """A message whose commands have the recipe and the overrides as typed, in place of RECIPE.
+
+    Without a recipe on this command line the message stays as it is.
+    """
     from llmrec_cli.cli.app import read_recipe_words
 
+    if not _WITH_RECIPE.search(text):
+        return text
     recipe = read_recipe_words(read_typed_words())
     if recipe is None:
-        return str(error)
-    return f"{error.reason}; run first: {format_command(error.list_words(recipe))}"
+        return text
+    typed = " ".join(quote_word(redact(word)) for word in recipe)
+    return _WITH_RECIPE.sub(lambda found: found[1] + typed, text)
 
 
 def _tell_stopped(stop: Stopped) -> int:

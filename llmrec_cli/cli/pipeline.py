@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmrec_cli.cli import options
+from llmrec_cli.cli.exit_codes import name_recipe
 from llmrec_cli.cli.options import AsJson, Config, Overrides, Quiet, RecipeArgument, Resume, Split
 from llmrec_cli.cli.output import Screen
 from llmrec_cli.cli.reporting import show_comparison
@@ -37,7 +38,7 @@ def prepare_command(
         read_recipe(recipe, overrides or (), say=screen.note), Path, screen.progress().say
     )
     told = short_lines(judge_all(with_audit(prepared)))
-    told += ["what this means: llmrec audit RECIPE"] if told else []
+    told += [name_recipe("what this means: llmrec audit RECIPE")] if told else []
     screen.show(
         {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},
         [f"{prepared.folder}: {'reused' if prepared.reused else 'written'}", *told],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llmrec_cli.cli import options
+from llmrec_cli.cli.exit_codes import name_recipe
 from llmrec_cli.cli.options import AsJson, Overrides, Quiet, RecipeArgument, Split
 from llmrec_cli.cli.output import Screen
 from llmrec_cli.errors import RecipeError
@@ -176,6 +178,7 @@ def show_comparison(screen: Screen, compared: Compared, *, full: bool) -> None:
     )
 
     found = compared.comparison
+    found = replace(found, notes=tuple(map(name_recipe, found.notes)))
     screen.show(
         comparison_to_json(found),
         comparison_to_lines(found, full=full),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Annotated, Any, Literal, cast
@@ -29,6 +29,35 @@ from llmrec_cli.models.baselines import baseline_names, find_baseline
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What chooses a run's checkpoint: the loss of its validations, or a figure of them.
+
+    Attributes:
+        name: ``train.select``.
+    """
+
+    name: str
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether validation computes the loss alone; a lower one is better."""
+        return self.name == "loss"
+
+    def find_value(self, row: Mapping[str, Any]) -> float | None:
+        """The quantity in a row of ``metrics.jsonl``; None: it has none."""
+        found = (value for key, value in row.items() if key.startswith(f"valid_{self.name}"))
+        return next(found, None)
+
+    def turn(self, value: float) -> float:
+        """A quantity as a score, where higher is better, and a score as the quantity."""
+        return -value if self.is_loss else value
+
+    def describe(self, cutoffs: Sequence[int]) -> str:
+        """The quantity's name: ``loss``, ``ndcg@10``, ``auc``."""
+        return f"{self.name}@{max(cutoffs)}" if self.name == "ndcg" and cutoffs else self.name
 
 
 class TrainSection(Section):
@@ -80,7 +109,8 @@ class TrainSection(Section):
     )
     select: Literal["loss", "ndcg", "auc"] = Field(
         default="ndcg",
-        description='validation figure that chooses the best checkpoint. "loss": the lowest loss. '
+        description='validation figure that chooses the best checkpoint. "loss": the lowest loss; '
+        "nothing is ranked. "
         '"ndcg": the highest NDCG at the largest of eval.cutoffs, with eval.decode, '
         'history kept. "auc": the highest paired AUC, for task "rank-pair"',
     )
@@ -88,7 +118,10 @@ class TrainSection(Section):
         default=None, ge=1, description="stop after this many validations without improvement"
     )
     save_every: int | None = Field(
-        default=None, ge=1, description="updates between checkpoints; absent: at each validation"
+        default=None,
+        ge=1,
+        description="updates between checkpoints, beside those at each validation; absent: one "
+        "after ten minutes without one (later where writing one takes over a minute)",
     )
     keep: int = Field(
         default=2,
@@ -105,6 +138,11 @@ class TrainSection(Section):
         ge=1,
         description='with on_nonfinite = "skip": most updates to skip before training stops',
     )
+
+    @property
+    def selection(self) -> Selection:
+        """What chooses the checkpoint."""
+        return Selection(self.select)
 
 
 # `[sft]`, `[align.NAME]` and `[launch]` of a recipe.

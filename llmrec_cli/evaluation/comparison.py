@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.config.training import Selection
 from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.data.schema import BEAM_DIFFERS, ITEMS_FILE, ROW, SPLITS, USER_ID, split_file
 from llmrec_cli.errors import ArtefactError
@@ -100,6 +101,8 @@ class Standing:
     kind: Kind  # of model
     seeds: tuple[int, ...]  # empty where none is known
     sources: tuple[str, ...]  # one per seed: "EXPERIMENT/RUN", or the name of another tool's file
+    n_rows: int  # evaluated rows
+    n_users: int  # users of these rows
     why_not: str | None  # what differs from the baseline, headline policy; None: it compares
     metrics: Mapping[SeenPolicy, Mapping[str, Estimate]]  # by policy and metric
     contrasts: Mapping[SeenPolicy, Mapping[str, Contrast]]  # empty: baseline, or not comparable
@@ -120,12 +123,17 @@ class Comparison:
     compared: str  # the metric that tables show the contrast of
     baseline: str | None  # the entry that the others are set against
     candidates: str  # what was ranked
-    n_rows: int  # evaluated rows
+    n_rows: int  # evaluated rows of the baseline, else of the first entry
     n_users: int  # users of these rows
     resamples: int  # of the bootstrap
     seed: int  # of the bootstrap
     standings: tuple[Standing, ...]  # the entries
     notes: tuple[str, ...]  # what a reader has to know, one line each
+
+    @property
+    def has_equal_rows(self) -> bool:
+        """Whether all entries were evaluated on equally many rows of equally many users."""
+        return len({(standing.n_rows, standing.n_users) for standing in self.standings}) == 1
 
     def find_estimate(
         self, entry: str, metric: str | None = None, seen: SeenPolicy | None = None
@@ -159,7 +167,8 @@ class Comparison:
 
         Returns:
             Columns entry, kind, seeds, split, seen, metric, mean, low, high (ends of the 95 %
-            interval), difference_mean, ..., p, p_holm, detectable, comparable, and the cost.
+            interval), difference_mean, ..., p, p_holm, detectable, comparable, rows, users
+            (evaluated), and the cost.
 
         Raises:
             ArtefactError: the comparison has no such metric or policy.
@@ -194,6 +203,8 @@ class Comparison:
                         **{name: getattr(estimate, name) for name in _ESTIMATE},
                         **{_name_column(name): getattr(contrast, name, None) for name in _CONTRAST},
                         "comparable": standing.why_not or "yes",
+                        "rows": standing.n_rows,
+                        "users": standing.n_users,
                         **{name: getattr(standing.cost, name) for name in _COST},
                     }
 
@@ -215,7 +226,7 @@ FIGURE_COLUMNS: Final = (
     *("entry", "kind", "seeds", "split", "seen", "metric"),
     *_ESTIMATE,
     *map(_name_column, _CONTRAST),
-    "comparable",
+    *("comparable", "rows", "users"),
     *_COST,
 )
 
@@ -249,6 +260,7 @@ class Evaluation:
     report: Mapping[str, Any]  # report.json; empty: of another tool
     predictions: pd.DataFrame | None  # ``evaluation.predictions.SCHEMA``; None: the rank-pair task
     pairs: pd.DataFrame | None  # ``evaluation.auc.SCHEMA``, where pairs were scored
+    validations: int | None = None  # of its training; None: unknown
 
 
 @dataclass(frozen=True)
@@ -332,7 +344,7 @@ def build_comparability_keys(
         traits["template"] = _plain(protocol["template"])
     if "decoder" in protocol:
         traits |= _of_decoder(protocol["decoder"], kind)
-    return traits | _of_selection(evaluation.manifest, evaluated_data)
+    return traits | _of_selection(evaluation, evaluated_data)
 
 
 def explain_difference(entry: Entry, base: Entry, policy: SeenPolicy) -> str | None:
@@ -403,18 +415,21 @@ def _of_decoder(decoder: Mapping[str, Any], kind: Kind) -> dict[str, Comparabili
 
 
 def _of_selection(
-    manifest: Mapping[str, Any], evaluated_data: EvaluatedData
+    evaluation: Evaluation, evaluated_data: EvaluatedData
 ) -> dict[str, ComparabilityKey]:
-    """How the checkpoint was chosen; nothing for what was counted, or trained elsewhere."""
-    settings = manifest.get("settings", {})
+    """How the checkpoint was chosen; nothing for what was counted, or trained elsewhere.
+
+    A rule that has one checkpoint to choose from chooses nothing, whatever it is.
+    """
+    settings = evaluation.manifest.get("settings", {})
     train = settings.get("stage", {}).get("train", {})
     select, n_rows = train.get("select"), train.get("validate_rows")
-    if select is None or n_rows is None:
+    if select is None or n_rows is None or evaluation.validations == 1:
         return {}
     n_rows = min(n_rows, evaluated_data.manifest["files"][split_file("valid")]["rows"])
     cutoffs = settings.get("eval", {}).get("cutoffs")
-    at = f"@{max(cutoffs)}" if cutoffs and select == "ndcg" else ""
-    return {"checkpoint": _plain(f"best {select}{at} on {n_rows:,} validation rows")}
+    name = Selection(select).describe(cutoffs or ())
+    return {"checkpoint": _plain(f"best {name} on {n_rows:,} validation rows")}
 
 
 # From entries to figures: estimates of every metric, and paired contrasts with a baseline.
@@ -477,7 +492,6 @@ def build_comparison(
         )
         for entry in entries
     ]
-    first = scored[measure.name, asked.headline]
     return Comparison(
         split=asked.split,
         policies=asked.policies,
@@ -486,12 +500,12 @@ def build_comparison(
         compared=asked.compared,
         baseline=asked.baseline,
         candidates=measure.traits["candidates"].words,
-        n_rows=_count_rows(measure),
-        n_users=int(first.users.nunique()),
+        n_rows=_count_values(measure, ROW),
+        n_users=_count_values(measure, USER_ID),
         resamples=asked.resamples,
         seed=asked.seed,
         standings=tuple(standings),
-        notes=(*notes, *_note_short_lists(standings, first.value_SRM.shape[1], asked)),
+        notes=(*notes, *_note_short_lists(standings, asked)),
     )
 
 
@@ -630,6 +644,8 @@ def _make_standing(
         kind=entry.kind,
         seeds=tuple(run.seed for run in runs if run.seed is not None),
         sources=tuple(run.label for run in runs),
+        n_rows=_count_values(entry, ROW),
+        n_users=_count_values(entry, USER_ID),
         why_not=reason,
         metrics={policy: estimates[entry.name, policy] for policy in policies},
         contrasts={policy: contrasts.get((entry.name, policy), {}) for policy in policies},
@@ -652,14 +668,12 @@ def _describe_lists(entry: Entry, policy: SeenPolicy, asked: ComparisonConfig) -
     return {name: float(np.mean([own[name] for own in values])) for name in LISTS}
 
 
-def _note_short_lists(
-    standings: Sequence[Standing], n_rows: int, asked: ComparisonConfig
-) -> Iterator[str]:
+def _note_short_lists(standings: Sequence[Standing], asked: ComparisonConfig) -> Iterator[str]:
     for standing in standings:
         short = standing.lists.get(asked.headline, {}).get("short", 0)
         if short:
             yield (
-                f"{standing.name}: {short:,.0f} of {n_rows:,} lists end before "
+                f"{standing.name}: {short:,.0f} of {standing.n_rows:,} lists end before "
                 f"{max(asked.cutoffs)} entries; past its end is a miss"
             )
 
@@ -672,7 +686,7 @@ def _measure_auc(entry: Entry, asked: ComparisonConfig) -> dict[str, Any] | None
     return auc_figures(runs, asked.resamples, asked.seed)
 
 
-def _count_rows(entry: Entry) -> int:
+def _count_values(entry: Entry, column: str) -> int:
     run = entry.evaluations[0]
     frame = run.predictions if run.predictions is not None else run.pairs
-    return 0 if frame is None else int(frame[ROW].nunique())
+    return 0 if frame is None else int(frame[column].nunique())

@@ -129,8 +129,15 @@ def load_evaluation(run: Run, folders: PreparedFolders) -> tuple[Evaluation, Eva
         _check_rows(folder, pairs, evaluated_data)
     seed = manifest.get("settings", {}).get("seed")
     label = f"{folder.resolve().parent.name}/{run}"
-    found = Evaluation(label, run.name, folder, seed, manifest, report, predictions, pairs)
+    found = Evaluation(
+        label, run.name, folder, seed, manifest, report, predictions, pairs, _count_validations(run)
+    )
     return found, evaluated_data
+
+
+def _count_validations(run: Run) -> int | None:
+    """How many checkpoints a run could choose from; None: it has no log."""
+    return sum("valid_loss" in row for row in MetricsLog(run.metrics_file).rows()) or None
 
 
 _OF_ALL: dict[str, type] = {

@@ -12,18 +12,24 @@ import torch
 
 from llmrec_cli.config.model import ModelSection
 from llmrec_cli.config.training import TrainSection
+from llmrec_cli.runs.run import Run
 from llmrec_cli.training.trainer import count_updates
 from llmrec_cli.utils.machine import has_bf16_units
 
 
-def warn_of_warmup(section: TrainSection, n_rows: int, heading: str) -> Iterator[str]:
-    """A warm-up that is longer than the run."""
+def warn_of_warmup(section: TrainSection, n_rows: int, run: Run) -> Iterator[str]:
+    """A warm-up that is longer than the run.
+
+    Args:
+        section: the training of ``run``.
+        n_rows: its training rows.
+    """
     updates = count_updates(n_rows, section)
     if section.warmup >= 1 and math.ceil(section.warmup) > updates:
         yield (
-            f"warning: {heading} warmup = {section.warmup:g} updates, but the run has {updates:,}: "
-            f"the peak rate of {section.learning_rate:g} is never reached; set train.warmup = 0.1 "
-            "(a tenth of the updates), or train longer"
+            f"warning: {run.heading} warmup = {section.warmup:g} updates, but the run has "
+            f"{updates:,}: the peak rate of {section.learning_rate:g} is never reached; set "
+            f"{run.key}.train.warmup = 0.1 (a tenth of the updates), or train longer"
         )
 
 

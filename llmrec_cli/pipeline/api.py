@@ -45,7 +45,7 @@ class TrainedRun:
 
     name: str  # "base", "sft", "align-NAME" or "baseline-NAME"
     folder: Path  # what Recommender.load, compare and llmrec export take
-    outcome: Mapping[str, Any]  # steps, best_step, best_score, ...; empty: nothing is trained
+    outcome: Mapping[str, Any]  # steps, best_step, best_score (a loss is negative), ...; or nothing
     cost: Mapping[str, Any]  # seconds, highest memory, device
     notes: tuple[str, ...]  # what was said on the way, one line each
 

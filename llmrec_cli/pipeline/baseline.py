@@ -26,6 +26,7 @@ from llmrec_cli.models.baselines import find_baseline
 from llmrec_cli.models.baselines.contract import Count
 from llmrec_cli.models.sequential import make_sequential_ranker
 from llmrec_cli.pipeline import loading, setup
+from llmrec_cli.pipeline.advice import warn_of_warmup
 from llmrec_cli.pipeline.provenance import RunSession, open_session
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import baseline_run
@@ -108,6 +109,8 @@ def _train(
     left_out = count_rows_left_out(context.prepared.split("train"), rows)
     if line := left_out.line(setup.describe_passes(context)):
         progress.say_once(str(run), f"train: {line}")
+    for line in warn_of_warmup(section, len(rows), run):
+        progress.say(line)
     leaves = gather_entries(context.prepared.items, context.leaf_of_item)
     ranker = make_sequential_ranker(model, leaves, context.recipe.data.history)
     cutoff = max(context.recipe.eval.cutoffs)

@@ -30,6 +30,7 @@ from llmrec_cli.evaluation.entries import (
 from llmrec_cli.evaluation.external_lists import Missing, load_external_entry
 from llmrec_cli.evaluation.metrics import Seen
 from llmrec_cli.pipeline.audit_text import short_lines
+from llmrec_cli.runs.record import describe_command, describe_state
 from llmrec_cli.runs.run import Experiment, Run, RunKind, experiment_at, run_at, suggest_folder
 from llmrec_cli.tasks import find_reported_task
 
@@ -158,10 +159,18 @@ def _find_evaluated(folder: Path, split: str, notes: list[str]) -> list[Run]:
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
         shown = f"; it holds {', '.join(inside[:5])}" if inside else ""
         raise ArtefactError(f"{folder}: neither a run nor an experiment{shown}")
-    waiting = [run.name for run in experiment.runs if not run.is_evaluated(split)]
+    waiting = [run for run in experiment.runs if not run.is_evaluated(split)]
     if waiting:
-        notes.append(f"not evaluated on {split} yet: {', '.join(waiting)} of {folder.name}")
-    return [run for run in experiment.runs if run.name not in waiting]
+        told = ", ".join(map(_describe_waiting, waiting))
+        notes.append(f"{folder.name}: not evaluated on {split} yet: {told}")
+    return [run for run in experiment.runs if run not in waiting]
+
+
+def _describe_waiting(run: Run) -> str:
+    """A run without a report; where it is not finished, what to type."""
+    if run.is_done or run.is_made_by_eval:
+        return run.name
+    return f"{run}, which {describe_state(run)} ({describe_command(run)})"
 
 
 def _compare_loaded(

@@ -87,7 +87,11 @@ def evaluate_runs(
     """
     existing: Existing = "keep" if keep else "again" if again else "refuse"
     notes = list[str]()
-    asked = _find_finished(recipe, split, notes) if names is None else _find_named(recipe, names)
+    absent = list[str]()
+    if names is None:
+        asked = _find_finished(recipe, split, absent, progress)
+    else:
+        asked = _find_named(recipe, names)
     kept = [run for run in asked if existing == "keep" and run.is_evaluated(split)]
     check_kept(recipe, kept, split)
     runs = [run for run in asked if run not in kept]
@@ -99,7 +103,7 @@ def evaluate_runs(
     if kept:
         progress.say(f"evaluated on {split} before, and kept: {', '.join(map(str, kept))}")
     compared = load_operations(recipe.task).evaluate(recipe, runs, split, existing, progress)
-    return compared.with_notes(notes)
+    return compared.with_notes([*absent, *notes])
 
 
 def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
@@ -157,8 +161,11 @@ def _find_named(recipe: Recipe, names: Sequence[str]) -> list[Run]:
     return runs
 
 
-def _find_finished(recipe: Recipe, split: str, notes: list[str]) -> list[Run]:
-    """The runs of a recipe that are finished or made on the way; the others become a note.
+def _find_finished(recipe: Recipe, split: str, absent: list[str], progress: Progress) -> list[Run]:
+    """The runs of a recipe that are finished or made on the way; the others are told.
+
+    Args:
+        absent: gets a line of those that have no folder, which a comparison does not see.
 
     Raises:
         ArtefactError: nothing is trained or evaluated yet.
@@ -169,8 +176,11 @@ def _find_finished(recipe: Recipe, split: str, notes: list[str]) -> list[Run]:
     if not any(run.is_evaluated(split) or not run.is_made_by_eval for run in found):
         require_done(recipe, missing[0])
     if missing:
-        each = (f"{run} {describe_state(run)} ({describe_command(run)})" for run in missing)
-        notes.append(f"left out: {', '.join(each)}")
+        states = (f"{run} {describe_state(run)}" for run in missing)
+        progress.say(f"left out: {', '.join(states)}")
+    if gone := [run for run in missing if not run.folder.exists()]:
+        each = (f"{run} {describe_state(run)} ({describe_command(run)})" for run in gone)
+        absent.append(f"left out: {', '.join(each)}")
     return found
 
 

@@ -135,7 +135,7 @@ def count_stage_tokens(stage: TrainingStage, found: StageRows, sizes: RowSizes) 
         per_update=per_update,
         reference=per_update if stage.needs.reference is not None else 0.0,
         validations=max(-(-updates // max(int(every), 1)), 1),
-        per_validation=2 * valid,  # for the loss, and to rank
+        per_validation=valid if section.selection.is_loss else 2 * valid,  # the loss; to rank
     )
 
 

@@ -72,7 +72,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
         policy = Policy(model)
         for line in warn_of_emulation(recipe.model, context.ranks.device):
             progress.say(line)
-        for line in warn_of_warmup(section, len(found.rows), run.heading):
+        for line in warn_of_warmup(section, len(found.rows), run):
             progress.say(line)
         data = requirements.build_datasets(
             stage,

@@ -202,7 +202,7 @@ def _describe_stage(one: _Stage, *, example: bool) -> Iterator[str]:
     steps = count_updates(shown.count, section)
     updates = f"{steps:,} update" + ("" if steps == 1 else "s")
     yield f"{run}: {shown.count:,} {section.rows} rows, {updates}"
-    yield from warn_of_warmup(section, shown.count, run.heading)
+    yield from warn_of_warmup(section, shown.count, run)
     meaning = _meaning(context, run)
     if meaning is not None:
         yield f"{run}: {meaning}"

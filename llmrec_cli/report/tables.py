@@ -87,7 +87,9 @@ def tabulate_comparison(comparison: Comparison, *, full: bool = True) -> list[Sh
 def tabulate_quality(comparison: Comparison) -> Sheet:
     """Every metric with its interval over users."""
     headline = comparison.headline
-    title = f"{comparison.split}: {comparison.n_rows:,} rows of {comparison.n_users:,} users, "
+    equal = comparison.has_equal_rows
+    sizes = f"{comparison.n_rows:,} rows of {comparison.n_users:,} users"
+    title = f"{comparison.split}: {sizes if equal else 'rows that differ'}, "
     title += comparison.candidates
     if headline != "pairs":
         title += f', {POLICY_NAMES[headline]} (seen = "{headline}")'
@@ -95,10 +97,11 @@ def tabulate_quality(comparison: Comparison) -> Sheet:
     rows = []
     for standing in comparison.standings:
         estimates = [standing.metrics[headline][name] for name in names]
-        rows.append((_name_cell(standing), *map(_estimate_cell, estimates)))
+        size = () if equal else ((f"{standing.n_rows:,}",), (f"{standing.n_users:,}",))
+        rows.append((_name_cell(standing), *size, *map(_estimate_cell, estimates)))
     over = "users" if headline == "pairs" else "rows"
     caption = f"mean over {over} [95 % interval, bootstrap over users]"
-    headings = ("entry", *(name.upper() for name in names))
+    headings = ("entry", *(() if equal else ("rows", "users")), *(name.upper() for name in names))
     return Sheet(clean_line(title), headings, tuple(rows), caption)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llmrec_cli.config.training import Selection, TrainSection
 from llmrec_cli.data.schema import ITEMS_FILE
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.runs.run import Experiment, Run, experiment_at, list_runs, run_at, suggest_folder
@@ -27,8 +28,9 @@ class RunState:
     state: State
     step: int | None  # of the newest update; None: nothing is updated
     steps: int | None  # of all, about; None: cannot be told
-    best: float | None  # validation score of the chosen checkpoint, or of the best so far
+    best: float | None  # validation figure or loss of the chosen checkpoint, or of the best so far
     best_step: int | None
+    best_metric: str | None  # what ``best`` is: "ndcg@10", "loss", "auc"
     metric: str | None  # the headline of its test report, e.g. "ndcg@10 (keep)"
     score: float | None
     bytes: int  # on disk
@@ -117,15 +119,14 @@ def read_run_state(run: Run) -> RunState:
 
 _NOTHING: dict[str, Any] = {
     "state": "damaged",
-    **dict.fromkeys(("step", "steps", "best", "best_step", "metric", "score")),
+    **dict.fromkeys(("step", "steps", "best", "best_step", "best_metric", "metric", "score")),
 }
 
 
 def _read_facts(run: Run) -> dict[str, Any]:
     manifest = run.read_manifest()
     rows = MetricsLog(run.metrics_file).rows()
-    best_step, best = _find_best(manifest, rows)
-    found = {"step": rows[-1]["step"] if rows else None, "best": best, "best_step": best_step}
+    found = {"step": rows[-1]["step"] if rows else None, **_find_best(manifest, rows)}
     found["steps"] = _count_steps(manifest, rows)
     if run.is_evaluated("test"):
         metric, score = find_headline(read_json(run.report_file("test")))
@@ -147,16 +148,23 @@ def find_headline(report: Mapping[str, Any]) -> tuple[str, float]:
     return f"{name} ({policy})", float(report[policy]["metrics"][name]["mean"])
 
 
-def _find_best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> tuple[int | None, Any]:
-    outcome = manifest.get("outcome") or {}
+def _find_best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    outcome, settings = manifest.get("outcome") or {}, manifest.get("settings", {})
+    train = settings.get("stage", {}).get("train", {})
+    selection = Selection(train.get("select", TrainSection.model_fields["select"].default))
     if outcome.get("best_step") is not None:
-        return outcome["best_step"], outcome["best_score"]
-    train = manifest.get("settings", {}).get("stage", {}).get("train", {})
-    name = f"valid_{train.get('select', 'ndcg')}"
-    sign = -1.0 if name == "valid_loss" else 1.0  # a lower loss is better
-    scored = [(sign * v, row["step"]) for row in rows for k, v in row.items() if k.startswith(name)]
-    best, step = max(scored, key=lambda found: (found[0], -found[1]), default=(None, None))
-    return step, best
+        step, score = outcome["best_step"], outcome["best_score"]
+    else:
+        scored = [
+            (selection.turn(value), row["step"])
+            for row in rows
+            if (value := selection.find_value(row)) is not None
+        ]
+        if not scored:
+            return {}
+        score, step = max(scored, key=lambda found: (found[0], -found[1]))
+    name = selection.describe(settings.get("eval", {}).get("cutoffs", ()))
+    return {"best": selection.turn(score), "best_step": step, "best_metric": name}
 
 
 def _count_steps(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> int | None:
@@ -193,7 +201,7 @@ def format_size(size: int) -> str:
 
 def state_to_cells(found: RunState) -> tuple[str, ...]:
     """A run as the cells of a table."""
-    best = "" if found.best is None else f"{found.best:.4f} at {found.best_step:,}"
+    best = f"{found.best_metric} {found.best:.4f} at {found.best_step:,}" if found.best_step else ""
     score = "" if found.score is None else f"{found.metric} {found.score:.4f}"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.changed))
     return (

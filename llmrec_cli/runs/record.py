@@ -239,9 +239,7 @@ def require_done(recipe: Recipe, run: Run) -> None:
         if run.is_language_model and not run.is_untouched:
             check_folder(run.result_folder(recipe))
         return
-    raise MissingRunError(
-        f"{run.folder}: {describe_state(run)}", run.command, begun=_can_be_resumed(run)
-    )
+    raise MissingRunError(f"{run.folder}: {describe_state(run)}", describe_command(run))
 
 
 def describe_state(run: Run) -> str:

@@ -89,7 +89,12 @@ class Run:
     @property
     def heading(self) -> str:
         """The recipe's table as errors name it: ``[align.msl]``."""
-        return f"[{self.kind}.{self.table}]" if self.table else f"[{self.kind}]"
+        return f"[{self.key}]"
+
+    @property
+    def key(self) -> str:
+        """The recipe's table as an override names it: ``align.msl``."""
+        return f"{self.kind}.{self.table}" if self.table else f"{self.kind}"
 
     @property
     def command(self) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
+from llmrec_cli.config.training import Selection
 from llmrec_cli.report.formatting import NONE
 from llmrec_cli.report.tables import Sheet
 from llmrec_cli.utils.text import clean_line
@@ -22,7 +23,8 @@ class Tried:
 
     Attributes:
         point: keys of the recipe to values as TOML text.
-        figures: the best validation of each seed; empty where it did not come to its end.
+        figures: the best validation of each seed, a figure or a loss; empty where it did not come
+            to its end.
         seconds: what it took, the shared runs that it had to make included.
     """
 
@@ -40,17 +42,22 @@ class Tried:
 
 @dataclass(frozen=True)
 class Board:
-    """What a sweep has found; higher figures are better."""
+    """What a sweep has found."""
 
     run: str
     metric: str
     seeds: tuple[int, ...]
     tried: tuple[Tried, ...]
     wanted: int  # points
+    selection: Selection  # what chose the checkpoints: a higher figure is better, a lower loss
 
     def ranked(self) -> list[Tried]:
         """The best first; among equals and without a figure, in the order of trial."""
-        return sorted(self.tried, key=lambda row: (_ORDER[row.state], -(row.value or 0.0)))
+
+        def place(row: Tried) -> tuple[int, float]:
+            return _ORDER[row.state], -self.selection.turn(row.value or 0.0)
+
+        return sorted(self.tried, key=place)
 
     @property
     def best(self) -> Tried | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from llmrec_cli import methods
 from llmrec_cli.config.loader import parse_value, read_recipe
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.config.training import UNTRAINED, Range, SweepSection
+from llmrec_cli.config.training import UNTRAINED, Range, Selection, SweepSection, TrainSection
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.runs.run import (
     Run,
@@ -77,8 +77,13 @@ class SweepPlan:
     @property
     def metric(self) -> str:
         """What points are judged by, on validation."""
-        select = self.find_run(self.recipe).section(self.recipe).train.select
-        return f"ndcg@{max(self.recipe.eval.cutoffs)}" if select == "ndcg" else select
+        return self.selection.describe(self.recipe.eval.cutoffs)
+
+    @property
+    def selection(self) -> Selection:
+        """What chooses the checkpoints of the judged run."""
+        section: TrainSection = self.find_run(self.recipe).section(self.recipe).train
+        return section.selection
 
     def find_run(self, recipe: Recipe) -> Run:
         """The run that is judged, in one of the sweep's experiments.
@@ -291,7 +296,7 @@ def _require_judge(plan: SweepPlan) -> None:
             f"sweep of {plan.run}: is fitted without validation; compare settings by name with "
             "llmrec eval --split valid"
         )
-    if stage.train.select == "loss" and any(".train." not in f".{key}" for key in plan.space):
+    if stage.train.selection.is_loss and any(".train." not in f".{key}" for key in plan.space):
         raise RecipeError(
             f'sweep of {plan.run}: train.select = "loss", and losses under different options do '
             f'not compare; set train.select = "{plan.recipe.task.figure}"'

@@ -59,7 +59,7 @@ def search_settings(
         with progress.track("sweep", plan.trials, done, unit="points") as advance:
             _Workers(points, progress, advance).run(places)
         rows = points.list_tried()
-    board = Board(plan.run, plan.metric, plan.seeds, tuple(rows), plan.trials)
+    board = Board(plan.run, plan.metric, plan.seeds, tuple(rows), plan.trials, plan.selection)
     if board.best is None:
         failed = [row.failure for row in rows if row.failure]
         raise MachineError(f"{plan.folder}: no point came to its end{_quote_last(failed)}")
@@ -135,7 +135,8 @@ class _Workers:
             machine = isinstance(error, MachineError)
             points.fail_trial(trial, str(error), monotonic() - begun, machine=machine)
         else:
-            told = f"{words}: {fmean(figures):.4f}"
+            plan = points.plan
+            told = f"{words}: {plan.metric} {plan.selection.turn(fmean(figures)):.4f}"
             points.complete_trial(trial, figures, monotonic() - begun)
         self._progress.say(told)
         self._advance(1)

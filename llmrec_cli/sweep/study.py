@@ -124,7 +124,7 @@ class SweepStudy:
             Tried(
                 point={k: _format_value(self.plan, k, v) for k, v in trial.params.items()},
                 state=_STATES[trial.state],
-                figures=tuple(trial.user_attrs.get(FIGURES, ())),
+                figures=tuple(map(self.plan.selection.turn, trial.user_attrs.get(FIGURES, ()))),
                 seconds=trial.user_attrs.get(SECONDS),
                 failure=trial.user_attrs.get(FAILURE),
             )

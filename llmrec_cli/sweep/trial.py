@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
+from llmrec_cli.config.training import Selection
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import Run
@@ -86,7 +87,7 @@ class _Experiment:
             [*words, *self.words, *self.place.overrides, "--quiet"],
             self.place.environment,
             self.recipe.folder / "sweep.log",
-            (run.folder, run.section(self.recipe).train.select) if run else None,
+            (run.folder, run.section(self.recipe).train.selection) if run else None,
             watch or self.watch,
             patience=self.recipe.launch.timeout,
         )
@@ -190,7 +191,7 @@ def follow_command(
     words: Sequence[str],
     environment: Mapping[str, str],
     log: Path,
-    judged: tuple[Path, str] | None,
+    judged: tuple[Path, Selection] | None,
     watch: Watch,
     patience: float,
 ) -> None:
@@ -199,7 +200,7 @@ def follow_command(
     Args:
         environment: what differs from this process's own.
         log: receives what the command says on stderr.
-        judged: the folder of the run that it trains, and its ``train.select``.
+        judged: the folder of the run that it trains, and what chooses its checkpoint.
         patience: seconds that a stopped command has to write its checkpoint.
 
     Raises:
@@ -229,7 +230,7 @@ def follow_command(
 
 
 def _watch_command(
-    child: subprocess.Popen[bytes], judged: tuple[Path, str] | None, watch: Watch
+    child: subprocess.Popen[bytes], judged: tuple[Path, Selection] | None, watch: Watch
 ) -> Exception | None:
     """Why the command is to be stopped; None: it has ended by itself."""
     told, size = 0, -1
@@ -251,13 +252,14 @@ def _watch_command(
         time.sleep(_POLL)
 
 
-def _read_scores(file: Path, select: str) -> Iterator[float]:
+def _read_scores(file: Path, selection: Selection) -> Iterator[float]:
     """The score of every validation so far, as the training loop chooses by it."""
     for line in file.read_bytes().split(b"\n")[:-1]:
-        if b'"valid_loss"' in line:
-            row = json.loads(line)
-            named = (row[key] for key in row if key.startswith(f"valid_{select}"))
-            yield -row["valid_loss"] if select == "loss" else next(named, -row["valid_loss"])
+        if (
+            b'"valid_loss"' in line
+            and (value := selection.find_value(json.loads(line))) is not None
+        ):
+            yield selection.turn(value)
 
 
 def _stop_command(

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -162,6 +163,30 @@ class _Doing(Enum):
     SAVE = auto()
 
 
+SAVE_SECONDS: Final = 600.0  # between checkpoints, where ``save_every`` is not set
+SAVE_SHARE: Final = 10  # a checkpoint takes a tenth of the time at most
+
+
+@dataclass
+class _SaveClock:
+    """The time since the newest checkpoint."""
+
+    since: float
+    took: float = 0.0  # seconds to write the newest one
+
+    def is_due(self) -> bool:
+        """Whether ten minutes have passed; more where a checkpoint takes over a minute."""
+        return time.monotonic() - self.since >= max(SAVE_SECONDS, SAVE_SHARE * self.took)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        """Around the writing of a checkpoint."""
+        begun = time.monotonic()
+        yield
+        self.since = time.monotonic()
+        self.took = self.since - begun
+
+
 @dataclass
 class Trainer:
     """Everything that one training run needs, and the loop over it."""
@@ -184,6 +209,7 @@ class Trainer:
     state: TrainerState = field(init=False)
     _doing: _Doing = field(init=False, default=_Doing.UPDATE)
     _saved: int | None = field(init=False, default=None)  # step of the newest checkpoint
+    _save_clock: _SaveClock = field(init=False)
     _advance: Advance = field(init=False)  # of the updates
 
     def __post_init__(self) -> None:
@@ -232,6 +258,7 @@ class Trainer:
             checkpoints.prune(keep=self.section.keep, best_step=self.state.best_step)
         for rows in (log, self._bad_updates()):
             rows.keep_until(self.state.step)
+        self._save_clock = _SaveClock(time.monotonic())
         _start_gradients(self.policy)
         if self.ranks.count > 1 and self.state.step < self.steps:
             self._lay_out_buckets(module, optimizer)
@@ -245,25 +272,35 @@ class Trainer:
             while self.state.step < self.steps and not self.state.stopped and not stop.agreed:
                 self._doing = _Doing.UPDATE
                 row = self.run_update(module, optimizer)
-                if self._is_due(self.state.step):
+                checkpoint_now = self._is_due(self.state.step)
+                if checkpoint_now:
                     self._doing = _Doing.VALIDATION
                     row |= self.validate(module)
-                    checkpoint_now = True
-                else:
-                    checkpoint_now = self.state.step % (self.section.save_every or self.steps) == 0
+                elif self.section.save_every is not None:
+                    checkpoint_now = self.state.step % self.section.save_every == 0
                 log.append(row)
-                stop.agreed = self.ranks.most(stop.asked)
-                if checkpoint_now or stop.agreed:
+                stop.agreed, by_time = self._agree(stop.asked)
+                if checkpoint_now or by_time or stop.agreed:
                     self._doing = _Doing.SAVE
                     log.sync()
-                    checkpoints.save(self.policy, optimizer, self.state.as_json())
-                    self._saved = self.state.step
-                    checkpoints.prune(keep=self.section.keep, best_step=self.state.best_step)
+                    with self._save_clock.measure():
+                        checkpoints.save(self.policy, optimizer, self.state.as_json())
+                        self._saved = self.state.step
+                        checkpoints.prune(keep=self.section.keep, best_step=self.state.best_step)
                 self._advance(1, _describe_update(row))
             self.ranks.wait()  # for the checkpoints that the first one writes
         if self.state.best_step is not None:
             restore_weights(self.policy, checkpoints.intact(self.state.best_step))
         return self.state
+
+    def _agree(self, asked: int) -> tuple[int, bool]:
+        """What all ranks do after an update: (the signal to stop at, or 0; whether time is up).
+
+        The first rank's clock counts for all.  One exchange: twice the signal's number, and 1.
+        """
+        by_time = self.section.save_every is None and self.ranks.is_first
+        agreed = self.ranks.most(2 * asked + (by_time and self._save_clock.is_due()))
+        return agreed // 2, agreed % 2 == 1
 
     def _describe_wait(self) -> Wait:
         """What a signal waits for at this moment."""
@@ -324,22 +361,25 @@ class Trainer:
         return row
 
     def validate(self, module: Any) -> dict[str, float]:
-        """Validation loss and ranking; remembers the best and counts towards patience."""
-        begun, state = time.perf_counter(), self.state
+        """Validation loss, and ranking where it chooses; remembers the best, counts patience."""
+        begun, state, selection = time.perf_counter(), self.state, self.section.selection
         with inference_mode(self.policy):
             loss = self._validation_loss(module)
-            ranking = dict(self.rank_valid())
-        if not math.isfinite(loss):
-            raise NumbersError(f"step {state.step}: validation loss = {loss}")
-        wanted = (v for k, v in ranking.items() if k.startswith(self.section.select))
-        score = next(wanted, -loss)
+            if not math.isfinite(loss):
+                raise NumbersError(f"step {state.step}: validation loss = {loss}")
+            ranking = {} if selection.is_loss else dict(self.rank_valid())
+        found = {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}}
+        value = selection.find_value(found)
+        if value is None:
+            raise LookupError(f"rank_valid gives no {selection.name}: {found}")
+        score = selection.turn(value)
         if state.best_score is None or score > state.best_score:
             state.best_step, state.best_score, state.worse = state.step, score, 0
         else:
             state.worse += 1
             state.stopped = state.worse >= (self.section.patience or math.inf)
         took = {"valid_seconds": round(time.perf_counter() - begun, 4)}
-        return {"valid_loss": loss, **{f"valid_{k}": v for k, v in ranking.items()}, **took}
+        return found | took
 
     def _validation_loss(self, module: Any) -> float:
         """Mean loss of the validation rows, with the same negatives every time."""
@@ -491,6 +531,8 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 def _describe_update(row: Mapping[str, Any]) -> str:
     shown = ["skipped" if row["loss"] is None else f"loss {row['loss']:.4f}"]
-    ranking = ((k, v) for k, v in row.items() if k.startswith(("valid_ndcg", "valid_auc")))
+    ranking = [(k, v) for k, v in row.items() if k.startswith(("valid_ndcg", "valid_auc"))]
     shown += [f"{k.removeprefix('valid_')} {v:.4f}" for k, v in ranking]
+    if "valid_loss" in row and not ranking:
+        shown.append(f"validation loss {row['valid_loss']:.4f}")
     return " ".join(shown)

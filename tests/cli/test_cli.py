@@ -250,19 +250,29 @@ TYPED = ["eval", "my recipe.toml", "--run", "sft", "train.learning_rate=3e-4", "
             "choose another name, or go on with: llmrec sft r.toml seed=1 --resume",
         ),
         (
-            MissingRunError("runs/a/sft: is not finished", ["sft"], begun=True),
+            MissingRunError("runs/a/sft: is not finished", "llmrec sft RECIPE --resume"),
             TYPED,
             "run first: llmrec sft 'my recipe.toml' train.learning_rate=3e-4 --resume",
         ),
         (
-            MissingRunError("runs/a/sft: does not exist", ["align", "--method", "x"], begun=False),
+            MissingRunError("runs/a/sft: does not exist", "llmrec align --method x RECIPE"),
             TYPED,
             "run first: llmrec align --method x 'my recipe.toml' train.learning_rate=3e-4",
         ),
         (
-            MissingRunError("runs/a/sft: does not exist", ["sft"], begun=False),
+            MissingRunError("runs/a/sft: does not exist", "llmrec sft RECIPE"),
             ["recommend", "--run", "runs/a/sft"],
             "run first: llmrec sft RECIPE",
+        ),
+        (
+            ArtefactError("p: not a prepared folder; run first: llmrec prepare RECIPE"),
+            ["sft", "r.toml", "name=a b"],
+            "run first: llmrec prepare r.toml 'name=a b'",
+        ),
+        (
+            RecipeError("x: the RECIPE; llmrec eval RECIPE --run sft --again, or RECIPE"),
+            ["eval", "r.toml"],
+            "x: the RECIPE; llmrec eval r.toml --run sft --again, or RECIPE",
         ),
     ],
 )

@@ -179,6 +179,7 @@ def a_run(folder: Path, manifest: dict[str, object], rows: Sequence[Mapping[str,
 
 
 TRAIN = {"epochs": 5.0, "select": "ndcg"}
+EVAL = {"cutoffs": [5, 10]}
 ROWS = [
     {"step": 31, "epoch": 1.0, "valid_loss": 2.0, "valid_ndcg@10": 0.2},
     {"step": 62, "epoch": 2.0, "valid_loss": 3.0, "valid_ndcg@10": 0.4},
@@ -187,7 +188,7 @@ ROWS = [
 
 
 def running(**train: object) -> dict[str, object]:
-    return {"status": "running", "settings": {"stage": {"train": TRAIN | train}}}
+    return {"status": "running", "settings": {"stage": {"train": TRAIN | train}, "eval": EVAL}}
 
 
 def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> None:
@@ -200,16 +201,30 @@ def test_a_run_that_stopped_says_where_and_its_best_so_far(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("train", "steps", "best"),
     [
-        ({"max_steps": 100}, 100, 0.4),
-        ({"max_steps": 1000}, 155, 0.4),
-        ({"select": "loss"}, 155, -1.0),
+        ({"max_steps": 100}, 100, "ndcg@10 0.4000 at 62"),
+        ({"max_steps": 1000}, 155, "ndcg@10 0.4000 at 62"),
+        ({"select": "loss"}, 155, "loss 1.0000 at 93"),
     ],
 )
 def test_max_steps_and_select_count(
-    train: dict[str, object], steps: int, best: float, tmp_path: Path
+    train: dict[str, object], steps: int, best: str, tmp_path: Path
 ) -> None:
     found = read_run_state(run_at(a_run(tmp_path / "e" / "sft", running(**train), ROWS)))
-    assert (found.steps, found.best) == (steps, best)
+    assert found.steps == steps
+    assert listing.state_to_cells(found)[2] == best
+
+
+@pytest.mark.parametrize(
+    ("select", "score", "cell"),
+    [("loss", -2.5, "loss 2.5000 at 62"), ("auc", 0.7, "auc 0.7000 at 62")],
+)
+def test_a_finished_run_names_its_best_quantity(
+    select: str, score: float, cell: str, tmp_path: Path
+) -> None:
+    manifest = running(select=select) | {"outcome": {"best_step": 62, "best_score": score}}
+    found = read_run_state(run_at(a_run(tmp_path / "e" / "sft", manifest, ROWS)))
+    assert listing.state_to_cells(found)[2] == cell
+    assert (found.best, found.best_metric) == (abs(score), select)
 
 
 def test_a_run_whose_folder_is_claimed_is_running(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -100,3 +102,15 @@ def test_the_page_of_recipes_has_types_ranges_defaults_and_meanings() -> None:
         assert f"\n## {table}\n" in page
     assert "`options` | table of text" in page  # of [data.spark]: the one that is a key
     assert page.count("| `options` |") == 1
+
+
+@pytest.mark.starts_python("it imports no package but a stand-in")
+def test_the_pages_are_made_from_the_checkout_that_they_stand_in(tmp_path: Path) -> None:
+    """As in a worktree of git, where another checkout is the one that is installed."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "llmrec_cli").mkdir()
+    (tmp_path / "llmrec_cli" / "__init__.py").write_text("raise SystemExit(7)\n")
+    script = tmp_path / "docs" / "generate.py"
+    script.write_text((DOCS / "generate.py").read_text())
+    (tmp_path / "docs" / "generate_commands.py").write_text("import llmrec_cli\n")
+    assert subprocess.run([sys.executable, str(script)], cwd=tmp_path.parent).returncode == 7

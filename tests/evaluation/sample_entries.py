@@ -79,12 +79,14 @@ def entry_of(
     kind: Kind = "language model",
     train: dict[str, Any] | None = None,
     hashes: dict[str, str] | None = None,
+    validations: int | None = None,
     **changes: Any,
 ) -> Entry:
     """An entry whose runs rank at random, by seed.
 
     Args:
         seeds: of its runs.
+        validations: of the training of each run.
         changes: of the protocol.
     """
     how, runs = protocol(**changes), []
@@ -93,7 +95,9 @@ def entry_of(
         report = build_report({"keep": frame, "remove": frame}, LEAVES, how, 100)
         settings = {"stage": {"train": train or TRAIN}, "eval": {"cutoffs": [1, 5]}}
         manifest = {"settings": settings | {"seed": seed}}
-        runs.append(Evaluation(f"e/{name}", name, None, seed, manifest, report, frame, None))
+        runs.append(
+            Evaluation(f"e/{name}", name, None, seed, manifest, report, frame, None, validations)
+        )
     frame = predictions_of(1, rows)
     place = evaluated_data(frame, **(hashes or {}))
     return Entry(

@@ -174,6 +174,27 @@ def test_what_changes_nothing_compares(changes: dict[str, Any]) -> None:
     assert found.standings[1].contrasts["keep"]
 
 
+@pytest.mark.parametrize("validations", [1, 4, None])
+def test_a_rule_with_one_checkpoint_to_choose_from_chose_nothing(validations: int | None) -> None:
+    """Whatever the rule: such a run compares with all, as one that was counted does."""
+    base = entry_of("base", 1, validations=4)
+    other = entry_of("other", 2, train=TRAIN | {"select": "loss"}, validations=validations)
+    why_not = compared(base, other, baseline="base").standings[1].why_not
+    assert (why_not is None) == (validations == 1)
+
+
+def test_the_rows_of_each_entry_are_told() -> None:
+    few, many = entry_of("few", rows=10), entry_of("many", rows=40)
+    found = compared(few, many)
+    assert [one.n_rows for one in found.standings] == [10, 40]
+    assert [one.n_users for one in found.standings] == [
+        rows_of(one)["user_id"].nunique() for one in (few, many)
+    ]
+    assert not found.has_equal_rows
+    assert compared(many, replace(many, name="again")).has_equal_rows
+    assert list(found.to_frame("ndcg@5")["rows"]) == [10, 40]
+
+
 def test_validation_rows_count_as_far_as_there_are_any() -> None:
     """500 validation rows are prepared: 1,000 or 2,000 of them is the same choice."""
     ours, theirs = (entry_of(str(n), train=TRAIN | {"validate_rows": n}) for n in (1000, 2000))

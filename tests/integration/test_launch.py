@@ -102,6 +102,27 @@ signal.signal = put
 '''
 
 
+UNEQUAL = '''
+"""Loaded by every Python process of a test: the second rank has no memory, the first has plenty."""
+import os
+
+if "RANK" in os.environ:
+    from llmrec_cli.pipeline import memory
+    from llmrec_cli.training.trainer import Trainer
+    from llmrec_cli.utils.machine import Memory
+
+    rank = int(os.environ["RANK"])
+    memory.find_memory = lambda ranks, processes: Memory((1 << 40, 1000)[rank], "RAM")
+
+    def noting(trainer, *, resume, train=Trainer.train):
+        with open(f"rows-{rank}", "w") as file:
+            file.write(str(trainer.loader.limits.rows))
+        return train(trainer, resume=resume)
+
+    Trainer.train = noting
+'''
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with prepared data and a finished run of two processes."""
@@ -305,6 +326,36 @@ def test_a_terminal_that_closes_leaves_a_checkpoint(home: Path, no_orphans: str)
     found = Checkpoints(folder / "checkpoints").newest()
     assert found is not None
     assert found.state["step"] == len(losses(home, no_orphans))
+
+
+def test_processes_choose_the_same_passes(home: Path, no_orphans: str) -> None:
+    """What fits on the process with the least memory; unequal passes would wait for each other."""
+    shipped = Path(__file__).parents[2] / "recipes/quickstart.toml"
+    lines = shipped.read_text().splitlines()
+    open_one = [line for line in lines if not line.startswith("micro_batch")]
+    (home / "open.toml").write_text("\n".join(open_one))
+    _, *words = fresh(home, no_orphans)
+    group = start(home, "sft", "open.toml", *words, "train.max_steps=2", TWO, hook=UNEQUAL)
+    _, said = group.communicate(timeout=100)
+    assert group.returncode == 0, said
+    assert [(home / f"rows-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
+    manifest = json.loads((home / "runs" / no_orphans / "sft/manifest.json").read_text())
+    assert manifest["chosen"] == {"micro_batch": 1}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_quiet_command_that_is_interrupted_says_nothing_on_stdout(
+    processes: int, home: Path, no_orphans: str
+) -> None:
+    words = [*fresh(home, no_orphans), "train.epochs=200", f"launch.processes={processes}"]
+    quiet = start(home, "sft", *words, "--quiet")
+    metrics = home / "runs" / no_orphans / "sft/metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_bytes())
+    os.kill(quiet.pid, signal.SIGINT)
+    shown, said = quiet.communicate(timeout=60)
+    assert quiet.returncode == 130, said
+    assert shown == ""
+    assert said == f"llmrec sft: error: interrupted; {advice(*words, '--quiet')}\n"
 
 
 def test_one_process_of_a_config_file_is_told_to_stop(home: Path, no_orphans: str) -> None:

@@ -22,6 +22,7 @@ from llmrec_cli.pipeline.run import run
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.utils.files import hash_file
 from llmrec_cli.utils.progress import Silent
+from tests.commands import llmrec, ok
 from tests.experiments import Told, copied, typed
 from tests.pipeline.sample_backbones import ALL, RECIPE, byte_level, write_checkpoint, write_raw
 
@@ -87,6 +88,20 @@ def test_the_base_ranks_as_a_run_that_ends_where_it_began(home: Path, way: str) 
     if way != "pairs":
         lists = [pd.read_parquet(folder / "predictions.parquet") for folder in (base, still)]
         assert lists[0]["ranked"].map(list).tolist() == lists[1]["ranked"].map(list).tolist()
+
+
+def test_two_processes_rank_with_the_base_as_one_does(home: Path) -> None:
+    words = ("own.toml", "eval.auc=true")
+    ok(llmrec(home, "eval", *words, "--run", "base", "launch.processes=2"))
+    folder = home / "runs/own/base"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["cost"]["processes"] == 2
+    lists, pairs = pd.read_parquet(folder / "predictions.parquet"), read_pairs(folder)
+    recipe = read_recipe(words[0], words[1:])
+    assert evaluate(recipe, "base", again=True) == ["base"]
+    alone = pd.read_parquet(folder / "predictions.parquet")
+    assert alone["ranked"].map(list).tolist() == lists["ranked"].map(list).tolist()
+    np.testing.assert_allclose(read_pairs(folder), pairs, rtol=1e-5)
 
 
 def test_a_trained_run_ranks_otherwise_than_the_base(home: Path) -> None:
@@ -198,10 +213,11 @@ def test_eval_takes_what_is_finished_and_names_the_rest(
     shown = typed(capsys, "eval", "own.toml", "--json")
     assert shown.code == 0, shown.err
     rest = (
-        "left out: baseline-itemknn does not exist (llmrec baseline --model itemknn RECIPE), "
-        "align-lml does not exist (llmrec align --method lml RECIPE)"
+        "left out: baseline-itemknn does not exist (llmrec baseline --model itemknn own.toml), "
+        "align-lml does not exist (llmrec align --method lml own.toml)"
     )
-    assert rest in shown.errors
+    said = "left out: baseline-itemknn does not exist, align-lml does not exist"
+    assert said in shown.errors
     found = json.loads(shown.out)
     assert found["notes"][0] == rest
     names = [entry["name"] for entry in found["standings"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.item_scores import fingerprint_of_rows
 from llmrec_cli.training.rows import as_windows, sequence_rows, window_rows
 from llmrec_cli.utils.files import hash_file, read_json
-from llmrec_cli.utils.progress import Advance, Silent, Work
+from llmrec_cli.utils.progress import Advance, Lines, Silent, Work
 
 pytestmark = pytest.mark.slow
 
@@ -208,6 +209,15 @@ def test_a_resumed_model_is_bit_identical(home: Path) -> None:
     ]
     weights = [(folder / "model" / "weights.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
+
+
+def test_a_warm_up_longer_than_the_run_is_said_before_training(home: Path) -> None:
+    said = io.StringIO()
+    recipe = recipe_in(home, "baseline.sasrec.train.max_steps=2", "name=warm")
+    prepare_data(recipe, Path)
+    baseline(recipe, "sasrec", resume=False, progress=Lines(said))
+    assert "warning: [baseline.sasrec] warmup = " in said.getvalue()
+    assert "updates, but the run has 2: the peak rate" in said.getvalue()
 
 
 def test_a_finished_model_is_kept_and_other_settings_are_refused(home: Path) -> None:

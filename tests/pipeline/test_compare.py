@@ -17,10 +17,12 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError, UserError
 from llmrec_cli.evaluation.predictions import read_predictions
 from llmrec_cli.pipeline.compare import Asked, Compared, compare_experiment, compare_runs
+from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.report.outputs import write_reports
 from llmrec_cli.report.tables import comparison_to_json
 from llmrec_cli.utils.files import write_json
+from llmrec_cli.utils.progress import Silent
 from tests.experiments import Told, make_experiment, typed
 
 pytestmark = pytest.mark.slow
@@ -150,7 +152,41 @@ def test_what_was_not_evaluated_is_a_note_in_an_experiment(copied: Path) -> None
     (copied / "align-msl/report.json").unlink()
     found = compare_runs(["runs/s1"], Asked())
     assert names(found) == NAMES[:-1]
-    assert found.comparison.notes[0] == "not evaluated on test yet: align-msl of s1"
+    assert found.comparison.notes[0] == "s1: not evaluated on test yet: align-msl"
+
+
+def test_a_run_has_as_many_validations_as_its_log(home: Path) -> None:
+    found = {}
+    for entry in compare_runs(["runs/s1"], Asked()).entries:
+        (one,) = entry.evaluations
+        assert one.folder is not None
+        log = one.folder / "metrics.jsonl"
+        assert one.validations == (
+            (log.read_text().count("valid_loss") or None) if log.exists() else None
+        )
+        found[one.run] = one.validations
+    assert found["baseline-pop"] is None
+    assert found["sft"] is not None
+
+
+def test_an_unfinished_run_is_told_once_with_the_command(copied: Path) -> None:
+    (copied / "align-msl/report.json").unlink()
+    manifest = copied / "align-msl/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"status": "running"}))
+    told = (
+        "s1: not evaluated on test yet: align-msl, which is not finished (llmrec align --method "
+        "msl RECIPE --resume)"
+    )
+    assert compare_runs(["runs/s1"], Asked()).comparison.notes[0] == told
+    found = evaluate_runs(
+        read_recipe("runs/s1/sft/recipe.toml"),
+        None,
+        split="test",
+        again=False,
+        keep=True,
+        progress=Silent(),
+    )
+    assert [note for note in found.comparison.notes if "align-msl" in note] == [told]
 
 
 def test_what_has_to_be_known_about_the_data_is_a_note(home: Path) -> None:

@@ -22,7 +22,7 @@ from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import open_context
 from llmrec_cli.pipeline.timing import Speed, show_seconds
-from llmrec_cli.runs.run import sft_run
+from llmrec_cli.runs.run import Run, RunKind, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.tensors.packing import Tree
 from llmrec_cli.training.collator import Limits
@@ -303,11 +303,13 @@ def test_an_architecture_without_shapes_is_said_and_trained(
 )
 def test_a_warm_up_longer_than_the_run_is_said(keys: dict[str, Any], warned: bool) -> None:
     section = TrainSection(**{"batch": 10, "epochs": 5.0, **keys})
-    lines = list(warn_of_warmup(section, 30, "[sft]"))
-    assert bool(lines) == warned
-    if warned:
-        assert lines[0].startswith("warning: [sft] warmup = ")
-        assert "is never reached; set train.warmup = 0.1" in lines[0]
+    for kind, table in ((RunKind.SFT, ""), (RunKind.BASELINE, "sasrec")):
+        run = Run(kind, table, Path("runs/x"))
+        lines = list(warn_of_warmup(section, 30, run))
+        assert bool(lines) == warned
+        if warned:
+            assert lines[0].startswith(f"warning: {run.heading} warmup = ")
+            assert f"is never reached; set {run.key}.train.warmup = 0.1" in lines[0]
 
 
 @pytest.mark.parametrize("units", [True, False, None])

@@ -101,11 +101,12 @@ def test_the_leaderboard_has_every_metric_of_both_policies(document: Element) ->
     comparison = full_page().comparison
     for policy, label in (("keep", "History kept"), ("remove", "History removed")):
         headings, *rows = tables(document, label)
-        assert headings == ["entry", "HR@1", "HR@5", "NDCG@5", "MRR@5"]
+        assert headings == ["entry", "rows", "users", "HR@1", "HR@5", "NDCG@5", "MRR@5"]
         for row, standing in zip(rows, comparison.standings, strict=True):
             metrics = standing.metrics[policy]  # type: ignore[index]  # a literal of the loop
             own = [metrics[name] for name in ("hr@1", "hr@5", "ndcg@5", "mrr@5")]
-            assert row[1:] == [
+            assert row[1:3] == [str(standing.n_rows), str(standing.n_users)]
+            assert row[3:] == [
                 f"{typeset_figure(e.mean)} {typeset_ends(e.low, e.high)}" for e in own
             ]
 

@@ -19,7 +19,13 @@ from llmrec_cli.report.formatting import (
     format_thousands,
     strip_zero,
 )
-from llmrec_cli.report.tables import comparison_to_lines, comparison_to_tables, tabulate_comparison
+from llmrec_cli.report.page.comparison import describe_comparison
+from llmrec_cli.report.tables import (
+    comparison_to_lines,
+    comparison_to_tables,
+    tabulate_comparison,
+    tabulate_quality,
+)
 from llmrec_cli.utils.text import format_seconds
 from tests.evaluation.sample_entries import compared, entry_of, predictions_of
 
@@ -70,6 +76,15 @@ def test_the_tables_show_the_figures_and_name_the_policy() -> None:
     assert f"{contrast.detectable:.4f}"[1:] in line
     assert any(re.fullmatch(r"baseline-pop .* -  +-  +-  +-  +baseline", line) for line in lines)
     assert 'seen = "remove"' in rendered(found)
+
+
+def test_rows_that_differ_stand_beside_each_entry() -> None:
+    found = compared(entry_of("few", rows=10), entry_of("many", rows=40))
+    sheet = tabulate_quality(found)
+    assert sheet.title.startswith("test: rows that differ, whole catalogue")
+    assert sheet.headings[:3] == ("entry", "rows", "users")
+    assert [row[1] for row in sheet.rows] == [("10",), ("40",)]
+    assert "2 ways to recommend, on test rows that differ. 1 of them" in describe_comparison(found)
 
 
 def test_where_nothing_varies_no_difference_is_detectable() -> None:

@@ -268,7 +268,12 @@ def test_rank_py_is_a_command_of_its_own(
         monkeypatch.setattr("sys.argv", ["rank.py", "no such item"])
         with pytest.raises(SystemExit):
             script.main()
-    assert "no item has the id or the title 'no such item'" in capsys.readouterr().err
+        assert "no item has the id or the title 'no such item'" in capsys.readouterr().err
+        monkeypatch.setattr("sys.argv", ["rank.py", first, second, "-k", "999", "--base", base])
+        script.main()
+        long = capsys.readouterr()
+    entries = len(script.Catalogue.read(made.folder).trie) and len(long.out.splitlines()) + 2
+    assert f"{entries - 2} of 999 entries: the catalogue has {entries}, and 2 of" in long.err
     found = Recommender.load(home / f"runs/{kind}/sft").recommend([items["item_id"][3], second], 3)
     assert shown == [f"{i.probability:.4f}  {i.item_id!r}  {i.title!r}" for i in found]
 

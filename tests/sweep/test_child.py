@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.config.training import Selection
 from llmrec_cli.errors import LlmrecError, MachineError, NumbersError, UserError
 from llmrec_cli.sweep.trial import Interrupted, Pruned, Watch, follow_command
 from tests.sweep.sweeps import playing
@@ -46,7 +47,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def carry_out(here: Path, watch: Watch, select: str = "ndcg", patience: float = 20) -> None:
-    follow_command(["align", "x"], {"OWN": "1"}, here / "said.log", (here, select), watch, patience)
+    judged = here, Selection(select)
+    follow_command(["align", "x"], {"OWN": "1"}, here / "said.log", judged, watch, patience)
 
 
 @pytest.mark.parametrize(("select", "scores"), [("ndcg", [0.1, 0.2]), ("loss", [-3.0, -2.0])])

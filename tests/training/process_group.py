@@ -1,6 +1,6 @@
 """Groups of processes for tests: started like torchrun's ranks, each runs one scenario.
 
-``run_group(n, folder)`` starts n of ``python group.py FOLDER``, which go through all scenarios one
+``run_group(n, folder)`` starts n of this module with a FOLDER, which go through all scenarios one
 after the other, and returns what each rank found in each.
 """
 
@@ -27,7 +27,8 @@ from llmrec_cli.config.training import TrackSection
 from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
 from llmrec_cli.errors import NumbersError
 from llmrec_cli.runs.tracking import open_trackers
-from llmrec_cli.training.checkpoint import trained_weights
+from llmrec_cli.training import trainer
+from llmrec_cli.training.checkpoint import Checkpoints, trained_weights
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.trainer import PolicyLoss
 from tests.training.sharded import spread
@@ -51,7 +52,8 @@ def run_group(n: int, folder: Path, timeout: float = 300) -> list[dict[str, Any]
     shared = {"WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+            [sys.executable, "-m", "tests.training.process_group", str(folder)],
+            cwd=Path(__file__).parents[2],  # the package of this checkout
             env=os.environ
             | {k: str(v) for k, v in shared.items()}
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
@@ -65,7 +67,8 @@ def run_group(n: int, folder: Path, timeout: float = 300) -> list[dict[str, Any]
     finally:
         for rank in ranks:
             rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+    codes = [rank.returncode for rank in ranks]
+    assert codes == [0] * n, f"exit codes {codes}\n" + "\n".join(errors)
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(n)]
 
 
@@ -167,6 +170,28 @@ def one_signal(folder: Path) -> dict[str, Any]:
     stopped.ranks.wait()
     same = final_state(folder / "stopped") == final_state(folder / "straight")
     return {"got": got, "step": at, "same": same}
+
+
+def by_time(folder: Path) -> dict[str, list[int]]:
+    """Steps of this rank's checkpoints, where ten minutes pass in each update on one rank alone."""
+    saved: dict[str, list[int]] = {}
+    save, usual = Checkpoints.save, (trainer.SAVE_SECONDS, trainer.SAVE_SHARE)
+
+    def noted(self: Checkpoints, model: Any, optimizer: Any, state: dict[str, Any]) -> Path:
+        steps.append(state["step"])
+        return save(self, model, optimizer, state)
+
+    Checkpoints.save = noted  # type: ignore[method-assign]  # on purpose
+    for name, rank in (("first", 0), ("another", 1)):
+        running = job(folder / name, epochs=1, validate_every=100, save_every=None)
+        steps = saved[name] = []
+        if running.ranks.index == rank:
+            trainer.SAVE_SECONDS, trainer.SAVE_SHARE = 0, 0  # type: ignore[misc]  # on purpose
+        running.train(resume=False)
+        trainer.SAVE_SECONDS, trainer.SAVE_SHARE = usual  # type: ignore[misc]  # as it was
+        running.ranks.wait()
+    Checkpoints.save = save  # type: ignore[method-assign]  # as it was
+    return saved
 
 
 class Signalling:
@@ -279,6 +304,7 @@ def main(folder: Path) -> None:
             lists,
             bad_numbers,
             one_signal,
+            by_time,
             telling,
             mapping,
             once_in_a_tracker,

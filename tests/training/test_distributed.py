@@ -167,3 +167,8 @@ def test_one_of_many_processes_feeds_the_trackers(group: Group) -> None:
     said = f"tracked: also in tensorboard: tensorboard --logdir {group.folder}"
     assert first == [said, "tensorboard"]
     assert others == [["tensorboard"]] * len(others)
+
+
+def test_the_first_rank_s_clock_decides_when_all_save(group: Group) -> None:
+    for rank in group.ranks:
+        assert rank["by_time"] == {"first": [1, 2, 3], "another": [3]}

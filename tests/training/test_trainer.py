@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,108 @@ def test_selection_by_loss_takes_the_lowest(tmp_path: Path) -> None:
     position = job(tmp_path, select="loss").train(resume=False)
     losses = {row["step"]: row["valid_loss"] for row in metrics(tmp_path) if "valid_loss" in row}
     assert position.best_step == min(losses, key=lambda step: losses[step])
+
+
+def test_selection_by_loss_ranks_no_validation_row(tmp_path: Path) -> None:
+    running, shown = job(tmp_path, select="loss"), io.StringIO()
+
+    def rank_valid() -> dict[str, float]:
+        raise AssertionError("ranked")
+
+    replace(running, rank_valid=rank_valid, progress=Lines(shown)).train(resume=False)
+    validated = [row for row in metrics(tmp_path) if "valid_loss" in row]
+    assert len(validated) == 3
+    assert not any(key.startswith(("valid_ndcg", "valid_hr")) for row in validated for key in row)
+    assert f"validation loss {validated[-1]['valid_loss']:.4f}" in shown.getvalue()
+
+
+def test_a_validation_without_the_figure_that_chooses_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LookupError, match="rank_valid gives no ndcg"):
+        replace(job(tmp_path), rank_valid=dict).train(resume=False)
+
+
+class Clock:
+    """A clock that runs on by some seconds with each update, and with each checkpoint."""
+
+    def __init__(self, update: float, save: float = 0.0) -> None:
+        self.now, self.saved = 0.0, list[int]()
+        self._update, self._save = update, save
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        update, save = Trainer.run_update, checkpoint.Checkpoints.save
+
+        def run_update(*args: Any) -> dict[str, Any]:
+            self.now += self._update
+            return update(*args)
+
+        def timed(own: Any, model: Any, optimizer: Any, state: dict[str, Any]) -> Path:
+            self.now += self._save
+            self.saved.append(state["step"])
+            return save(own, model, optimizer, state)
+
+        monkeypatch.setattr(Trainer, "run_update", run_update)
+        monkeypatch.setattr(checkpoint.Checkpoints, "save", timed)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("save_every", "update", "save", "saved"),
+    [
+        (None, 250, 0, [3, 6, 9, 12]),
+        (None, 60, 0, [10, 12]),
+        (None, 10, 0, [12]),
+        (None, 600, 0, list(range(1, 13))),
+        (None, 250, 90, [3, 7, 11, 12]),  # 900 s after one that took 90 s
+        (5, 250, 0, [5, 10, 12]),  # as it was asked for
+    ],
+)
+def test_without_save_every_a_checkpoint_comes_after_ten_minutes(
+    save_every: int | None,
+    update: float,
+    save: float,
+    saved: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(update, save).install(monkeypatch)
+    job(tmp_path, epochs=4, validate_every=100, save_every=save_every).train(resume=False)
+    assert clock.saved == saved
+
+
+def test_a_validation_starts_the_ten_minutes_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(250).install(monkeypatch)
+    job(tmp_path, epochs=4, validate_every=4 / 3, save_every=None).train(resume=False)
+    assert clock.saved == [3, 4, 7, 8, 11, 12]
+
+
+def test_a_run_killed_after_a_checkpoint_by_time_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"epochs": 4, "validate_every": 100, "save_every": None}
+    straight, killed = (
+        job(tmp_path / "a", "ats", **settings),
+        job(tmp_path / "b", "ats", **settings),
+    )
+    straight.train(resume=False)
+    Clock(250).install(monkeypatch)
+    update = Trainer.run_update
+
+    def dies(*args: Any) -> dict[str, Any]:
+        if args[0].state.step == 5:
+            raise KeyboardInterrupt
+        return update(*args)
+
+    monkeypatch.setattr(Trainer, "run_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(resume=False)
+    monkeypatch.setattr(Trainer, "run_update", update)
+    assert [p.name for p in checkpoint.all_of(tmp_path / "b" / "checkpoints")] == ["step-3"]
+    job(tmp_path / "b", "ats", **settings).train(resume=True)
+    assert metrics(killed.folder) == metrics(straight.folder)
+    assert final_state(killed.folder) == final_state(straight.folder)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: float, passes: set[int]) -> None:

@@ -479,14 +479,20 @@ def read_times(
     expected = "" if first else " of a unit of time, or an ISO date such as 2018-06-30"
     if dates is False:
         expected = ", as the lines before have"
-    return numbers, None, {index: problem + expected for index, problem in problems.items()}
+    told = {index: problem + expected for index, problem in problems.items()}
+    return _keep_exact(column, numbers), None, told
 
 
 def _keep_exact(column: pa.Array, numbers: pa.Array) -> pa.Array:
-    """Whole numbers that float64 rounds, such as nanoseconds, as int64."""
-    if np.abs(numbers.to_numpy()).max(initial=0) < _ROUNDED:
+    """Whole numbers that float64 rounds, such as nanoseconds, as int64.
+
+    Args:
+        numbers: the column as float64; null where a cell is no number.
+    """
+    size_N = np.abs(numbers.to_numpy(zero_copy_only=False))
+    if not (size_N >= _ROUNDED).any():  # NaN where null
         return numbers
     try:
-        return pc.cast(column, pa.int64())
+        return pc.cast(pc.if_else(numbers.is_valid(), column, None), pa.int64())
     except pa.ArrowInvalid:
         return numbers

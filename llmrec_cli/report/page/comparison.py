@@ -71,11 +71,14 @@ _BEAM_TEXT = (
 def describe_comparison(comparison: Comparison) -> str:
     """What is compared on what, in a sentence."""
     entries = format_count(len(comparison.standings), "way to recommend", "ways to recommend")
-    rows = format_count(comparison.n_rows, f"{comparison.split} row")
+    over = f"{comparison.split} rows that differ"
+    if comparison.has_equal_rows:
+        rows = format_count(comparison.n_rows, f"{comparison.split} row")
+        over = f"{rows} of {format_count(comparison.n_users, 'user')}"
     apart = len(comparison.standings) - len(select_comparable(comparison))
     verb = "does" if apart == 1 else "do"
     rest = f" {apart} of them, marked so, {verb} not compare." if apart else ""
-    return f"{entries}, on {rows} of {format_count(comparison.n_users, 'user')}.{rest}"
+    return f"{entries}, on {over}.{rest}"
 
 
 # The leaderboard: every metric, differences from the baseline, and comparability.
@@ -127,9 +130,12 @@ def summarize_board(comparison: Comparison) -> str:
 def _tabulate_metrics(comparison: Comparison) -> PageTable:
     policy, sheet = comparison.headline, sheets.tabulate_quality(comparison)
     best = {}
-    for column, heading in enumerate(sheet.headings[1:], start=1):
+    for column, heading in enumerate(sheet.headings):
+        metric = heading.lower()
+        if metric not in comparison.metrics:
+            continue
         means = {
-            row: standing.metrics[policy][heading.lower()].mean
+            row: standing.metrics[policy][metric].mean
             for row, standing in enumerate(comparison.standings)
             if standing.why_not is None
         }

@@ -159,8 +159,11 @@ def _describe_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator
     split = manifest["data"]["split"]
     yield Fact("Split", _SPLITS.get(split, split))
     rows = evaluated_data.manifest["splits"][evaluated_data.split]["rows"]
-    evaluated = f"{comparison.n_rows:,} of {rows:,} {evaluated_data.split} rows"
-    yield Fact("Evaluated", f"{evaluated}, {comparison.n_users:,} users")
+    sizes = {(one.n_rows, one.n_users): one.name for one in reversed(comparison.standings)}
+    for (n_rows, n_users), name in reversed(sizes.items()):
+        whose = "" if comparison.has_equal_rows else f" ({name})"
+        evaluated = f"{n_rows:,} of {rows:,} {evaluated_data.split} rows, {n_users:,} users"
+        yield Fact("Evaluated", f"{evaluated}{whose}")
     catalogue = f"{comparison.candidates}: {leaves.n_leaves:,} entries"
     if leaves.n_items != leaves.n_leaves:
         catalogue += f" ({leaves.n_items:,} items, of which equal ones count as one)"

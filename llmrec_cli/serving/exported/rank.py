@@ -235,8 +235,19 @@ def main() -> None:
     except KeyError as error:
         parser.error(error.args[0])
     model, tokenizer = load(here, asked.base)
-    for chance, item in rank(model, tokenizer, catalogue, history, asked.k):
+    found = rank(model, tokenizer, catalogue, history, asked.k)
+    for chance, item in found:
         sys.stdout.write(f"{chance:.4f}  {item['item_id']!a}  {item['title']!a}\n")
+    if len(found) < asked.k:
+        sys.stderr.write(explain_short_list(catalogue, len(found), asked.k) + "\n")
+
+
+def explain_short_list(catalogue: Catalogue, found: int, k: int) -> str:
+    """Why a list has fewer than ``k`` entries."""
+    size = len({tuple(item["tokens"]) for item in catalogue.items})
+    left_out = size - found
+    text = f"{found:,} of {k:,} entries: the catalogue has {size:,}"
+    return text + (f", and {left_out:,} of the history are left out" if left_out else "")
 
 
 if __name__ == "__main__":

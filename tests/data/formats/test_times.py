@@ -19,6 +19,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.formats import parsing, read_source
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.data.formats.checks import to_milliseconds
+from llmrec_cli.data.formats.delimited import read_times
 from llmrec_cli.errors import DataError
 from llmrec_cli.pipeline.prepare import prepare_data
 
@@ -237,3 +238,18 @@ def test_the_first_notation_of_a_file_holds_across_its_blocks(
         source = read_source(section, Path, tmp_path)
         assert source.notes["bad_lines"]["skipped"] == 1
         assert f":{bad_line + 1 + (form == 'csv')}:" in source.notes["bad_lines"]["first"][0]
+
+
+@pytest.mark.parametrize("bad", ["x", "", "nan"])
+def test_a_line_without_a_time_leaves_the_others_exact(bad: str, tmp_path: Path) -> None:
+    """Neighbours that float64 rounds to the same number: one line later, they are apart."""
+    start = SECOND * UNITS["nanoseconds"]
+    lines = [f"u,i{n},{start + n}" for n in range(3)]
+    data = HEAD + "\n".join([lines[0], f"u,j,{bad}", *lines[1:]]) + "\n"
+    read, clock, problems = read_times(
+        pa.array([line.rpartition(",")[2] for line in data.splitlines()[1:]]), "timestamp"
+    )
+    assert clock is None
+    assert list(problems) == [1]
+    assert read.to_pylist() == [start, None, start + 1, start + 2]
+    assert read_file(tmp_path, data.encode(), on_bad_line="skip").notes["bad_lines"]["skipped"] == 1
