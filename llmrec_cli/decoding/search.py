@@ -14,7 +14,7 @@ from llmrec_cli.config.model import TREE_ATTENTION
 from llmrec_cli.decoding.tree_cache import NO_SLOT, TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
 from llmrec_cli.models.base import batches_by_length, distinct_exclusions
-from llmrec_cli.models.language_model import find_body, head_weights, inference_mode
+from llmrec_cli.models.language_model import find_body, head_weights, inference_mode, share_keys
 from llmrec_cli.tensors.beam_search import (
     NONE,
     Chains,
@@ -31,17 +31,37 @@ from llmrec_cli.tensors.beam_search import (
     no_finished,
     no_open,
 )
-from llmrec_cli.tensors.trie import ROOT, Scorer, Trie, child_log_probs, forced_log_probs, paths
+from llmrec_cli.tensors.trie import (
+    ROOT,
+    Scorer,
+    Trie,
+    child_log_probs,
+    forced_log_probs,
+    paths,
+    tokens_to,
+)
+
+# The *opening* are the tokens that every answer begins with, such as a quotation mark: with mask
+# "before" they are no choice, so they are read with the prompt, and a search starts behind them.
+
+
+def find_start(scorer: Scorer, chains: Chains) -> int:
+    """The node behind the opening; the root where forced tokens are paid for, or lead to a leaf."""
+    end = int(chains.end_N[ROOT])
+    is_free = not scorer.over_vocab and int(scorer.trie.leaf_of_node_N[end]) == NONE
+    return end if is_free else ROOT
+
 
 # Exact scores of all catalogue items, for full ranks and as a reference for the searches.
 #
 # Only nodes with a branching node below them are computed (the trie's *branching closure*). They
 # are computed in depth-first order, a bounded number of tokens at a time, after the prompt's cache.
+# The opening is in that cache.
 #
 # Shape suffixes: B users, T tokens of one call, L leaves, N trie nodes, E = N - 1 edges.
 
 
-def score_leaves(tree: TreeCache, scorer: Scorer, tokens_at_once: int) -> Tensor:
+def score_leaves(tree: TreeCache, scorer: Scorer, start: int, tokens_at_once: int) -> Tensor:
     """Log-probability of every leaf, score_BL in fp32; with mask "before" they sum to 1.
 
     Raises:
@@ -52,10 +72,10 @@ def score_leaves(tree: TreeCache, scorer: Scorer, tokens_at_once: int) -> Tensor
     asked_N = trie.fan_out(torch.arange(trie.n_nodes, device=trie.parent_N.device)) > (
         0 if scorer.over_vocab else 1
     )
-    if bool(asked_N[ROOT]):
-        root_1 = torch.zeros(1, dtype=torch.int64, device=asked_N.device)
-        _score_edges(edge_BE, scorer, tree.hidden_BD[:, None], root_1)
-    for node_T, parent_T in _split_into_trees(trie, asked_N, tokens_at_once):
+    if bool(asked_N[start]):
+        start_1 = torch.tensor([start], device=asked_N.device)
+        _score_edges(edge_BE, scorer, tree.hidden_BD[:, None], start_1)
+    for node_T, parent_T in _split_into_trees(trie, asked_N, start, tokens_at_once):
         shape = (len(tree.hidden_BD), -1)
         token_T = trie.edge_token_E[node_T - 1].long()
         hidden_BTD = tree.extend(token_T.expand(shape), parent_T.expand(shape))
@@ -79,22 +99,25 @@ def _score_edges(edge_BE: Tensor, scorer: Scorer, hidden_BTD: Tensor, node_T: Te
 
 
 def _split_into_trees(
-    trie: Trie, asked_N: Tensor, tokens_at_once: int
+    trie: Trie, asked_N: Tensor, start: int, tokens_at_once: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The nodes to read, in pieces that are trees of their own: (node_T, parent place_T).
 
     A piece repeats the ancestors of its first node, so that it needs nothing but the prompt.
     """
     node_M = _order_depth_first(trie, asked_N)
+    node_M = node_M[
+        node_M > start
+    ]  # breadth first: the nodes of the opening have the numbers below
     place_N = torch.full((trie.n_nodes,), NO_SLOT, device=asked_N.device)
     for piece in torch.split(node_M, tokens_at_once) if len(node_M) > 0 else ():
         above, at = [], int(trie.parent_N[piece[0]])
-        while at != ROOT:
+        while at != start:
             above.append(at)
             at = int(trie.parent_N[at])
         node_T = torch.cat([piece.new_tensor(above[::-1]), piece])
         place_N[node_T] = torch.arange(len(node_T), device=node_T.device)
-        # The root's place stays NONE: its children follow the prompt.
+        # The start's place stays NONE: its children follow the prompt.
         yield node_T, place_N[trie.parent_N[node_T].long()]
 
 
@@ -126,6 +149,7 @@ def _sum_paths(trie: Trie, edge_BE: Tensor) -> Tensor:
 # width.
 
 
+_EXTRA_TOKENS, _FEW_USERS = 6, 32  # see _count_tokens
 _COMPACT_BELOW = 0.75  # share of users still searching under which the others leave the batch
 
 
@@ -140,7 +164,7 @@ class Reached:
 
 
 def exact_search(
-    tree: TreeCache, scorer: Scorer, chains: Chains, k: int, excluded_BQ: Tensor, width: int
+    tree: TreeCache, scorer: Scorer, chains: Chains, k: int, excluded_BQ: Tensor
 ) -> FinishedBeams:
     """Best first in rounds, until no open prefix can reach the k-th leaf that is not excluded.
 
@@ -151,7 +175,7 @@ def exact_search(
     answer = no_finished(n_users, min(k + excluded_BQ.shape[1], scorer.trie.n_leaves), device)
     row_B = torch.arange(n_users, device=device)
     finished, open_ = answer, no_open(n_users, device)
-    reached = _start_at_root(tree)
+    reached = _start_behind_prompt(tree, find_start(scorer, chains))
     while True:
         finished, new = _finish_items(finished, _expand_children(scorer, reached), scorer, chains)
         bound_B = kth_score(finished, excluded_BQ, k)
@@ -165,8 +189,19 @@ def exact_search(
             tree.keep(busy_B)
             row_B, excluded_BQ = row_B[busy_B], excluded_BQ[busy_B]
             finished, open_ = finished.rows(busy_B), open_.rows(busy_B)
-        picked, open_ = open_.split(width)
+        budget = _count_tokens(k, len(row_B))
+        picked, open_ = open_.split(chains.length(open_.node_BM), budget)
         reached, finished = _read_prefixes(tree, scorer, chains, picked, finished)
+
+
+def _count_tokens(k: int, n_users: int) -> int:
+    """Tokens of each user that a round of exact search reads.
+
+    A round cannot know what its prefixes will find, so a wide one reads more in vain; narrow ones
+    are more calls, whose cost counts where few users share it.  Measured on catalogues of titles
+    (benchmarks/results/2026-11-30-exact-search.md).
+    """
+    return k + min(_EXTRA_TOKENS, _FEW_USERS // n_users)
 
 
 def beam_search(
@@ -185,8 +220,10 @@ def beam_search(
     answer = no_finished(n_users, n_beams, device)
     lost_of_all_B = torch.full((n_users,), -torch.inf, device=device)
     row_B = torch.arange(n_users, device=device)
-    finished, lost_B, length = answer, lost_of_all_B, 0
-    reached = _start_at_root(tree)
+    start = find_start(scorer, chains)
+    finished, lost_B = answer, lost_of_all_B
+    length = start  # one node a level: its number is its depth
+    reached = _start_behind_prompt(tree, start)
     while True:
         length += 1
         new = _expand_children(scorer, reached)
@@ -207,9 +244,9 @@ def beam_search(
         reached = _read_choices(tree, scorer, chains, running)
 
 
-def _start_at_root(tree: TreeCache) -> Reached:
-    """Where every search starts: the trie's root, read with the prompt."""
-    node_BX = torch.full((len(tree.hidden_BD), 1), ROOT, device=tree.hidden_BD.device)
+def _start_behind_prompt(tree: TreeCache, start: int) -> Reached:
+    """Where every search starts: the node that was read with the prompt."""
+    node_BX = torch.full((len(tree.hidden_BD), 1), start, device=tree.hidden_BD.device)
     score_BX = torch.zeros(node_BX.shape, device=node_BX.device)
     return Reached(tree.hidden_BD[:, None], node_BX, torch.full_like(node_BX, NONE), score_BX)
 
@@ -357,7 +394,6 @@ def _score_forced(scorer: Scorer, fed: Fed) -> Tensor:
 _SCORES_AT_ONCE = 1 << 25  # trie nodes x users of one batch when every item is scored: 128 MB
 _TREE_TOKENS = 128  # tree tokens per user and call when every item is scored
 _NO_LEAF = -2  # unlike the padding of a list
-_EXTRA_WIDTH = 6  # prefixes expanded in a round beyond k; 16 at k = 10
 
 
 @dataclass(frozen=True)
@@ -462,8 +498,10 @@ def score_all(
     """
     score_BL = torch.empty((len(prompts), trie.n_leaves))
     with searchable(model):
-        for rows_B, tree, scorer, _ in _make_batches(model, trie, prompts, options, whole=True):
-            score_BL[rows_B] = _score_all_leaves(tree, scorer, options.length_penalty).cpu()
+        for rows_B, tree, scorer, chains in _make_batches(
+            model, trie, prompts, options, whole=True
+        ):
+            score_BL[rows_B] = _score_all_leaves(tree, scorer, chains, options.length_penalty).cpu()
     return score_BL
 
 
@@ -486,8 +524,10 @@ def _make_batches(
     at_once = options.batch
     if whole or options.search == "all":
         at_once = max(1, min(at_once, _SCORES_AT_ONCE // trie.n_nodes))
+    opening = tokens_to(scorer.trie, find_start(scorer, chains))
     for rows in batches_by_length(list(map(len, prompts)), at_once):
-        tree = TreeCache(decoder, [prompts[row] for row in rows], scorer.weight_VD.device)
+        opened = [[*prompts[row], *opening] for row in rows]
+        tree = TreeCache(decoder, opened, scorer.weight_VD.device)
         yield torch.tensor(rows), tree, scorer, chains
 
 
@@ -502,15 +542,17 @@ def _search_batch(
         return found, proven_B & (options.length_penalty == 0)
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
-        return exact_search(tree, scorer, chains, k, excluded_BQ, k + _EXTRA_WIDTH), proven_B
-    score_BL = _score_all_leaves(tree, scorer, options.length_penalty)
+        return exact_search(tree, scorer, chains, k, excluded_BQ), proven_B
+    score_BL = _score_all_leaves(tree, scorer, chains, options.length_penalty)
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
     return FinishedBeams(*keep_best(score_BL, leaf_BL, width)), proven_B
 
 
-def _score_all_leaves(tree: TreeCache, scorer: Scorer, length_penalty: float) -> Tensor:
-    score_BL = score_leaves(tree, scorer, _TREE_TOKENS)
+def _score_all_leaves(
+    tree: TreeCache, scorer: Scorer, chains: Chains, length_penalty: float
+) -> Tensor:
+    score_BL = score_leaves(tree, scorer, find_start(scorer, chains), _TREE_TOKENS)
     if length_penalty == 0:
         return score_BL
     _, _, length_L = paths(scorer.trie, torch.arange(score_BL.shape[1], device=score_BL.device))
@@ -538,7 +580,7 @@ def searchable(model: nn.Module) -> Iterator[None]:
     try:
         if attention not in TREE_ATTENTION:  # flash and flex kernels would ignore the mask
             decoder.set_attn_implementation("sdpa")
-        with inference_mode(model):
+        with inference_mode(model), share_keys(next(decoder.parameters()).device):
             yield
     finally:
         if attention not in TREE_ATTENTION:

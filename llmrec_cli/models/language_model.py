@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from llmrec_cli.methods.contract import Head
 from llmrec_cli.tensors.packing import Tree, sees
 
 # Attention over a tree of tokens: the 4D masks that Hugging Face models take.
+
+
+_SHARE_KEYS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 
 def tree_masks(
@@ -65,6 +69,24 @@ def check_implementation(config: Any) -> None:
             f"model.attention = {config._attn_implementation!r}: packed answers need a mask; "
             f"expected one of {', '.join(TREE_ATTENTION)}"
         )
+
+
+@contextmanager
+def share_keys(device: torch.device) -> Iterator[None]:
+    """On a CPU, query heads of one group read its keys and values where they are.
+
+    Under a mask, transformers copies them for every query head, in each layer of each call: CUDA
+    has no kernel for both, the CPU has.  A value that the user gave the variable stays; a version
+    of transformers that does not know it copies.
+    """
+    if device.type != "cpu" or _SHARE_KEYS in os.environ:
+        yield
+        return
+    os.environ[_SHARE_KEYS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_SHARE_KEYS]
 
 
 def _as_mask(config: Any, sees_BTS: Tensor, dtype: torch.dtype) -> Tensor:

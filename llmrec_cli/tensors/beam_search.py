@@ -29,6 +29,7 @@ class Chains:
 
     end_N: Tensor  # int32, first node at or below with two or more children, else the leaf
     head_N: Tensor  # int32, last node at or above whose parent is the root or has a choice
+    length_N: Tensor  # int32, nodes from here to the end, both counted
 
     def end(self, node: Tensor) -> Tensor:
         """End of the chain that a node lies on; any shape, int64, NONE at NONE."""
@@ -38,10 +39,14 @@ class Chains:
         """Head of the chain that a node lies on; any shape, int64, NONE at NONE."""
         return self.head_N[node.clamp_min(0)].long().where(node != NONE, NONE)
 
+    def length(self, node: Tensor) -> Tensor:
+        """Nodes from here to the end of the chain; any shape, int64, 0 at NONE."""
+        return self.length_N[node.clamp_min(0)].long().where(node != NONE, 0)
+
 
 @functools.lru_cache(maxsize=1)
 def forced_chains(trie: Trie) -> Chains:
-    """Both ends of the forced chain that each node lies on, by pointer doubling.
+    """Both ends of the forced chain that each node lies on, and the way down, by pointer doubling.
 
     The last trie's are remembered: a run decodes one catalogue again and again.
     """
@@ -49,17 +54,17 @@ def forced_chains(trie: Trie) -> Chains:
     only_child_N = trie.edge_start_N1[:-1] + 1
     parent_N = trie.parent_N.clamp_min(ROOT)
     follows_N = (trie.fan_out(parent_N) == 1) & (parent_N != ROOT)
-    return Chains(
-        end_N=_follow(torch.where(trie.fan_out(node_N) == 1, only_child_N, node_N)),
-        head_N=_follow(torch.where(follows_N, parent_N, node_N)),
-    )
+    end_N, steps_N = _follow(torch.where(trie.fan_out(node_N) == 1, only_child_N, node_N))
+    head_N, _ = _follow(torch.where(follows_N, parent_N, node_N))
+    return Chains(end_N, head_N, length_N=steps_N + 1)
 
 
-def _follow(next_N: Tensor) -> Tensor:
-    """Where each node ends up when it goes to ``next_N`` until that changes nothing."""
+def _follow(next_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each node ends up when it goes to ``next_N`` until that changes nothing; the steps."""
+    steps_N = (next_N != torch.arange(len(next_N), device=next_N.device)).int()
     while not torch.equal(further_N := next_N[next_N], next_N):
-        next_N = further_N
-    return next_N
+        steps_N, next_N = steps_N + steps_N[next_N], further_N
+    return next_N, steps_N
 
 
 def chain_nodes(trie: Trie, first_BX: Tensor, last_BX: Tensor) -> Tensor:
@@ -159,10 +164,27 @@ class Open:
     def rows(self, rows_B: Tensor) -> Open:
         return Open(self.score_BM[rows_B], self.node_BM[rows_B], self.slot_BM[rows_B])
 
-    def split(self, width: int) -> tuple[Open, Open]:
-        """The best ``width`` prefixes, and the others."""
-        parts = (self.score_BM, self.node_BM, self.slot_BM)
-        return Open(*(p[:, :width] for p in parts)), Open(*(p[:, width:] for p in parts))
+    def split(self, cost_BM: Tensor, budget: int) -> tuple[Open, Open]:
+        """The best prefixes that ``budget`` pays for, at least one of each user, and the others.
+
+        One call reads them for all users, so it is as long as its longest row.  Where a user's best
+        prefix costs more than the budget, all users may spend as much.
+        """
+        spent_BM = cost_BM.cumsum(1)
+        at_most = max(budget, int(spent_BM[:, 0].max()))
+        picked_BM = (spent_BM <= at_most) & (self.node_BM != NONE)
+        width = int(picked_BM.sum(1).max())
+        picked = self.where(picked_BM)
+        first = Open(*(p[:, :width] for p in (picked.score_BM, picked.node_BM, picked.slot_BM)))
+        return first, self.where(~picked_BM)
+
+    def where(self, wanted_BM: Tensor) -> Open:
+        """These prefixes; padding in the place of the others."""
+        return Open(
+            self.score_BM.masked_fill(~wanted_BM, -torch.inf),
+            self.node_BM.where(wanted_BM, NONE),
+            self.slot_BM.where(wanted_BM, NONE),
+        )
 
 
 def no_open(n_users: int, device: torch.device) -> Open:
@@ -179,8 +201,7 @@ def add_open(open_: Open, new: Open, bound_B: Tensor) -> Open:
     score_BM, at_BM = score_BM.masked_fill(~alive_BM, -torch.inf).topk(width, dim=1)
     node_BM = torch.cat([open_.node_BM, new.node_BM], dim=1).gather(1, at_BM)
     slot_BM = torch.cat([open_.slot_BM, new.slot_BM], dim=1).gather(1, at_BM)
-    alive_BM = score_BM.isfinite()
-    return Open(score_BM, node_BM.where(alive_BM, NONE), slot_BM.where(alive_BM, NONE))
+    return Open(score_BM, node_BM, slot_BM).where(score_BM.isfinite())
 
 
 @dataclass(frozen=True, slots=True)

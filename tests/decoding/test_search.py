@@ -102,7 +102,7 @@ def test_narrow_rounds_and_many_batches_find_the_same_lists(
     prompts = ragged_prompts(7, range(1, 24))
     whole = rank_catalogue(model, trie, prompts, options())
     score_BL = score_all(model, trie, prompts, options())
-    monkeypatch.setattr("llmrec_cli.decoding.search._EXTRA_WIDTH", -5)  # one prefix a round
+    monkeypatch.setattr("llmrec_cli.decoding.search._count_tokens", lambda k, n: 1)
     monkeypatch.setattr("llmrec_cli.decoding.search._TREE_TOKENS", 7)
     done: list[int] = []
     narrow = rank_catalogue(model, trie, prompts, options(batch=5), (), done.append)
@@ -310,7 +310,7 @@ def test_any_catalogue_is_ranked_as_by_brute_force(
     model, trie = small_model("llama", seed, sharpness), build_trie(catalogue)
     with pytest.MonkeyPatch.context() as patch:
         if narrow:  # one prefix a round: the search ends by its bound, not by having seen all
-            patch.setattr("llmrec_cli.decoding.search._EXTRA_WIDTH", 1 - k)
+            patch.setattr("llmrec_cli.decoding.search._count_tokens", lambda k, n: 1)
         found = rank_catalogue(model, trie, prompts, options(k=k))
     assert found.proven
     for row, prompt in enumerate(prompts):
@@ -320,3 +320,62 @@ def test_any_catalogue_is_ranked_as_by_brute_force(
         assert len(listed) == min(k, trie.n_leaves) == len(set(listed.tolist()))
         torch.testing.assert_close(slow[listed], best, atol=1e-4, rtol=0)
         torch.testing.assert_close(found.score_BK[row][: len(listed)], best, atol=1e-4, rtol=0)
+
+
+def record_widths(model: Any) -> list[int]:
+    """Tokens of one row in each call of the model's body from now on."""
+    widths: list[int] = []
+
+    def note(body: object, given: object, named: dict[str, Any]) -> None:
+        widths.append(named["input_ids"].shape[1])
+
+    model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    return widths
+
+
+@pytest.mark.parametrize("mask", ["before", "after"])
+@pytest.mark.parametrize("search", ["exact", "beam", "all"])
+def test_an_opening_of_all_items_is_read_with_the_prompt(search: str, mask: str) -> None:
+    model = small_model("llama", 13)
+    trie = build_trie([[7, 8, 9, *item] for item in awkward_catalogue(13)])
+    prompts = ragged_prompts(13)
+    how = options(mask=mask, search=search, beams=trie.n_leaves)
+    widths = record_widths(model)
+    found = rank_catalogue(model, trie, prompts, how)
+    assert widths[0] == max(map(len, prompts)) + (3 if mask == "before" else 0)
+    slow = [slow_scores(model, leaves_of(trie), prompt, mask) for prompt in prompts]
+    expect_top(found, torch.stack(slow), 6)
+
+
+@pytest.mark.parametrize("search", ["beam", "all"])
+def test_an_opening_counts_as_length(search: str) -> None:
+    model = small_model("llama", 14)
+    trie = build_trie([[7, 8, 9, *item] for item in awkward_catalogue(14)])
+    prompts = ragged_prompts(14)
+    how = options(search=search, beams=trie.n_leaves, length_penalty=1.0)
+    found = rank_catalogue(model, trie, prompts, how)
+    slow = torch.stack([slow_scores(model, leaves_of(trie), prompt) for prompt in prompts])
+    score_BL = slow / torch.tensor([len(leaf) for leaf in leaves_of(trie)])
+    expected = score_BL.topk(6)
+    assert torch.equal(found.leaf_BK[:, :6], expected.indices)
+    torch.testing.assert_close(found.score_BK[:, :6], expected.values.float(), atol=1e-4, rtol=0)
+
+
+def test_a_catalogue_of_one_item_has_no_opening() -> None:
+    model, trie = small_model("llama", 15), build_trie([[7, 8, 1]])
+    found = rank_catalogue(model, trie, [[5, 6]], options(k=1))
+    assert found.leaf_BK.tolist() == [[0]]
+    assert found.score_BK.tolist() == [[0.0]]
+
+
+def test_a_round_reads_a_bounded_number_of_tokens() -> None:
+    draw = torch.Generator().manual_seed(16)
+    stems = torch.randint(3, 60, (60, 5), generator=draw).tolist()
+    trie = build_trie([[*stem, last, 1] for stem in stems for last in (3, 4)])
+    model, prompts = small_model("llama", 16, 1.0), ragged_prompts(16)
+    widths = record_widths(model)
+    found = rank_catalogue(model, trie, prompts, options(k=10))
+    assert len(widths) > 2
+    assert max(widths[1:]) <= 16  # at least three prefixes of five tokens; 16 of them before
+    slow = [slow_scores(model, leaves_of(trie), prompt) for prompt in prompts]
+    expect_top(found, torch.stack(slow), 10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.integrations import sdpa_attention
 
 from llmrec_cli.config.model import Lora, ModelSection
 from llmrec_cli.config.training import BASELINES
@@ -19,7 +22,7 @@ from llmrec_cli.decoding.ranker import score_candidates, score_micro_batch
 from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Forward
-from llmrec_cli.models.language_model import Policy
+from llmrec_cli.models.language_model import Policy, share_keys
 from llmrec_cli.models.loading import add_dropout, add_lora
 from llmrec_cli.models.sequential import build_sequential, log_probs_behind
 from llmrec_cli.tasks.rank_pair_operations import score_pairs
@@ -221,3 +224,38 @@ def test_ilrec_is_given_the_layers_before_the_last_nearest_first(tmp_path: Path)
         (forward.hidden_PD, *forward.layers_LPD), expected, strict=True
     ):
         torch.testing.assert_close(found_PD, expected_BTD.flatten(0, 1)[micro.take_P])
+
+
+def test_a_cpu_does_not_copy_the_keys_of_a_group_under_a_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "TRANSFORMERS_SDPA_FORCE_GQA" not in inspect.getsource(sdpa_attention):
+        pytest.skip("this version of transformers cannot share keys under a mask")
+
+    def copy(states: object, times: int) -> None:
+        raise AssertionError("keys were copied for every query head")
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **{**SIZES, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+        )
+    )
+    prompts = [[1, *range(2, 11), 5], [1, *range(2, 11), 6, 7]]  # a shared beginning: a mask
+    plain = score_all(model, TRIE, prompts, DecodeOptions(k=2))
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", copy)
+    assert torch.equal(score_all(model, TRIE, prompts, DecodeOptions(k=2)), plain)
+    rank_catalogue(model, TRIE, prompts, DecodeOptions(k=2))
+
+
+def test_the_switch_for_shared_keys_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, cpu = "TRANSFORMERS_SDPA_FORCE_GQA", torch.device("cpu")
+    monkeypatch.delenv(name, raising=False)
+    with share_keys(torch.device("meta")):
+        assert name not in os.environ
+    with share_keys(cpu):
+        assert os.environ[name] == "1"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "0")  # a user's own choice
+    with share_keys(cpu):
+        assert os.environ[name] == "0"
+    assert os.environ[name] == "0"

@@ -57,6 +57,8 @@ def test_forced_chains_end_at_a_choice_or_a_leaf_and_start_below_one(trie: Trie)
     assert int(chains.head_N[choice]) == at[(2,)]
     assert int(chains.head_N[leaf_6]) == at[2, 3, 5]
     assert int(chains.head_N[leaf_4]) == at[2, 3, 4]
+    lengths = {path: int(chains.length_N[node]) for path, node in at.items()}
+    assert lengths == {(): 3, (2,): 2, (2, 3): 1, (2, 3, 4): 2, (2, 3, 5): 3, (2, 3, 5, 6): 2}
 
 
 def test_chain_nodes_are_padded_behind_short_and_missing_chains(trie: Trie) -> None:
@@ -132,12 +134,27 @@ def test_open_prefixes_below_the_bound_are_dropped_and_equal_ones_kept() -> None
     assert open_.score_BM.tolist() == [[-2.0, -3.0], [-1.0, -INF]]
     assert open_.node_BM.tolist() == [[2, 3], [1, NONE]]
     assert open_.slot_BM.tolist() == [[12, 13], [11, NONE]]
-    first, rest = open_.split(1)
-    assert first.node_BM.tolist() == [[2], [1]]
-    assert rest.node_BM.tolist() == [[3], [NONE]]
-    assert (
-        add_open(rest, prefixes([[-9.0], [-9.0]]), torch.tensor([0.0, 0.0])).score_BM.numel() == 0
-    )
+    nothing = add_open(open_, prefixes([[-9.0], [-9.0]]), torch.tensor([0.0, 0.0]))
+    assert nothing.score_BM.numel() == 0
+
+
+def test_a_budget_of_tokens_pays_for_the_best_prefixes() -> None:
+    found = prefixes([[-1.0, -2.0, -3.0], [-1.0, -2.0, -INF]])
+    open_ = add_open(no_open(2, CPU), found, torch.tensor([-INF, -INF]))
+    cost_BM = torch.tensor([[2, 3, 1], [1, 1, 0]])
+    first, rest = open_.split(cost_BM, 2)
+    assert first.node_BM.tolist() == [[1, NONE], [1, 2]]
+    assert first.slot_BM.tolist() == [[11, NONE], [11, 12]]
+    assert first.score_BM.tolist() == [[-1.0, -INF], [-1.0, -2.0]]
+    assert rest.node_BM.tolist() == [[NONE, 2, 3], [NONE, NONE, NONE]]
+    assert rest.score_BM.tolist() == [[-INF, -2.0, -3.0], [-INF, -INF, -INF]]
+
+
+def test_where_a_best_prefix_is_beyond_the_budget_all_users_may_spend_as_much() -> None:
+    open_ = prefixes([[-1.0, -2.0], [-1.0, -2.0]])
+    first, rest = open_.split(torch.tensor([[4, 1], [1, 3]]), 2)
+    assert first.node_BM.tolist() == [[1, NONE], [1, 2]]
+    assert rest.node_BM.tolist() == [[NONE, 2], [NONE, NONE]]
 
 
 def step(scores: list[float], leaves: list[int], n_beams: int, **how: float) -> tuple[Tensor, ...]:
