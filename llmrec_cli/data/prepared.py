@@ -52,9 +52,7 @@ class Prepared:
 
     folder: Path  # of parquet files and manifest.json
     manifest: Manifest  # sources, settings, counts at each step, decisions, audit
-    items: (
-        pd.DataFrame
-    )  # item, item_id, title, brand, tokens (lists of str, or None), count, fields
+    items: pd.DataFrame  # item, item_id, title, brand, tokens (lists of str, or None), count, ...
     reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
 

@@ -106,9 +106,7 @@ def _split_into_trees(
     A piece repeats the ancestors of its first node, so that it needs nothing but the prompt.
     """
     node_M = _order_depth_first(trie, asked_N)
-    node_M = node_M[
-        node_M > start
-    ]  # breadth first: the nodes of the opening have the numbers below
+    node_M = node_M[node_M > start]  # numbers are breadth first: those of the opening lie below
     place_N = torch.full((trie.n_nodes,), NO_SLOT, device=asked_N.device)
     for piece in torch.split(node_M, tokens_at_once) if len(node_M) > 0 else ():
         above, at = [], int(trie.parent_N[piece[0]])

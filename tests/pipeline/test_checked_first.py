@@ -39,7 +39,7 @@ IMPOSSIBLE = {
     "scores of nobody": (
         ["align.ilrec.crr=true", "align.ilrec.scores=sasrce"],
         'add the table with model = "sasrec", and run first: llmrec baseline --model sasrce '
-        "RECIPE. Did you mean sasrec?",
+        "small.toml align.ilrec.crr=true align.ilrec.scores=sasrce. Did you mean sasrec?",
     ),
     "in-batch": (
         ["align.dmpo.negatives=in-batch", "align.dmpo.k=16", "align.dmpo.train.rows=window"],
