@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ from llmrec_cli.utils.variables import check_variables, hide_variables, is_cpu_w
 
 SEQUENCE = "sequence"
 BASE_FILE = "base.json"
-WORDING_FACT = "wording"  # in manifests: hash of a wording that shows fields
+WORDING_FACT = "wording"  # in manifests: hash of the words of prompts; absent: there are none
 HISTORY_FACT = "history"  # in manifests: what text prompts name items by; absent: by titles
 
 
@@ -107,15 +107,26 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
 
 
 def wording_fact(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of the wording of prompts that show fields.
+    """SHA-256 of the words of a recipe's prompts; nothing where they have none.
 
-    A run must not go on with another budget or wording of them.  Runs without fields know their
-    template by its name.
+    A recipe knows its template by a name, behind which the words may change.  A run must not go on
+    with others.  Comments, and words that play no part, may change.  Runs of earlier versions have
+    no such fact.
     """
-    template = None if recipe.task.shows_candidates else open_template(recipe.prompt.template)
-    if template is None or not template.fields:
+    prompt = recipe.prompt
+    template: Template | RankTemplate | None = (
+        load_rank_template(prompt.template, Path)
+        if recipe.task.shows_candidates
+        else open_template(prompt.template)
+    )
+    if template is None:
         return {}
-    return {WORDING_FACT: hashlib.sha256(json.dumps(astuple(template)).encode()).hexdigest()}
+    if prompt.chat:  # the turns as a chat template would frame them
+        template = template.as_chat(lambda system, turn: [f"{system}\0{turn[0]}", *turn[1:]])
+    words: list[Any] = [*template.list_words()]
+    if isinstance(template, Template) and template.fields:
+        words += [*template.fields, template.description_tokens]
+    return {WORDING_FACT: hashlib.sha256(json.dumps(words).encode()).hexdigest()}
 
 
 def open_chat(recipe: Recipe, prompt: PromptSection, codec: Codec) -> Chat | None:

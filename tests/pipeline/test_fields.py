@@ -236,6 +236,31 @@ def test_the_wording_of_a_run_stays(home: Path, capsys: Capsys) -> None:
     told(capsys, "eval", "own.toml", "--run", "sft")
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_words_of_a_run_stay_also_without_fields(
+    home: Path, capsys: Capsys, chat: bool
+) -> None:
+    """A recipe has the template's name alone.  What plays no part may change."""
+    write_base(home)
+    shutil.rmtree("runs")
+    words = TEMPLATE.partition("item =")[0]
+    (home / "mine.toml").write_text(words)
+    choices = ["data.fields=[]", f"prompt.chat={chat}".lower()]
+    told(capsys, "prepare", "own.toml", *choices)
+    told(capsys, *SFT, *choices)
+    layout = 'layout = "{instruction}\\n{history} Next: "\n'
+    changes = {
+        words.replace("Name one more.", "Name two more."): 2,
+        words + layout: 0 if chat else 2,  # a chat has no layout
+        f"# my words\n{words}": 0,
+    }
+    for changed, code in changes.items():
+        (home / "mine.toml").write_text(changed)
+        ended = typed(capsys, "eval", "own.toml", "--run", "sft", "--again", *choices)
+        assert ended.code == code, ended.err
+        assert ("trained with wording = " in ended.err) == (code == 2)
+
+
 @pytest.mark.parametrize("command", ["prepare", "validate", "sft"])
 def test_a_field_that_is_not_prepared_is_one_line(home: Path, capsys: Capsys, command: str) -> None:
     write_base(home)
@@ -328,7 +353,9 @@ def test_folders_of_earlier_versions_go_on(home: Path, capsys: Capsys) -> None:
     told(capsys, *SFT, none)
     recorded = json.loads(Path("runs/own/sft/manifest.json").read_text())
     assert "fields" not in recorded["settings"]["data"]
-    assert "wording" not in recorded["facts"]
+    del recorded["facts"]["wording"]  # an earlier version did not record it
+    Path("runs/own/sft/manifest.json").write_text(json.dumps(recorded))
+    told(capsys, "eval", "own.toml", "--run", "sft", none)
     ended = typed(capsys, "prepare", "own.toml")
     assert ended.code == 2
     assert 'data.fields was null, is now ["brand", "category"' in ended.err
