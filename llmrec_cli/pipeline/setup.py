@@ -42,6 +42,7 @@ from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeErro
 from llmrec_cli.models import loading
 from llmrec_cli.models.chat import Chat, read_chat
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec
+from llmrec_cli.runs.record import WORDING
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import (
@@ -68,7 +69,6 @@ from llmrec_cli.utils.variables import check_variables, hide_variables, is_cpu_w
 
 SEQUENCE = "sequence"
 BASE_FILE = "base.json"
-WORDING_FACT = "wording"  # in manifests: hash of the words of prompts; absent: there are none
 HISTORY_FACT = "history"  # in manifests: what text prompts name items by; absent: by titles
 
 
@@ -126,7 +126,7 @@ def wording_fact(recipe: Recipe) -> dict[str, str]:
     words: list[Any] = [*template.list_words()]
     if isinstance(template, Template) and template.fields:
         words += [*template.fields, template.description_tokens]
-    return {WORDING_FACT: hashlib.sha256(json.dumps(words).encode()).hexdigest()}
+    return {WORDING: hashlib.sha256(json.dumps(words).encode()).hexdigest()}
 
 
 def open_chat(recipe: Recipe, prompt: PromptSection, codec: Codec) -> Chat | None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from llmrec_cli.training.distributed import Ranks
 
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
+WORDING: Final = "wording"  # hash of the words of prompts, another one; absent: there are none
+_LATER_FACTS: Final = (BASE_FILES, WORDING)  # that earlier versions did not record
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
 EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
@@ -82,9 +84,9 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
 
 def _continue_run(run: Run, described: dict[str, Any]) -> None:
     recorded = _read_record(run)
-    if BASE_FILES not in recorded["facts"]:  # begun by an older version
-        known = {key: fact for key, fact in described["facts"].items() if key != BASE_FILES}
-        described = {**described, "facts": known}
+    begun_without = {key for key in _LATER_FACTS if key not in recorded["facts"]}
+    known = {key: fact for key, fact in described["facts"].items() if key not in begun_without}
+    described = {**described, "facts": known}
     _require_equal(run, recorded, described)
     if recorded.get("variables") not in (None, now := _read_variables()):
         write_json(run.manifest_file, {**recorded, "variables_resumed": now})

@@ -261,6 +261,25 @@ def test_the_words_of_a_run_stay_also_without_fields(
         assert ("trained with wording = " in ended.err) == (code == 2)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_is_resumed_on_the_words_that_it_knows(
+    home: Path, capsys: Capsys, known: bool
+) -> None:
+    """One that an earlier version began knows none."""
+    write_base(home)
+    told(capsys, *SFT)
+    run = Path("runs/own/sft")
+    manifest = json.loads((run / "manifest.json").read_text()) | {"status": "running"}
+    if not known:
+        del manifest["facts"]["wording"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(run / "model")
+    (home / "mine.toml").write_text(TEMPLATE.replace("Name one", "Name two"))
+    ended = typed(capsys, *SFT, "--resume")
+    assert ended.code == (2 if known else 0), ended.err
+    assert ("started with wording = " in ended.err) == known
+
+
 @pytest.mark.parametrize("command", ["prepare", "validate", "sft"])
 def test_a_field_that_is_not_prepared_is_one_line(home: Path, capsys: Capsys, command: str) -> None:
     write_base(home)
