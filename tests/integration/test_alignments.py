@@ -139,7 +139,7 @@ def test_too_high_a_rate_is_warned_about(home: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["align.dmpo.parent=base"], "run first: llmrec sft RECIPE"),
+        (["align.dmpo.parent=base"], "run first: llmrec sft quickstart "),
         (["align.dmpo.parent=mls"], 'parent = "mls": unknown, expected one of sft, base'),
         (["align.dmpo.parent=msl", "align.msl.parent=dmpo"], "leads back to itself"),
         (["align.dmpo.parent=msl"], "run first: llmrec align --method msl quickstart "),

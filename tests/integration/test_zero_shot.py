@@ -245,8 +245,10 @@ def test_eval_of_an_interrupted_run_names_the_command_that_goes_on(home: Path) -
     stopped = json.loads(manifest.read_text()) | {"status": "running", "run": "align-lml"}
     Path("runs/own/align-lml/manifest.json").write_text(json.dumps(stopped))
     told = Told([])
-    evaluate_runs(read_recipe("own.toml"), None, split="test", again=False, progress=told)
-    assert "align-lml is not finished (llmrec align --method lml RECIPE --resume)" in told.said[0]
+    found = evaluate_runs(read_recipe("own.toml"), None, split="test", again=False, progress=told)
+    assert "align-lml is not finished" in told.said[0]
+    (note,) = [note for note in found.comparison.notes if "align-lml" in note]
+    assert "align-lml, which is not finished (llmrec align --method lml RECIPE --resume)" in note
 
 
 def test_eval_of_nothing_trained_says_what_to_run_first(home: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_protocol_stands_in_words(page: Page) -> None:
     assert facts["Split"].startswith("leave-one-out: a user's last interaction")
     assert facts["Search"] == "exact"
     assert facts["Decoding"] == 'mask "before", temperature 1'
-    assert facts["Checkpoint"] == "best ndcg@10 on 10 validation rows"
+    assert "Checkpoint" not in facts  # these runs have one validation: nothing was chosen
     assert facts["Intervals"].startswith("95 %, percentile bootstrap over users, 100 resamples")
     assert facts["Data"].startswith("amazon2018: Synthetic_Toys.json.gz")
 
