@@ -320,14 +320,10 @@ def load_model(source: str | Path, section: ModelSection) -> Any:
     plain = section.quantize == "none"
     if not plain:
         options["quantization_config"] = _quantization(section)
-    with loading(backbone(source)), quiet():
-        try:
-            model, found = AutoModelForCausalLM.from_pretrained(
-                str(source), output_loading_info=True, ignore_mismatched_sizes=plain, **options
-            )
-        except ImportError as error:
-            reason = first_line(error)
-            raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
+    with _making_model(source, section):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(source), output_loading_info=True, ignore_mismatched_sizes=plain, **options
+        )
     if plain:
         _check_loaded(source, found)
     return _make_trainable(model, section)
@@ -348,18 +344,25 @@ def draw_model(source: str | Path, section: ModelSection) -> Any:
 
     check_source(source, section.revision)
     config = load_config(source, section.revision)
+    with _making_model(source, section):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.float32,  # all weights are trained; autocast has the recipe's dtype
+            attn_implementation=section.attention,
+            trust_remote_code=False,
+        )
+    return _make_trainable(model, section)
+
+
+@contextmanager
+def _making_model(source: str | Path, section: ModelSection) -> Iterator[None]:
+    """Around transformers' making of a model: what it lacks is one line of ours."""
     with loading(backbone(source)), quiet():
         try:
-            model = AutoModelForCausalLM.from_config(
-                config,
-                dtype=torch.float32,  # all weights are trained; autocast has the recipe's dtype
-                attn_implementation=section.attention,
-                trust_remote_code=False,
-            )
+            yield
         except ImportError as error:
             reason = first_line(error)
             raise MachineError(f"model.attention = {section.attention!r}: {reason}") from error
-    return _make_trainable(model, section)
 
 
 def _make_trainable(model: Any, section: ModelSection) -> Any:
