@@ -83,6 +83,7 @@ def test_a_mean_of_means_would_be_told_apart(
     assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
