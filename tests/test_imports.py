@@ -236,7 +236,6 @@ TABLES = {"pandas", "polars", "numpy"}
         (["validate", "quickstart"], MODELS),  # it reads the first lines of each source
     ],
 )
-@pytest.mark.starts_python("it shows that no torch is imported")
 def test_what_should_start_at_once_imports_nothing_heavy(
     words: list[str], heavy: set[str], tmp_path: Path
 ) -> None:
@@ -287,7 +286,6 @@ def test_no_help_builds_the_models_of_a_recipe() -> None:
 @pytest.mark.parametrize(
     "command", ["prepare", "validate", "sft", "align", "baseline", "eval", "run"]
 )
-@pytest.mark.starts_python("it shows that no torch is imported")
 def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"
