@@ -165,7 +165,7 @@ def test_what_is_true_anyway_may_be_said(override: str, tmp_path: Path) -> None:
         (
             smallest("amazon2018"),
             "data.fields=price",
-            'fields = "price": fields are read from data.metadata, which names no file',
+            'fields = "price": fields of items are read from data.metadata, which names no file',
         ),
         (smallest("amazon2018"), 'data.fields=["price", "price"]', "expected each field once"),
         (smallest("amazon2018"), "data.fields=prize", "Did you mean price?"),
