@@ -294,15 +294,9 @@ class DataSection(Section):
             raise ValueError(
                 f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'
             )
-        if self.form.names_columns and self.metadata:
-            for name in self.item_fields:
-                if self.columns.of_field(name) is None:
-                    raise ValueError(
-                        f'fields has "{name}": expected the name of its column in columns.{name}'
-                    )
-        for field in self.interaction_fields:
-            if problem := _explain_absent_field(self, field):
-                raise ValueError(f'fields has "{field}": {problem}')
+        for name in self.fields:
+            if problem := _explain_absent_field(self, name):
+                raise ValueError(f'fields has "{name}": {problem}')
         if self.min_history > self.history:
             raise ValueError(
                 f"min_history = {self.min_history} must be <= history = {self.history}"
@@ -358,19 +352,22 @@ def has_clock(section: DataSection) -> bool:
     return section.form.compares_times(section.columns.timestamp)
 
 
-def _explain_absent_field(section: DataSection, field: InteractionField) -> str | None:
-    """Why the interactions of a source have no such field; None: they have."""
-    form = section.form
-    named = {"rating": "ratings", "gap": "times"}[field]
-    if form.pre_split:
-        return f'format "{form.name}" has no {named} of the items of a history; remove it'
-    if field == "gap":
+def _explain_absent_field(section: DataSection, name: ShownField) -> str | None:
+    """Why a source, as the recipe reads it, has no such field; None: it may have it."""
+    form, columns = section.form, section.columns
+    if name == "gap":
+        if form.pre_split:
+            return f'format "{form.name}" has no times of the items of a history; remove it'
         lacks = _name_without_clock(section)
         return lacks and f"{lacks} has no times, only an order; remove it"
-    if not form.uses_key("min_rating"):
-        return f'format "{form.name}" has no ratings; remove it'
-    if form.names_columns and section.columns.rating is None:
-        return "expected the name of its column in columns.rating"
+    if name == "rating":
+        if form.pre_split or not form.uses_key("min_rating"):
+            return f'format "{form.name}" has no ratings of the items of a history; remove it'
+        column, is_read = columns.rating, True
+    else:
+        column, is_read = columns.of_field(name), bool(section.metadata)
+    if form.names_columns and is_read and column is None:
+        return f"expected the name of its column in columns.{name}"
     return None
 
 

@@ -27,6 +27,7 @@ ITEM_FIELDS: Final = (BRAND, CATEGORY, PRICE, DESCRIPTION)
 # interaction fields, which ``data.fields`` asks for too: of a user's interaction with an item
 GAP: Final = "gap"  # the time since the interaction before it; the other one is RATING
 INTERACTION_FIELDS: Final = (RATING, GAP)
+SHOWN_FIELDS: Final = (*ITEM_FIELDS, *INTERACTION_FIELDS)
 
 # the prepared folder
 ITEM: Final = "item"  # int32, dense catalogue index 0..n_items-1, in order of item_id
