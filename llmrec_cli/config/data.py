@@ -361,7 +361,7 @@ def _explain_absent_field(section: DataSection, name: ShownField) -> str | None:
         lacks = _name_without_clock(section)
         return lacks and f"{lacks} has no times, only an order; remove it"
     if name == "rating":
-        if form.pre_split or not form.uses_key("min_rating"):
+        if not form.has_ratings:
             return f'format "{form.name}" has no ratings of the items of a history; remove it'
         column, is_read = columns.rating, True
     else:

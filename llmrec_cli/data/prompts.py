@@ -326,7 +326,8 @@ class Wording(BaseModel):
         default=ChatWording(), description="a table: the turns of a prompt that is a chat"
     )
     fields: FieldsWording = Field(
-        default=FieldsWording(), description="a table: the wording of the fields of an item"
+        default=FieldsWording(),
+        description="a table: the wording of fields of an item, and of a user's interaction",
     )
 
     @field_validator("item")
