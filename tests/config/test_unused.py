@@ -169,45 +169,24 @@ def test_what_is_true_anyway_may_be_said(override: str, tmp_path: Path) -> None:
         ),
         (smallest("amazon2018"), 'data.fields=["price", "price"]', "expected each field once"),
         (smallest("amazon2018"), "data.fields=prize", "Did you mean price?"),
+        *(
+            (
+                smallest(form),
+                f"data.fields={field}",
+                f'fields has "{field}": format "{form}" has no {named} of the items of a history;',
+            )
+            for form in ("split2023", "msl-windows", "rank-pairs")
+            for field, named in (("rating", "ratings"), ("gap", "times"))
+        ),
+        (
+            smallest("semantic-ids"),
+            "data.fields=rating",
+            'fields has "rating": format "semantic-ids" has no ratings of the items of a history;',
+        ),
         (
             smallest("semantic-ids"),
             "data.fields=gap",
             'fields has "gap": format "semantic-ids" has no times, only an order; remove it',
-        ),
-        (
-            smallest("semantic-ids"),
-            "data.fields=rating",
-            'fields has "rating": format "semantic-ids" has no ratings of the items of a history; remove it',
-        ),
-        (
-            smallest("msl-windows"),
-            "data.fields=gap",
-            'fields has "gap": format "msl-windows" has no times of the items of a history; remove it',
-        ),
-        (
-            smallest("msl-windows"),
-            "data.fields=rating",
-            'fields has "rating": format "msl-windows" has no ratings of the items of a history; remove it',
-        ),
-        (
-            smallest("split2023"),
-            "data.fields=gap",
-            'fields has "gap": format "split2023" has no times of the items of a history; remove it',
-        ),
-        (
-            smallest("split2023"),
-            "data.fields=rating",
-            'fields has "rating": format "split2023" has no ratings of the items of a history; remove it',
-        ),
-        (
-            smallest("rank-pairs"),
-            "data.fields=gap",
-            'fields has "gap": format "rank-pairs" has no times of the items of a history; remove it',
-        ),
-        (
-            smallest("rank-pairs"),
-            "data.fields=rating",
-            'fields has "rating": format "rank-pairs" has no ratings of the items of a history; remove it',
         ),
         (
             smallest("rank-pairs"),
