@@ -369,7 +369,7 @@ class PromptEncoder:
         self, words: _Words, history: Sequence[int]
     ) -> Iterator[tuple[IntArray, IntArray]]:
         """The semantic ID of each item and its fields: where it is shown first, and elsewhere."""
-        for item, said in zip(history, self._say(history), strict=False):
+        for item, said in zip(history, self._list_words(history) or repeat(NOTHING), strict=False):
             later = self.show_id(words, item, said)
             first = later if said.gap is None else self.show_id(words, item, said.without_gap())
             yield first, later
@@ -387,19 +387,20 @@ class PromptEncoder:
 
     def _show_texts(self, template: Template, history: Sequence[int]) -> list[str]:
         """Each item, known by its title, as it stands in the prompt of exactly this history."""
+        words = self._list_words(history)
+        if words is None:
+            return [self.texts[item] for item in history]
         return [
-            self.texts[item]
-            if said is NOTHING
-            else template.render_item(self.titles[item], {**self.values[item], **said.values()})
-            for item, said in zip(history, self._say(history), strict=False)
+            template.render_item(self.titles[item], {**self.values[item], **said.values()})
+            for item, said in zip(history, words, strict=True)
         ]
 
-    def _say(self, history: Sequence[int]) -> Iterable[InteractionWords]:
-        """What the template shows of each interaction; nothing without end where it shows none."""
+    def _list_words(self, history: Sequence[int]) -> list[InteractionWords] | None:
+        """What the template shows of each interaction; None: it shows, or is told, nothing."""
         if isinstance(history, InteractionHistory) and self.marked is not None:
             if self.marked.interaction_fields:
                 return history.list_words()
-        return repeat(NOTHING)
+        return None
 
     def measure_items(self) -> IntArray:
         """Tokens of each item as it stands in a history; fields apart, as it stands in answers."""
@@ -496,8 +497,9 @@ def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
 
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     """One row per (history, target) of a prepared split."""
-    histories = [tuple(int(item) for item in history) for history in frame[HISTORY]]
-    prompts = encoder.encode_counted(read_histories(frame))
+    known = read_histories(frame)
+    histories = [tuple(int(item) for item in history) for history in known]
+    prompts = encoder.encode_counted(known)
     left_out = prompts.left_out_N.tolist()
     columns = zip(prompts.ids, histories, frame[TARGET], frame[USER], left_out, strict=True)
     return [

@@ -231,7 +231,9 @@ def test_a_baseline_ranks_by_items_alone(home: Path, capsys: Capsys) -> None:
         assert "shows no" not in said
         found = Recommender.load(f"runs/own/baseline-{model}", device="cpu")
         known = found.recommend_to("user0")
-        assert known.items == found.recommend(found.history_of("user0")).items
+        typed_in = found.recommend(found.history_of("user0"))
+        assert known.items == typed_in.items
+        assert not any("shows no" in note for note in typed_in.notes)
     told(capsys, "eval", "own.toml", "--run", "baseline-itemknn")
     lists = pd.read_parquet("runs/own/baseline-itemknn/predictions.parquet")
     told(capsys, "prepare", "own.toml", "name=plain", "data.fields=[]", "prompt.template=items")
