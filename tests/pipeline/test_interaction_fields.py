@@ -155,8 +155,15 @@ def expect_prompts(tokenizer: Any, last: range, *, chat: bool) -> Encoded:
     return {key: prompts for key, prompts in found.items() if prompts}
 
 
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("rows", ["window", "user"])
+@pytest.mark.parametrize(
+    ("rows", "chat"),
+    [
+        ("window", False),
+        ("user", True),
+        pytest.param("window", True, marks=pytest.mark.slow),
+        pytest.param("user", False, marks=pytest.mark.slow),
+    ],
+)
 def test_prompts_of_every_command_are_these_words(
     home: Path, capsys: Capsys, encoded: Encoded, chat: bool, rows: str
 ) -> None:
