@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -88,6 +88,10 @@ TimeColumn = Annotated[
 
 ItemField: TypeAlias = Literal["brand", "category", "price", "description"]
 """What an item may have besides its title."""
+InteractionField: TypeAlias = Literal["rating", "gap"]
+"""What a user's interaction with an item may have: a rating, and the time since the one before."""
+ShownField: TypeAlias = Literal[ItemField, InteractionField]
+"""What a prompt may show of an item of a history besides its title."""
 
 
 def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,9 +100,9 @@ def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-ItemFields = Annotated[
-    tuple[ItemField, ...],
-    BeforeValidator(one_or_many, json_schema_input_type=ItemField | tuple[ItemField, ...]),
+ShownFields = Annotated[
+    tuple[ShownField, ...],
+    BeforeValidator(one_or_many, json_schema_input_type=ShownField | tuple[ShownField, ...]),
     Field(strict=False),
     AfterValidator(_each_once),
 ]
@@ -234,9 +238,10 @@ class DataSection(Section):
         description="items with equal titles: merge them into one catalogue entry, or make the "
         "titles differ (brand, then a number)",
     )
-    fields: ItemFields = Field(
+    fields: ShownFields = Field(
         default=(),
-        description="what prepare keeps of an item besides its title, for templates that show it",
+        description="what prepare keeps of an item besides its title, and of a user's interaction "
+        "with it (rating, gap), for templates that show it",
     )
     split: Literal["leave-one-out", "global-time", "few-shot", "given"] = Field(
         default="leave-one-out",
@@ -289,12 +294,9 @@ class DataSection(Section):
             raise ValueError(
                 f'on_bad_line = "skip": format "{self.format}" is published whole, expected "stop"'
             )
-        if self.form.names_columns and self.metadata:
-            for name in self.fields:
-                if self.columns.of_field(name) is None:
-                    raise ValueError(
-                        f'fields has "{name}": expected the name of its column in columns.{name}'
-                    )
+        for name in self.fields:
+            if problem := _explain_absent_field(self, name):
+                raise ValueError(f'fields has "{name}": {problem}')
         if self.min_history > self.history:
             raise ValueError(
                 f"min_history = {self.min_history} must be <= history = {self.history}"
@@ -313,6 +315,19 @@ class DataSection(Section):
     def form(self) -> Format:
         """The format's properties."""
         return FORMATS[self.format]
+
+    @property
+    def item_fields(self) -> tuple[ItemField, ...]:
+        """Those of ``fields`` that an item has, in their order."""
+        return self._choose_fields(get_args(ItemField))
+
+    @property
+    def interaction_fields(self) -> tuple[InteractionField, ...]:
+        """Those of ``fields`` that a user's interaction with an item has, in their order."""
+        return self._choose_fields(get_args(InteractionField))
+
+    def _choose_fields(self, among: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(name for name in self.fields if name in among)
 
     def files(self) -> list[str]:
         """Every source file that the section names, in order."""
@@ -337,12 +352,38 @@ def has_clock(section: DataSection) -> bool:
     return section.form.compares_times(section.columns.timestamp)
 
 
-def find_clock_problem(section: DataSection) -> str | None:
-    """A key that needs times, set for a source without times, as ``key = value: problem``."""
+def _explain_absent_field(section: DataSection, name: ShownField) -> str | None:
+    """Why a source, as the recipe reads it, has no such field; None: it may have it."""
+    form, columns = section.form, section.columns
+    if name == "gap":
+        if form.pre_split:
+            return f'format "{form.name}" has no times of the items of a history; remove it'
+        lacks = _name_without_clock(section)
+        return lacks and f"{lacks} has no times, only an order; remove it"
+    if name == "rating":
+        if not form.has_ratings:
+            return f'format "{form.name}" has no ratings of the items of a history; remove it'
+        column, is_read = columns.rating, True
+    else:
+        column, is_read = columns.of_field(name), bool(section.metadata)
+    if form.names_columns and is_read and column is None:
+        return f"expected the name of its column in columns.{name}"
+    return None
+
+
+def _name_without_clock(section: DataSection) -> str | None:
+    """What a source is called that has no times; None: it has."""
     if has_clock(section):
         return None
-    form, untimed = section.form, "a source with columns.timestamp = false"
-    lacks = untimed if form.has_clock else f'format "{form.name}"'
+    untimed = "a source with columns.timestamp = false"
+    return untimed if section.form.has_clock else f'format "{section.form.name}"'
+
+
+def find_clock_problem(section: DataSection) -> str | None:
+    """A key that needs times, set for a source without times, as ``key = value: problem``."""
+    lacks, form = _name_without_clock(section), section.form
+    if lacks is None:
+        return None
     if section.split == "global-time":
         others = join_words(list_splits(form, clock=False))
         return (

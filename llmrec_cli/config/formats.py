@@ -64,6 +64,11 @@ class Format:
         return bool({key, table} & {*self.needs, *self.uses, *_EVERY})
 
     @property
+    def has_ratings(self) -> bool:
+        """Whether the source may have a rating of each interaction."""
+        return not self.pre_split and self.uses_key("min_rating")
+
+    @property
     def items_are_tokens(self) -> bool:
         """Whether items are token sequences (semantic IDs), which need no titles."""
         return self.names == "tokens"

@@ -172,8 +172,8 @@ def _explain_refusal(data: DataSection, key: str) -> str | None:
         return "titles and brands are read from data.metadata, which names no file"
     if table == "columns" and column in set(_FIELDS) - {*data.fields, "brand"}:
         return f'nothing reads it; add "{column}" to fields, or remove it'
-    if key == "fields" and not data.metadata:
-        return "fields are read from data.metadata, which names no file"
+    if key == "fields" and data.item_fields and not data.metadata:
+        return "fields of items are read from data.metadata, which names no file"
     if key == "untitled" and data.untitled == "brand" and _has_no_brands(data):
         return "no brand is read; name the brand column in columns.brand"
     return None

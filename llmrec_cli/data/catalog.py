@@ -189,7 +189,7 @@ def build_catalogue(items: pl.DataFrame, section: DataSection) -> pl.DataFrame:
         titles = disambiguate(rows[TITLE].to_list(), rows[BRAND].to_list())
         rows = rows.with_columns(pl.Series(TITLE, titles, dtype=pl.String))
     return rows.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(ITEM)).select(
-        ITEM, *item_schema(section.fields)
+        ITEM, *item_schema(section.item_fields)
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,11 +16,16 @@ from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 from rapidfuzz.utils import default_process
 
+from llmrec_cli.data.histories import InteractionHistory
 from llmrec_cli.data.prepared import Prepared, translate_read_errors
 from llmrec_cli.data.schema import (
     COUNT,
     HISTORY,
+    HISTORY_COLUMNS,
+    HISTORY_RATING,
+    HISTORY_TIMESTAMP,
     ITEM_ID,
+    RATING,
     TARGET,
     TIMESTAMP,
     TITLE,
@@ -133,8 +140,15 @@ def find_nearest(name: str, known: Iterable[str]) -> Sequence[str]:
 # All items of a user of the prepared data, over all splits.
 
 
-def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
-    """Catalogue indices of a user's items, oldest first.
+class _Interaction(NamedTuple):
+    item: int
+    rating: float | None
+    time: int | None
+
+
+def items_of_user(prepared: Prepared, user_id: str) -> Sequence[int]:
+    """Catalogue indices of a user's items, oldest first; with ratings and times, where rows have
+    those of their histories.
 
     The last ones are exactly the history and target of the user's latest row.  Further items of
     earlier rows come before them, each once.
@@ -144,22 +158,37 @@ def items_of_user(prepared: Prepared, user_id: str) -> list[int]:
         ArtefactError: a split cannot be read.
     """
     files = [prepared.folder / split_file(name) for name in prepared.splits]
-    parts = [
-        pl.scan_parquet(file, glob=False)
-        .filter(pl.col(USER_ID) == user_id)
-        .select(HISTORY, TARGET, TIMESTAMP)
-        for file in files
-    ]
-    # Times may be missing (given rows): then the order of splits and rows is that of time.
+    parts = [pl.scan_parquet(file, glob=False).filter(pl.col(USER_ID) == user_id) for file in files]
     with translate_read_errors(prepared.folder):
-        rows = pl.concat(parts).collect().sort(TIMESTAMP, maintain_order=True)
+        # Times may be missing (given rows): then the order of splits and rows is that of time.
+        known = [name for name in HISTORY_COLUMNS.values() if name in parts[0].collect_schema()]
+        columns = (HISTORY, TARGET, RATING, TIMESTAMP, *known)
+        rows = pl.concat([part.select(columns) for part in parts]).collect()
+        rows = rows.sort(TIMESTAMP, maintain_order=True)
     if rows.is_empty():
         raise DataError(_describe_unknown(prepared, user_id))
-    *before, latest = [
-        [*history, target] for history, target in rows.select(HISTORY, TARGET).iter_rows()
-    ]
-    older = dict.fromkeys(item for row in before for item in row)
-    return [item for item in older if item not in set(latest)] + latest
+    *before, latest = map(_list_interactions, rows.iter_rows(named=True))
+    older: dict[int, _Interaction] = {}
+    for interaction in (one for row in before for one in row):
+        older.setdefault(interaction.item, interaction)
+    last = {one.item for one in latest}
+    found = [one for one in older.values() if one.item not in last] + latest
+    if not known:
+        return [one.item for one in found]
+    ratings = [math.nan if one.rating is None else one.rating for one in found]
+    return InteractionHistory(
+        np.array([one.item for one in found], np.int32),
+        np.array(ratings, np.float64) if HISTORY_RATING in known else None,
+        np.array([one.time for one in found], np.int64) if HISTORY_TIMESTAMP in known else None,
+    )
+
+
+def _list_interactions(row: Mapping[str, Any]) -> list[_Interaction]:
+    """Those of the history, as far as they are known, and that of the target."""
+    items, none = row[HISTORY], repeat(None)
+    ratings, times = row.get(HISTORY_RATING, none), row.get(HISTORY_TIMESTAMP, none)
+    found = [_Interaction(*parts) for parts in zip(items, ratings, times, strict=False)]
+    return [*found, _Interaction(row[TARGET], row[RATING], row[TIMESTAMP])]
 
 
 def _describe_unknown(prepared: Prepared, user_id: str) -> str:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from llmrec_cli.data.catalog import has_tokens
-from llmrec_cli.data.schema import ITEM_FIELDS, ITEM_ID, TITLE
+from llmrec_cli.data.schema import INTERACTION_FIELDS, ITEM_FIELDS, ITEM_ID, SHOWN_FIELDS, TITLE
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse
 
@@ -279,7 +279,7 @@ class ChatWording(BaseModel):
 class FieldsWording(BaseModel):
     """The keys of a template file's ``[fields]`` table: the wording of what an item has.
 
-    A field that an item lacks is left out with its wording.
+    A field that an item, or the user's interaction with it, lacks is left out with its wording.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -288,13 +288,15 @@ class FieldsWording(BaseModel):
     category: str = Field(default=", {category}", description="with one {category}")
     price: str = Field(default=", {price}", description="with one {price}")
     description: str = Field(default=": {description}", description="with one {description}")
+    rating: str = Field(default=" (rated {rating})", description="with one {rating}")
+    gap: str = Field(default=" {gap}", description="with one {gap}, such as `5 days later`")
     description_tokens: int = Field(
         default=32,
         ge=1,
         description="most tokens of a description, without its wording; it is cut behind a token",
     )
 
-    @field_validator(*ITEM_FIELDS)
+    @field_validator(*SHOWN_FIELDS)
     @classmethod
     def _placeholders(cls, text: str, info: Any) -> str:
         return expect_placeholders(text, [info.field_name])
@@ -324,7 +326,8 @@ class Wording(BaseModel):
         default=ChatWording(), description="a table: the turns of a prompt that is a chat"
     )
     fields: FieldsWording = Field(
-        default=FieldsWording(), description="a table: the wording of the fields of an item"
+        default=FieldsWording(),
+        description="a table: the wording of fields of an item, and of a user's interaction",
     )
 
     @field_validator("item")
@@ -332,8 +335,8 @@ class Wording(BaseModel):
     def _item_placeholders(cls, text: str) -> str:
         names = _PLACEHOLDER.findall(text)
         once = len(set(names)) == len(names)
-        if TITLE not in names or not once or not {*names} <= {TITLE, *ITEM_FIELDS}:
-            fields = ", ".join(f"{{{name}}}" for name in ITEM_FIELDS)
+        if TITLE not in names or not once or not {*names} <= {TITLE, *SHOWN_FIELDS}:
+            fields = ", ".join(f"{{{name}}}" for name in SHOWN_FIELDS)
             raise ValueError(
                 f"expected one {{title}}, at most one each of {fields}, and no other name in braces"
             )
@@ -372,7 +375,7 @@ class Turns(NamedTuple):
 class FieldWords(NamedTuple):
     """Where an item's wording shows one of its values, and the words around it."""
 
-    name: str  # TITLE, or one of ITEM_FIELDS
+    name: str  # TITLE, or one of SHOWN_FIELDS
     head: str = ""
     tail: str = ""
 
@@ -413,6 +416,16 @@ class Template:
         return tuple(
             part.name for part in self.item if isinstance(part, FieldWords) and part.name != TITLE
         )
+
+    @property
+    def item_fields(self) -> tuple[str, ...]:
+        """Those of ``fields`` that are the item's own, whoever has it."""
+        return tuple(name for name in self.fields if name in ITEM_FIELDS)
+
+    @property
+    def interaction_fields(self) -> tuple[str, ...]:
+        """Those of ``fields`` that belong to a user's interaction with the item."""
+        return tuple(name for name in self.fields if name in INTERACTION_FIELDS)
 
     def without_fields(self) -> Template:
         """The same wording of titles alone."""
@@ -466,7 +479,8 @@ class Template:
         Line breaks and control characters become spaces: nothing can leave its line.
 
         Args:
-            values: fields of the item; one that is absent is left out with its wording.
+            values: fields of the item and of the user's interaction with it; one that is absent
+                is left out with its wording.
         """
         shown = {**values, TITLE: title}
         return "".join(part if isinstance(part, str) else part.render(shown) for part in self.item)
@@ -599,7 +613,7 @@ def require_fields(template: Template | None, prepared: Sequence[str], table: st
     shown = template.fields if template else ()
     missing = [f"{{{name}}}" for name in shown if name not in prepared]
     if template is not None and missing:
-        wanted = ", ".join(f'"{name}"' for name in ITEM_FIELDS if name in {*shown, *prepared})
+        wanted = ", ".join(f'"{name}"' for name in SHOWN_FIELDS if name in {*shown, *prepared})
         raise RecipeError(
             f"{template.name}: its item shows {' and '.join(missing)}, which {table}.fields does "
             f"not name: set {table}.fields = [{wanted}], and prepare the data with it"
@@ -607,14 +621,15 @@ def require_fields(template: Template | None, prepared: Sequence[str], table: st
 
 
 def find_fields(template: Template, items: pd.DataFrame) -> list[dict[str, str]]:
-    """What each item has of the fields that a template shows.
+    """What each item has of the item fields that a template shows.
 
     Args:
         items: the catalogue, with a column for each of these fields.
     """
-    columns = [items[name].tolist() for name in template.fields]
+    names = template.item_fields
+    columns = [items[name].tolist() for name in names]
     return [
-        {name: v for name, v in zip(template.fields, values, strict=True) if isinstance(v, str)}
+        {name: v for name, v in zip(names, values, strict=True) if isinstance(v, str)}
         for values in (zip(*columns, strict=True) if columns else [()] * len(items))
     ]
 

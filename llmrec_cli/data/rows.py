@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.data import DataSection, InteractionField
 from llmrec_cli.data.audit import Finding
 from llmrec_cli.data.backends.base import Engine
 from llmrec_cli.data.catalog import EXAMPLES
@@ -26,6 +26,7 @@ from llmrec_cli.data.schema import (
     DISLIKED,
     FINER,
     HISTORY,
+    HISTORY_COLUMNS,
     ITEM,
     ITEM_ID,
     NEGATIVES,
@@ -249,6 +250,7 @@ def write_rows(
     n_items: int,
     engine: Engine,
     folder: Path,
+    fields: Sequence[InteractionField] = (),
 ) -> SplitStatistics:
     """Write ``train|valid|test.parquet`` into ``folder``.
 
@@ -257,19 +259,20 @@ def write_rows(
         bad: likewise, of what the rating threshold drops; None where there is none.
         history: longest history, items.
         n_items: size of the catalogue.
+        fields: what the rows have of the interactions of their histories.
     """
     users = batch_users(read_batches(log))
     if bad is not None:
         users = attach_badly_rated(users, read_batches(bad))
     statistics = SplitStatistics(np.zeros(n_items, np.int64))
-    schema = rows_schema([] if bad is None else [DISLIKED])
+    further = [] if bad is None else [DISLIKED]
+    schema = rows_schema([*further, *(HISTORY_COLUMNS[name] for name in fields)])
     if plan.end is None:
-        _write_splits(users, plan, history, statistics, folder, schema)
+        _write_splits(users, plan, history, statistics, folder, schema, fields)
         return statistics
     scratch = log.parent
-    _write_splits(
-        users, plan, history, statistics, scratch, schema.append(pa.field(POSITION, pa.int64()))
-    )
+    ordered = schema.append(pa.field(POSITION, pa.int64()))
+    _write_splits(users, plan, history, statistics, scratch, ordered, fields)
     for name in SPLITS:
         file = scratch / split_file(name)
         rows = sort_by_moment(file, engine, file.with_suffix(".by-moment.parquet"))
@@ -286,6 +289,7 @@ def _write_splits(
     statistics: SplitStatistics,
     folder: Path,
     schema: pa.Schema,
+    fields: Sequence[InteractionField],
 ) -> None:
     """All splits at once, rows by user."""
     with ExitStack() as opened:
@@ -295,13 +299,15 @@ def _write_splits(
         }
         for split_batch in split_users(users, plan, history):
             statistics.add(split_batch)
-            for name, rows in _build_split_rows(split_batch, plan.end).items():
+            for name, rows in _build_split_rows(split_batch, plan.end, fields).items():
                 files[name].append(rows)
 
 
-def _build_split_rows(split_batch: SplitBatch, end: Moment | None) -> dict[str, pl.DataFrame]:
+def _build_split_rows(
+    split_batch: SplitBatch, end: Moment | None, fields: Sequence[InteractionField]
+) -> dict[str, pl.DataFrame]:
     users, windows = split_batch.users, split_batch.windows
-    rows = {name: build_rows(users.log, part) for name, part in windows.items()}
+    rows = {name: build_rows(users.log, part, fields) for name, part in windows.items()}
     if users.bad is None:
         return rows
     known = find_dislikes(users.bad, users.log)

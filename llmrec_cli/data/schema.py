@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 # interactions, as readers deliver them (one row per review or rating)
@@ -24,6 +24,10 @@ CATEGORY: Final = "category"  # the most specific one
 PRICE: Final = "price"  # such as "$1250.00"
 DESCRIPTION: Final = "description"
 ITEM_FIELDS: Final = (BRAND, CATEGORY, PRICE, DESCRIPTION)
+# interaction fields, which ``data.fields`` asks for too: of a user's interaction with an item
+GAP: Final = "gap"  # the time since the interaction before it; the other one is RATING
+INTERACTION_FIELDS: Final = (RATING, GAP)
+SHOWN_FIELDS: Final = (*ITEM_FIELDS, *INTERACTION_FIELDS)
 
 # the prepared folder
 ITEM: Final = "item"  # int32, dense catalogue index 0..n_items-1, in order of item_id
@@ -34,6 +38,12 @@ TARGET: Final = "target"  # int32: catalogue index
 NEGATIVES: Final = "negatives"  # list<int32>, optional: the less liked item of each of its pairs
 CHOSEN_FIRST: Final = "chosen_first"  # list<bool>, beside it: the prompt shows the target first
 DISLIKED: Final = "disliked"  # list<int32>, optional: what the user rated below data.min_rating
+HISTORY_RATING: Final = "history_rating"  # list<float64>, optional, beside HISTORY; null: unrated
+HISTORY_TIMESTAMP: Final = "history_timestamp"  # list<int64>, optional, beside HISTORY; ms
+HISTORY_COLUMNS: Final[Mapping[str, str]] = {  # by interaction field: what it is made from
+    RATING: HISTORY_RATING,
+    GAP: HISTORY_TIMESTAMP,
+}
 COUNT: Final = "count"  # int32: training interactions of an item (its popularity)
 
 # predictions.parquet: one row per evaluated row (beside ROW, USER_ID, HISTORY, TARGET)
@@ -53,6 +63,8 @@ NO_TITLE: Final = "history items without a usable title"
 UNSAMPLED: Final = "rows before data.sample"
 CUT_ROWS: Final = "rows with a history cut to data.history"
 CUT_ITEMS: Final = "history items cut"
+HISTORY_ITEMS: Final = "history items"
+RATED_ITEMS: Final = "history items with a rating"
 
 
 def in_order(splits: Iterable[str]) -> list[str]:

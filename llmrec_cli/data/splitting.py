@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llmrec_cli.config.data import DataSection, find_clock_problem
+from llmrec_cli.config.data import DataSection, InteractionField, find_clock_problem
 from llmrec_cli.data.backends.base import Engine, Log, list_parts
 from llmrec_cli.data.cleaning import MOMENT, upload_frame
 from llmrec_cli.data.schema import (
+    GAP,
     HISTORY,
+    HISTORY_COLUMNS,
     ITEM,
     ITEM_ID,
     POSITION,
@@ -417,6 +419,7 @@ def _is_at_or_after(moment: Moment, users: UserBatch) -> Bools:
 
 
 ROW_COLUMNS = (USER, USER_ID, HISTORY, TARGET, TIMESTAMP, RATING)
+_FIELD_COLUMNS = {RATING: RATING, GAP: TIMESTAMP}  # of the log, by interaction field
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,14 +465,24 @@ def split_users(
         yield SplitBatch(users, windows, unsampled, np.concatenate(held))
 
 
-def build_rows(log: pl.DataFrame, windows: Windows) -> pl.DataFrame:
-    """Write windows out: ROW_COLUMNS and POSITION; HISTORY as list<int32>, oldest first."""
+def build_rows(
+    log: pl.DataFrame, windows: Windows, fields: Sequence[InteractionField] = ()
+) -> pl.DataFrame:
+    """Write windows out: ROW_COLUMNS and POSITION; HISTORY as list<int32>, oldest first.
+
+    Args:
+        fields: of the interactions of a history; each adds its column of ``HISTORY_COLUMNS``.
+    """
     length_R = windows.target_R - windows.start_R
     offset_R1 = np.concatenate([[0], np.cumsum(length_R)])
     inside = np.repeat(windows.start_R - offset_R1[:-1], length_R) + np.arange(offset_R1[-1])
     history = pa.LargeListArray.from_arrays(offset_R1, log[ITEM].to_numpy()[inside])
-    rows = log[windows.target_R].rename({ITEM: TARGET})
-    return rows.with_columns(pl.Series(HISTORY, history)).select(*ROW_COLUMNS, POSITION)
+    rows = log[windows.target_R].rename({ITEM: TARGET}).with_columns(pl.Series(HISTORY, history))
+    for name in fields:
+        values = log[_FIELD_COLUMNS[name]][inside].to_arrow()
+        lists = pa.LargeListArray.from_arrays(offset_R1, values)
+        rows = rows.with_columns(pl.Series(HISTORY_COLUMNS[name], lists))
+    return rows.select(*ROW_COLUMNS, *(HISTORY_COLUMNS[name] for name in fields), POSITION)
 
 
 def count_training_items(log: pl.DataFrame, train: Windows, n_items: int) -> NDArray[np.int64]:

@@ -21,6 +21,9 @@ from llmrec_cli.data.schema import (
     COUNT,
     DISLIKED,
     HISTORY,
+    HISTORY_COLUMNS,
+    HISTORY_RATING,
+    HISTORY_TIMESTAMP,
     ITEM,
     ITEM_FIELDS,
     ITEM_ID,
@@ -70,6 +73,8 @@ OPTIONAL_SCHEMA: Final = pa.schema(  # written after ROWS_SCHEMA where the rows 
         NEGATIVES: pa.list_(pa.int32()),
         CHOSEN_FIRST: pa.list_(pa.bool_()),
         DISLIKED: pa.list_(pa.int32()),
+        HISTORY_RATING: pa.list_(pa.float64()),
+        HISTORY_TIMESTAMP: pa.list_(pa.int64()),
     }
 )
 
@@ -158,6 +163,7 @@ class TableFile:
 
 _NEEDED: Final = (ROW, USER_ID, HISTORY, TARGET)  # in every row
 _INDICES: Final = (TARGET, HISTORY, NEGATIVES, DISLIKED)  # columns that name items of the catalogue
+_BESIDE: Final = tuple(HISTORY_COLUMNS.values())  # columns with a value for each item of HISTORY
 
 
 def check_items(file: Path, items: pa.Table) -> None:
@@ -197,13 +203,14 @@ def check_table_rows(file: Path, items: int) -> None:
 
     Raises:
         ArtefactError: no parquet file; columns of another kind; rows not numbered 0, 1, ...; a row
-            without a user, history or target; an item outside of the catalogue.
+            without a user, history or target; an item outside of the catalogue; ratings or times
+            that are not those of the history's items.
     """
     try:
         with pq.ParquetFile(file) as opened:
             names = opened.schema_arrow.names
             _check_columns(file, opened.schema_arrow.remove_metadata(), rows_schema(names))
-            read = [name for name in names if name in (*_NEEDED, *_INDICES)]
+            read = [name for name in names if name in (*_NEEDED, *_INDICES, *_BESIDE)]
             first = 0
             for number in range(opened.num_row_groups):
                 group = opened.read_row_group(number, columns=read)
@@ -230,6 +237,14 @@ def _check_group(file: Path, rows: pa.Table, first: int, items: int) -> None:
         if named.null_count or (low is not None and (low < 0 or high >= items)):
             found = "null" if named.null_count else low if low < 0 else high
             raise _make_error(file, f"its column {name} has {found}, expected 0..{items - 1}")
+    for name in (name for name in _BESIDE if name in rows.column_names):
+        lists = rows[name]
+        if lists.null_count or not pc.list_value_length(lists).equals(
+            pc.list_value_length(rows[HISTORY])
+        ):
+            raise _make_error(file, f"its column {name} has not one value for each item of history")
+        if name == HISTORY_TIMESTAMP and pc.list_flatten(lists).null_count:
+            raise _make_error(file, f"its column {name} has items without a time")
 
 
 def _check_columns(file: Path, found: pa.Schema, expected: pa.Schema) -> None:

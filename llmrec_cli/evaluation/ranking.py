@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.data.schema import HISTORY, TARGET
+from llmrec_cli.data.histories import read_histories
+from llmrec_cli.data.schema import TARGET
 from llmrec_cli.decoding.ranker import LanguageModelRanker
 from llmrec_cli.evaluation.metrics import metric_of_ranks
 from llmrec_cli.models.base import (
@@ -110,7 +111,7 @@ def validation_metrics(
 ) -> dict[str, float]:
     """Mean NDCG and HR at ``cutoff`` on validation rows, the history kept among the candidates."""
     with progress.track("validation", len(frame), unit="rows") as advance:
-        found = rank_rows(ranker, ranks, frame[HISTORY].tolist(), cutoff, advance=advance)
+        found = rank_rows(ranker, ranks, read_histories(frame), cutoff, advance=advance)
     hit_BK = found.leaf_BK == leaf_of_item[frame[TARGET].to_numpy()][:, None]
     rank_B = np.where(hit_BK.any(axis=1), hit_BK.argmax(axis=1) + 1, 0)
     # torch's order of additions, in which every earlier run was logged
@@ -122,7 +123,7 @@ def validation_metrics(
 
 def measure_left_out(encoder: PromptEncoder, ranks: Ranks, frame: pd.DataFrame) -> LeftOut:
     """How much of the histories of ``frame`` has no room in their prompts; by all processes."""
-    histories = frame[HISTORY].tolist()
+    histories = read_histories(frame)
 
     def work(numbers: Sequence[int]) -> list[Column]:
         prompts = encoder.encode_counted([histories[i] for i in numbers])

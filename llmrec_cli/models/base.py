@@ -26,6 +26,7 @@ from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.errors import DataError, NumbersError
 
 Histories = Sequence[Sequence[int]]
+"""Catalogue indices, oldest first.  Those of ``data.histories`` know more, which prompts show."""
 Advance = Callable[[int], object]
 ScoreAll = Callable[[Histories], NDArray[Any]]
 """Histories to the score of every entry, [B, L]: higher is better, finite."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
+from llmrec_cli.data.histories import read_histories
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
-from llmrec_cli.data.schema import HISTORY, ROW, TARGET, USER_ID
+from llmrec_cli.data.schema import ROW, TARGET, USER_ID
 from llmrec_cli.decoding.ranker import LanguageModelRanker
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.auc import (
@@ -243,7 +244,7 @@ def _evaluate_run(
     if others is not None:
         items = np.column_stack([frame[TARGET], others])
         with shown.track(f"eval {run}, AUC", len(frame), unit="rows") as advance:
-            scores = score_items(ranker, ranks, frame[HISTORY].tolist(), items, advance)
+            scores = score_items(ranker, ranks, read_histories(frame), items, advance)
         pairs = _pair_up(frame, others, scores)
 
     def write() -> None:
@@ -294,7 +295,7 @@ def _rank_frame(
 ) -> pd.DataFrame:
     """Predictions for every row, deep enough with its history and without."""
     ranks, depth = context.ranks, max(context.recipe.eval.cutoffs)
-    histories, seen = frame[HISTORY].tolist(), seen_leaves(frame, leaves.leaf_of_item_I)
+    histories, seen = read_histories(frame), seen_leaves(frame, leaves.leaf_of_item_I)
     with progress.track(label, len(frame), unit="rows") as advance:
         found = rank_rows(ranker, ranks, histories, depth, seen, advance)
     differs = None

@@ -57,10 +57,13 @@ from llmrec_cli.data.schema import (
     AS_READ,
     COUNT,
     DISLIKED,
+    HISTORY_ITEMS,
+    HISTORY_RATING,
     ITEM_ID,
     NEGATIVES,
     NO_TARGET,
     NO_TITLE,
+    RATED_ITEMS,
     SHORT_HISTORY,
     SPLITS,
     TARGET,
@@ -130,7 +133,7 @@ def describe_preparation(
         "rules": RULES | further,
         "reader": _rename_files(notes, dict(zip(files, names, strict=True))),
         "cleaning": made.cleaning,
-        "catalogue": _describe_catalogue(made, section.fields),
+        "catalogue": _describe_catalogue(made, section.item_fields),
         "splits": {
             name: _count_split(rows) | made.counts[name].facts() for name, rows in splits.items()
         },
@@ -185,6 +188,20 @@ def describe_fields(made: Preparation, fields: Sequence[str]) -> str | None:
     return f"fields of {len(made.items):,} items (data.fields): {listed} have one"
 
 
+def describe_ratings(splits: Mapping[str, Mapping[str, int]]) -> str | None:
+    """How many items of the histories have a rating, by split; None: none is asked for.
+
+    Args:
+        splits: of the manifest.
+    """
+    counts = [
+        f"{name} {found[RATED_ITEMS]:,} of {found[HISTORY_ITEMS]:,}"
+        for name, found in splits.items()
+        if RATED_ITEMS in found
+    ]
+    return f"history items with a rating (data.fields): {', '.join(counts)}" if counts else None
+
+
 def _count_fields(made: Preparation, fields: Sequence[str]) -> dict[str, int]:
     return {name: int(made.items[name].count()) for name in fields}
 
@@ -224,6 +241,10 @@ def _count_split(rows: pl.LazyFrame) -> Facts:
         some = pl.col(DISLIKED).list.len() > 0
         counts["rows with disliked items"] = some.sum()
         counts["users with disliked items"] = pl.col(USER).filter(some).n_unique()
+    if HISTORY_RATING in columns:
+        rated = pl.col(HISTORY_RATING).list
+        counts[HISTORY_ITEMS] = rated.len().cast(pl.Int64).sum()
+        counts[RATED_ITEMS] = rated.drop_nulls().list.len().cast(pl.Int64).sum()
     found: Facts = rows.select(**counts).collect().row(0, named=True)
     return found
 
@@ -332,10 +353,12 @@ def _make(
                     source.interactions, source.items, section, seed, cleaning, stage
                 )
         _say_lines(describe_cuts(made, section), progress)
-        if found := describe_fields(made, section.fields):
+        if found := describe_fields(made, section.item_fields):
             progress(found)
         write_items(stage, made.items)
         facts = describe_preparation(made, stage, source.notes, section)
+        if found := describe_ratings(facts["splits"]):
+            progress(found)
         write_manifest(stage, made.splits, asked | facts)
 
 
@@ -448,7 +471,8 @@ def write_split_rows(
             select_badly_rated(everything, lowest, section), items, engine, scratch / "bad"
         )
     cleaning.progress("writing")
-    statistics = write_rows(by_user, bad, plan, section.history, len(items), engine, folder)
+    fields = section.interaction_fields
+    statistics = write_rows(by_user, bad, plan, section.history, len(items), engine, folder, fields)
     return Preparation(
         named=named,
         items=items.with_columns(pl.Series(COUNT, statistics.count_I)),

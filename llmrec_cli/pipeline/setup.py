@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -27,6 +27,7 @@ from accelerate.utils import (
 from llmrec_cli.config.data import DataSection, PromptSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
+from llmrec_cli.data.histories import EXAMPLES
 from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
 from llmrec_cli.data.prompts import (
     Question,
@@ -37,7 +38,15 @@ from llmrec_cli.data.prompts import (
     open_template,
     require_fields,
 )
-from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE, TITLE, TOKENS
+from llmrec_cli.data.schema import (
+    HISTORY_ITEMS,
+    ITEM_ID,
+    ITEMS_FILE,
+    RATED_ITEMS,
+    RATING,
+    TITLE,
+    TOKENS,
+)
 from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeError
 from llmrec_cli.models import loading
 from llmrec_cli.models.chat import Chat, read_chat
@@ -200,8 +209,10 @@ def _build_scratch(
 
 
 def _render_fields(template: Template, items: pd.DataFrame) -> list[str]:
-    """The fields of every item in their wording, uncut; nothing where the template shows none."""
-    values = find_fields(template, items) if template.fields else []
+    """The fields of every item in their wording, uncut, and of some interactions; nothing where the
+    template shows none."""
+    values = list[Mapping[str, str]](find_fields(template, items) if template.item_fields else [])
+    values += [said.values() for said in EXAMPLES] if template.interaction_fields else []
     return list(map(template.render_fields, values))
 
 
@@ -457,6 +468,20 @@ def _list_field_notes(bench: CatalogueContext, name: str, *, evaluation: bool) -
         yield f"{name}: its wording shows no {listed}, which {table}.fields keeps"
     if template is not None and bench.encoder.fields is not None:
         yield from bench.encoder.fields.list_lines(name, template.description_tokens)
+        if line := _count_unrated(bench.prepared) if RATING in template.fields else None:
+            yield f"{name}: {line}"
+
+
+def _count_unrated(prepared: Prepared) -> str | None:
+    """How many items of the histories lack a rating, by split; None: all have one."""
+    counts = [
+        f"{split} {lacking:,} of {found[HISTORY_ITEMS]:,}"
+        for split, found in prepared.manifest["splits"].items()
+        if (lacking := found[HISTORY_ITEMS] - found[RATED_ITEMS])
+    ]
+    if not counts:
+        return None
+    return f"history items without a rating, whose words are left out there: {', '.join(counts)}"
 
 
 def _find_data(recipe: Recipe, *, evaluation: bool) -> tuple[str, DataSection]:

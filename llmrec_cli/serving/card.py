@@ -19,6 +19,8 @@ from llmrec_cli import __version__
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.prepared import read_manifest
+from llmrec_cli.data.prompts import Template
+from llmrec_cli.data.schema import GAP, RATING
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods import find_method
 from llmrec_cli.pipeline.setup import CatalogueContext
@@ -31,6 +33,7 @@ from llmrec_cli.utils.text import build_markdown_table, clean_line, escape_markd
 Rows = Sequence[Sequence[str]]
 _BACKTICKS = re.compile("`+")
 _SEEN = ("keep", "remove")
+_FIELD_NAMES = {RATING: "the user's rating", GAP: "the time since the item before"}
 FULL_CODE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,6 +91,7 @@ class Card:
     rank_code: str | None  # Python, to run behind load_code; None: the task ranks no catalogue
     answer: str  # what the model answers with
     decoding: str
+    unknown: str | None  # what rank.py's prompts lack of those in training; None: nothing
     example: str | None  # a prompt and two answers, of the rank-pair task
     sources: Rows  # name, bytes, SHA-256
     splits: Rows  # name, rows, users, targets
@@ -143,6 +147,7 @@ def gather_card(finished: FinishedRun, context: CatalogueContext, wanted: Wanted
         rank_code=RANK_CODE if recipe.task.ranks_catalogue else None,
         answer="semantic ID" if has_tokens(context.prepared.items) else "title, in quotes",
         decoding=_decoding(recipe),
+        unknown=_explain_unknown(context.encoder.template),
         example=load_operations(recipe.task).make_example(context),
         sources=[
             (source["name"] + use, f"{source['bytes']:,}", source["sha256"])
@@ -227,6 +232,16 @@ def _decoding(recipe: Recipe) -> str:
     if decode.length_penalty:
         rule += f"; the order is by log-probability / length^{decode.length_penalty:g}"
     return f"{rule}. Probabilities are over the whole catalogue, the history included."
+
+
+def _explain_unknown(template: Template | None) -> str | None:
+    if template is None or not template.interaction_fields:
+        return None
+    shown = " and ".join(_FIELD_NAMES[name] for name in template.interaction_fields)
+    return (
+        f"In training, prompts showed {shown} of each item of a history. rank.py knows items "
+        "alone, so its prompts leave these out, and its lists may be worse for that."
+    )
 
 
 def _grounds(finished: FinishedRun, context: CatalogueContext) -> dict[str, Mapping[str, Any]]:

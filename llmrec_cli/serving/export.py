@@ -165,6 +165,8 @@ def _settings(context: CatalogueContext) -> Mapping[str, Any]:
             "empty": template.no_history,
             "whole": template.whole,
         }
+        if template.interaction_fields:
+            wording["unknown"] = list(template.interaction_fields)
     limits = {"max_tokens": context.encoder.max_tokens, "history": context.recipe.data.history}
     return {
         "prompt": wording | limits,

@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
-from llmrec_cli.data.matching import Finder, items_of_user
+from llmrec_cli.data.histories import InteractionHistory
+from llmrec_cli.data.matching import Finder, Match, items_of_user
 from llmrec_cli.data.schema import ITEM_ID, TITLE
 from llmrec_cli.errors import ArtefactError, DataError
 from llmrec_cli.evaluation.predictions import to_jsonable
@@ -155,12 +156,15 @@ def _format_others(item: Recommended) -> str:
 # A history as the user types it: ids and titles, matched to catalogue items.
 
 
+_READS_PROMPTS = (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED)
+
+
 @dataclass(frozen=True)
 class History:
     """The items of a history, oldest first."""
 
-    items: tuple[int, ...]  # all of them, catalogue indices
-    used: tuple[int, ...]  # the last ones, as many as the model takes
+    items: Sequence[int]  # all of them, catalogue indices
+    used: Sequence[int]  # the last ones, as many as the model takes
     told: tuple[MatchedItem, ...]
     notes: tuple[str, ...]
 
@@ -186,10 +190,28 @@ def read_history(
     if isinstance(queries, str):
         raise TypeError(f"history = {queries!r}: expected a list of ids or titles")
     matches = [finder.find(query, fuzzy=fuzzy) for query in queries]
-    items = tuple(match.item for match in matches)
+    return describe_history(context, matches, [match.item for match in matches], scored_by)
+
+
+def describe_history(
+    context: CatalogueContext,
+    matches: Sequence[Match],
+    items: Sequence[int],
+    scored_by: ScoredBy,
+) -> History:
+    """See how many items of a history the run takes.
+
+    Args:
+        matches: of each item, oldest first.
+        items: the same items, with what is known of the interactions.
+        scored_by: by what the run ranks.
+
+    Raises:
+        DataError: the prompt has no room for any item.
+    """
     used = items[-context.recipe.data.history :]
     in_prompt = len(used)
-    if scored_by in (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED):
+    if scored_by in _READS_PROMPTS:
         in_prompt -= int(context.encoder.encode_counted([used]).left_out_N[0])
     first_used = len(items) - in_prompt
     told = tuple(
@@ -222,8 +244,22 @@ def _list_notes(
         yield f"no history: the run's data have histories of at least {data.min_history} items"
     if len(items) > data.history:
         yield f"{len(items)} items: the last {data.history} are used (data.history)"
+    if items and scored_by in _READS_PROMPTS:
+        yield from _list_unknown_fields(context, items)
     if in_prompt < min(len(items), data.history):
         yield f"the prompt has room for the last {in_prompt} items ({context.encoder.why})"
+
+
+def _list_unknown_fields(context: CatalogueContext, items: Sequence[int]) -> Iterator[str]:
+    """What the run's prompts show of interactions, and that of typed items does not."""
+    template = context.encoder.template
+    if template is None or isinstance(items, InteractionHistory):
+        return
+    if unknown := " and ".join(f"{{{name}}}" for name in template.interaction_fields):
+        yield (
+            f"the prompt shows no {unknown}, as it did in training: of items that are typed, "
+            "nothing is known but the items"
+        )
 
 
 def _explain_short_list(k: int, size: int, left_out: int) -> str:
@@ -289,6 +325,9 @@ class Recommender:
     ) -> Recommendations:
         """The ``k`` entries of the catalogue that suit a history best.
 
+        Where the run's prompts show ratings or times of interactions, that of this history shows
+        none: they are not known of items that are given here.  ``notes`` says so.
+
         Args:
             history: item ids or titles, oldest first; may be empty.
             k: length of the list, at least 1.
@@ -327,12 +366,22 @@ class Recommender:
         Raises:
             DataError: as ``recommend``.
         """
-        if k < 1:
-            raise DataError(f"k = {k}: expected at least 1")
         read = [
             read_history(self.context, self.finder, history, self.ranker.scored_by, fuzzy=fuzzy)
             for history in histories
         ]
+        return self._recommend_behind(read, k, exclude_history=exclude_history)
+
+    def _recommend_behind(
+        self, read: Sequence[History], k: int, *, exclude_history: bool
+    ) -> list[Recommendations]:
+        """A list for each history.
+
+        Raises:
+            DataError: k < 1.
+        """
+        if k < 1:
+            raise DataError(f"k = {k}: expected at least 1")
         leaf_of_item = self.leaves.leaf_of_item_I
         seen = [
             sorted({int(leaf_of_item[item]) for item in one.items}) if exclude_history else []
@@ -357,6 +406,8 @@ class Recommender:
     ) -> Recommendations:
         """What comes next for a user of the prepared data, after everything that is known of them.
 
+        Ratings and times of these interactions stand in the prompt, if the run's prompts show them.
+
         Args:
             user_id: as the raw file has it.
             k: length of the list, at least 1.
@@ -368,9 +419,12 @@ class Recommender:
         Raises:
             DataError: no such user; the message names the nearest ids.
         """
-        history = self.history_of(user_id)
-        found = self.recommend(history, k, exclude_history=exclude_history, fuzzy=False)
-        note = f"user {user_id}: {len(history)} items in the prepared data, over all splits"
+        items = items_of_user(self.context.prepared, user_id)
+        ids = self.context.prepared.items[ITEM_ID]
+        matches = [Match(ids.iloc[item], item, similarity=1.0) for item in items]
+        history = describe_history(self.context, matches, items, self.ranker.scored_by)
+        [found] = self._recommend_behind([history], k, exclude_history=exclude_history)
+        note = f"user {user_id}: {len(items)} items in the prepared data, over all splits"
         return replace(found, notes=(note, *found.notes))
 
     def history_of(self, user_id: str) -> list[str]:
@@ -386,7 +440,7 @@ class Recommender:
             DataError: no such user; the message names the nearest ids.
         """
         items = items_of_user(self.context.prepared, user_id)
-        ids: list[str] = self.context.prepared.items[ITEM_ID].iloc[items].tolist()
+        ids: list[str] = self.context.prepared.items[ITEM_ID].iloc[list(items)].tolist()
         return ids
 
     def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:

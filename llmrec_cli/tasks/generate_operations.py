@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.schema import HISTORY, TARGET
+from llmrec_cli.data.histories import read_histories
+from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.ranking import measure_left_out, validation_metrics
 from llmrec_cli.pipeline.loading import make_language_ranker
@@ -91,7 +92,7 @@ def _encode_answers(
     context: CatalogueContext, frame: pd.DataFrame, split: str
 ) -> list[tuple[IntArray, IntArray]]:
     """Every row's prompt, and its target."""
-    prompts = context.encoder.encode(frame[HISTORY].tolist())
+    prompts = context.encoder.encode(read_histories(frame))
     answers = [context.catalogue[item] for item in frame[TARGET]]
     return list(zip(prompts, answers, strict=True))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any, Final, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -12,9 +13,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llmrec_cli.data.catalog import has_tokens
+from llmrec_cli.data.histories import (
+    NOTHING,
+    InteractionHistory,
+    InteractionWords,
+    read_histories,
+)
 from llmrec_cli.data.prompts import SEQUENCE, Template, find_fields, require_titles
 from llmrec_cli.data.schema import DESCRIPTION, HISTORY, ITEM_ID, TARGET, TITLE, TOKENS, USER
 from llmrec_cli.errors import DataError
+from llmrec_cli.models.base import Histories
 from llmrec_cli.models.tokenizer import Codec
 
 # Many token sequences in two arrays, which processes can map without copies.
@@ -149,8 +157,8 @@ class Prompts(NamedTuple):
 class Encoder(Protocol):
     """Turns histories into prompts."""
 
-    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
-        """The prompt of each history (catalogue indices, oldest first)."""
+    def encode_counted(self, histories: Histories) -> Prompts:
+        """The prompt of each history."""
         ...
 
 
@@ -207,6 +215,13 @@ def count_rows_left_out(frame: pd.DataFrame, rows: Sequence[Row]) -> LeftOut:
     return count_left_out(map(len, frame[HISTORY]), (n for row in rows for n in row.left_out))
 
 
+class _Prompt(NamedTuple):
+    """A prompt, and how many items of its history it shows: the last ones."""
+
+    ids: IntArray
+    n_items: int
+
+
 class _Words(NamedTuple):
     """Token ids of what stands around the semantic IDs of a text prompt."""
 
@@ -253,7 +268,7 @@ def _read_fields(
 ) -> tuple[list[dict[str, str]], ShownFields]:
     """What each item shows besides its title, its description cut to the template's budget."""
     values = find_fields(template, items)
-    if not template.fields:
+    if not template.item_fields:
         return values, ShownFields(len(items), {})
     described = [value for value in values if DESCRIPTION in value]
     whole = [value[DESCRIPTION] for value in described]
@@ -263,7 +278,7 @@ def _read_fields(
         value[DESCRIPTION] = text
         if not text:  # its first character has more tokens
             del value[DESCRIPTION]
-    lacking = {name: sum(name not in value for value in values) for name in template.fields}
+    lacking = {name: sum(name not in value for value in values) for name in template.item_fields}
     return values, ShownFields(len(items), lacking, len(described), cut)
 
 
@@ -272,7 +287,8 @@ class PromptEncoder:
 
     In a text prompt, an item that is known by its semantic ID is its tokens, as in the response
     (LC-Rec, arXiv:2311.09049); any other item is its title.  Behind it stand the fields that the
-    template shows.  A prompt that is too long loses its oldest items whole, with their fields.
+    template shows.  What a history does not know of its interactions is left out.  A prompt that
+    is too long loses its oldest items whole, with their fields.
 
     Args:
         max_tokens: longest prompt.
@@ -293,76 +309,103 @@ class PromptEncoder:
         self.codec = codec
         self.catalogue = Ragged.of(catalogue)
         self.texts, self.words = list[str](), None  # of each item, where it is known by its title
+        self.titles, self.values = list[str](), list[dict[str, str]]()  # what these were made from
         self.fields: ShownFields | None = None
         if template is not None and self.marked is not None:
-            values, self.fields = _read_fields(template, codec, items)
+            self.values, self.fields = _read_fields(template, codec, items)
             if has_tokens(items):
-                self.words = _encode_words(self.marked, codec, values)
+                self.words = _encode_words(self.marked, codec, self.values)
             else:
-                titles = require_titles(template.name, template.render, items)
-                pairs = zip(titles, values, strict=True)
+                self.titles = require_titles(template.name, template.render, items)
+                pairs = zip(self.titles, self.values, strict=True)
                 self.texts = [self.marked.render_item(title, value) for title, value in pairs]
+        self._encode_fields = lru_cache(1 << 14)(self._encode_field_text)
         self.max_tokens = max_tokens
         self.why = why or f"prompt.max_tokens = {max_tokens}"
 
-    def encode(self, histories: Sequence[Sequence[int]]) -> Sequence[IntArray]:
-        """Prompt ids of each history (catalogue indices, oldest first)."""
+    def encode(self, histories: Histories) -> Sequence[IntArray]:
+        """Prompt ids of each history."""
         return self.encode_counted(histories).ids
 
-    def encode_counted(self, histories: Sequence[Sequence[int]]) -> Prompts:
+    def encode_counted(self, histories: Histories) -> Prompts:
         """Prompt ids of each history, and how many of its items have no room in them."""
-        shown = [list(history) for history in histories]
         if self.marked is None:
-            ids = [self._bare(history) for history in shown]
+            found = [self._bare(history) for history in histories]
         elif self.words is not None:
-            ids = [self._around_ids(self.words, history) for history in shown]
+            found = [self._around_ids(self.words, history) for history in histories]
         else:
-            ids = self._texts(self.marked, shown)
-        pairs = zip(histories, shown, strict=True)
-        left_out = [len(whole) - len(seen) for whole, seen in pairs]
-        return Prompts(ids, np.array(left_out, dtype=np.int32))
+            found = self._texts(self.marked, histories)
+        left_out = [len(h) - p.n_items for h, p in zip(histories, found, strict=True)]
+        return Prompts([prompt.ids for prompt in found], np.array(left_out, dtype=np.int32))
 
-    def _bare(self, history: list[int]) -> IntArray:
-        """The prompt; what has no room leaves ``history``."""
+    def _bare(self, history: Sequence[int]) -> _Prompt:
         room, parts = self.max_tokens - 1, list[IntArray]()
         for item in reversed(history):
             room -= len(self.catalogue[item])
             if room < 0:
                 break
             parts.append(self.catalogue[item])
-        del history[: len(history) - len(parts)]
         start = np.array([self.codec.start], dtype=np.int32)
-        return np.concatenate([start, *reversed(parts)])
+        return _Prompt(np.concatenate([start, *reversed(parts)]), len(parts))
 
-    def _around_ids(self, words: _Words, history: list[int]) -> IntArray:
-        """Semantic IDs between the template's words; each piece is encoded on its own.
-
-        What has no room leaves ``history``.
-        """
-        room, parts = self.max_tokens - len(words.head) - len(words.tail), list[IntArray]()
-        for item in reversed(history):
-            tokens = self.show_id(words, item)
-            part = np.concatenate([tokens, words.separator]) if parts else tokens
-            room -= len(part)
-            if room < 0:
+    def _around_ids(self, words: _Words, history: Sequence[int]) -> _Prompt:
+        """Semantic IDs between the template's words; each piece is encoded on its own."""
+        shown = list(self._show_ids(words, history))
+        room, n_items = self.max_tokens - len(words.head) - len(words.tail), 0
+        for first, later in reversed(shown):
+            if len(first) > room:
                 break
-            parts.append(part)
-        del history[: len(history) - len(parts)]
-        if parts:
-            return np.concatenate([words.head, *reversed(parts), words.tail])
+            room -= len(words.separator) + len(later)
+            n_items += 1
+        if n_items:
+            (first, _), *others = shown[-n_items:]
+            behind = (part for _, later in others for part in (words.separator, later))
+            return _Prompt(np.concatenate([words.head, first, *behind, words.tail]), n_items)
         if len(words.no_history) > self.max_tokens:
             raise self._too_long(len(words.no_history))
-        return words.no_history
+        return _Prompt(words.no_history, 0)
 
-    def show_id(self, words: _Words, item: int) -> IntArray:
+    def _show_ids(
+        self, words: _Words, history: Sequence[int]
+    ) -> Iterator[tuple[IntArray, IntArray]]:
+        """The semantic ID of each item and its fields: where it is shown first, and elsewhere."""
+        for item, said in zip(history, self._list_words(history) or repeat(NOTHING), strict=False):
+            later = self.show_id(words, item, said)
+            first = later if said.gap is None else self.show_id(words, item, said.without_gap())
+            yield first, later
+
+    def show_id(self, words: _Words, item: int, said: InteractionWords = NOTHING) -> IntArray:
         """The semantic ID of an item, and its fields."""
         tokens = self.catalogue[item][:-1]  # without EOS
+        if said is not NOTHING and self.marked is not None:
+            text = self.marked.render_fields({**self.values[item], **said.values()})
+            return np.concatenate([tokens, self._encode_fields(text)])
         return np.concatenate([tokens, words.fields[item]]) if words.fields else tokens
+
+    def _encode_field_text(self, text: str) -> IntArray:
+        return np.asarray(self.codec.encode_words([text])[0], np.int32)
+
+    def _show_texts(self, template: Template, history: Sequence[int]) -> list[str]:
+        """Each item, known by its title, as it stands in the prompt of exactly this history."""
+        words = self._list_words(history)
+        if words is None:
+            return [self.texts[item] for item in history]
+        return [
+            template.render_item(self.titles[item], {**self.values[item], **said.values()})
+            for item, said in zip(history, words, strict=True)
+        ]
+
+    def _list_words(self, history: Sequence[int]) -> list[InteractionWords] | None:
+        """What the template shows of each interaction; None: it shows, or is told, nothing."""
+        if isinstance(history, InteractionHistory) and self.marked is not None:
+            if self.marked.interaction_fields:
+                return history.list_words()
+        return None
 
     def measure_items(self) -> IntArray:
         """Tokens of each item as it stands in a history; fields apart, as it stands in answers."""
         lengths: IntArray = np.diff(self.catalogue.start_S1).astype(np.int32)
-        if self.marked is None or not self.marked.fields:
+        if self.marked is None or not self.marked.item_fields:
             return lengths
         if self.words is not None:
             added = map(len, self.words.fields or ())
@@ -372,24 +415,22 @@ class PromptEncoder:
     def _too_long(self, tokens: int) -> DataError:
         return DataError(f"{self.why}: the template alone takes {tokens} tokens in this tokenizer")
 
-    def _texts(self, template: Template, histories: list[list[int]]) -> list[IntArray]:
-        """The prompts; what has no room leaves its history."""
-        prompts: list[IntArray] = [np.empty(0, np.int32)] * len(histories)
-        waiting = list(range(len(histories)))
+    def _texts(self, template: Template, histories: Histories) -> list[_Prompt]:
+        shown, prompts = list(histories), dict[int, IntArray]()
+        waiting = list(range(len(shown)))
         while waiting:
-            shown = ([self.texts[item] for item in histories[i]] for i in waiting)
-            texts = [template.join(items) for items in shown]
+            texts = [template.join(self._show_texts(template, shown[i])) for i in waiting]
             ids = self.codec.encode_prompts(texts, whole=template.whole)
             too_long = []
             for i, tokens in zip(waiting, ids, strict=True):
                 prompts[i] = np.asarray(tokens, dtype=np.int32)
-                if len(tokens) > self.max_tokens and histories[i]:
-                    del histories[i][0]
+                if len(tokens) > self.max_tokens and len(shown[i]):
+                    shown[i] = shown[i][1:]
                     too_long.append(i)
                 elif len(tokens) > self.max_tokens:
                     raise self._too_long(len(tokens))
             waiting = too_long
-        return prompts
+        return [_Prompt(prompts[i], len(history)) for i, history in enumerate(shown)]
 
 
 def _encode_words(template: Template, codec: Codec, values: Sequence[Mapping[str, str]]) -> _Words:
@@ -401,7 +442,7 @@ def _encode_words(template: Template, codec: Codec, values: Sequence[Mapping[str
     beginnings = [template.head, template.no_history]
     head, no_history = codec.encode_prompts(beginnings, whole=template.whole)
     separator, tail = codec.encode_words([template.separator, template.tail])
-    texts = [template.render_fields(value) for value in values] if template.fields else []
+    texts = [template.render_fields(value) for value in values] if template.item_fields else []
     return _Words(
         head=np.asarray(head, np.int32),
         separator=np.asarray(separator, np.int32),
@@ -456,8 +497,9 @@ def _missing(encoder: PromptEncoder, history: Sequence[int]) -> list[int]:
 
 def window_rows(frame: pd.DataFrame, encoder: Encoder) -> list[Row]:
     """One row per (history, target) of a prepared split."""
-    histories = [tuple(int(item) for item in history) for history in frame[HISTORY]]
-    prompts = encoder.encode_counted(histories)
+    known = read_histories(frame)
+    histories = [tuple(int(item) for item in history) for history in known]
+    prompts = encoder.encode_counted(known)
     left_out = prompts.left_out_N.tolist()
     columns = zip(prompts.ids, histories, frame[TARGET], frame[USER], left_out, strict=True)
     return [

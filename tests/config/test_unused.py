@@ -165,10 +165,29 @@ def test_what_is_true_anyway_may_be_said(override: str, tmp_path: Path) -> None:
         (
             smallest("amazon2018"),
             "data.fields=price",
-            'fields = "price": fields are read from data.metadata, which names no file',
+            'fields = "price": fields of items are read from data.metadata, which names no file',
         ),
         (smallest("amazon2018"), 'data.fields=["price", "price"]', "expected each field once"),
         (smallest("amazon2018"), "data.fields=prize", "Did you mean price?"),
+        *(
+            (
+                smallest(form),
+                f"data.fields={field}",
+                f'fields has "{field}": format "{form}" has no {named} of the items of a history;',
+            )
+            for form in ("split2023", "msl-windows", "rank-pairs")
+            for field, named in (("rating", "ratings"), ("gap", "times"))
+        ),
+        (
+            smallest("semantic-ids"),
+            "data.fields=rating",
+            'fields has "rating": format "semantic-ids" has no ratings of the items of a history;',
+        ),
+        (
+            smallest("semantic-ids"),
+            "data.fields=gap",
+            'fields has "gap": format "semantic-ids" has no times, only an order; remove it',
+        ),
         (
             smallest("rank-pairs"),
             "data.fields=price",

@@ -9,6 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.data.histories import read_histories
+from llmrec_cli.data.matching import items_of_user
 from llmrec_cli.models.tokenizer import make_codec
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.training.rows import PromptEncoder, encode_catalogue
@@ -22,6 +24,7 @@ reviews = "{cards}/Gift_Cards_5.json.gz"
 metadata = "{cards}/meta_Gift_Cards.json.gz"
 fields = ["brand", "category", "price", "description"]
 """
+RATED = RECIPE.replace('"brand", "category", "price", "description"', '"rating", "gap"')
 ITEM = "item = '\"{title}\"{brand}{category}{price}{description}'\n"
 
 
@@ -57,3 +60,32 @@ def test_gift_cards_read_as_the_page_shows(
     (ids,) = encoder.encode([history])
     told = template.join([encoder.texts[item] for item in history])
     assert codec.spell(ids.tolist()) == told
+
+
+@pytest.mark.slow
+def test_what_a_user_gave_reads_as_the_page_shows(
+    smollm2: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cards = shared_data / "amazon2018-gift-cards"
+    Path("cards.toml").write_text(RATED.replace("{cards}", str(cards)))
+    said: list[str] = []
+    prepared = prepare_data(read_recipe("cards.toml"), Path, said.append)
+    counts = "train 5,149 of 5,149, valid 2,020 of 2,020, test 2,470 of 2,470"
+    assert f"history items with a rating (data.fields): {counts}" in said
+
+    codec = make_codec(AutoTokenizer.from_pretrained(smollm2))
+    template = wording("item = '\"{title}\"{rating}{gap}'\n")
+    catalogue = encode_catalogue(prepared.items, codec)
+    encoder = PromptEncoder(template, codec, prepared.items, catalogue, 2048)
+    test = prepared.split("test")
+    user = test[test["user_id"] == "A1ISQ4BFCCGKVY"]
+    (ids,) = encoder.encode(read_histories(user))
+    pages = blocks(read(DOCS / "prompts.md"))
+    shown = next(b.text for b in pages if b.text.startswith('"Amazon.com Gift Card in a Greeting'))
+    assert codec.spell(ids.tolist()) == template.join([shown.rstrip("\n")])
+    found = items_of_user(prepared, "A1ISQ4BFCCGKVY")
+    (longer,) = encoder.encode([found])
+    told = codec.spell(longer.tolist())
+    assert told.startswith(template.head + shown.rstrip("\n"))
+    assert told.count(" (rated ") == len(found) == 6

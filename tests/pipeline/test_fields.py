@@ -17,7 +17,6 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.serving.exported.rank import Catalogue
-from llmrec_cli.training.rows import PromptEncoder, Prompts
 from tests.experiments import copied, typed
 from tests.models.test_chat import CHATS
 from tests.pipeline.sample_backbones import (
@@ -92,24 +91,6 @@ def write_base(home: Path) -> Any:
     tokenizer.add_special_tokens(CHATS["ChatML"][1])
     write_checkpoint(home / "base", tokenizer, {**ALL, "chat_template": CHATS["ChatML"][0]})
     return AutoTokenizer.from_pretrained(home / "base")
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], set[tuple[int, ...]]]:
-    """The prompts that any command makes, by history."""
-    found: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    plain = PromptEncoder.encode_counted
-
-    def encode_counted(encoder: PromptEncoder, histories: Sequence[Sequence[int]]) -> Prompts:
-        prompts = plain(encoder, histories)
-        for history, ids in zip(histories, prompts.ids, strict=True):
-            found.setdefault(tuple(map(int, history)), set()).add(tuple(ids.tolist()))
-        return prompts
-
-    monkeypatch.setattr(PromptEncoder, "encode_counted", encode_counted)
-    agreement = "llmrec_cli.pipeline.loading._require_agreement"
-    monkeypatch.setattr(agreement, lambda *words, **named: None)
-    return found
 
 
 def cut_by_hand(tokenizer: Any, text: str) -> str:

@@ -265,9 +265,9 @@ def read_items(
         DataError: a line that is no metadata of this generation, or a file without any.
     """
     if not section.metadata:
-        return no_items(section.fields), {}
-    items = ItemRows(section.fields)
-    shape = form.described if section.fields else form.metadata
+        return no_items(section.item_fields), {}
+    items = ItemRows(section.item_fields)
+    shape = form.described if section.item_fields else form.metadata
     for name in section.metadata:
         before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):

@@ -92,14 +92,14 @@ def _read_interactions(table: Table, columns: Columns, bad: BadLines) -> Iterato
 
 
 def _read_items(section: DataSection, locate: Locate, bad: BadLines) -> tuple[pl.DataFrame, Notes]:
-    columns, items = section.columns, ItemRows(section.fields)
+    columns, items = section.columns, ItemRows(section.item_fields)
     if not section.metadata:
-        return no_items(section.fields), {}
+        return no_items(section.item_fields), {}
     if columns.title is None:
         raise RecipeError("[data.columns] title is missing: which column of metadata has titles?")
     texts = [columns.item, columns.title] + ([columns.brand] if columns.brand else [])
     named: dict[str, str] = {
-        name: columns.of_field(name) or "" for name in section.fields if name != BRAND
+        name: columns.of_field(name) or "" for name in section.item_fields if name != BRAND
     }
     ignored = {}
     for name in section.metadata:

@@ -40,7 +40,7 @@ def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
             "rows": rows["valid"].height,
             "from": "the latest tenth of train by timestamp; ties by line, later lines first",
         }
-    items, metadata = read_names(section.metadata, locate, section.fields)
+    items, metadata = read_names(section.metadata, locate, section.item_fields)
     notes_of_all = {"splits": notes, "metadata": metadata}
     return Source(None, items, rows, notes_of_all, lists_catalogue=True)
 

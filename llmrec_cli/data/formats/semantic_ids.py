@@ -82,7 +82,7 @@ def _read_items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Not
             raise make_fault(
                 path, 1, f"item {show_text(item)} has the tokens {tokens}; expected {what}"
             )
-    names, metadata = read_names(section.metadata, locate, section.fields)
+    names, metadata = read_names(section.metadata, locate, section.item_fields)
     ids = pl.DataFrame(
         {ITEM_ID: list(index), TOKENS: list(index.values())},
         schema={ITEM_ID: ITEM_SCHEMA[ITEM_ID], TOKENS: ITEM_SCHEMA[TOKENS]},
@@ -90,4 +90,4 @@ def _read_items(section: DataSection, locate: Locate) -> tuple[pl.DataFrame, Not
     items = ids.join(names.drop(TOKENS), on=ITEM_ID, how="left", maintain_order="left")
     shared = ids.height - ids[TOKENS].n_unique()
     notes = {"items": ids.height, "items_beyond_distinct_ids": shared, "titles": metadata}
-    return items.select(list(item_schema(section.fields))), notes
+    return items.select(list(item_schema(section.item_fields))), notes

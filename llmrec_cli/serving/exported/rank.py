@@ -236,10 +236,18 @@ def main() -> None:
         parser.error(error.args[0])
     model, tokenizer = load(here, asked.base)
     found = rank(model, tokenizer, catalogue, history, asked.k)
+    if history and "unknown" in catalogue.prompt:
+        sys.stderr.write(explain_unknown(catalogue) + "\n")
     for chance, item in found:
         sys.stdout.write(f"{chance:.4f}  {item['item_id']!a}  {item['title']!a}\n")
     if len(found) < asked.k:
         sys.stderr.write(explain_short_list(catalogue, len(found), asked.k) + "\n")
+
+
+def explain_unknown(catalogue: Catalogue) -> str:
+    """What prompts showed of a user's interactions in training, and here do not."""
+    unknown = " and ".join(f"{{{name}}}" for name in catalogue.prompt["unknown"])
+    return f"the prompt shows no {unknown}, as it did in training: only the items are known here"
 
 
 def explain_short_list(catalogue: Catalogue, found: int, k: int) -> str:
