@@ -38,6 +38,11 @@ WORDING: Final = "wording"  # hash of the words of prompts, another one; absent:
 _LATER_FACTS: Final = (BASE_FILES, WORDING)  # that earlier versions did not record
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
+_EARLIER_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "prompt": {"chat": False},
+    "model": {"weights": "pretrained"},
+}
+"""What earlier versions worked with, by table, for keys that they did not know."""
 EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
 _PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
@@ -260,10 +265,12 @@ def _can_be_resumed(run: Run) -> bool:
 
 
 def _read_record(run: Run) -> dict[str, Any]:
-    """A manifest; keys that an older version did not know have the values it worked with."""
+    """A manifest; keys that an earlier version did not know have the values it worked with."""
     recorded = run.read_manifest("settings", "facts")
-    if isinstance(prompt := recorded["settings"].get("prompt"), dict):
-        recorded["settings"]["prompt"] = {"chat": False, **prompt}
+    settings = recorded["settings"]
+    for table, values in _EARLIER_VALUES.items():
+        if isinstance(found := settings.get(table), dict):
+            settings[table] = {**values, **found}
     return recorded
 
 

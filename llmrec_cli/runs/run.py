@@ -471,6 +471,8 @@ _STARTS: Final[Mapping[str, Callable[[Recipe], Run | None]]] = {  # no names of 
     "sft": sft_run,
     "base": lambda _: None,
 }
-_BACKBONE_KEYS: Final = ("backbone", "revision", "tuning", "quantize", "dtype", "attention")
+_BACKBONE_KEYS: Final = (
+    *("backbone", "revision", "weights", "tuning", "quantize", "dtype", "attention"),
+)
 _ANY_REPORT: Final = f"{Path(REPORT_FILE).stem}*{Path(REPORT_FILE).suffix}"
 _MANIFEST_TABLES: Final = ("settings", "facts", "outcome", "cost")
