@@ -99,9 +99,10 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
     prepared = load_prepared(recipe.prepared)
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
-    whole_model = recipe.model.tuning == "full" and not finished.run.is_untouched
-    now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)
-    require_same_inputs(finished.run, now, whole_model=whole_model)
+    if not finished.conventional:  # what a conventional model stands on is compared as it is loaded
+        whole_model = recipe.model.tuning == "full" and not finished.run.is_untouched
+        now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)
+        require_same_inputs(finished.run, now, whole_model=whole_model)
     return context
 
 

@@ -49,7 +49,12 @@ def test_runs_of_earlier_versions_go_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    words = ["data.reviews=./r", "data.metadata=./m", "model.backbone=./base", "align.lml.parent=sft"]
+    words = [
+        "data.reviews=./r",
+        "data.metadata=./m",
+        "model.backbone=./base",
+        "align.lml.parent=sft",
+    ]
     recipe = read_recipe(str(find_recipe("quickstart")), words)
     run = make_run(recipe)
     start_run(recipe, run, {}, resume=False)
