@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_the_most_specific_category(raw: object, clean: str | None) -> None:
         (float("nan"), None),
         (float("inf"), None),
         (10**400, None),
+        (Decimal("9.5"), "9.50"),
+        (Decimal("NaN"), None),
         (True, None),
         ("", None),
         (["$1.00"], None),
@@ -280,6 +283,17 @@ def test_tables_may_have_numbers_and_lists(tmp_path: Path, kind: Any) -> None:
         ("Aero", "Kites", "9.50", "a b"),
         (None, None, None, None),
     ]
+
+
+def test_prices_of_parquet_may_be_decimals_or_not_a_number(tmp_path: Path) -> None:
+    """pandas and polars write NaN for no price: it is absent, and not unusable."""
+    named = {"format": "interactions", "reviews": "r", "metadata": "m", "columns": COLUMNS}
+    for cost, none in ((9.5, float("nan")), (Decimal("9.50"), None)):
+        rows = [{**TABLE[0], "cost": cost}, {**TABLE[1], "cost": none}]
+        found = read(tmp_path, {"r": LOG, "m": as_parquet(rows)}, **named, fields=("price",))
+        assert found.items["price"].to_list() == ["9.50", None]
+        counted = found.notes["metadata"]["fields"]["price"]
+        assert counted == {"rows_without": 1, "rows_with_unusable": 0}
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
