@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import ITEM_SCHEMA, Source
 from llmrec_cli.data.formats.texts import (
     clean_category,
@@ -24,6 +22,8 @@ from llmrec_cli.data.formats.texts import (
     in_dollars,
 )
 from llmrec_cli.errors import DataError
+from tests.data.formats.small_sources import json_lines as lines
+from tests.data.formats.small_sources import read_small as read
 
 REVIEW = {
     "2014": {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600},
@@ -31,18 +31,6 @@ REVIEW = {
     "2023": {"user_id": "A1", "parent_asin": "B1", "rating": 4, "timestamp": 1547589356557},
 }
 ALL = ("brand", "category", "price", "description")
-
-
-def lines(*rows: object) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def read(folder: Path, files: dict[str, bytes], **section: Any) -> Source:
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return read_source(DataSection(**section), lambda name: folder / name, scratch)
 
 
 def read_amazon(folder: Path, year: str, *rows: object, fields: tuple[str, ...] = ALL) -> Source:
