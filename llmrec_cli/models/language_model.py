@@ -86,7 +86,7 @@ def share_keys(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[_SHARE_KEYS]
+        os.environ.pop(_SHARE_KEYS, None)  # another thread's search may have ended first
 
 
 def _as_mask(config: Any, sees_BTS: Tensor, dtype: torch.dtype) -> Tensor:

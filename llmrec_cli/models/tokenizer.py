@@ -15,6 +15,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
 OPEN, CLOSE = "\x02", "\x03"  # around a token of a wording; titles in prompts have no such signs
+_CUT_AT_ONCE: Final = 1024  # texts that are cut together
 _LOOKS_SPECIAL: Final = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
@@ -75,6 +76,13 @@ class Codec:
                 f"tokenizer {self.tokenizer.name_or_path!r} does not say where in a text a token "
                 "ends, so no description can be cut: expected a tokenizer.json"
             )
+        blocks = range(0, len(texts), _CUT_AT_ONCE)
+        return [
+            cut for at in blocks for cut in self._cut_block(texts[at : at + _CUT_AT_ONCE], most)
+        ]
+
+    def _cut_block(self, texts: Sequence[str], most: int) -> list[str]:
+        """``cut`` of a few texts: where all their tokens end takes some hundred bytes a token."""
         shortened = list(texts)
         waiting = {
             at: sorted({0, *ends[:most]})
@@ -93,8 +101,6 @@ class Codec:
 
     def _list_ends(self, texts: Sequence[str]) -> list[list[int]]:
         """For each token of each text, where its last, perhaps unfinished, character ends."""
-        if not texts:
-            return []
         encoded = self.tokenizer(
             list(texts),
             add_special_tokens=False,

@@ -18,6 +18,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import UNTRAINED
 from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.data.negatives import owned_entries
+from llmrec_cli.data.prepared import read_manifest
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.ranking import validation_metrics
 from llmrec_cli.methods import find_method
@@ -28,14 +29,14 @@ from llmrec_cli.models.sequential import make_sequential_ranker
 from llmrec_cli.pipeline import loading, setup
 from llmrec_cli.pipeline.advice import warn_of_warmup
 from llmrec_cli.pipeline.provenance import RunSession, open_session
-from llmrec_cli.runs.record import require_same_settings
+from llmrec_cli.runs.record import PREPARED, require_same_facts, require_same_settings
 from llmrec_cli.runs.run import baseline_run
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training.checkpoint import write_tensors
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.rows import count_rows_left_out
 from llmrec_cli.training.trainer import Trainer
-from llmrec_cli.utils.files import MODEL_FOLDER
+from llmrec_cli.utils.files import MANIFEST_FILE, MODEL_FOLDER, hash_file
 from llmrec_cli.utils.locks import lock_path
 from llmrec_cli.utils.progress import Progress
 
@@ -46,7 +47,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
     Raises:
         RecipeError: the recipe's task has no catalogue to rank.
         DataError: nothing to train on, or to choose a checkpoint by.
-        ArtefactError: the run exists already, or ``resume`` and it was started otherwise.
+        ArtefactError: the run exists already, or ``resume`` and it was started otherwise, or on
+            other data.
     """
     if not recipe.task.ranks_catalogue:
         raise RecipeError(
@@ -57,6 +59,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
     folder = run.folder
     if resume and run.is_done:
         require_same_settings(recipe, run)
+        read_manifest(recipe.prepared)
+        require_same_facts(run, {PREPARED: hash_file(recipe.prepared / MANIFEST_FILE)})
         progress.say(f"{folder}: already finished")
         return folder
     context = setup.open_context(recipe, progress)

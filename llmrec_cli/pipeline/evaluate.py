@@ -163,10 +163,10 @@ def _find_named(recipe: Recipe, names: Sequence[str]) -> list[Run]:
 
 
 def _find_finished(recipe: Recipe, split: str, absent: list[str], progress: Progress) -> list[Run]:
-    """The runs of a recipe that are finished or made on the way; the others are told.
+    """The runs of a recipe that are finished or made on the way; one line names the others.
 
     Args:
-        absent: gets a line of those that have no folder, which a comparison does not see.
+        absent: gets a line of those whose folder is no run's, which a comparison does not see.
 
     Raises:
         ArtefactError: nothing is trained or evaluated yet.
@@ -179,7 +179,7 @@ def _find_finished(recipe: Recipe, split: str, absent: list[str], progress: Prog
     if missing:
         states = (f"{run} {describe_state(run)}" for run in missing)
         progress.say(f"left out: {', '.join(states)}")
-    if gone := [run for run in missing if not run.folder.exists()]:
+    if gone := [run for run in missing if not run.exists]:
         each = (f"{run} {describe_state(run)} ({describe_command(run)})" for run in gone)
         absent.append(f"left out: {', '.join(each)}")
     return found

@@ -38,7 +38,7 @@ from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequ
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.setup import SEQUENCE, CatalogueContext, base_source, semantic_tokens
-from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_stage
+from llmrec_cli.runs.record import PREPARED, add_to_manifest, require_done, require_same_stage
 from llmrec_cli.runs.run import Run, baseline_run
 from llmrec_cli.training.checkpoint import WEIGHTS
 from llmrec_cli.training.rows import PromptEncoder
@@ -337,7 +337,7 @@ def list_baseline_inputs(context: setup.CatalogueContext) -> dict[str, Any]:
     """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
     and how leaves are numbered."""
     return {
-        "prepared": hash_file(context.recipe.prepared / MANIFEST_FILE),
+        PREPARED: hash_file(context.recipe.prepared / MANIFEST_FILE),
         "leaves": context.trie.n_leaves,
         "catalogue": hashlib.sha256(context.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
     }

@@ -20,6 +20,7 @@ from llmrec_cli.methods.contract import Method
 from llmrec_cli.methods.lml import LmlOptions
 from llmrec_cli.models.language_model import check_depth
 from llmrec_cli.pipeline import loading
+from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import CatalogueContext, base_config, open_context, require_rows
 from llmrec_cli.runs.record import check_finished
@@ -50,16 +51,21 @@ def plan_run(recipe: Recipe, run: Run) -> StagePlan:
 def check_runs(recipe: Recipe, progress: Progress) -> None:
     """Check every run of a recipe that is not finished, and what it is to be evaluated on.
 
+    Where there is one, finished runs must stand on what lies there now.
+
     Args:
         progress: told what ``open_context`` has to say.
 
     Raises:
         UserError: the first thing that would stop a run; the message names its table.
+        ArtefactError: as ``find_unfinished``, or a finished run was made from something else.
     """
     runs = find_unfinished(recipe)
     if not runs:
         return
     context = open_context(recipe, progress)
+    finished = [run for run in experiment_of(recipe).runs if run not in runs]
+    require_all_inputs(recipe, context.codec.tokenizer, finished)
     check_plans(recipe, context, runs)
     other = context
     if recipe.eval.data is not None:

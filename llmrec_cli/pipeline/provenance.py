@@ -14,7 +14,14 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
 from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact, wording_fact
-from llmrec_cli.runs.record import BASE_FILES, finish_run, start_run
+from llmrec_cli.runs.record import (
+    BASE_FILES,
+    PREPARED,
+    explain_fact,
+    finish_run,
+    list_differences,
+    start_run,
+)
 from llmrec_cli.runs.run import Run
 from llmrec_cli.runs.tracking import Trackers, open_trackers
 from llmrec_cli.training.distributed import Ranks, measure_usage
@@ -50,7 +57,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         weights: False: without the base's weights, which take a second for about 1 GB.
     """
     return {
-        "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
+        PREPARED: hash_file(recipe.prepared / MANIFEST_FILE),
         "base": recipe.model.backbone,
         BASE_FILES: _hash_base(recipe, weights),
         "vocabulary": len(tokenizer),
@@ -92,12 +99,13 @@ def require_same_inputs(run: Run, now: Mapping[str, Any], *, whole_model: bool) 
     """
     recorded = run.read_manifest("facts")["facts"]
     made, make = ("made", "make it") if run.is_untouched else ("trained", "train")
+    about_base = f"model.backbone = {now['base']!r}"
     for key, before, after in _compare_facts(recorded, now, whole_model):
         pin = f'set model.revision = "{before}", or ' if key == f"{BASE_FILES}.{COMMIT}" else ""
         raise ArtefactError(
-            f"{run.folder}: {made} with {key} = {before!r}, now it is {after!r} (model.backbone = "
-            f"{now['base']!r}); {pin}put back what it was {made} with, or {make} again under "
-            "another recipe name (name=...)"
+            f"{run.folder}: {made} with {key} = {before!r}, now it is {after!r} "
+            f"({explain_fact(key) or about_base}); {pin}put back what it was {made} with, or "
+            f"{make} again under another recipe name (name=...)"
         )
 
 
@@ -109,8 +117,8 @@ def _compare_facts(
     skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
     for key, found in now.items():
         before = recorded.get(key, None if key in (HISTORY_FACT, CHAT_FACT) else found)
-        if key not in skipped and before != found:
-            yield key, before, found
+        if key not in skipped:
+            yield from list_differences({key: before}, {key: found})
     before, after = recorded.get(BASE_FILES), now[BASE_FILES]
     if before is None:  # a run of an older version
         return

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.evaluation.ranking import rank_windows
@@ -65,6 +66,8 @@ from llmrec_cli.utils.files import (
     hash_file,
 )
 from llmrec_cli.utils.progress import Progress
+
+SCORES: Final = "scores"  # of a run's facts: the model of the item scores
 
 
 @dataclass(frozen=True)
@@ -303,11 +306,23 @@ def scorer_facts(stage: TrainingStage) -> dict[str, Any]:
     wanted = stage.needs.item_scores
     if wanted is None:
         return {}
-    return {"scores": {wanted.model: _load_scorer(stage.context, wanted.model)[1]}}
+    return {SCORES: {wanted.model: _load_scorer(stage.context, wanted.model)[1]}}
+
+
+def find_scorer_facts(recipe: Recipe, needs: Needs) -> dict[str, Any]:
+    """``scorer_facts`` of the weights that lie there; nothing where there are none any more."""
+    if needs.item_scores is None:
+        return {}
+    weights = _locate_scorer(recipe, needs.item_scores.model)
+    return {SCORES: {needs.item_scores.model: hash_file(weights)}} if weights.is_file() else {}
 
 
 def _load_scorer(context: CatalogueContext, name: str) -> tuple[Sequential, str]:
     """The finished model, and the SHA-256 of its weights."""
     require_sequential(context.recipe, name)
-    weights = baseline_run(context.recipe, name).folder / MODEL_FOLDER / WEIGHTS
-    return load_sequential(context, name), hash_file(weights)
+    return load_sequential(context, name), hash_file(_locate_scorer(context.recipe, name))
+
+
+def _locate_scorer(recipe: Recipe, name: str) -> Path:
+    """The weights of the trained ``[baseline.NAME]``."""
+    return baseline_run(recipe, name).folder / MODEL_FOLDER / WEIGHTS

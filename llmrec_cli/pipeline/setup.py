@@ -410,12 +410,7 @@ def open_context(
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
-    ranks = Ranks(make_accelerator(recipe))
-    trained_on = load_prepared(recipe.prepared)
-    require_same_data(trained_on.folder, trained_on.manifest, recipe.data)
-    if recipe.model.backbone == "scratch":
-        # By the first process alone: transformers writes no weights in the others.
-        ranks.first(partial(ensure_scratch, recipe, trained_on, progress))
+    ranks, trained_on = _open_base(recipe, progress)
     bench = build_context(recipe, trained_on, ranks, evaluation=evaluation)
     if evaluation and recipe.eval.data is not None:
         require_same_data(bench.prepared.folder, bench.prepared.manifest, recipe.eval.data)
@@ -425,6 +420,27 @@ def open_context(
     for note in list_prompt_notes(bench, evaluation=evaluation):
         progress.say(note)
     return bench
+
+
+def open_tokenizer(recipe: Recipe, progress: Progress) -> Any:
+    """The backbone's tokenizer, as ``open_context`` has it, without laying out the catalogue.
+
+    Raises:
+        DataError, ArtefactError: as ``open_context``.
+    """
+    _, trained_on = _open_base(recipe, progress)
+    return load_tokenizer(recipe, trained_on)
+
+
+def _open_base(recipe: Recipe, progress: Progress) -> tuple[Ranks, Prepared]:
+    """The processes and the prepared folder; the base is built where it is our own."""
+    ranks = Ranks(make_accelerator(recipe))
+    trained_on = load_prepared(recipe.prepared)
+    require_same_data(trained_on.folder, trained_on.manifest, recipe.data)
+    if recipe.model.backbone == "scratch":
+        # By the first process alone: transformers writes no weights in the others.
+        ranks.first(partial(ensure_scratch, recipe, trained_on, progress))
+    return ranks, trained_on
 
 
 def list_prompt_notes(bench: CatalogueContext, *, evaluation: bool) -> Iterator[str]:

@@ -13,7 +13,7 @@ from llmrec_cli.models.language_model import Policy
 from llmrec_cli.pipeline import memory, requirements, setup
 from llmrec_cli.pipeline.advice import warn_of_emulation, warn_of_warmup
 from llmrec_cli.pipeline.loading import load_policy
-from llmrec_cli.pipeline.plan import check_plan, plan_run
+from llmrec_cli.pipeline.plan import StagePlan, check_plan, plan_run
 from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
 from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_settings
 from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
@@ -40,6 +40,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
 
     Raises:
         UserError: the run cannot be trained (``check_plan``), or its folder is not free.
+        ArtefactError: ``resume``, and it is finished and was made from something else.
     """
     plan = plan_run(recipe, run)
     chosen, options, section = plan.method, plan.options, plan.section
@@ -47,7 +48,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
     if parent:
         require_done(recipe, parent)
     if resume and run.is_done:
-        require_same_settings(recipe, run)
+        _check_finished(recipe, plan, progress)
         progress.say(f"{run.folder}: already finished")
         return run.folder
     context = setup.open_context(recipe, progress)
@@ -115,6 +116,23 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
     return run.folder
 
 
+def _check_finished(recipe: Recipe, plan: StagePlan, progress: Progress) -> None:
+    """Refuse a finished run of other settings, or one that stands on other data, on another base,
+    on other words of a template, or on other weights of its parent.
+
+    Raises:
+        ArtefactError: names the first thing that differs, with both values.
+    """
+    run, whole_model = plan.run, recipe.model.tuning == "full"
+    require_same_settings(recipe, run)
+    tokenizer = setup.open_tokenizer(recipe, progress)
+    now = describe_inputs(recipe, tokenizer, weights=not whole_model)
+    now |= requirements.find_scorer_facts(recipe, plan.method.needs(plan.options))
+    if run.parent:
+        now |= _describe_parent(run.parent)
+    require_same_inputs(run, now, whole_model=whole_model)
+
+
 def _fit_passes(
     stage: requirements.TrainingStage, found: StageRows, run: Run, progress: Progress
 ) -> TrainSection:
@@ -178,16 +196,20 @@ def _gather_facts(
         require_same_inputs(parent, facts, whole_model=recipe.model.tuning == "full")
     facts["lineage"] = [recipe.model.backbone]
     if parent:
-        weights = sorted(
-            path
-            for name in (ADAPTER_FOLDER, MODEL_FOLDER)
-            for path in (parent.folder / name).glob("*.safetensors")
-        )
         before = parent.read_manifest("facts")["facts"]
         facts["lineage"] = [*before.get("lineage", [before["base"]]), parent.name]
-        facts["parent"] = parent.name
-        facts["parent_weights"] = {p.name: hash_file(p) for p in weights}
+        facts |= _describe_parent(parent)
     return facts
+
+
+def _describe_parent(parent: Run) -> dict[str, Any]:
+    """The name of a finished run, and the SHA-256 of its weights by file."""
+    weights = sorted(
+        path
+        for name in (ADAPTER_FOLDER, MODEL_FOLDER)
+        for path in (parent.folder / name).glob("*.safetensors")
+    )
+    return {"parent": parent.name, "parent_weights": {p.name: hash_file(p) for p in weights}}
 
 
 def _record_outcome(state: TrainerState, processes: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import load_policy
-from llmrec_cli.pipeline.provenance import describe_inputs, open_session
+from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
 from llmrec_cli.runs.record import require_same_settings
 from llmrec_cli.runs.run import Run, base_run, explain_no_base
 from llmrec_cli.utils.progress import Progress
@@ -30,6 +30,9 @@ def record_base(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
     run = base_run(recipe)
     if resume and run.is_done:
         require_same_settings(recipe, run)
+        require_same_inputs(
+            run, describe_inputs(recipe, setup.open_tokenizer(recipe, progress)), whole_model=False
+        )
         progress.say(f"{run.folder}: already finished")
         return run.folder
     open_base(setup.open_context(recipe, progress), run, progress, resume=resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +163,7 @@ def _find_best(manifest: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[
         ]
         if not scored:
             return {}
-        score, step = max(scored, key=lambda found: (found[0], -found[1]))
+        score, step = max(scored, key=itemgetter(0))  # of equal ones the first, as in training
     name = selection.describe(settings.get("eval", {}).get("cutoffs", ()))
     return {"best": selection.turn(score), "best_step": step, "best_metric": name}
 

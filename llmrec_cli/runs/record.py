@@ -35,9 +35,23 @@ if TYPE_CHECKING:
 
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
 WORDING: Final = "wording"  # hash of the words of prompts, another one; absent: there are none
+PREPARED: Final = "prepared"  # hash of the manifest of the prepared data, a fact of every run
+_MEANINGS: Final = {
+    WORDING: "a hash of the words of prompt.template",
+    PREPARED: "a hash of the prepared data",
+}
+_ADVICE: Final = {  # where these differ
+    "settings": "use the same recipe",
+    "facts": "put back what it was started with",
+}
 _LATER_FACTS: Final = (BASE_FILES, WORDING)  # that earlier versions did not record
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
+_EARLIER_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "prompt": {"chat": False},
+    "model": {"weights": "pretrained"},
+}
+"""What earlier versions worked with, by table, for keys that they did not know."""
 EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
 _PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
@@ -230,6 +244,18 @@ def require_same_stage(recipe: Recipe, run: Run, facts: Mapping[str, Any]) -> No
     _require_equal(run, before, now)
 
 
+def require_same_facts(run: Run, facts: Mapping[str, Any]) -> None:
+    """Refuse a run that stands on other facts than these; one that it did not record is taken.
+
+    Raises:
+        ArtefactError: names the first fact that differs, with both values.
+    """
+    recorded = _read_record(run)["facts"]
+    before = {key: recorded[key] for key in facts if key in recorded}
+    now = {key: facts[key] for key in before}
+    _require_equal(run, {"settings": {}, "facts": before}, {"settings": {}, "facts": now})
+
+
 def require_done(recipe: Recipe, run: Run) -> None:
     """Refuse a run that is not finished, or a trained language model whose result is damaged.
 
@@ -260,20 +286,28 @@ def _can_be_resumed(run: Run) -> bool:
 
 
 def _read_record(run: Run) -> dict[str, Any]:
-    """A manifest; keys that an older version did not know have the values it worked with."""
+    """A manifest; keys that an earlier version did not know have the values it worked with."""
     recorded = run.read_manifest("settings", "facts")
-    if isinstance(prompt := recorded["settings"].get("prompt"), dict):
-        recorded["settings"]["prompt"] = {"chat": False, **prompt}
+    settings = recorded["settings"]
+    for table, values in _EARLIER_VALUES.items():
+        if isinstance(found := settings.get(table), dict):
+            settings[table] = {**values, **found}
     return recorded
 
 
 def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for group in ("settings", "facts"):
+    for group, advice in _ADVICE.items():
         for key, before, after in list_differences(recorded[group], now[group]):
+            meaning = f" ({told})" if (told := explain_fact(key)) else ""
             raise ArtefactError(
-                f"{run.folder}: started with {key} = {before!r}, now {after!r}; "
-                "use the same recipe or choose another name (name=...)"
+                f"{run.folder}: started with {key} = {before!r}, now {after!r}{meaning}; {advice} "
+                "or choose another name (name=...)"
             )
+
+
+def explain_fact(key: str) -> str | None:
+    """What the values of a fact are, in the words of a recipe; None: its key says so."""
+    return _MEANINGS.get(key)
 
 
 def list_differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -471,6 +471,298 @@ _STARTS: Final[Mapping[str, Callable[[Recipe], Run | None]]] = {  # no names of 
     "sft": sft_run,
     "base": lambda _: None,
 }
-_BACKBONE_KEYS: Final = ("backbone", "revision", "tuning", "quantize", "dtype", "attention")
+_BACKBONE_KEYS: Final = (
+    "backbone",
+    "revision",
+    "weights",
+    "tuning",
+    "quantize",
+    "dtype",
+    "attention",
+)
+_ANY_REPORT))
+        return self.manifest_file.is_file() and described
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it came to its end."""
+        return self.manifest_file.is_file() and self.read_manifest().get("status") == "done"
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a living process works in its folder."""
+        return is_held(lock_path(self.folder))
+
+    def is_evaluated(self, split: str) -> bool:
+        """Whether it has a report on a split."""
+        return self.report_file(split).is_file()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A folder of prepared data and runs.
+
+    Attributes:
+        runs: in order: the untouched backbone, conventional models, SFT, alignments; parents before
+            what starts from them.
+    """
+
+    folder: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def prepared_folders(self) -> tuple[Path, ...]:
+        """Where its prepared data lie: those of training, and those of another ``[eval.data]``."""
+        return tuple(self.folder / name for name in PREPARED_FOLDERS)
+
+    @property
+    def names(self) -> list[str]:
+        """The runs' names, in order."""
+        return [run.name for run in self.runs]
+
+    def find(self, name: str) -> Run | None:
+        """The run of a name; None: there is none."""
+        return next((run for run in self.runs if run.name == name), None)
+
+
+def experiment_of(recipe: Recipe) -> Experiment:
+    """The experiment that a recipe describes, whether or not anything of it was made."""
+    baselines = (baseline_run(recipe, table) for table in recipe.baseline)
+    aligns = (align_run(recipe, table) for table in recipe.in_order())
+    bases = () if explain_no_base(recipe) else (base_run(recipe),)
+    return Experiment(recipe.folder, (*bases, *baselines, sft_run(recipe), *aligns))
+
+
+def base_run(recipe: Recipe) -> Run:
+    """The run of the untouched backbone, where a recipe has one (``explain_no_base``)."""
+    return _make_run(recipe, RunKind.BASE)
+
+
+def explain_no_base(recipe: Recipe) -> str | None:
+    """Why nothing can rank before training; None: the pretrained backbone does."""
+    if recipe.model.backbone == "scratch":
+        return 'model.backbone = "scratch" has random weights before training'
+    if not recipe.model.is_pretrained:
+        return 'model.weights = "random" are random before training'
+    if recipe.data.form.items_are_tokens:
+        return f'the tokens of data.format = "{recipe.data.format}" are random before training'
+    return None
+
+
+def explain_unknown_run(recipe: Recipe, name: str) -> str:
+    """What to say behind a name that no run of a recipe has."""
+    known = experiment_of(recipe).names
+    expected = f"expected one of {', '.join(known)}"
+    if name == name_run(RunKind.BASE) and (reason := explain_no_base(recipe)):
+        return f"{reason}: there is no zero-shot ranking; {expected}"
+    return f"unknown, {expected}.{did_you_mean(name, known)}"
+
+
+def sft_run(recipe: Recipe) -> Run:
+    """The run of ``[sft]``."""
+    return _make_run(recipe, RunKind.SFT)
+
+
+def baseline_run(recipe: Recipe, table: str) -> Run:
+    """The run of ``[baseline.TABLE]``."""
+    return _make_run(recipe, RunKind.BASELINE, table)
+
+
+def align_run(recipe: Recipe, table: str) -> Run:
+    """The run of ``[align.TABLE]``, with its parents.
+
+    Raises:
+        RecipeError: the recipe has no such table.
+    """
+    if table not in recipe.align:
+        known = ", ".join(recipe.align) or "none"
+        raise RecipeError(
+            f"[align.{table}]: not in the recipe (it has {known}); add the table to run it"
+        )
+    start = recipe.align[table].parent
+    parent = _STARTS[start](recipe) if start in _STARTS else align_run(recipe, start)
+    return _make_run(recipe, RunKind.ALIGN, table, parent)
+
+
+def _make_run(recipe: Recipe, kind: RunKind, table: str = "", parent: Run | None = None) -> Run:
+    return Run(kind, table, recipe.folder / name_run(kind, table), parent)
+
+
+def name_run(kind: RunKind, table: str = "") -> str:
+    """The name of a run, which is its folder's."""
+    return f"{kind}-{table}" if table else kind.value
+
+
+def _parse_name(name: str) -> tuple[RunKind, str]:
+    """Kind and table behind a run's name; whatever is called otherwise counts as SFT."""
+    kind, _, table = name.partition("-")
+    if kind in _TABLED:
+        return RunKind(kind), table
+    return (RunKind.BASE if name == name_run(RunKind.BASE) else RunKind.SFT), ""
+
+
+def find_recipe_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The alignments and the conventional models that typed run names ask for."""
+    found = [_parse_name(name) for name in names]
+    aligns, baselines = (
+        [table for kind, table in found if kind is wanted]
+        for wanted in (RunKind.ALIGN, RunKind.BASELINE)
+    )
+    return aligns, baselines
+
+
+def find_run_of_key(key: str) -> str | None:
+    """The name of the run that a recipe's dotted key belongs to; None: it belongs to all."""
+    kind, *rest = key.split(".")
+    if kind == RunKind.SFT:
+        return name_run(RunKind.SFT)
+    return name_run(RunKind(kind), rest[0]) if kind in _TABLED and rest else None
+
+
+def run_at(folder: Path) -> Run:
+    """The run of a folder, whatever lies there; its name tells its kind."""
+    kind, table = _parse_name(folder.name)
+    has_table = kind.value in _TABLED
+    return Run(kind, table, folder) if table or not has_table else Run(RunKind.SFT, "", folder)
+
+
+def experiment_at(folder: Path) -> Experiment:
+    """The experiment of a folder: the runs that lie there, as their recipe orders them.
+
+    Raises:
+        ArtefactError: the recipe of its newest run cannot be read.
+    """
+    runs = list_runs(folder)
+    order = _order_runs(runs)
+    return Experiment(folder, tuple(sorted(runs, key=lambda run: order.get(run.name, len(order)))))
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs that lie in an experiment's folder, by name."""
+    found = (run_at(path) for path in sorted(folder.iterdir()) if path.is_dir())
+    return [run for run in found if run.exists]
+
+
+def _order_runs(runs: Iterable[Run]) -> dict[str, int]:
+    """Place of each run that a recipe of these runs describes; the newest knows most."""
+    recipes = [run.recipe_file for run in runs if run.recipe_file.is_file()]
+    if not recipes:
+        return {}
+    newest = max(recipes, key=lambda path: path.stat().st_mtime_ns)
+    try:
+        tables = parse(newest.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ArtefactError(f"{newest}: not a readable recipe: {error}") from None
+    names = [name_run(RunKind.BASE)]
+    names += [name_run(RunKind.BASELINE, table) for table in tables.get("baseline", {})]
+    names.append(name_run(RunKind.SFT))
+    names += [name_run(RunKind.ALIGN, table) for table in tables.get("align", {})]
+    return {name: place for place, name in enumerate(names)}
+
+
+def name_for_split(name: str, split: str) -> str:
+    """``report.json`` for the test split, ``report-valid.json`` for validation."""
+    stem, dot, ending = name.partition(".")
+    return name if split == "test" else f"{stem}-{split}{dot}{ending}"
+
+
+def suggest_folder(folder: Path) -> str:
+    """The folder called most like a missing one, as a sentence to append; empty if none is near."""
+    return did_you_mean(folder.name, [p.name for p in folder.parent.glob("[!.]*") if p.is_dir()])
+
+
+def read_run_manifest(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``manifest.json`` of a run: files of other people may hold anything.
+
+    Less may stand in it, of an older run, but not something else.
+
+    Args:
+        needed: tables that must be there; settings have a stage.
+
+    Raises:
+        ArtefactError: missing, damaged, or not the manifest of a run.
+    """
+    found = read_json(path)
+    if isinstance(found, dict) and found.keys() >= set(needed):
+        stage = _as_table(found.get("settings", {})).get("stage", {})
+        tables = [*(found.get(key, {}) for key in _MANIFEST_TABLES), stage]
+        tables.append(_as_table(stage).get("train", {}))
+        complete = "settings" not in needed or "stage" in found["settings"]
+        if complete and all(isinstance(table, dict) for table in tables):
+            return found
+    raise ArtefactError(f"{path}: not the manifest of a run")
+
+
+def _as_table(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Settings:
+    """Of a language model."""
+    shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
+    chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
+    return {**shared, "stage": stage, "eval": chosen_by}
+
+
+def _settings_of_base(plain: Mapping[str, Any]) -> Settings:
+    """The untouched backbone knows no seed and no adapter; its stage trains nothing."""
+    model = {key: plain["model"][key] for key in _BACKBONE_KEYS if key in plain["model"]}
+    return {"data": plain["data"], "prompt": plain["prompt"], "model": model, "stage": {}}
+
+
+def _refuse_section(recipe: Recipe, table: str) -> StageSection:
+    raise RecipeError(
+        f"{name_run(RunKind.BASE)}: is {recipe.model.backbone} as it is; it has no table, and "
+        "nothing of it is trained"
+    )
+
+
+def _settings_of_baseline(plain: Mapping[str, Any], table: str) -> Settings:
+    """A conventional model knows no prompt and no decoder; one without training, nothing but data.
+
+    (What it knows of the language model is the catalogue's entries, a fact of the run.)
+    """
+    stage = dict(plain["baseline"][table])
+    if stage["model"] in UNTRAINED:
+        del stage["train"]
+        return {"data": plain["data"], "stage": stage}
+    cutoffs = {"cutoffs": plain["eval"]["cutoffs"]}
+    return {"seed": plain["seed"], "data": plain["data"], "stage": stage, "eval": cutoffs}
+
+
+_KINDS: Final = {
+    RunKind.BASE: _Kind(
+        command=("eval", "--run", RunKind.BASE.value),
+        tabled=False,
+        section=_refuse_section,
+        settings=lambda plain, _: _settings_of_base(plain),
+    ),
+    RunKind.SFT: _Kind(
+        command=("sft",),
+        tabled=False,
+        section=lambda recipe, _: recipe.sft,
+        settings=lambda plain, _: _settings_of_stage(plain, plain["sft"]),
+    ),
+    RunKind.ALIGN: _Kind(
+        command=("align", "--method"),
+        tabled=True,
+        section=lambda recipe, table: recipe.align[table],
+        settings=lambda plain, table: _settings_of_stage(plain, plain["align"][table]),
+    ),
+    RunKind.BASELINE: _Kind(
+        command=("baseline", "--model"),
+        tabled=True,
+        section=lambda recipe, table: recipe.baseline[table],
+        settings=_settings_of_baseline,
+    ),
+}
+_TABLED: Final = frozenset(kind.value for kind, facts in _KINDS.items() if facts.tabled)
+_STARTS: Final[Mapping[str, Callable[[Recipe], Run | None]]] = {  # no names of alignments
+    "sft": sft_run,
+    "base": lambda _: None,
+}
+_BACKBONE_KEYS: Final = (
+    *("backbone", "revision", "weights", "tuning", "quantize", "dtype", "attention"),
+)
 _ANY_REPORT: Final = f"{Path(REPORT_FILE).stem}*{Path(REPORT_FILE).suffix}"
 _MANIFEST_TABLES: Final = ("settings", "facts", "outcome", "cost")

@@ -19,9 +19,10 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
+from llmrec_cli.pipeline.loading import list_baseline_inputs
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
 from llmrec_cli.pipeline.setup import base_source
-from llmrec_cli.runs.record import describe_command, require_done
+from llmrec_cli.runs.record import describe_command, require_done, require_same_facts
 from llmrec_cli.runs.run import Run, run_at, suggest_folder
 from llmrec_cli.training.distributed import make_single_rank
 from llmrec_cli.utils.files import RECIPE_FILE, check_folder
@@ -99,6 +100,9 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
     prepared = load_prepared(recipe.prepared)
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
+    if finished.conventional:  # it knows no prompts
+        require_same_facts(finished.run, list_baseline_inputs(context))
+        return context
     whole_model = recipe.model.tuning == "full" and not finished.run.is_untouched
     now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)
     require_same_inputs(finished.run, now, whole_model=whole_model)

@@ -227,6 +227,12 @@ def test_a_finished_run_names_its_best_quantity(
     assert (found.best, found.best_metric) == (abs(score), select)
 
 
+def test_of_equal_validations_the_first_is_the_best(tmp_path: Path) -> None:
+    rows = [{**row, "valid_ndcg@10": 0.4} for row in ROWS]
+    found = read_run_state(run_at(a_run(tmp_path / "e" / "sft", running(), rows)))
+    assert (found.best, found.best_step) == (0.4, 31)
+
+
 def test_a_run_whose_folder_is_claimed_is_running(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "e" / "sft", running(), ROWS[:1])
     with FileLock(tmp_path / "e" / ".sft.lock"):

@@ -244,8 +244,12 @@ def test_eval_of_an_interrupted_run_names_the_command_that_goes_on(home: Path) -
     shutil.copytree("runs/own/sft", "runs/own/align-lml")
     stopped = json.loads(manifest.read_text()) | {"status": "running", "run": "align-lml"}
     Path("runs/own/align-lml/manifest.json").write_text(json.dumps(stopped))
+    Path("runs/own/baseline-itemknn").mkdir()  # killed before its manifest was written
     told = Told([])
     found = evaluate_runs(read_recipe("own.toml"), None, split="test", again=False, progress=told)
+    (note,) = [note for note in found.comparison.notes if "baseline-itemknn" in note]
+    again = "baseline-itemknn is not finished (llmrec baseline --model itemknn RECIPE --resume)"
+    assert note == f"left out: {again}"
     assert "align-lml is not finished" in told.said[0]
     (note,) = [note for note in found.comparison.notes if "align-lml" in note]
     assert "align-lml, which is not finished (llmrec align --method lml RECIPE --resume)" in note

@@ -92,3 +92,21 @@ def test_a_tokenizer_that_knows_no_places_is_refused() -> None:
 
     with pytest.raises(ArtefactError, match="tokenizer 'own' does not say where in a text"):
         Codec(Slow(), eos=0, start=0).cut(["Red kite"], 1)
+
+
+def test_a_large_catalogue_is_cut_a_block_at_a_time() -> None:
+    """The places of all tokens of a million descriptions take more memory than a machine has."""
+    codec = CODECS["bytes, BOS and EOS added"]
+    asked: list[int] = []
+
+    class Counting:
+        is_fast = True
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            asked.append(len(texts))
+            return codec.tokenizer(texts, **options)
+
+    texts = [f"{n} {TEXTS[n % len(TEXTS)]}" for n in range(2500)]
+    cuts = Codec(Counting(), codec.eos, codec.start).cut(texts, 3)
+    assert max(asked) <= 1024
+    assert cuts == [codec.cut([text], 3)[0] for text in texts]

@@ -256,6 +256,9 @@ def test_the_switch_for_shared_keys_is_put_back(monkeypatch: pytest.MonkeyPatch)
     with share_keys(cpu):
         assert os.environ[name] == "1"
     assert name not in os.environ
+    with share_keys(cpu):  # of two searches at once, both put it back
+        del os.environ[name]
+    assert name not in os.environ
     monkeypatch.setenv(name, "0")  # a user's own choice
     with share_keys(cpu):
         assert os.environ[name] == "0"

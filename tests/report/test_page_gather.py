@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,29 @@ def test_the_protocol_stands_in_words(page: Page) -> None:
     assert "Checkpoint" not in facts  # these runs have one validation: nothing was chosen
     assert facts["Intervals"].startswith("95 %, percentile bootstrap over users, 100 resamples")
     assert facts["Data"].startswith("amazon2018: Synthetic_Toys.json.gz")
+
+
+def test_the_rule_that_chose_among_checkpoints_stands_there(home: Path, tmp_path: Path) -> None:
+    """A run that was validated twice had something to choose from."""
+    copy = Path(shutil.copytree(home / "runs/all", tmp_path / "all"))
+    log = copy / "sft/metrics.jsonl"
+    first, *rest = map(json.loads, log.read_text().splitlines())
+    first["valid_loss"] = 9.0
+    log.write_text("".join(f"{json.dumps(row)}\n" for row in (first, *rest)))
+    again = compare_runs([str(copy)], Asked())
+    facts = {f.term: f.words for f in gather_page(again.comparison, again.entries).facts}
+    assert facts["Checkpoint"] == "best ndcg@10 on 10 validation rows"
+
+
+def test_rows_that_differ_stand_with_the_entries_that_have_them(compared: Compared) -> None:
+    first, *others = compared.comparison.standings
+    fewer = (replace(first, n_rows=40, n_users=30), *others)
+    comparison = replace(compared.comparison, standings=fewer)
+    facts = gather_page(comparison, compared.entries).facts
+    assert [fact.words for fact in facts if fact.term == "Evaluated"] == [
+        f"40 of 969 test rows, 30 users ({first.name})",
+        f"60 of 969 test rows, 60 users ({', '.join(one.name for one in others)})",
+    ]
 
 
 def test_only_the_page_is_written(home: Path, compared: Compared, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmrec_cli.config.loader import find_recipe, read_recipe
+from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.runs.record import require_same_settings, start_run
-from llmrec_cli.runs.run import sft_run
+from llmrec_cli.runs.run import Run, align_run, base_run, sft_run
+from llmrec_cli.utils.files import write_json
 
 
 def test_a_file_is_the_same_however_its_path_is_written(
@@ -34,3 +37,35 @@ def test_a_file_is_the_same_however_its_path_is_written(
     for other in ("there/other.json", "gone/reviews.json"):
         with pytest.raises(ArtefactError, match=rf"started with data\.reviews = .*now \['{other}"):
             require_same_settings(read_recipe(*recipe_with(other)), run)
+
+
+LATER_KEYS = {"model.weights": "pretrained", "prompt.chat": False}
+"""Keys of a recipe that runs of earlier versions did not record, and their defaults."""
+
+
+@pytest.mark.parametrize("make_run", [base_run, sft_run, lambda recipe: align_run(recipe, "lml")])
+def test_runs_of_earlier_versions_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run: Callable[[Recipe], Run]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    words = [
+        "data.reviews=./r",
+        "data.metadata=./m",
+        "model.backbone=./base",
+        "align.lml.parent=sft",
+    ]
+    recipe = read_recipe(str(find_recipe("quickstart")), words)
+    run = make_run(recipe)
+    start_run(recipe, run, {}, resume=False)
+    manifest = run.read_manifest()
+    for key, default in LATER_KEYS.items():
+        table, _, name = key.partition(".")
+        assert manifest["settings"][table].pop(name) == default
+    write_json(run.manifest_file, manifest)
+    require_same_settings(recipe, run)
+    start_run(recipe, run, {}, resume=True)
+    manifest["settings"]["model"]["weights"] = "random"  # a run of this version
+    write_json(run.manifest_file, manifest)
+    with pytest.raises(ArtefactError, match=r"model\.weights = 'random', now 'pretrained'"):
+        require_same_settings(recipe, run)

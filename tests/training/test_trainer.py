@@ -83,33 +83,33 @@ def test_a_mean_of_means_would_be_told_apart(
     assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
 
 
+def kill_behind(running: Trainer, step: int) -> None:
+    """Train until an update is done, and end there as a kill does."""
+    update = Trainer.run_update
+
+    def dies(*args: Any) -> dict[str, Any]:
+        if args[0].state.step == step:
+            raise KeyboardInterrupt
+        return update(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "run_update", dies)
+        with pytest.raises(KeyboardInterrupt):
+            running.train(resume=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    tmp_path: Path, method: str, stop: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, method: str, stop: int
 ) -> None:
     """Dropout on; killed after ``stop`` updates, mid-epoch or at its end, saved or not."""
     straight = job(tmp_path / "straight", method)
     straight.train(resume=False)
 
-    class Killed(Exception):
-        pass
-
     interrupted = job(tmp_path / "interrupted", method)
-    update = Trainer.run_update
-    done: list[int] = []
-
-    def dies(*args: Any) -> dict[str, Any]:
-        if len(done) == stop:
-            raise Killed
-        done.append(1)
-        return update(*args)
-
-    monkeypatch.setattr(Trainer, "run_update", dies)
-    with pytest.raises(Killed):
-        interrupted.train(resume=False)
-    monkeypatch.setattr(Trainer, "run_update", update)
+    kill_behind(interrupted, stop)
     job(tmp_path / "interrupted", method).train(resume=True)
     assert metrics(interrupted.folder) == metrics(straight.folder)
     assert final_state(interrupted.folder) == final_state(straight.folder)
@@ -138,21 +138,11 @@ def test_the_log_has_the_wanted_tau_beside_the_tau_that_follows_it(tmp_path: Pat
 
 @pytest.mark.parametrize("stop", [None, 20, 36, 40])
 def test_a_tau_held_at_a_limit_is_said_once_whether_resumed_or_not(
-    tmp_path: Path, stop: int | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stop: int | None
 ) -> None:
     running, shown = held_at_a_limit(tmp_path, save_every=4)
     if stop is not None:
-        update = Trainer.run_update
-
-        def dies(*args: Any) -> dict[str, Any]:
-            if args[0].state.step == stop:
-                raise KeyboardInterrupt
-            return update(*args)
-
-        monkeypatch.setattr(Trainer, "run_update", dies)
-        with pytest.raises(KeyboardInterrupt):
-            running.train(resume=False)
-        monkeypatch.setattr(Trainer, "run_update", update)
+        kill_behind(running, stop)
     again, shown_again = held_at_a_limit(tmp_path, save_every=4)
     position = again.train(resume=stop is not None)
     said = (shown.getvalue() + shown_again.getvalue()).splitlines()
@@ -280,17 +270,7 @@ def test_a_run_killed_after_a_checkpoint_by_time_goes_on_exactly(
     )
     straight.train(resume=False)
     Clock(250).install(monkeypatch)
-    update = Trainer.run_update
-
-    def dies(*args: Any) -> dict[str, Any]:
-        if args[0].state.step == 5:
-            raise KeyboardInterrupt
-        return update(*args)
-
-    monkeypatch.setattr(Trainer, "run_update", dies)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train(resume=False)
-    monkeypatch.setattr(Trainer, "run_update", update)
+    kill_behind(killed, 5)
     assert [p.name for p in checkpoint.all_of(tmp_path / "b" / "checkpoints")] == ["step-3"]
     job(tmp_path / "b", "ats", **settings).train(resume=True)
     assert metrics(killed.folder) == metrics(straight.folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from itertools import takewhile
 from typing import Final
 
@@ -39,7 +41,7 @@ def _decode_entities(text: str) -> str:
 
 
 def _tidy(text: str) -> str | None:
-    """The same, of a text whose entities are decoded."""
+    """``clean_title`` of a text whose entities are decoded."""
     if not text.isprintable():
         text = _CONTROL.sub(" ", text)
     text = " ".join(text.split())
@@ -66,6 +68,8 @@ def is_blank(raw: object) -> bool:
     """Whether a file has no value there, rather than one that cannot be used."""
     if isinstance(raw, list):
         return all(map(is_blank, raw))
+    if isinstance(raw, float | Decimal):
+        return math.isnan(raw)
     return raw is None or (isinstance(raw, str) and (not raw.strip() or raw in MISSING_WORDS))
 
 
@@ -107,6 +111,8 @@ def clean_price(raw: object) -> str | None:
     Args:
         raw: a number, or a text of an amount with a currency in front of it or without one.
     """
+    if isinstance(raw, Decimal):  # of a parquet file
+        raw = float(raw)
     if isinstance(raw, int | float) and not isinstance(raw, bool):
         return f"{raw:.2f}" if 0 <= raw < _DEAREST else None
     found = _PRICE.fullmatch(raw.strip()) if isinstance(raw, str) else None

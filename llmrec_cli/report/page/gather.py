@@ -158,16 +158,24 @@ def _describe_data(comparison: Comparison, entries: Sequence[Entry]) -> Iterator
     yield Fact("Data", f"{manifest['data']['format']}: {sources}")
     split = manifest["data"]["split"]
     yield Fact("Split", _SPLITS.get(split, split))
-    rows = evaluated_data.manifest["splits"][evaluated_data.split]["rows"]
-    sizes = {(one.n_rows, one.n_users): one.name for one in reversed(comparison.standings)}
-    for (n_rows, n_users), name in reversed(sizes.items()):
-        whose = "" if comparison.has_equal_rows else f" ({name})"
-        evaluated = f"{n_rows:,} of {rows:,} {evaluated_data.split} rows, {n_users:,} users"
-        yield Fact("Evaluated", f"{evaluated}{whose}")
+    yield from _describe_rows(comparison, entries)
     catalogue = f"{comparison.candidates}: {leaves.n_leaves:,} entries"
     if leaves.n_items != leaves.n_leaves:
         catalogue += f" ({leaves.n_items:,} items, of which equal ones count as one)"
     yield Fact("Candidates", catalogue)
+
+
+def _describe_rows(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:
+    """How many rows were evaluated; where that differs, a line for each number and its entries."""
+    standings = {standing.name: standing for standing in comparison.standings}
+    names_of = dict[str, list[str]]()
+    for entry in entries:
+        standing, split = standings[entry.name], entry.evaluated_data.split
+        rows = entry.evaluated_data.manifest["splits"][split]["rows"]
+        words = f"{standing.n_rows:,} of {rows:,} {split} rows, {standing.n_users:,} users"
+        names_of.setdefault(words, []).append(entry.name)
+    for words, names in names_of.items():
+        yield Fact("Evaluated", words if len(names_of) == 1 else f"{words} ({', '.join(names)})")
 
 
 def _describe_cut_histories(run: Evaluation) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import read_source
 from llmrec_cli.data.formats.base import ITEM_SCHEMA, Source
 from llmrec_cli.data.formats.texts import (
     clean_category,
@@ -23,6 +22,8 @@ from llmrec_cli.data.formats.texts import (
     in_dollars,
 )
 from llmrec_cli.errors import DataError
+from tests.data.formats.small_sources import json_lines as lines
+from tests.data.formats.small_sources import read_small as read
 
 REVIEW = {
     "2014": {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600},
@@ -30,18 +31,6 @@ REVIEW = {
     "2023": {"user_id": "A1", "parent_asin": "B1", "rating": 4, "timestamp": 1547589356557},
 }
 ALL = ("brand", "category", "price", "description")
-
-
-def lines(*rows: object) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def read(folder: Path, files: dict[str, bytes], **section: Any) -> Source:
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return read_source(DataSection(**section), lambda name: folder / name, scratch)
 
 
 def read_amazon(folder: Path, year: str, *rows: object, fields: tuple[str, ...] = ALL) -> Source:
@@ -93,6 +82,8 @@ def test_the_most_specific_category(raw: object, clean: str | None) -> None:
         (float("nan"), None),
         (float("inf"), None),
         (10**400, None),
+        (Decimal("9.5"), "9.50"),
+        (Decimal("NaN"), None),
         (True, None),
         ("", None),
         (["$1.00"], None),
@@ -280,6 +271,17 @@ def test_tables_may_have_numbers_and_lists(tmp_path: Path, kind: Any) -> None:
         ("Aero", "Kites", "9.50", "a b"),
         (None, None, None, None),
     ]
+
+
+def test_prices_of_parquet_may_be_decimals_or_not_a_number(tmp_path: Path) -> None:
+    """pandas and polars write NaN for no price: it is absent, and not unusable."""
+    named = {"format": "interactions", "reviews": "r", "metadata": "m", "columns": COLUMNS}
+    for cost, none in ((9.5, float("nan")), (Decimal("9.50"), None)):
+        rows = [{**TABLE[0], "cost": cost}, {**TABLE[1], "cost": none}]
+        found = read(tmp_path, {"r": LOG, "m": as_parquet(rows)}, **named, fields=("price",))
+        assert found.items["price"].to_list() == ["9.50", None]
+        counted = found.notes["metadata"]["fields"]["price"]
+        assert counted == {"rows_without": 1, "rows_with_unusable": 0}
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:

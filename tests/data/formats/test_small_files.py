@@ -13,26 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmrec_cli.config.data import DataSection
-from llmrec_cli.data.formats import parsing, read_source
+from llmrec_cli.data.formats import parsing
 from llmrec_cli.data.formats.base import Source
 from llmrec_cli.errors import DataError, MachineError, RecipeError
+from tests.data.formats.small_sources import json_lines as _json
+from tests.data.formats.small_sources import read_small as _read
 
 R18 = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1529193600}
 R23 = {"user_id": "A1", "parent_asin": "B1", "rating": 4, "timestamp": 1547589356557}
 ODD_IDS = ["NA", "nan", "null", "007", "1e5", "5555991584", "#oc-R1", "ü", " x"]
-
-
-def _json(*rows: object) -> bytes:
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def _read(folder: Path, files: dict[str, bytes], **section: Any) -> Source:
-    scratch = folder / "scratch"
-    scratch.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return read_source(DataSection(**section), lambda name: folder / name, scratch)
 
 
 def _frame(source: Source) -> pl.DataFrame:
