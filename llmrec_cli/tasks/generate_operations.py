@@ -34,6 +34,8 @@ from llmrec_cli.utils.progress import Progress
 if TYPE_CHECKING:
     from llmrec_cli.pipeline.compare import Compared
 
+_LOOKED_AT = 1000  # training rows among which validate looks for a long history
+
 
 def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     """Rows of a stage that learns to generate the next item."""
@@ -69,9 +71,13 @@ def require_prompt_room(context: CatalogueContext) -> None:
 
 
 def _show_rows(stage: TrainingStage, found: StageRows) -> ShownRows:
-    """The first row with, beside each token of an answer, how many tokens are legal there."""
+    """The first row with, beside each token of an answer, how many tokens are legal there.
+
+    Behind it stands the prompt of a long history as text, since a first row has a short one.
+    """
     (first,) = only_catalogue_rows(found.rows[:1])
-    return ShownRows(len(found.rows), tuple(_show_row(stage.context, first)))
+    lines = *_show_row(stage.context, first), *_show_long_prompt(stage.context)
+    return ShownRows(len(found.rows), lines)
 
 
 def describe_left_out(context: CatalogueContext, frame: pd.DataFrame) -> str | None:
@@ -134,6 +140,16 @@ def _show_row(context: CatalogueContext, row: Row) -> Iterator[str]:
         yield "target: " + " ".join(f"{word}:{n}" for word, n in shown)
     if len(row.targets) > 3:
         yield f"... and {len(row.targets) - 3} more targets"
+
+
+def _show_long_prompt(context: CatalogueContext) -> Iterator[str]:
+    """The prompt of the longest history among the first training rows, as the model reads it."""
+    histories = read_histories(context.prepared.split("train").head(_LOOKED_AT))
+    longest = max(histories, key=len)
+    (prompt,) = context.encoder.encode([longest])
+    items = "1 item" if len(longest) == 1 else f"{len(longest)} items"
+    yield f"as text, the prompt of a history of {items}:"
+    yield context.codec.tokenizer.decode(prompt.tolist(), clean_up_tokenization_spaces=False)
 
 
 OPERATIONS = Operations(
