@@ -274,10 +274,10 @@ def test_tables_may_have_numbers_and_lists(tmp_path: Path, kind: Any) -> None:
 
 
 def test_prices_of_parquet_may_be_decimals_or_not_a_number(tmp_path: Path) -> None:
-    """pandas and polars write NaN for no price: it is absent, and not unusable."""
+    """NaN in a column of numbers is no price: it is absent, and not unusable."""
     named = {"format": "interactions", "reviews": "r", "metadata": "m", "columns": COLUMNS}
     for cost, none in ((9.5, float("nan")), (Decimal("9.50"), None)):
-        rows = [{**TABLE[0], "cost": cost}, {**TABLE[1], "cost": none}]
+        rows: list[dict[str, Any]] = [{**TABLE[0], "cost": cost}, {**TABLE[1], "cost": none}]
         found = read(tmp_path, {"r": LOG, "m": as_parquet(rows)}, **named, fields=("price",))
         assert found.items["price"].to_list() == ["9.50", None]
         counted = found.notes["metadata"]["fields"]["price"]
