@@ -459,8 +459,9 @@ def describe_estimate(
         return
     size, memory = choice.need.size, choice.memory
     room = "" if memory is None else f"; {_show(memory.free)} are free ({memory.source})"
+    rows = "1 row" if size.rows == 1 else f"{size.rows} rows"
     yield (
-        f"{name}: memory, estimated: {choice.need} at {size.rows} rows of {size.tokens} tokens; "
+        f"{name}: memory, estimated: {choice.need} at {rows} of {size.tokens} tokens; "
         f"{choice.need.parameters:,} parameters{room}"
     )
     if choice.micro_batch is not None:

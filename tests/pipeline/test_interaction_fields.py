@@ -191,6 +191,18 @@ def test_prompts_of_every_command_are_these_words(
     check(expect_prompts(tokenizer, range(6, 7), chat=chat))
 
 
+def test_validate_shows_the_prompt_of_a_long_history_as_text(home: Path, capsys: Capsys) -> None:
+    write_base(home)
+    said = told(capsys, "validate", "own.toml", "--rows")
+    bought = list(list_bought())
+    whole = [bought[start : start + 6] for start in range(0, len(bought), 6)]
+    expected = {f"<s>Name one more. {word_by_hand(user[:3])} Next:" for user in whole}
+    _, _, behind = said.partition("as text, the prompt of a history of 3 items:\n")
+    shown = behind.lstrip().splitlines()[0]
+    squeezed = {text.replace(" ", "") for text in expected}  # decoding may part special letters
+    assert shown.replace(" ", "") in squeezed
+
+
 def test_of_typed_items_nothing_is_known_and_a_line_says_so(
     home: Path, capsys: Capsys, encoded: Encoded
 ) -> None:
