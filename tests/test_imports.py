@@ -227,6 +227,7 @@ MODELS = {"torch", "transformers"}
 TABLES = {"pandas", "polars", "numpy"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "heavy"),
     [
@@ -235,7 +236,6 @@ TABLES = {"pandas", "polars", "numpy"}
         (["validate", "quickstart"], MODELS),  # it reads the first lines of each source
     ],
 )
-@pytest.mark.starts_python("it shows that no torch is imported")
 def test_what_should_start_at_once_imports_nothing_heavy(
     words: list[str], heavy: set[str], tmp_path: Path
 ) -> None:
@@ -249,7 +249,7 @@ def test_what_should_start_at_once_imports_nothing_heavy(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
 
 
-@pytest.mark.starts_python("it shows that nothing heavy is imported")
+@pytest.mark.slow
 def test_prepare_imports_no_library_that_it_does_not_use(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes\n"
@@ -261,7 +261,7 @@ def test_prepare_imports_no_library_that_it_does_not_use(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.starts_python("it shows that nothing heavy is imported")
+@pytest.mark.slow
 def test_no_help_builds_the_models_of_a_recipe() -> None:
     """One child asks the whole for help, and then each command.
 
@@ -282,10 +282,10 @@ def test_no_help_builds_the_models_of_a_recipe() -> None:
     assert done.stdout.count("Usage: ") == 1 + len(app.GROUPS) + len(app.COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["prepare", "validate", "sft", "align", "baseline", "eval", "run"]
 )
-@pytest.mark.starts_python("it shows that no torch is imported")
 def test_a_wrong_recipe_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom llmrec_cli.cli import app as cli, exit_codes as exits\n"

@@ -20,6 +20,8 @@ from benchmarks.small import SAMPLE
 from llmrec_cli.cli import app, exit_codes
 from tests.experiments import make_experiment
 
+pytestmark = pytest.mark.slow  # many commands, in every encoding
+
 PACKAGE = Path(llmrec_cli.__file__).parent
 ODD = "“curly” café 中文 🎸"
 LETTERS = {"ascii": "", "latin-1": "é"}
@@ -118,7 +120,7 @@ def test_no_command_is_forgotten() -> None:
     assert set(COMMANDS) == set(app.COMMANDS)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_as_it_would_and_shows_what_there_are_letters_for(
     command: str, encoding: str, there: pytest.MonkeyPatch, home: Path
@@ -192,7 +194,6 @@ def test_a_traceback_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     assert f"RuntimeError: {ODD}" in (tmp_path / "debug.log").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_command_itself_under_another_encoding(home: Path) -> None:
     command = [sys.executable, "-m", "llmrec_cli", *words_of("recommend"), "--quiet"]
     done = subprocess.run(

@@ -31,6 +31,8 @@ from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encode
 from llmrec_cli.training.rows import Row, as_windows
 from llmrec_cli.utils.progress import Silent
 
+pytestmark = pytest.mark.slow  # prompts of whole data sets
+
 ITEMS = 16
 TITLES = [f"Kite {chr(65 + i)}, no. {i:02} & <a_{i}>" for i in range(ITEMS)]
 INDEX = [[f"<a_{i % 4}>", f"<b_{i // 4}>", f"<c_{i}>"] for i in range(ITEMS)]

@@ -147,6 +147,7 @@ def random_ratings(seed: int) -> list[Rating]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["leave-one-out", "few-shot", "global-time"])
 @pytest.mark.parametrize("sample", [{}, {"train": 5, "valid": 2, "test": 2}])
 def test_every_protocol_equals_the_obvious_loop(

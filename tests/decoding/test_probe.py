@@ -45,6 +45,7 @@ def twin(name: str, attention: str = "sdpa", **settings: Any) -> Any:
     return build_twin(config(name, **settings), attention)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma3_text"])
 def test_what_agrees_passes_also_past_its_window(name: str, attention: str) -> None:
@@ -125,6 +126,7 @@ WRONG: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_differs_is_named(case: str) -> None:

@@ -48,6 +48,7 @@ def expect_top(
     assert found.proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "seed", "sharpness"), WORLDS)
 @pytest.mark.parametrize(
     ("mask", "temperature"), [("before", 1.0), ("before", 2.5), ("after", 1.0)]
@@ -128,6 +129,7 @@ def test_a_batch_of_ragged_prompts_equals_one_by_one(search: str, mask: str, sha
         torch.testing.assert_close(alone.score_BK[0], together.score_BK[row], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

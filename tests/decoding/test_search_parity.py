@@ -17,6 +17,7 @@ from tests.decoding.search_peers import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["before", "after"])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ def test_beam_search_gives_hugging_faces_lists(
         torch.testing.assert_close(ours.score_BK[row][: len(peer)], expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["before", "after"])
 def test_a_beam_knows_when_its_list_is_the_true_one(mask: Mask) -> None:
     proofs = []

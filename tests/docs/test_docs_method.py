@@ -23,6 +23,8 @@ from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.utils.progress import Silent
 from tests.docs.doc_pages import DOCS, ROOT, blocks, read
 
+pytestmark = pytest.mark.slow  # a method is trained
+
 PAGE = read(DOCS / "add-a-method.md")
 TINY = [
     "data.sample.train=60",
@@ -52,7 +54,6 @@ def smooth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     vars(methods).pop("smooth", None)
 
 
-@pytest.mark.slow
 def test_help_and_schema_know_the_pages_method(tmp_path: Path) -> None:
     """In a copy of the package with one more file."""
     package = Path(llmrec_cli.__file__).parent

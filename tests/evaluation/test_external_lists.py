@@ -288,6 +288,7 @@ def as_recbole(home: Path, run: str, depth: int = 10) -> str:
     return "\n".join(["user_id:token\titem_id:token\tscore:float", *body]) + "\n"
 
 
+@pytest.mark.slow
 def test_a_recbole_entry_enters_the_board_with_the_figures_of_its_lists(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ import pytest
 from llmrec_cli.utils.files import HASHES_FILE, hash_file
 from tests.experiments import copied, make_experiment, typed
 
+pytestmark = pytest.mark.slow  # an experiment of its own, and many commands
+
 Change = Callable[[Path], None]  # of the experiment's folder
 
 

@@ -169,6 +169,7 @@ def write_ids(folder: Path) -> None:
     (folder / "inter.json").write_text(json.dumps(users))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize(("tuning", "rows"), [("lora", "window"), ("full", "user")])

@@ -137,6 +137,7 @@ def check(model: nn.Module, ask: Callable[[], torch.Tensor]) -> None:
         assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("asked", PASSES, ids=lambda asked: asked.__name__)
 def test_a_pass_that_is_not_trainings_has_no_dropout(

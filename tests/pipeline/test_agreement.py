@@ -17,6 +17,8 @@ from tests.experiments import typed
 from tests.pipeline.sample_backbones import ALL, byte_level, write_checkpoint
 from tests.pipeline.test_tokenizers import EVAL, SFT, Capsys, done, refused
 
+pytestmark = pytest.mark.slow  # runs of its own
+
 SMALL = {"vocab_size": 448, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 GEMMA = WIDTHS | {"intermediate_size": 16, "head_dim": 8, "num_key_value_heads": 2}

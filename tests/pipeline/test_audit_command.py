@@ -76,6 +76,7 @@ def test_books_known_figures(
     assert "3,014 of 4,383 (69 %) test targets occur in no training row" in shown
 
 
+@pytest.mark.slow
 def test_instruments_known_figures(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from llmrec_cli.runs.run import align_run
 from llmrec_cli.utils.progress import Silent
 from tests.experiments import typed
 
+pytestmark = pytest.mark.slow  # experiments of its own
+
 MORE = """
 [align.dmpo]
 [align.ilrec]

@@ -8,6 +8,8 @@ import pytest
 
 from tests.experiments import copied, make_experiment, typed
 
+pytestmark = pytest.mark.slow  # an evaluation per setting
+
 Capsys = pytest.CaptureFixture[str]
 
 

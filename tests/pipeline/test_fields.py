@@ -160,6 +160,7 @@ def told(capsys: Capsys, *words: str) -> str:
     return ended.out + ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("rows", ["window", "user"])
 def test_prompts_of_every_command_are_these_words(

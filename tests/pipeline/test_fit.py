@@ -54,6 +54,7 @@ def test_an_embedding_smaller_than_the_vocabulary_is_refused(
     assert f"its embedding {rows} rows" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [1024, 275, 300])
 def test_learned_positions_give_the_true_lists_and_cut_the_history(
     positions: int, home: Path, capsys: Capsys
@@ -217,6 +218,7 @@ def without(prepared_home: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return results(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATION)
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 def test_generation_settings_of_a_base_change_no_byte(

@@ -71,6 +71,7 @@ def give_memory(monkeypatch: pytest.MonkeyPatch, stage: TrainingStage, rows: int
 # The dry run against what torch really keeps.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("words", [(), LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -158,6 +159,7 @@ def test_a_batch_that_fits_is_one_pass_and_nothing_is_said(
     assert "chosen" not in read_run("own")[0]
 
 
+@pytest.mark.slow
 def test_rows_that_fit_are_chosen_recorded_and_give_the_same_loss(
     home_with_base: Path,
     capsys: Capsys,
@@ -179,6 +181,7 @@ def test_rows_that_fit_are_chosen_recorded_and_give_the_same_loss(
     assert "warning: [sft] an update" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "limits", "remedy"),
     [

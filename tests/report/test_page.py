@@ -245,6 +245,7 @@ def test_nothing_comes_from_outside(html: str) -> None:
     assert html.index("Content-Security-Policy") < html.index("<style")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, len(HOSTILE), 4))
 def test_hostile_text_stays_text_everywhere(first: int, document: Element) -> None:
     one, two, three, four = HOSTILE[first : first + 4]
@@ -272,6 +273,7 @@ def test_a_long_title_does_not_make_a_long_page() -> None:
     assert cut < short + 20_000
 
 
+@pytest.mark.slow
 def test_equal_pages_are_equal_bytes_whatever_matplotlib_is_set_to(html: str) -> None:
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "xtick.direction": "in", "axes.titlepad": 40}):
@@ -279,7 +281,7 @@ def test_equal_pages_are_equal_bytes_whatever_matplotlib_is_set_to(html: str) ->
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.starts_python("a page is written without torch")
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path, html: str) -> None:
     """Hash seeds and clocks have no part in it."""
     code = (

@@ -347,6 +347,7 @@ def ended(
     return done.err if done.code else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_forged_experiment_runs_nothing(
     name: str, home: Path, canary: Path, capsys: pytest.CaptureFixture[str]

@@ -35,6 +35,8 @@ from llmrec_cli.sweep.trial import Interrupted, Place, Pruned, Trials, Watch
 from llmrec_cli.utils.progress import Silent
 from tests.sweep.sweeps import plan_in
 
+pytestmark = pytest.mark.slow  # whole sweeps
+
 Played = Callable[[Point, int, Watch], float]
 GRID = ("align.msl.tau=1,2,3",)
 TAU = "align.msl.tau"
@@ -109,7 +111,6 @@ def test_more_points_may_be_asked_for_later(
     assert all(0.1 <= float(point[TAU]) <= 5.0 for point, _ in asked)
 
 
-@pytest.mark.slow
 def test_tpe_looks_where_figures_are_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def distance(sampler: str) -> float:
         """Mean distance of the later points from the best value."""
@@ -206,7 +207,6 @@ with open_study(plan, None) as points:
 """
 
 
-@pytest.mark.slow
 def test_two_processes_get_every_point_once(tmp_path: Path) -> None:
     """SQLite lets two processes take one queued trial of optuna's; the study's lock does not."""
     plan_in(tmp_path, *GRID)  # writes the recipe

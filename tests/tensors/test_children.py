@@ -30,6 +30,7 @@ def scorer(over_vocab: bool, bias: bool, temperature: float, dtype: torch.dtype)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over_vocab", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gather_cost", [0, 10**9])  # always edge by edge, always one gemm

@@ -145,6 +145,7 @@ def test_an_interruption_does_not_wait_for_the_updates_that_are_left(
     assert threads_left() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["most", "add", "gather_numbers", "share_work", "wait", "first", "map_arrays"]
 )

@@ -98,6 +98,7 @@ def kill_behind(running: Trainer, step: int) -> None:
             running.train(resume=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
