@@ -93,6 +93,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a name with an address in memory: every worker would find another one."""
+    if " at 0x" in item.nodeid:
+        raise pytest.UsageError(f"{item.nodeid}: an object without a name of its own; give ids")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Know which test runs: fixtures of a module are set up within its first test."""

@@ -96,7 +96,6 @@ def test_what_is_as_it_was_is_kept(words: tuple[str, ...], home: Path, capsys: C
         (ALIGN, change_data, "prepared"),
         (KNN, change_data, "prepared"),
     ],
-    ids=str,
 )
 def test_what_it_was_made_from_has_changed(
     words: tuple[str, ...],
