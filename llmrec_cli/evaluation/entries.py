@@ -21,7 +21,7 @@ import pandas as pd
 
 from llmrec_cli.data.audit import with_audit
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries, leaf_of_equal_titles
-from llmrec_cli.data.prepared import load_prepared
+from llmrec_cli.data.index import load_catalogue
 from llmrec_cli.data.schema import ROW, TARGET, USER_ID, split_file
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.evaluation.auc import read_pairs
@@ -79,7 +79,7 @@ class PreparedFolders:
             ArtefactError: it is no prepared folder, or it is damaged.
         """
         if folder not in self._opened:
-            prepared = load_prepared(folder)
+            prepared = load_catalogue(folder)
             items = prepared.items
             by_tokens = self.leaves.get(folder)
             leaves = by_tokens or gather_entries(items, leaf_of_equal_titles(items))
