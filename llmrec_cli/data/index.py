@@ -9,6 +9,7 @@ IDs in place of none.  No torch.
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ INDEX_FILE: Final = "index.json"
 ITEMS_FACT: Final = "items"  # SHA-256 of the catalogue that the IDs were made for
 SETTINGS_FACT: Final = "settings"  # of [tokens], those that an ID depends on
 COMMAND: Final = "llmrec tokenize RECIPE"
+_ENCODER: Final = "encoder"
 _TOKEN: Final = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
@@ -38,6 +40,12 @@ class Index:
     folder: Path
     tokens: Mapping[str, list[str]]  # of each item id; of items that left the catalogue too
     facts: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What they were made with, of ``[tokens]``."""
+        found: Mapping[str, Any] = self.facts[SETTINGS_FACT]
+        return found
 
     @property
     def file(self) -> Path:
@@ -125,7 +133,7 @@ def require_index(recipe: Recipe, prepared: Prepared) -> None:
             f"{recipe.tokens_folder}: no semantic IDs yet ([tokens] kind = {tokens.kind!r})",
             COMMAND,
         )
-    require_same_settings(recipe, read_json(prepared.index.parent / FACTS_FILE)[SETTINGS_FACT])
+    require_same_settings(recipe, read_index(prepared.index.parent).settings)
 
 
 def list_settings(recipe: Recipe) -> dict[str, Any]:
@@ -134,25 +142,33 @@ def list_settings(recipe: Recipe) -> dict[str, Any]:
     source = recipe.id_tokens.source if recipe.id_tokens is not None else None
     unused = {"batch"}
     if source is not None and not source.texts:
-        unused |= {"encoder", "revision", "text", "max_tokens"}
+        unused |= {_ENCODER, "revision", "text", "max_tokens"}
     if source is not None and not source.baseline:
         unused |= {"baseline"}
     return {key: value for key, value in plain.items() if key not in unused}
 
 
 def require_same_settings(recipe: Recipe, recorded: Mapping[str, Any]) -> None:
-    """Refuse semantic IDs that were made with other settings; where an encoder lies is no setting.
+    """Refuse semantic IDs that were made with other settings.
+
+    Keys that only one of the two knows are of another version.  Two paths of one encoder are alike.
 
     Raises:
         ArtefactError: names the first key that differs, with both values.
     """
     now = list_settings(recipe)
-    for key in sorted({*now, *recorded} - {"encoder"}):
-        if recorded.get(key) != now.get(key):
+    for key in sorted(now.keys() & recorded.keys()):
+        before, after = recorded[key], now[key]
+        if before != after and not (key == _ENCODER and _is_same_folder(before, after)):
             raise ArtefactError(
-                f"{recipe.tokens_folder}: made with tokens.{key} = {recorded.get(key)!r}, the "
-                f"recipe has {now.get(key)!r}; choose another name (name=...), or remove the folder"
+                f"{recipe.tokens_folder}: made with tokens.{key} = {before!r}, the recipe has "
+                f"{after!r}; choose another name (name=...), or remove the folder"
             )
+
+
+def _is_same_folder(first: object, second: object) -> bool:
+    paths = [word for word in (first, second) if isinstance(word, str) and os.path.isdir(word)]
+    return len(paths) == 2 and os.path.realpath(paths[0]) == os.path.realpath(paths[1])
 
 
 def hash_index(prepared: Prepared) -> str | None:

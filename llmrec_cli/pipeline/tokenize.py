@@ -132,7 +132,7 @@ def _read_made(recipe: Recipe, prepared: Prepared, *, append: bool) -> Tokenized
     if not folder.is_dir():
         return None
     index = read_index(folder)
-    require_same_settings(recipe, index.facts[SETTINGS_FACT])
+    require_same_settings(recipe, index.settings)
     if append and index.facts[ITEMS_FACT] != prepared.manifest["files"][ITEMS_FILE]["sha256"]:
         return None
     require_same_items(index, prepared.manifest)
@@ -251,17 +251,16 @@ def _make_vectors(
     """
     section, ids = _require_section(recipe), prepared.items[ITEM_ID].tolist()
     blocks, facts = list[Tensor](), dict[str, Any]()
+    if section.source.baseline:  # first: it may not be trained yet
+        run = baseline_run(recipe, section.baseline)
+        model = loading.load_sequential(open_item_context(recipe, progress), section.baseline)
+        facts["baseline"] = hash_file(run.folder / MODEL_FOLDER / WEIGHTS)
+        blocks.append(model.head().weight_VD.detach().float().cpu().clone())
+        require_finite(blocks[0], ids, f"[baseline.{section.baseline}]")
     if section.source.texts:
         facts["encoder"] = _identify_encoder(recipe)
         _require_same_encoder(recipe, facts["encoder"], old)
         blocks.append(_embed_items(recipe, prepared, ranks, facts["encoder"], notes, progress))
-    if section.source.baseline:
-        run = baseline_run(recipe, section.baseline)
-        model = loading.load_sequential(open_item_context(recipe, progress), section.baseline)
-        facts["baseline"] = hash_file(run.folder / MODEL_FOLDER / WEIGHTS)
-        vector_ID = model.head().weight_VD.detach().float().cpu().clone()
-        require_finite(vector_ID, ids, f"[baseline.{section.baseline}]")
-        blocks.append(vector_ID)
     return join_blocks(blocks or [draw_vectors(ids, section.seed)]), facts
 
 
