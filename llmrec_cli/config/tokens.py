@@ -135,7 +135,11 @@ class TokensSection(Section):
         description="seed of the quantizer; not the recipe's seed, so that runs of several seeds "
         "have the same IDs",
     )
-    quantizer: str = Field(description="name of the quantizer, a file of llmrec_cli/tokens")
+    quantizer: str = Field(
+        default=DEFAULT,
+        description="how vectors become codes: rq-kmeans, rq-vae or fsq; its options stand in the "
+        "same table",
+    )
 
     @property
     def source(self) -> VectorSource:

@@ -26,6 +26,7 @@ from llmrec_cli.errors import ArtefactError, DataError, MissingRunError
 from llmrec_cli.utils.files import FACTS_FILE, check_folder, hash_file, read_json
 
 INDEX_FILE: Final = "index.json"
+INDEX_HASH: Final = "index"  # among the hashes of a run's facts and of a report
 ITEMS_FACT: Final = "items"  # SHA-256 of the catalogue that the IDs were made for
 SETTINGS_FACT: Final = "settings"  # of [tokens], those that an ID depends on
 COMMAND: Final = "llmrec tokenize RECIPE"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.index import INDEX_FILE
+from llmrec_cli.data.index import INDEX_FILE, INDEX_HASH
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
 from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact, wording_fact
@@ -30,9 +30,8 @@ from llmrec_cli.utils.progress import Progress
 
 
 CHAT_FACT: Final = "chat_template"  # of prompts that are chats; None: they are none
-INDEX_FACT: Final = "index"  # SHA-256 of the semantic IDs that llmrec made; None: none
 COMMIT: Final = "commit"  # of a hub's repository, in place of its weights and configuration
-_ABSENT: Final = (HISTORY_FACT, CHAT_FACT, INDEX_FACT)  # facts that older runs are without
+_ABSENT: Final = (HISTORY_FACT, CHAT_FACT, INDEX_HASH)  # facts that older runs are without
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -53,12 +52,12 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         weights: False: without the base's weights, which take a second for about 1 GB.
     """
     return {
+        INDEX_HASH: _hash_index(recipe),  # first: what follows from it, differs with it
         "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
         "base": recipe.model.backbone,
         BASE_FILES: _hash_base(recipe, weights),
         "vocabulary": len(tokenizer),
         CHAT_FACT: _hash_chat(tokenizer) if recipe.prompt.chat else None,
-        INDEX_FACT: _hash_index(recipe),
         **history_fact(recipe),
         **wording_fact(recipe),
     }

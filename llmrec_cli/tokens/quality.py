@@ -59,8 +59,9 @@ class Quality:
     def list_warnings(self, codes: int) -> list[str]:
         """What is a reason to worry, a line each."""
         return [
-            f"warning: level {number} has collapsed: {level.used:,} of {codes:,} codes are in use, "
-            f"entropy {level.entropy:.2f} of 1"
+            f"warning: level {number} has collapsed: most items have one of few codes (entropy "
+            f"{level.entropy:.2f} of 1; {level.used:,} of {codes:,} codes in use); lower "
+            "tokens.codes or tokens.levels"
             for number, level in enumerate(self.levels, start=1)
             if level.entropy < COLLAPSED
         ]

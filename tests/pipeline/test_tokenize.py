@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -175,13 +176,18 @@ def test_what_is_there_is_kept_and_vectors_are_read_again(home: Path) -> None:
 
 
 def test_texts_alike_are_told_with_their_count(home: Path) -> None:
-    words = ["name=brands", "data.untitled=brand", "tokens.text={title}"]
-    titles = prepare_data(load(*words), Path).items["title"]
-    repeated = int(titles.duplicated(keep=False).sum())
-    assert repeated > 0
+    lines = gzip.decompress((SAMPLE / "meta_Synthetic_Toys.json.gz").read_bytes()).splitlines()
+    metadata = [json.loads(line) for line in lines]
+    first, *others = load_prepared(load().prepared).items["item_id"][:3]
+    by_id = {one["asin"]: one for one in metadata}
+    for other in others:
+        by_id[other]["title"] = by_id[first]["title"]
+    Path("alike.json").write_text("\n".join(map(json.dumps, metadata)))
+    words = ["name=alike", "data.metadata=alike.json", "tokens.text={title}"]
+    prepare_data(load(*words), Path)
     made = make(*words)
     (line,) = (note for note in made.report["notes"] if "text that another item" in note)
-    assert line.startswith(f"{repeated} items have a text that another item has too, such as ")
+    assert line.startswith("3 items have a text that another item has too, such as ")
     assert line in describe_tokens(made)
 
 
@@ -437,7 +443,9 @@ def test_a_sweep_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
-def test_a_run_trains_evaluates_and_knows_its_index(home: Path) -> None:
+def test_a_run_trains_evaluates_and_knows_its_index(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(load(), progress=Silent())
     facts = read_json(Path("runs/ids/sft/manifest.json"))["facts"]
     assert len(facts["index"]) == 64
@@ -446,6 +454,9 @@ def test_a_run_trains_evaluates_and_knows_its_index(home: Path) -> None:
     kept = Path("runs/ids/tokens").rename("runs/ids/kept")
     shutil.rmtree("runs/ids/base")
     make("tokens.seed=1")
+    compared = typed(capsys, "compare", "runs/ids")
+    assert compared.code == 2
+    assert "was evaluated with other semantic IDs than" in compared.err
     with pytest.raises(ArtefactError, match=r"tokens\.seed"):
         evaluate_runs(load(), ["sft"], split="test", again=True, progress=Silent())
     words = load("tokens.seed=1")

@@ -29,7 +29,7 @@ class FsqOptions(Options):
         min_length=1,
         description="values of each number of a token; their product is `codes`",
     )
-    hidden: Annotated[tuple[int, ...], Field(strict=False)] = Field(
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
         default=(512, 256, 128), description="widths of the encoder; the decoder mirrors it"
     )
     epochs: int = Field(default=200, ge=1, description="passes over the items")

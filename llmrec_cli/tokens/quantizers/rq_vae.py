@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class RqVaeOptions(Options):
     """Residual quantization inside an autoencoder."""
 
-    hidden: Annotated[tuple[int, ...], Field(strict=False)] = Field(
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
         default=(512, 256, 128), description="widths of the encoder; the decoder mirrors it"
     )
     latent: int = Field(default=32, ge=1, description="width of what is quantized")
