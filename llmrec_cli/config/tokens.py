@@ -59,6 +59,8 @@ def _known_placeholders(pieces: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"{{{unknown[0]}}}: unknown placeholder, expected one of {known}")
         if not names:
             raise ValueError(f'"{piece}": expected a placeholder, such as {{title}}')
+        if any(spec or turn for _, _, spec, turn in string.Formatter().parse(piece)):
+            raise ValueError(f'"{piece}": expected a plain placeholder, such as {{title}}')
     return pieces
 
 

@@ -127,7 +127,7 @@ def test_rq_vae_leaves_no_code_of_its_first_level_dead(fitted: dict[str, Fitted]
 
 def test_fsq_refuses_a_grid_of_another_size() -> None:
     quantizer = find_quantizer("fsq")
-    problem = quantizer.check(quantizer.options(grid=(4, 3)), SIZE)
+    problem = quantizer.check(quantizer.options.model_validate({"grid": [4, 3]}), SIZE)
     assert problem is not None
     assert "4 x 3 = 12" in problem
 
