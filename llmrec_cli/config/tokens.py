@@ -115,7 +115,9 @@ class TokensSection(Section):
         default=256, ge=1, description="most tokens that the encoder reads of a text"
     )
     batch: int = Field(
-        default=64, ge=1, description="texts that the encoder reads together; changes no ID"
+        default=64,
+        ge=1,
+        description="texts that the encoder reads together: a matter of memory and speed",
     )
     baseline: str = Field(
         default="sasrec",
