@@ -413,6 +413,23 @@ def test_validate_tells_the_state_of_the_ids(home: Path) -> None:
     assert any("311 distinct token sequences" in line for line in validate(load(), rows=True))
 
 
+def test_the_audit_judges_the_ids(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "semantic IDs" not in typed(capsys, "audit", "ids.toml", "-q").out
+    quality = make().report["quality"]
+    shown = typed(capsys, "audit", "ids.toml", "-q").out
+    (line,) = (one for one in shown.splitlines() if "semantic IDs: " in one)
+    assert f"{quality['colliding']} of 311 items share their codes" in line
+    assert f"by chance in {quality['neighbourhood'][0]['chance']:.1%}" in line
+    shutil.rmtree("runs/ids/prepared")
+    prepare_data(load(*PART), Path)
+    (line,) = (one for one in audit_lines(capsys) if "semantic IDs: " in one)
+    assert line.startswith("warning: semantic IDs: its IDs were made for another catalogue")
+
+
+def audit_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return typed(capsys, "audit", "runs/ids", "-q").out.splitlines()
+
+
 def test_the_command_shows_a_table(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = typed(capsys, "tokenize", "ids.toml")
     assert ended.code == 0, ended.err
