@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from generate_commands import NOTE
 from pydantic import BaseModel
@@ -13,8 +13,10 @@ from pydantic.fields import FieldInfo
 
 from llmrec_cli.config.loader import STAGE_TABLES
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.tokens import QUANTIZERS, TokensSection
 from llmrec_cli.config.training import BASELINES, OWN_TRAIN, SHARED_TRAIN, TRAIN_OF, UNTRAINED
 from llmrec_cli.data.prompts import ChatWording, FieldsWording, RankWording, Wording, template_names
+from llmrec_cli.tokens.quantizers import find_quantizer, quantizer_names
 
 NAMED = [tables.key for tables in STAGE_TABLES.values()]  # by default the name of their table
 _TEXTS = "text, or a list of texts"
@@ -73,13 +75,15 @@ def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[str]:
     inner = {key: _model_of(field) for key, field in _fields(model).items()}
     yield _section(model, path, {key for key, found in inner.items() if found is None})
     for key, found in inner.items():
-        if key in STAGE_TABLES:
+        if key in STAGE_TABLES and not path:
             yield from _tables(_required(found), (key, "NAME"))
             for name, options in STAGE_TABLES[key].registry().items():
                 yield _options((key, name), options, STAGE_TABLES[key].key, name)
             yield from [_own_train()] if key == "baseline" else []
         elif found is not None and not (path and key in SAME_AS):
             yield from _tables(found, (*path, key))
+            for name in quantizer_names() if found is TokensSection else ():
+                yield _quantizer(name)
 
 
 def _template() -> Iterator[str]:
@@ -117,6 +121,12 @@ def _options(path: tuple[str, ...], options: type[BaseModel], kind: str, name: s
     schema = options.model_json_schema()
     rows = [_row(key, schema["properties"][key], f) for key, f in _fields(options).items()]
     return "\n".join([*lines, *(_table(rows) if rows else ["It has none."])])
+
+
+def _quantizer(name: str) -> str:
+    options = find_quantizer(name).options
+    text = _options(("tokens",), options, QUANTIZERS.key, name)
+    return text.replace("## [tokens]", f"## [tokens] with {name}", 1)
 
 
 def _own_train() -> str:
@@ -162,7 +172,9 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
     """The model of a key that is a table."""
-    for found in (field.annotation, *get_args(field.annotation)):
+    inner = get_args(field.annotation)
+    parts = [get_args(found)[0] for found in inner if get_origin(found) is Annotated]
+    for found in (field.annotation, *inner, *parts):
         if isinstance(found, type) and issubclass(found, BaseModel) and found is not BaseModel:
             return found
     return None

@@ -23,11 +23,13 @@ LAYERS = (  # bottom to top; a module imports what lies below it, or beside it
     ("tensors",),
     ("methods",),
     ("models.baselines",),  # options and registry; what they build is imported when it is built
+    ("tokens.quantizers",),  # as they are
     ("config.formats",),
     ("tasks",),  # declarations; what they do is imported by name
     ("config",),
     ("data",),
     ("models",),
+    ("tokens",),
     ("runs",),
     ("training",),
     ("decoding",),
@@ -45,9 +47,10 @@ ALLOWED = {
     "utils": (),
     "tensors": (),
     "methods": ("tensors",),
-    "config": ("methods", "models.baselines", "tasks", "utils"),
+    "config": ("methods", "models.baselines", "tasks", "tokens.quantizers", "utils"),
     "data": ("config", "utils"),
     "models": ("config.model", "data", "methods.contract", "tensors", "utils"),
+    "tokens": ("config.tokens", "data", "methods.contract", "utils"),
     "training": (
         "config.training",
         "data",

@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "prepare": pipeline.prepare_command,
+    "tokenize": pipeline.tokenize_command,
     "validate": pipeline.validate_command,
     "baseline": pipeline.baseline_command,
     "sft": pipeline.sft_command,

@@ -1,4 +1,4 @@
-"""The commands of the pipeline: prepare, validate, baseline, sft, align, eval, run."""
+"""The commands of the pipeline: prepare, tokenize, validate, baseline, sft, align, eval, run."""
 
 from __future__ import annotations
 
@@ -42,6 +42,39 @@ def prepare_command(
     screen.show(
         {"folder": str(prepared.folder), "reused": prepared.reused, **prepared.manifest},
         [f"{prepared.folder}: {'reused' if prepared.reused else 'written'}", *told],
+    )
+
+
+def tokenize_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Give IDs to the new items of a catalogue that has grown. Keep all others.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make semantic IDs for the prepared items, and show how good they are.
+
+    Example: llmrec tokenize amazon2018/gift-cards-semantic-ids tokens.codes=32
+    """
+    from llmrec_cli.config.loader import read_recipe
+
+    screen = Screen(as_json=as_json, quiet=quiet)
+    loaded = read_recipe(recipe, overrides or (), say=screen.note)
+
+    with import_quickly():
+        from llmrec_cli.pipeline.tokenize import describe_tokens, tokenize  # imports torch
+
+    made = tokenize(loaded, append=append, progress=screen.progress())
+    state = "reused" if made.reused else "written"
+    screen.show(
+        {"folder": str(made.folder), "reused": made.reused, **made.report},
+        [f"{made.folder}: {state}", *([] if quiet else describe_tokens(made))],
     )
 
 
@@ -218,6 +251,8 @@ def run_command(
     quiet: Quiet = False,
 ) -> None:
     """Run all stages of a recipe. They are prepare, each baseline, sft, each alignment, eval.
+
+    With [tokens], tokenize comes behind prepare.
 
     Example: llmrec run quickstart
     """

@@ -16,6 +16,7 @@ from llmrec_cli.config.data import DataSection, find_clock_problem
 from llmrec_cli.config.formats import join_words
 from llmrec_cli.config.model import TREE_ATTENTION
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.tokens import BACKBONE, QUANTIZERS
 from llmrec_cli.config.training import (
     ALIGNMENTS,
     CONVENTIONAL,
@@ -32,6 +33,7 @@ from llmrec_cli.config.training import (
 from llmrec_cli.config.unused import Base, find_unused_notes, find_unused_problems
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find_method
+from llmrec_cli.models.baselines import trained_names
 from llmrec_cli.tasks import TASKS
 from llmrec_cli.tasks.base import Task
 from llmrec_cli.utils.text import redact
@@ -74,6 +76,15 @@ def _locate(problem: Problem, table: Table) -> tuple[str, str, str]:
     """Where a problem is (``[table] key = value: ``), what was expected, and what the key means."""
     kind, *rest = problem["loc"]
     tables = STAGE_TABLES.get(kind)
+    if kind == "tokens" and rest and rest[0] in QUANTIZERS.kinds():
+        model, loc = QUANTIZERS.kinds()[rest[0]], rest[1:]
+        return _describe(model, (kind,), _drop_branches(table[kind], loc), problem)
+    if kind == "tokens" and problem["type"] == "union_tag_invalid":
+        known = list(QUANTIZERS.kinds())
+        value = problem["input"][QUANTIZERS.key]
+        expected = f"unknown quantizer, expected one of {', '.join(known)}."
+        place = f"[{kind}] {QUANTIZERS.key} = {format_value(value)}: "
+        return place, expected + did_you_mean(str(value), known), ""
     if tables is None:
         return _describe(Recipe, (), _drop_branches(table, problem["loc"]), problem)
     if len(rest) < 2:
@@ -335,6 +346,53 @@ def chat_problems(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def token_problems(recipe: Recipe) -> Iterator[str]:
+    """What ``[tokens]`` asks of other tables that do not grant it."""
+    tokens = recipe.id_tokens
+    if tokens is None:
+        return
+    made = f'[tokens] kind = "{tokens.kind}"'
+    if recipe.data.form.items_are_tokens:
+        yield f'{made}: format "{recipe.data.format}" brings IDs of its own; remove [tokens]'
+    if not recipe.task.ranks_catalogue:
+        yield f'{made}: task "{recipe.task.name}" names items by titles; use kind = "title"'
+    if recipe.eval.data is not None:
+        yield f"{made}: the items of [eval.data] have no such IDs; remove one of the two"
+    if missing := [name for name in tokens.fields if name not in recipe.data.fields]:
+        wanted = ", ".join(f'"{name}"' for name in (*recipe.data.fields, *missing))
+        yield (
+            f"[tokens] text shows {{{missing[0]}}}, which data.fields does not name: expected "
+            f"data.fields = [{wanted}]"
+        )
+    if tokens.source.texts and tokens.encoder == BACKBONE and not recipe.model.is_pretrained:
+        yield (
+            f'[tokens] encoder = "{BACKBONE}": the backbone has random weights; expected a hub id '
+            "or folder of a sentence encoder, or a pretrained backbone"
+        )
+    if tokens.source.baseline:
+        yield from _check_vector_baseline(recipe)
+
+
+def _check_vector_baseline(recipe: Recipe) -> Iterator[str]:
+    tokens = recipe.id_tokens
+    if tokens is None:
+        return
+    known, name = trained_names(), tokens.baseline
+    asked = f'[tokens] vectors = "{tokens.vectors}"'
+    if name not in recipe.baseline:
+        yield f"{asked}: baseline = {format_value(name)} needs a table [baseline.{name}]"
+    elif recipe.baseline[name].model not in known:
+        yield (
+            f"{asked}: [baseline.{name}] has no item embeddings; expected model = "
+            f"{join_words(known)}"
+        )
+    if tokens.collisions == "shared":
+        yield (
+            f'{asked}, collisions = "shared": the baseline is trained before the IDs are made, '
+            'and knows every item by itself; expected "counter" or "nearest"'
+        )
+
+
 def _check_templates(recipe: Recipe) -> Iterator[str]:
     for table, prompt in (("prompt", recipe.prompt), ("eval.prompt", recipe.eval.prompt)):
         if prompt is not None and prompt.template == "sequence":
@@ -392,7 +450,7 @@ def read_recipe(
             base = None if whole else _find_base(path, overrides)
             unused = [] if whole else find_unused_problems(table, recipe, base)
             problems = [*data_problems(recipe), *task_problems(recipe)]
-            problems += [*chat_problems(recipe), *unused]
+            problems += [*chat_problems(recipe), *token_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))
@@ -487,7 +545,8 @@ _DATA_KEYS = (
     *(("data", "splits", split) for split in ("train", "preference", "valid", "test")),
     ("prompt", "template"),
 )
-PATH_KEYS = (*_DATA_KEYS, *(("eval", *keys) for keys in _DATA_KEYS), ("model", "backbone"))
+_MODEL_KEYS = (("model", "backbone"), ("tokens", "encoder"))
+PATH_KEYS = (*_DATA_KEYS, *(("eval", *keys) for keys in _DATA_KEYS), *_MODEL_KEYS)
 
 
 def _anchor_paths(table: Table, folder: Path) -> None:
@@ -495,9 +554,10 @@ def _anchor_paths(table: Table, folder: Path) -> None:
         return os.path.normpath(folder / path) if path.startswith(("./", "../")) else path
 
     change_paths(table, anchored)
-    model = table.get("model")
-    if isinstance(model, dict) and os.path.isdir(model.get("backbone", "")):
-        model["backbone"] = os.path.abspath(model["backbone"])  # cannot be taken for a hub id
+    for name, key in _MODEL_KEYS:
+        model = table.get(name)
+        if isinstance(model, dict) and os.path.isdir(str(model.get(key, ""))):
+            model[key] = os.path.abspath(model[key])  # cannot be taken for a hub id
 
 
 def change_paths(table: Table, change: Callable[[str], str]) -> None:

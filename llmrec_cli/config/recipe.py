@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, NoDefault
 from llmrec_cli.config.data import DataSection, PromptSection, Section
 from llmrec_cli.config.evaluation import EvalSection
 from llmrec_cli.config.model import ModelSection
+from llmrec_cli.config.tokens import QUANTIZERS, TokensSection
 from llmrec_cli.config.training import (
     ALIGNMENTS,
     CONVENTIONAL,
@@ -40,6 +41,7 @@ def _add_file_keys(schema: dict[str, Any]) -> None:
 
 
 PREPARED_FOLDERS: Final = ("prepared", "prepared-eval")  # the second one with ``[eval.data]``
+TOKENS_FOLDER: Final = "tokens"  # beside them: the semantic IDs that ``tokenize`` makes
 
 
 class Recipe(Section):
@@ -59,6 +61,7 @@ class Recipe(Section):
         description="folder of all experiments, relative to the working directory",
     )
     data: DataSection
+    tokens: Annotated[TokensSection, QUANTIZERS] | None = None
     prompt: PromptSection = PromptSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
@@ -113,6 +116,22 @@ class Recipe(Section):
         return self.folder / PREPARED_FOLDERS[0]
 
     @property
+    def id_tokens(self) -> TokensSection | None:
+        """How semantic IDs are made; None: the recipe makes none."""
+        makes = self.tokens is not None and self.tokens.kind == "semantic-id"
+        return self.tokens if makes else None
+
+    @property
+    def tokens_folder(self) -> Path:
+        """Where the semantic IDs lie that the recipe makes."""
+        return self.folder / TOKENS_FOLDER
+
+    @property
+    def names_by_ids(self) -> bool:
+        """Whether items are known by semantic IDs, the source's or the recipe's own."""
+        return self.data.form.items_are_tokens or self.id_tokens is not None
+
+    @property
     def prepared_for_eval(self) -> Path:
         """The prepared folder that evaluation reads: another one with ``[eval.data]``."""
         return self.folder / PREPARED_FOLDERS[self.eval.data is not None]
@@ -132,6 +151,8 @@ class Recipe(Section):
     def every_value(self) -> dict[str, Any]:
         """Plain values of all keys, those that play no part too: to compare with a run's record."""
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if self.id_tokens is None:
+            plain.pop("tokens", None)  # titles: as in recipes of earlier versions
         return plain
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from llmrec_cli import methods
 from llmrec_cli.config.data import Columns, DataSection, ItemField, Splits
 from llmrec_cli.config.formats import join_words, list_users
+from llmrec_cli.config.tokens import BACKBONE
 from llmrec_cli.config.training import UNTRAINED, SweepSection, TrainSection
 from llmrec_cli.utils.toml import format_value
 
@@ -131,6 +132,7 @@ def unused_keys(recipe: Recipe) -> Iterator[Unused]:
     yield from _find_in_data(("data",), recipe.data)
     if recipe.eval.data is not None:
         yield from _find_in_data(("eval", "data"), recipe.eval.data)
+    yield from _find_in_tokens(recipe)
     yield from _find_in_model(recipe)
     yield from _find_in_training(recipe)
     yield from _find_in_baselines(recipe)
@@ -195,6 +197,25 @@ def _find_switched_off(data: DataSection) -> Iterator[tuple[str, str]]:
         yield from ((key, why) for key in ("engine", "memory", "spark"))
     elif data.engine == "spark":
         yield "memory", 'engine = "spark" has its own (spark.driver.memory in spark.options)'
+
+
+def _find_in_tokens(recipe: Recipe) -> Iterator[Unused]:
+    tokens = recipe.tokens
+    if tokens is None:
+        return
+    idle = dict[str, str]()
+    if not tokens.source.texts:
+        why = f'vectors = "{tokens.vectors}" reads no texts'
+        idle |= dict.fromkeys(("encoder", "revision", "text", "max_tokens", "batch"), why)
+    if not tokens.source.baseline:
+        idle["baseline"] = f'vectors = "{tokens.vectors}" reads no baseline'
+    if tokens.encoder == BACKBONE or os.path.isdir(tokens.encoder):
+        idle.setdefault("revision", f'encoder = "{tokens.encoder}" has none of its own')
+    if recipe.id_tokens is None:
+        why = f'kind = "{tokens.kind}" makes no IDs'
+        idle = dict.fromkeys((name for name in type(tokens).model_fields if name != "kind"), why)
+    for key, why in idle.items():
+        yield Unused(("tokens", key), why, default=_get_default(type(tokens), key))
 
 
 def _find_in_model(recipe: Recipe) -> Iterator[Unused]:

@@ -55,6 +55,7 @@ class Prepared:
     items: pd.DataFrame  # item, item_id, title, brand, tokens (lists of str, or None), count, ...
     reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
+    index: Path | None = None  # file of the semantic IDs that llmrec made, which ``items`` have
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of a split: row, user, user_id, history, target, ... (``llmrec_cli.data.schema``).

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.config.recipe import TOKENS_FOLDER
 from llmrec_cli.data.audit import with_audit
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries, leaf_of_equal_titles
-from llmrec_cli.data.prepared import load_prepared
+from llmrec_cli.data.index import INDEX_FILE, INDEX_HASH, load_catalogue
 from llmrec_cli.data.schema import ROW, TARGET, USER_ID, split_file
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.evaluation.auc import read_pairs
@@ -79,7 +80,7 @@ class PreparedFolders:
             ArtefactError: it is no prepared folder, or it is damaged.
         """
         if folder not in self._opened:
-            prepared = load_prepared(folder)
+            prepared = load_catalogue(folder)
             items = prepared.items
             by_tokens = self.leaves.get(folder)
             leaves = by_tokens or gather_entries(items, leaf_of_equal_titles(items))
@@ -99,11 +100,23 @@ class PreparedFolders:
         beside = Experiment(run.folder.parent, ()).prepared_folders
         for folder in beside:
             manifest = folder / MANIFEST_FILE
-            if manifest.is_file() and hash_file(manifest) == report["protocol"]["hashes"]["data"]:
+            hashes = report["protocol"]["hashes"]
+            if manifest.is_file() and hash_file(manifest) == hashes["data"]:
+                _require_same_index(run, folder, hashes.get(INDEX_HASH))
                 return self.load_data(folder)
         raise ArtefactError(
             f"{run.folder}: was evaluated on prepared data that {beside[0]} does not hold (any "
             f"more); evaluate it again: llmrec eval RECIPE --run {run} --again"
+        )
+
+
+def _require_same_index(run: Run, prepared: Path, evaluated: str | None) -> None:
+    """Refuse a report on other semantic IDs than lie beside the prepared data; None: on none."""
+    index = prepared.parent / TOKENS_FOLDER / INDEX_FILE
+    if evaluated != (hash_file(index) if index.is_file() else None):
+        raise ArtefactError(
+            f"{run.folder}: was evaluated with other semantic IDs than {index.parent} holds; "
+            f"evaluate it again: llmrec eval RECIPE --run {run} --again"
         )
 
 

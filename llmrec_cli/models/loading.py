@@ -83,16 +83,19 @@ def loading(named: str) -> Iterator[None]:
         raise ArtefactError(f"{named}: {line}") from error
 
 
-def backbone(source: str | Path) -> str:
-    """What a model is called in messages."""
-    return f"model.backbone = {str(source)!r}"
+def backbone(source: str | Path, key: str = "model.backbone") -> str:
+    """What a model is called in messages, by the recipe's key that names it."""
+    return f"{key} = {str(source)!r}"
 
 
-def check_source(source: str | Path, revision: str | None = None) -> None:
+def check_source(
+    source: str | Path, revision: str | None = None, key: str = "model.backbone"
+) -> None:
     """Refuse a model whose files lead elsewhere, or hold weights that are no safetensors.
 
     Args:
         source: a local folder, or a hub id whose small files are fetched for it.
+        key: of the recipe that names it, for messages; below too.
 
     Raises:
         ArtefactError: names the file, and what was expected.
@@ -103,7 +106,7 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
         _check_files(Path(source))
 
     def find(name: str) -> str | None:
-        with loading(backbone(source)):
+        with loading(backbone(source, key)):
             found: str | None = cached_file(
                 str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False
             )
@@ -111,7 +114,7 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
 
     if find(ADAPTER):
         raise ArtefactError(
-            f"{backbone(source)}: holds an adapter ({ADAPTER}), which names a base "
+            f"{backbone(source, key)}: holds an adapter ({ADAPTER}), which names a base "
             "of its own; expected a whole model (llmrec export --merge makes one)"
         )
     if index := find(INDEX):
@@ -147,7 +150,7 @@ def _check_index(index: Path) -> None:
             )
 
 
-def harmless(config: Any, source: str | Path) -> Any:
+def harmless(config: Any, source: str | Path, key: str = "model.backbone") -> Any:
     """A configuration without what would run code, in itself and in its parts.
 
     Raises:
@@ -156,7 +159,7 @@ def harmless(config: Any, source: str | Path) -> Any:
     method = _method(getattr(config, "quantization_config", None))
     if method is not None and not method.startswith(_QUANTIZED):
         raise ArtefactError(
-            f"{backbone(source)}: quantized ({method}); expected plain weights, or "
+            f"{backbone(source, key)}: quantized ({method}); expected plain weights, or "
             f"those of {_QUANTIZED}"
         )
     config._attn_implementation = None  # the recipe's own is set when the model is made
@@ -249,7 +252,9 @@ def build_scratch(
     return model, tokenizer
 
 
-def read_tokenizer(source: str | Path, revision: str | None = None) -> Any:
+def read_tokenizer(
+    source: str | Path, revision: str | None = None, key: str = "model.backbone"
+) -> Any:
     """The tokenizer of a hub id or local folder.
 
     Raises:
@@ -258,15 +263,17 @@ def read_tokenizer(source: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     if str(source).startswith((".", "/")) and not Path(source).is_dir():
-        raise ArtefactError(f"model.backbone = {str(source)!r}: no such folder")
-    check_source(source, revision)
-    with loading(backbone(source)), import_quickly():
+        raise ArtefactError(f"{backbone(source, key)}: no such folder")
+    check_source(source, revision, key)
+    with loading(backbone(source, key)), import_quickly():
         return AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=False
         )
 
 
-def load_config(source: str | Path, revision: str | None = None) -> Any:
+def load_config(
+    source: str | Path, revision: str | None = None, key: str = "model.backbone"
+) -> Any:
     """The configuration of a hub id or local folder, without what would run code.
 
     Raises:
@@ -274,12 +281,14 @@ def load_config(source: str | Path, revision: str | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    with loading(backbone(source)):
+    with loading(backbone(source, key)):
         config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-        return harmless(config, source)
+        return harmless(config, source, key)
 
 
-def base_folder(source: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+def base_folder(
+    source: str | Path, revision: str | None = None, key: str = "model.backbone"
+) -> tuple[Path, str | None]:
     """Where a base's files lie, and the hub's commit that they are; None: a folder of one's own.
 
     Raises:
@@ -289,7 +298,7 @@ def base_folder(source: str | Path, revision: str | None = None) -> tuple[Path, 
 
     if Path(source).is_dir():
         return Path(source), None
-    with loading(backbone(source)):
+    with loading(backbone(source, key)):
         snapshot = Path(cached_file(str(source), "config.json", revision=revision)).parent
     return snapshot, snapshot.name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +12,12 @@ import pandas as pd
 
 from llmrec_cli.config.data import find_format
 from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.config.recipe import PREPARED_FOLDERS, TOKENS_FOLDER
 from llmrec_cli.data.audit import (
     CUTOFF,
     HR,
     NDCG,
+    Level,
     PopScores,
     Verdict,
     judge_all,
@@ -23,6 +25,7 @@ from llmrec_cli.data.audit import (
     with_audit,
 )
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries, leaf_of_equal_titles
+from llmrec_cli.data.index import read_index, require_same_items
 from llmrec_cli.data.prepared import (
     Manifest,
     Prepared,
@@ -37,6 +40,8 @@ from llmrec_cli.evaluation.metrics import Seen, score_rows, seen_leaves
 from llmrec_cli.evaluation.predictions import list_predictions
 from llmrec_cli.models.baselines.pop import PopRanker
 from llmrec_cli.runs.run import Experiment, run_at
+from llmrec_cli.tokens.quality import COLLAPSED
+from llmrec_cli.utils.files import REPORT_FILE, read_json
 from llmrec_cli.utils.progress import Progress
 
 # ``llmrec audit``: counts and verdicts about prepared data.
@@ -85,7 +90,49 @@ def audit_folder(folder: Path) -> Audit:
     with translate_read_errors(folder):
         manifest = with_audit(prepared)
         pop = None if find_format(manifest["data"]["format"]).pairs else score_pop(prepared)
-        return Audit(folder, manifest, judge_all(manifest, measure_prepared(prepared), pop))
+        verdicts = judge_all(manifest, measure_prepared(prepared), pop)
+        return Audit(folder, manifest, (*verdicts, *judge_tokens(prepared)))
+
+
+def judge_tokens(prepared: Prepared) -> Iterator[Verdict]:
+    """The quality of the semantic IDs that lie beside prepared data, where there are some.
+
+    Raises:
+        ArtefactError: they are damaged.
+    """
+    folder, check = prepared.folder.parent / TOKENS_FOLDER, "semantic IDs"
+    if not folder.is_dir() or prepared.folder.name != PREPARED_FOLDERS[0]:
+        return
+    index = read_index(folder)
+    try:
+        require_same_items(index, prepared.manifest)
+    except ArtefactError as error:
+        yield Verdict(check, "warning", None, None, f"{str(error).partition(': ')[2]}.")
+        return
+    quality = read_json(folder / REPORT_FILE)["quality"]
+    levels, near = quality["levels"], quality["neighbourhood"]
+    collapsed = [n for n, level in enumerate(levels, start=1) if level["entropy"] < COLLAPSED]
+    entropies = ", ".join(f"{level['entropy']:.2f}" for level in levels)
+    text = (
+        f"{quality['colliding']:,} of {quality['items']:,} items share their codes with another "
+        f"one. Entropy of the levels: {entropies} of 1."
+    )
+    if collapsed:
+        text += (
+            f" Level {collapsed[0]} is nearly the same for all items: use fewer codes or levels."
+        )
+    figures: dict[str, float] = {
+        f"entropy of level {n}": level["entropy"] for n, level in enumerate(levels, start=1)
+    }
+    for one in near:
+        text += (
+            f" Neighbours in training histories begin with the same {one['depth']} token(s) in "
+            f"{one['share']:.1%} of cases, by chance in {one['chance']:.1%}."
+        )
+        figures |= {f"neighbours, {one['depth']}": one["share"]}
+        figures |= {f"by chance, {one['depth']}": one["chance"]}
+    found: Level = "warning" if collapsed else "ok"
+    yield Verdict(check, found, quality["colliding"], quality["items"], text, figures=figures)
 
 
 def to_json(audited: Audit) -> dict[str, Any]:

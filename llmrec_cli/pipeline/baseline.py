@@ -63,10 +63,10 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
         require_same_facts(run, {PREPARED: hash_file(recipe.prepared / MANIFEST_FILE)})
         progress.say(f"{folder}: already finished")
         return folder
-    context = setup.open_context(recipe, progress)
+    context = loading.open_baseline_context(recipe, name, progress)
     if recipe.baseline[name].model not in UNTRAINED:
         setup.require_rows(context.prepared)
-    facts = loading.list_baseline_inputs(context)
+    facts = loading.list_baseline_inputs(context, name)
     with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return folder

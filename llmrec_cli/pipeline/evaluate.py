@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
 from llmrec_cli.data.histories import read_histories
+from llmrec_cli.data.index import INDEX_HASH, hash_index
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
 from llmrec_cli.data.schema import ROW, TARGET, USER_ID
 from llmrec_cli.decoding.ranker import LanguageModelRanker
@@ -340,6 +341,8 @@ def _describe_protocol(context: setup.CatalogueContext, run: Run, split: str) ->
     hashes = {"data": hash_file(context.prepared.folder / MANIFEST_FILE)}
     if run.manifest_file.is_file():
         hashes["run"] = hash_file(run.manifest_file)
+    if (index := hash_index(context.prepared)) is not None:
+        hashes[INDEX_HASH] = index
     decoder: Mapping[str, Any] = (
         recipe.eval.decode.model_dump() if run.is_language_model else {"search": "all"}
     )

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
@@ -50,6 +51,7 @@ from llmrec_cli.utils.files import (
     hash_file,
     translate_tensor_errors,
 )
+from llmrec_cli.utils.progress import Progress
 
 # Loading the model of a finished run, or the base, for training or decoding.
 
@@ -286,7 +288,24 @@ def load_sequential(context: setup.CatalogueContext, name: str) -> Sequential:
     file = _require_finished(context, name) / WEIGHTS
     with translate_tensor_errors(file):
         model.load_state_dict(load_tensors(file))
+    if makes_vectors(context.recipe, name):
+        _number_by_leaves(model, context.leaf_of_item)
     return model.to(context.ranks.device).eval()
+
+
+def makes_vectors(recipe: Recipe, name: str) -> bool:
+    """Whether the items' vectors come from ``[baseline.name]``, which is trained before the IDs.
+
+    To it, every item is an entry of its own, numbered as in the catalogue.
+    """
+    tokens = recipe.id_tokens
+    return tokens is not None and tokens.source.baseline and tokens.baseline == name
+
+
+def _number_by_leaves(model: Sequential, leaf_of_item: np.ndarray[Any, Any]) -> None:
+    """Let a model that knows items by their catalogue index know them by their leaf, one each."""
+    weight_ED = model.embedding.weight.data
+    weight_ED[torch.from_numpy(leaf_of_item.astype(np.int64))] = weight_ED[:-1].clone()
 
 
 def build_baseline(context: setup.CatalogueContext, name: str) -> Sequential:
@@ -333,13 +352,26 @@ def make_leaf_encoder(context: setup.CatalogueContext) -> PromptEncoder:
     return PromptEncoder(None, codec, context.prepared.items, catalogue, longest)
 
 
-def list_baseline_inputs(context: setup.CatalogueContext) -> dict[str, Any]:
+def open_baseline_context(recipe: Recipe, name: str, progress: Progress) -> CatalogueContext:
+    """What ``[baseline.name]`` is trained on: the catalogue's entries, or its items.
+
+    Raises:
+        DataError, ArtefactError: as ``setup.open_context``.
+    """
+    makes = makes_vectors(recipe, name)
+    return (setup.open_item_context if makes else setup.open_context)(recipe, progress)
+
+
+def list_baseline_inputs(context: setup.CatalogueContext, name: str) -> dict[str, Any]:
     """What the model stands on besides the recipe; the tokenizer decides which items share a leaf
     and how leaves are numbered."""
+    leaf_of_item = context.leaf_of_item
+    if makes_vectors(context.recipe, name):
+        leaf_of_item = np.arange(len(leaf_of_item), dtype=np.int32)
     return {
         PREPARED: hash_file(context.recipe.prepared / MANIFEST_FILE),
         "leaves": context.trie.n_leaves,
-        "catalogue": hashlib.sha256(context.leaf_of_item.astype("<i4").tobytes()).hexdigest(),
+        "catalogue": hashlib.sha256(leaf_of_item.astype("<i4").tobytes()).hexdigest(),
     }
 
 
@@ -351,6 +383,6 @@ def _require_finished(context: setup.CatalogueContext, name: str) -> Path:
     """
     run = baseline_run(context.recipe, name)
     require_done(context.recipe, run)
-    require_same_stage(context.recipe, run, list_baseline_inputs(context))
+    require_same_stage(context.recipe, run, list_baseline_inputs(context, name))
     check_folder(run.folder / MODEL_FOLDER)
     return run.folder / MODEL_FOLDER

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.index import INDEX_FILE, INDEX_HASH
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import base_folder
 from llmrec_cli.pipeline.setup import HISTORY_FACT, base_source, history_fact, wording_fact
@@ -37,6 +38,7 @@ from llmrec_cli.utils.progress import Progress
 
 CHAT_FACT: Final = "chat_template"  # of prompts that are chats; None: they are none
 COMMIT: Final = "commit"  # of a hub's repository, in place of its weights and configuration
+_ABSENT: Final = (HISTORY_FACT, CHAT_FACT, INDEX_HASH)  # facts that older runs are without
 _TOKENIZER: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -57,6 +59,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         weights: False: without the base's weights, which take a second for about 1 GB.
     """
     return {
+        INDEX_HASH: _hash_index(recipe),  # first: what follows from it, differs with it
         PREPARED: hash_file(recipe.prepared / MANIFEST_FILE),
         "base": recipe.model.backbone,
         BASE_FILES: _hash_base(recipe, weights),
@@ -65,6 +68,10 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
         **history_fact(recipe),
         **wording_fact(recipe),
     }
+
+
+def _hash_index(recipe: Recipe) -> str | None:
+    return None if recipe.id_tokens is None else hash_file(recipe.tokens_folder / INDEX_FILE)
 
 
 def _hash_chat(tokenizer: Any) -> str:
@@ -116,7 +123,7 @@ def _compare_facts(
     named = BASE_FILES not in recorded and not Path(now["base"]).is_dir()
     skipped = {BASE_FILES} if named else {BASE_FILES, "base"}
     for key, found in now.items():
-        before = recorded.get(key, None if key in (HISTORY_FACT, CHAT_FACT) else found)
+        before = recorded.get(key, None if key in _ABSENT else found)
         if key not in skipped:
             yield from list_differences({key: before}, {key: found})
     before, after = recorded.get(BASE_FILES), now[BASE_FILES]

@@ -11,22 +11,25 @@ from llmrec_cli.pipeline.compare import Compared
 from llmrec_cli.pipeline.evaluate import check_kept, evaluate_runs
 from llmrec_cli.pipeline.plan import check_runs
 from llmrec_cli.pipeline.prepare import prepare_data
+from llmrec_cli.pipeline.tokenize import tokenize
 from llmrec_cli.pipeline.train import align, sft
 from llmrec_cli.pipeline.zero_shot import record_base
-from llmrec_cli.runs.run import Run, RunKind, experiment_of
+from llmrec_cli.runs.run import Run, RunKind, baseline_run, experiment_of
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.progress import Progress, Silent
 
 
 def run(recipe: Recipe, *, progress: Progress) -> Compared:
-    """Prepare, train, fine-tune, align and evaluate; compare on the test split.
+    """Prepare, make semantic IDs, train, fine-tune, align and evaluate; compare on the test split.
 
-    What would stop a later stage is found before the first one is trained.
+    What would stop a later stage is found before the first one is trained, but for the baseline
+    that semantic IDs are made from.
 
     ``report.outputs.write_reports`` writes the comparison into the experiment's folder.
     """
     require_trackers(recipe.track)
     prepare_data(recipe, Path, progress=progress.say)
+    make_tokens(recipe, progress)
     check_runs(recipe, Silent())
     experiment = experiment_of(recipe)
     check_kept(recipe, experiment.runs, "test")
@@ -35,6 +38,19 @@ def run(recipe: Recipe, *, progress: Progress) -> Compared:
             train_run(recipe, one, resume=True, progress=progress)
     names = experiment.names
     return evaluate_runs(recipe, names, split="test", again=False, keep=True, progress=progress)
+
+
+def make_tokens(recipe: Recipe, progress: Progress) -> None:
+    """The semantic IDs of a recipe that makes some, and the baseline that they are made from."""
+    tokens = recipe.id_tokens
+    if tokens is None:
+        return
+    if tokens.source.baseline:
+        train_run(recipe, baseline_run(recipe, tokens.baseline), resume=True, progress=progress)
+    made = tokenize(recipe, progress=progress)
+    progress.say(f"{made.folder}: {'reused' if made.reused else 'written'}")
+    for note in [] if made.reused else made.report["notes"]:
+        progress.say(note)
 
 
 def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> Path:

@@ -28,6 +28,7 @@ from llmrec_cli.config.data import DataSection, PromptSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.histories import EXAMPLES
+from llmrec_cli.data.index import hash_index, load_catalogue, require_index
 from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
 from llmrec_cli.data.prompts import (
     Question,
@@ -111,7 +112,7 @@ def history_fact(recipe: Recipe) -> dict[str, str]:
     Older versions named them by titles, and by nothing where there were none.  Such a run must not
     be resumed or evaluated with other prompts.
     """
-    by_ids = recipe.data.form.items_are_tokens and recipe.prompt.template != SEQUENCE
+    by_ids = recipe.names_by_ids and recipe.prompt.template != SEQUENCE
     return {HISTORY_FACT: "semantic IDs"} if by_ids else {}
 
 
@@ -174,6 +175,8 @@ def ensure_scratch(recipe: Recipe, prepared: Prepared, progress: Progress) -> No
     if recipe.prompt.task != PromptSection().task:  # a base of the default says nothing of it
         made_from["task"] = recipe.prompt.task
     made_from |= history_fact(recipe)
+    if (index := hash_index(prepared)) is not None:
+        made_from["index"] = index
     if not folder.is_dir():
         with lock_to_make(folder, progress.say):
             if not folder.is_dir():  # nobody built it while this process waited
@@ -433,10 +436,11 @@ def open_tokenizer(recipe: Recipe, progress: Progress) -> Any:
 
 
 def _open_base(recipe: Recipe, progress: Progress) -> tuple[Ranks, Prepared]:
-    """The processes and the prepared folder; the base is built where it is our own."""
+    """The processes and the catalogue with its IDs; the base is built where it is our own."""
     ranks = Ranks(make_accelerator(recipe))
-    trained_on = load_prepared(recipe.prepared)
+    trained_on = load_catalogue(recipe.prepared)
     require_same_data(trained_on.folder, trained_on.manifest, recipe.data)
+    require_index(recipe, trained_on)
     if recipe.model.backbone == "scratch":
         # By the first process alone: transformers writes no weights in the others.
         ranks.first(partial(ensure_scratch, recipe, trained_on, progress))
@@ -478,7 +482,8 @@ def _list_field_notes(bench: CatalogueContext, name: str, *, evaluation: bool) -
     """What prompts show of items besides their titles, and what of it they do not."""
     table, data = _find_data(bench.recipe, evaluation=evaluation)
     template = None if bench.recipe.task.shows_candidates else bench.encoder.template
-    idle = [field for field in data.fields if template is None or field not in template.fields]
+    read = {*(template.fields if template else ()), *_list_fields_of_ids(bench.recipe)}
+    idle = [field for field in data.fields if field not in read]
     if idle:
         listed = " and ".join(f"{{{field}}}" for field in idle)
         yield f"{name}: its wording shows no {listed}, which {table}.fields keeps"
@@ -486,6 +491,11 @@ def _list_field_notes(bench: CatalogueContext, name: str, *, evaluation: bool) -
         yield from bench.encoder.fields.list_lines(name, template.description_tokens)
         if line := _count_unrated(bench.prepared) if RATING in template.fields else None:
             yield f"{name}: {line}"
+
+
+def _list_fields_of_ids(recipe: Recipe) -> tuple[str, ...]:
+    """What semantic IDs are made from besides titles."""
+    return () if recipe.id_tokens is None else recipe.id_tokens.fields
 
 
 def _count_unrated(prepared: Prepared) -> str | None:
@@ -522,7 +532,9 @@ def build_context(
     codec = make_codec(tokenizer, semantic_tokens(trained_on.items))
     prepared, prompt = trained_on, recipe.prompt
     if evaluation:
-        prepared, prompt = load_prepared(recipe.prepared_for_eval), recipe.prompt_for_eval
+        prompt = recipe.prompt_for_eval
+        if recipe.prepared_for_eval != recipe.prepared:
+            prepared = load_prepared(recipe.prepared_for_eval)
         require_tokens(prepared, codec)
     chat = open_chat(recipe, prompt, codec)
     template, config = open_template(prompt.template), base_config(recipe)
@@ -562,6 +574,31 @@ def _build_catalogue(prepared: Prepared, codec: Codec, ranks: Ranks) -> tuple[Ra
     found = ranks.map_arrays(make)
     tensors = {name: torch.from_numpy(array) for name, array in found.items()}
     return Ragged.from_arrays(found), Trie.from_tensors(tensors)
+
+
+def open_item_context(recipe: Recipe, progress: Progress) -> CatalogueContext:
+    """A catalogue whose every item is an entry of its own, known by its number; no language model.
+
+    Conventional models that make the items' vectors are trained on it, before there are IDs.
+
+    Raises:
+        DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
+    """
+    prepared = load_prepared(recipe.prepared)
+    require_same_data(prepared.folder, prepared.manifest, recipe.data)
+    count, longest = len(prepared.items), recipe.data.history + 1
+    sequences = [[item] for item in range(count)]
+    codec, ranks = Codec(None, eos=-1, start=count), Ranks(make_accelerator(recipe))
+    return CatalogueContext(
+        recipe=recipe,
+        prepared=prepared,
+        codec=codec,
+        catalogue=Ragged.of(sequences),
+        trie=build_trie(sequences).to(ranks.device),
+        encoder=PromptEncoder(None, codec, prepared.items, sequences, longest),
+        room=ContextLimits(longest, "data.history"),
+        ranks=ranks,
+    )
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,25 @@ def _describe_prepared(recipe: Recipe) -> Iterator[str]:
         splits = read_json(path)["splits"]
         counts = ", ".join(f"{name} {facts['rows']:,}" for name, facts in splits.items())
         yield f"{folder}: prepared; rows: {counts}"
+    if recipe.id_tokens is not None:
+        yield f"{recipe.tokens_folder}: {_describe_tokens(recipe)}"
+
+
+def _describe_tokens(recipe: Recipe) -> str:
+    """The state of the semantic IDs.
+
+    Raises:
+        ArtefactError: those that are there are of another catalogue or other settings, or damaged.
+    """
+    from llmrec_cli.data.index import read_index, require_same_items, require_same_settings
+    from llmrec_cli.data.prepared import read_manifest
+
+    if not recipe.tokens_folder.is_dir():
+        return "semantic IDs would be made"
+    index = read_index(recipe.tokens_folder)
+    require_same_settings(recipe, index.settings)
+    require_same_items(index, read_manifest(recipe.prepared))
+    return f"semantic IDs of {len(index.tokens):,} items"
 
 
 def _trial(recipe: Recipe, time: bool) -> Iterator[str]:
@@ -104,11 +123,16 @@ def _trial(recipe: Recipe, time: bool) -> Iterator[str]:
     if missing and _source_bytes(recipe) > WHOLE:
         yield f"{missing[0]}: nothing prepared yet; run llmrec prepare to check the rows too"
         return
+    if recipe.id_tokens is not None and (missing or not recipe.tokens_folder.is_dir()):
+        yield f"{recipe.tokens_folder}: no semantic IDs yet; run llmrec tokenize to check the rows"
+        return
     with tempfile.TemporaryDirectory(prefix="llmrec-validate-") as name:
         trial = recipe.model_copy(update={"out": name})
         trial.folder.mkdir()
         for folder in folders.difference(missing):
             (trial.folder / folder.name).symlink_to(folder.resolve())
+        if recipe.id_tokens is not None:
+            trial.tokens_folder.symlink_to(recipe.tokens_folder.resolve())
         if missing:
             prepare_data(trial, Path)
         yield from _tokens(trial, time)

@@ -23,6 +23,7 @@ import tomli_w
 from llmrec_cli import __version__
 from llmrec_cli.config.loader import PATH_KEYS
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.index import INDEX_HASH
 from llmrec_cli.errors import ArtefactError, BegunError, MissingRunError
 from llmrec_cli.runs.run import Run, Settings
 from llmrec_cli.utils.files import check_folder, translate_os_errors, write_atomically, write_json
@@ -39,6 +40,7 @@ PREPARED: Final = "prepared"  # hash of the manifest of the prepared data, a fac
 _MEANINGS: Final = {
     WORDING: "a hash of the words of prompt.template",
     PREPARED: "a hash of the prepared data",
+    INDEX_HASH: "a hash of the semantic IDs",
 }
 _ADVICE: Final = {  # where these differ
     "settings": "use the same recipe",

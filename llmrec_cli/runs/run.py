@@ -256,6 +256,8 @@ def explain_no_base(recipe: Recipe) -> str | None:
         return 'model.weights = "random" are random before training'
     if recipe.data.form.items_are_tokens:
         return f'the tokens of data.format = "{recipe.data.format}" are random before training'
+    if recipe.id_tokens is not None:
+        return f'the tokens of tokens.kind = "{recipe.id_tokens.kind}" are random before training'
     return None
 
 
@@ -410,6 +412,8 @@ def _as_table(found: Any) -> dict[str, Any]:
 def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Settings:
     """Of a language model."""
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
+    if "tokens" in plain:
+        shared["tokens"] = {k: v for k, v in plain["tokens"].items() if k != "batch"}
     chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
     return {**shared, "stage": stage, "eval": chosen_by}
 

@@ -16,7 +16,7 @@ import torch
 from llmrec_cli.config.data import PromptSection
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.prepared import load_prepared
+from llmrec_cli.data.index import load_catalogue, require_index
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import list_baseline_inputs
@@ -97,11 +97,12 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
     recipe = finished.recipe
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
-    prepared = load_prepared(recipe.prepared)
+    prepared = load_catalogue(recipe.prepared)
+    require_index(recipe, prepared)
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
     if finished.conventional:  # it knows no prompts
-        require_same_facts(finished.run, list_baseline_inputs(context))
+        require_same_facts(finished.run, list_baseline_inputs(context, finished.run.table))
         return context
     whole_model = recipe.model.tuning == "full" and not finished.run.is_untouched
     now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)

@@ -153,6 +153,12 @@ def make_plan(
         RecipeError: what cannot be swept, or cannot be judged; no key, or an unknown one.
     """
     recipe = read_recipe(word, overrides)
+    if recipe.id_tokens is not None:
+        raise RecipeError(
+            f'{word}: [tokens] kind = "{recipe.id_tokens.kind}": a sweep makes no IDs for its '
+            'points; sweep on titles (tokens.kind=title), or on format = "semantic-ids" with the '
+            "index.json that llmrec tokenize made"
+        )
     section = recipe.sweep or SweepSection()
     given = {key: value for key, value in asked.items() if value is not None}
     words = list(grid)

@@ -27,6 +27,7 @@ from llmrec_cli.pipeline.setup import (
     build_window_rows,
     open_context,
 )
+from llmrec_cli.pipeline.tokenize import tokenize
 from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder, parse_pairs
 from llmrec_cli.training.rows import Row, as_windows
 from llmrec_cli.utils.progress import Silent
@@ -145,6 +146,8 @@ def small(name: str, folder: Path, backbone: Path) -> Recipe:
             words += [f"{table}.few_shot_users=4"] if data.split == "few-shot" else []
     if shipped.model.backbone != "scratch":
         words += [f"model.backbone={backbone}"]
+    if shipped.id_tokens is not None:  # no encoder, and few items
+        words += ["tokens.vectors=random", "tokens.codes=4"]
     recipe = read_recipe(name, words)
     assert (recipe.prompt, recipe.eval.prompt) == (shipped.prompt, shipped.eval.prompt)
     return recipe
@@ -172,6 +175,12 @@ def check(
     if recipe.data.format == "semantic-ids":
         ids = [[tokenizer.get_vocab()[token] for token in INDEX[n]] for n in numbers]
         assert spans(list(prompt), ids)
+        return
+    if recipe.id_tokens is not None:
+        index = json.loads((recipe.tokens_folder / "index.json").read_text())
+        named = [index[context.prepared.items[ITEM_ID].iloc[item]] for item in history]
+        own = [[tokenizer.get_vocab()[token] for token in tokens] for tokens in named]
+        assert spans(list(prompt), own)
         return
     assert spans(tokenizer.decode(prompt), [TITLES[number] for number in numbers])
 
@@ -203,6 +212,8 @@ def test_every_item_of_a_history_is_in_the_prompt(
 ) -> None:
     recipe = small(name, tmp_path, backbone)
     prepare_data(recipe, Path)
+    if recipe.id_tokens is not None:
+        tokenize(recipe, progress=Silent())
     context = open_context(recipe, Silent())
     if recipe.prompt.task == "rank-pair":
         check_pairs(context, recipe, "train")

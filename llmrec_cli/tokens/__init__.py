@@ -1,0 +1,1 @@
+"""Semantic IDs of a catalogue: vectors of items, quantizers, collisions, quality."""

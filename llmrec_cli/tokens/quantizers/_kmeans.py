@@ -1,0 +1,95 @@
+"""k-means in torch: greedy k-means++ start, Lloyd's rounds, empty clusters re-seeded.
+
+Shape suffixes: I points, D width, C clusters, N points of a chunk, T trials.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24  # distances computed at a time
+_STARTERS = 256  # points a cluster that the start is chosen from, at most
+
+
+def fit_kmeans(points_ID: Tensor, clusters: int, rounds: int, seed: int) -> Tensor:
+    """Centroids [C, D] of k-means.
+
+    Args:
+        clusters: at most as many as there are points.
+        rounds: of Lloyd at most; it ends where no point changes its cluster.
+        seed: the same arguments give the same centroids on a machine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centroid_CD = choose_start(points_ID, clusters, generator)
+    before_I: Tensor | None = None
+    for _ in range(rounds):
+        nearest_I, distance_I = find_nearest(points_ID, centroid_CD)
+        if before_I is not None and torch.equal(nearest_I, before_I):
+            break
+        centroid_CD = _average(points_ID, nearest_I, distance_I, centroid_CD)
+        before_I = nearest_I
+    return centroid_CD
+
+
+def find_nearest(points_ID: Tensor, centroid_CD: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of each point, the first of equally near ones; and its squared distance.
+
+    Returns:
+        int64 [I], and [I] of the points' kind, at least 0.
+    """
+    size = max(1, _CHUNK // len(centroid_CD))
+    square_C = (centroid_CD**2).sum(dim=1)
+    nearest, distances = [], []
+    for chunk_ND in points_ID.split(size):
+        part_NC = square_C - 2 * chunk_ND @ centroid_CD.T
+        least_N, nearest_N = part_NC.min(dim=1)
+        nearest.append(nearest_N)
+        distances.append((least_N + (chunk_ND**2).sum(dim=1)).clamp(min=0))
+    return torch.cat(nearest), torch.cat(distances)
+
+
+def choose_start(points_ID: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007): of a few far points, the best one.
+
+    A point is drawn in proportion to its squared distance from what is chosen already.
+    """
+    if len(points_ID) > _STARTERS * clusters:
+        drawn = torch.randperm(len(points_ID), generator=generator)[: _STARTERS * clusters]
+        points_ID = points_ID[drawn.sort().values.to(points_ID.device)]
+    trials, device = 2 + int(math.log(clusters)), points_ID.device
+    first = int(torch.randint(len(points_ID), (1,), generator=generator))
+    chosen, least_I = [first], _measure(points_ID, points_ID[[first]])[:, 0]
+    while len(chosen) < clusters:
+        mass_I = least_I.double().cpu().cumsum(0)
+        wanted_T = torch.rand(trials, generator=generator, dtype=torch.float64) * mass_I[-1]
+        drawn_T = torch.searchsorted(mass_I, wanted_T, right=True).clamp(max=len(mass_I) - 1)
+        closer_IT = torch.minimum(
+            least_I[:, None], _measure(points_ID, points_ID[drawn_T.to(device)])
+        )
+        best = int(closer_IT.double().sum(dim=0).argmin())
+        chosen.append(int(drawn_T[best]))
+        least_I = closer_IT[:, best]
+    return points_ID[chosen].clone()
+
+
+def _measure(points_ID: Tensor, others_TD: Tensor) -> Tensor:
+    """Squared distances [I, T]."""
+    square_IT = (points_ID**2).sum(1)[:, None] + (others_TD**2).sum(1) - 2 * points_ID @ others_TD.T
+    return square_IT.clamp(min=0)
+
+
+def _average(points_ID: Tensor, nearest_I: Tensor, distance_I: Tensor, before_CD: Tensor) -> Tensor:
+    """Means of the clusters; an empty one moves to a point that is far from its centroid."""
+    sums_CD = torch.zeros_like(before_CD).index_add_(0, nearest_I, points_ID)
+    count_C = torch.bincount(nearest_I, minlength=len(before_CD))
+    centroid_CD = torch.where(
+        count_C[:, None] > 0, sums_CD / count_C.clamp(min=1)[:, None], before_CD
+    )
+    empty = (count_C == 0).nonzero()[:, 0]
+    far = distance_I.argsort(descending=True, stable=True)[: len(empty)]
+    far = far[distance_I[far] > 0]  # equal points cannot fill more clusters than there are
+    centroid_CD[empty[: len(far)]] = points_ID[far]
+    return centroid_CD
