@@ -116,7 +116,7 @@ def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
     """
     for run in runs:
         if run.is_evaluated(split):
-            require_same_evaluation(recipe, run, split)
+            require_same_evaluation(run, split, setup.describe_evaluation(recipe, run))
 
 
 def evaluate_catalogue(
@@ -267,7 +267,7 @@ def _evaluate_run(
             report["auc"] = auc_figures([pairs], resamples, seed)
             progress.say(f"{run}: {auc_line(report['auc'])}")
         write_json(run.report_file(split), report)
-        count_opening(run, split, run.evaluation_settings(recipe))
+        count_opening(run, split, setup.describe_evaluation(recipe, run))
 
     ranks.first(write)
 

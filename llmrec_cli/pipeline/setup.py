@@ -53,6 +53,7 @@ from llmrec_cli.models import loading
 from llmrec_cli.models.chat import Chat, read_chat
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec
 from llmrec_cli.runs.record import WORDING
+from llmrec_cli.runs.run import Run, Settings
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import (
@@ -123,7 +124,16 @@ def wording_fact(recipe: Recipe) -> dict[str, str]:
     with others.  Comments, and words that play no part, may change.  Runs of earlier versions have
     no such fact.
     """
-    prompt = recipe.prompt
+    return _hash_words(recipe, recipe.prompt)
+
+
+def describe_evaluation(recipe: Recipe, run: Run) -> Settings:
+    """What the lists and figures of a run depend on besides its training."""
+    words = _hash_words(recipe, recipe.prompt_for_eval) if run.is_language_model else {}
+    return {**run.evaluation_settings(recipe), **words}
+
+
+def _hash_words(recipe: Recipe, prompt: PromptSection) -> dict[str, str]:
     template: Template | RankTemplate | None = (
         load_rank_template(prompt.template, Path)
         if recipe.task.shows_candidates

@@ -123,7 +123,7 @@ def count_opening(run: Run, split: str, asked: Settings) -> None:
     """Count in the run's manifest how often a split was opened for it, and record for what.
 
     Args:
-        asked: ``Run.evaluation_settings`` of the recipe.
+        asked: ``pipeline.setup.describe_evaluation`` of the recipe.
 
     Raises:
         ArtefactError: another llmrec works in the folder.
@@ -154,8 +154,11 @@ def open_evaluation(run: Run, split: str, ranks: Ranks, existing: Existing) -> I
         yield not there or existing == "again"
 
 
-def require_same_evaluation(recipe: Recipe, run: Run, split: str) -> None:
+def require_same_evaluation(run: Run, split: str, asked: Settings) -> None:
     """Refuse to keep a report that was made for another ``[eval]``; older runs recorded none.
+
+    Args:
+        asked: as ``count_opening`` records it.
 
     Raises:
         ArtefactError: names the first key that differs, with both values.
@@ -163,11 +166,13 @@ def require_same_evaluation(recipe: Recipe, run: Run, split: str) -> None:
     recorded = run.read_manifest().get(EVALUATED)
     if not isinstance(recorded, dict) or split not in recorded:
         return
-    asked = run.evaluation_settings(recipe)
-    for key, before, now in list_differences(recorded[split], asked):
+    known = {key: now for key, now in asked.items() if key in recorded[split] or key != WORDING}
+    for key, before, now in list_differences(recorded[split], known):
+        meaning = f" ({told})" if (told := explain_fact(key)) else ""
         raise ArtefactError(
-            f"{run.folder}: was evaluated on {split} with {key} = {before!r}, now {now!r}; use the "
-            "same recipe, or evaluate again: llmrec eval RECIPE --again (the manifest counts it)"
+            f"{run.folder}: was evaluated on {split} with {key} = {before!r}, now {now!r}{meaning};"
+            " use the same recipe, or evaluate again: llmrec eval RECIPE --again (the manifest "
+            "counts it)"
         )
 
 

@@ -50,7 +50,12 @@ from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
-from llmrec_cli.pipeline.setup import CatalogueContext, choose_rows, open_context
+from llmrec_cli.pipeline.setup import (
+    CatalogueContext,
+    choose_rows,
+    describe_evaluation,
+    open_context,
+)
 from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import Existing, count_opening, open_evaluation
 from llmrec_cli.runs.run import Run
@@ -599,7 +604,7 @@ def _write(
     report["cost"] = dict(cost)
     report["histories"] = histories.facts()
     write_json(run.report_file(protocol.split), report)
-    count_opening(run, protocol.split, run.evaluation_settings(recipe))
+    count_opening(run, protocol.split, describe_evaluation(recipe, run))
 
 
 def _by_model(

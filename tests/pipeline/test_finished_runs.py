@@ -180,3 +180,21 @@ def test_the_model_of_its_item_scores_was_made_anew(home: Path, capsys: Capsys) 
     assert typed(capsys, *sasrec, other).code == 0
     ended = typed(capsys, *ilrec, other, "--resume")
     assert (ended.code, "trained with scores.sasrec = '" in ended.err) == (2, True), ended.err
+
+
+def test_a_report_is_not_kept_when_the_words_to_evaluate_with_have_changed(
+    home: Path, capsys: Capsys
+) -> None:
+    """``[eval.prompt]`` names a template too; what is trained does not depend on it."""
+    words = home / "asked.toml"
+    words.write_text(TEMPLATE.replace("Name one", "Tell one"))
+    asked = (OWN, "eval.rows=4", "eval.prompt.template=./asked.toml")
+    ended = typed(capsys, "eval", *asked, "--run", "sft")
+    assert ended.code == 0, ended.err
+    words.write_text("# only a comment\n" + words.read_text())
+    assert "was evaluated on test" not in typed(capsys, "run", *asked).err
+    words.write_text(TEMPLATE.replace("Name one", "Tell two"))
+    ended = typed(capsys, "run", *asked)
+    assert ended.code == 2
+    assert "was evaluated on test with wording = " in ended.err
+    assert "(a hash of the words of prompt.template); use the same recipe" in ended.err
