@@ -550,10 +550,10 @@ PATH_KEYS = (*_DATA_KEYS, *(("eval", *keys) for keys in _DATA_KEYS), *_MODEL_KEY
 
 
 def _anchor_paths(table: Table, folder: Path) -> None:
-    def anchored(path: str) -> str:
+    def anchor(path: str) -> str:
         return os.path.normpath(folder / path) if path.startswith(("./", "../")) else path
 
-    change_paths(table, anchored)
+    change_paths(table, anchor)
     for name, key in _MODEL_KEYS:
         model = table.get(name)
         if isinstance(model, dict) and os.path.isdir(str(model.get(key, ""))):
@@ -563,9 +563,9 @@ def _anchor_paths(table: Table, folder: Path) -> None:
 def change_paths(table: Table, change: Callable[[str], str]) -> None:
     """Change, in place, every value of a recipe's table that may be a path."""
 
-    def changed(value: Any) -> Any:
+    def change_each(value: Any) -> Any:
         if isinstance(value, list):
-            return [changed(entry) for entry in value]
+            return [change_each(entry) for entry in value]
         return change(value) if isinstance(value, str) else value
 
     for *parents, key in PATH_KEYS:
@@ -573,7 +573,7 @@ def change_paths(table: Table, change: Callable[[str], str]) -> None:
         for parent in parents:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and key in inner:
-            inner[key] = changed(inner[key])
+            inner[key] = change_each(inner[key])
 
 
 def _find_base(path: Path, overrides: Iterable[str]) -> Base | None:

@@ -111,7 +111,7 @@ class Recipe(Section):
         return Path(self.out) / self.name
 
     @property
-    def prepared(self) -> Path:
+    def prepared_folder(self) -> Path:
         """The prepared data folder."""
         return self.folder / PREPARED_FOLDERS[0]
 

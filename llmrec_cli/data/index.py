@@ -134,7 +134,7 @@ def require_index(recipe: Recipe, prepared: Prepared) -> None:
             f"{recipe.tokens_folder}: no semantic IDs yet ([tokens] kind = {tokens.kind!r})",
             COMMAND,
         )
-    require_same_settings(recipe, read_index(prepared.index.parent).settings)
+    require_same_id_settings(recipe, read_index(prepared.index.parent).settings)
 
 
 def list_settings(recipe: Recipe) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def list_settings(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in unused}
 
 
-def require_same_settings(recipe: Recipe, recorded: Mapping[str, Any]) -> None:
+def require_same_id_settings(recipe: Recipe, recorded: Mapping[str, Any]) -> None:
     """Refuse semantic IDs that were made with other settings.
 
     Keys that only one of the two knows are of another version.  Two paths of one encoder are alike.

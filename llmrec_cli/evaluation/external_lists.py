@@ -437,7 +437,7 @@ def export_data(recipe: Recipe, to: Path) -> list[Path]:
     """
     if to.exists():
         raise ArtefactError(f"{to}: exists already and is never overwritten; name another folder")
-    prepared = load_prepared(recipe.prepared)
+    prepared = load_prepared(recipe.prepared_folder)
     frames = {split: prepared.split(split) for split in SPLITS}
     if NEGATIVES in frames["test"].columns:
         raise ArtefactError(f"{prepared.folder}: rows of pairs; RecBole's files know histories")

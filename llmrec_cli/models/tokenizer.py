@@ -53,7 +53,7 @@ class Codec:
         """
         if whole:
             return self.encode_words(texts)
-        bos, eos = self._added
+        bos, eos = self._added_tokens
         prompts = self._encode_marked(texts, added=True)
         if bos is not None:
             prompts = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in prompts]
@@ -137,7 +137,7 @@ class Codec:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     @cached_property
-    def _added(self) -> tuple[int | None, int | None]:
+    def _added_tokens(self) -> tuple[int | None, int | None]:
         """BOS and EOS, where the tokenizer puts them around a text."""
         (plain,) = _spell_out(self.tokenizer, ["a"], added=False)
         (whole,) = _spell_out(self.tokenizer, ["a"], added=True)

@@ -158,7 +158,7 @@ def train(
 
     from llmrec_cli.pipeline.run import train_run  # torch: a wrong name is reported before
 
-    with _isolated():
+    with _isolate():
         train_run(recipe, found, resume=resume, progress=notes)
     manifest = found.read_manifest()
     outcome, cost = manifest.get("outcome", {}), manifest.get("cost", {})
@@ -206,7 +206,7 @@ def evaluate(
 
     again = existing == "again"
     keep = existing == "keep" or (existing is None and names is None)
-    with _isolated():
+    with _isolate():
         compared = evaluate_runs(
             recipe, names, split=split, again=again, keep=keep, progress=notes
         ).comparison
@@ -278,7 +278,7 @@ class _Notes:
 
 
 @contextmanager
-def _isolated() -> Iterator[None]:
+def _isolate() -> Iterator[None]:
     """Keep Accelerate's state apart, and hide what libraries say of their next versions."""
     from llmrec_cli.training.distributed import isolate_accelerate
 

@@ -181,7 +181,7 @@ def _find_prepared(word: str, overrides: Sequence[str]) -> list[Path]:
     folder = Path(word)
     if not folder.is_dir():
         recipe = read_recipe(word, overrides)
-        sections = {recipe.prepared: recipe.data}
+        sections = {recipe.prepared_folder: recipe.data}
         if recipe.eval.data is not None:
             sections[recipe.prepared_for_eval] = recipe.eval.data
         for made, section in sections.items():

@@ -59,8 +59,8 @@ def baseline(recipe: Recipe, name: str, *, resume: bool, progress: Progress) -> 
     folder = run.folder
     if resume and run.is_done:
         require_same_settings(recipe, run)
-        read_manifest(recipe.prepared)
-        require_same_facts(run, {PREPARED: hash_file(recipe.prepared / MANIFEST_FILE)})
+        read_manifest(recipe.prepared_folder)
+        require_same_facts(run, {PREPARED: hash_file(recipe.prepared_folder / MANIFEST_FILE)})
         progress.say(f"{folder}: already finished")
         return folder
     context = loading.open_baseline_context(recipe, name, progress)

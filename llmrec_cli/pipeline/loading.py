@@ -369,7 +369,7 @@ def list_baseline_inputs(context: setup.CatalogueContext, name: str) -> dict[str
     if makes_vectors(context.recipe, name):
         leaf_of_item = np.arange(len(leaf_of_item), dtype=np.int32)
     return {
-        PREPARED: hash_file(context.recipe.prepared / MANIFEST_FILE),
+        PREPARED: hash_file(context.recipe.prepared_folder / MANIFEST_FILE),
         "leaves": context.trie.n_leaves,
         "catalogue": hashlib.sha256(leaf_of_item.astype("<i4").tobytes()).hexdigest(),
     }

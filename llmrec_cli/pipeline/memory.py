@@ -370,7 +370,7 @@ def measure_process(ranks: Ranks) -> int:
     return measure_own_memory() or _PROCESS
 
 
-def count_processes(launch: LaunchSection) -> int:
+def expect_processes(launch: LaunchSection) -> int:
     """How many processes a training command would start on this machine."""
     if launch.processes != "auto":
         return launch.processes

@@ -279,7 +279,7 @@ def prepare_data(recipe: Recipe, locate: Locate, progress: Progress = lambda _: 
         MachineError: the disk refuses, or the engine that is asked for fails or is missing.
     """
     require_all_fields(recipe)
-    prepared = _prepare(recipe.data, recipe.seed, recipe.prepared, locate, progress)
+    prepared = _prepare(recipe.data, recipe.seed, recipe.prepared_folder, locate, progress)
     pairs = recipe.task.shows_candidates
     require_prompts(recipe.prompt.template, prepared.items, shows_candidates=pairs)
     if recipe.eval.data is not None:

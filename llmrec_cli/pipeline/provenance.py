@@ -60,7 +60,7 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
     """
     return {
         INDEX_HASH: _hash_index(recipe),  # first: what follows from it, differs with it
-        PREPARED: hash_file(recipe.prepared / MANIFEST_FILE),
+        PREPARED: hash_file(recipe.prepared_folder / MANIFEST_FILE),
         "base": recipe.model.backbone,
         BASE_FILES: _hash_base(recipe, weights),
         "vocabulary": len(tokenizer),

@@ -140,7 +140,7 @@ def build_datasets(
         )
         known = only_catalogue_rows(valid_rows)
         usable = negatives.usable_rows(known)
-        for note in negatives.dropped(known, usable):
+        for note in negatives.describe_dropped(known, usable):
             progress.say(f"validation: {note}")
         whole = Sampler(len(usable), len(usable), shuffle=False)
         valid.append(DropUnusable(negatives))
@@ -212,7 +212,7 @@ class RankWrongEntries:
     def __call__(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         """For each row, for each of its targets: entries, best first."""
         windows = [window for row in rows for window in as_windows(row, self.context.catalogue)]
-        owned = [sorted(self.sampler.owned(window)) for window in windows]
+        owned = [sorted(self.sampler.list_owned(window)) for window in windows]
         asked = self.reference.active() if self.reference else nullcontext(self.policy)
         tracked = self.progress.track("hard negatives", len(windows), unit="windows")
         with asked as model, tracked as advance:
@@ -284,7 +284,7 @@ def load_item_scores(
     recipe, (model, weights) = context.recipe, _load_scorer(context, name)
     facts = {
         "model": weights,
-        "prepared": hash_file(recipe.prepared / MANIFEST_FILE),
+        "prepared": hash_file(recipe.prepared_folder / MANIFEST_FILE),
         "rows": fingerprint_of_rows(rows),
     }
     folder = recipe.folder / SCORES_FOLDER / f"{name}-{split}-{facts['rows'][:12]}"

@@ -448,7 +448,7 @@ def open_tokenizer(recipe: Recipe, progress: Progress) -> Any:
 def _open_base(recipe: Recipe, progress: Progress) -> tuple[Ranks, Prepared]:
     """The processes and the catalogue with its IDs; the base is built where it is our own."""
     ranks = Ranks(make_accelerator(recipe))
-    trained_on = load_catalogue(recipe.prepared)
+    trained_on = load_catalogue(recipe.prepared_folder)
     require_same_data(trained_on.folder, trained_on.manifest, recipe.data)
     require_index(recipe, trained_on)
     if recipe.model.backbone == "scratch":
@@ -543,7 +543,7 @@ def build_context(
     prepared, prompt = trained_on, recipe.prompt
     if evaluation:
         prompt = recipe.prompt_for_eval
-        if recipe.prepared_for_eval != recipe.prepared:
+        if recipe.prepared_for_eval != recipe.prepared_folder:
             prepared = load_prepared(recipe.prepared_for_eval)
         require_tokens(prepared, codec)
     chat = open_chat(recipe, prompt, codec)
@@ -594,7 +594,7 @@ def open_item_context(recipe: Recipe, progress: Progress) -> CatalogueContext:
     Raises:
         DataError, ArtefactError: nothing prepared, or what lies there does not fit the recipe.
     """
-    prepared = load_prepared(recipe.prepared)
+    prepared = load_prepared(recipe.prepared_folder)
     require_same_data(prepared.folder, prepared.manifest, recipe.data)
     count, longest = len(prepared.items), recipe.data.history + 1
     sequences = [[item] for item in range(count)]

@@ -34,8 +34,8 @@ from llmrec_cli.data.index import (
     list_settings,
     read_code,
     read_index,
+    require_same_id_settings,
     require_same_items,
-    require_same_settings,
     spell_code,
 )
 from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
@@ -106,7 +106,7 @@ def tokenize(recipe: Recipe, *, append: bool = False, progress: Progress) -> Tok
             "the recipe names items by their titles, so there are no IDs to make; expected "
             '[tokens] with kind = "semantic-id"'
         )
-    prepared = load_prepared(recipe.prepared)
+    prepared = load_prepared(recipe.prepared_folder)
     require_same_data(prepared.folder, prepared.manifest, recipe.data)
     folder = recipe.tokens_folder
     if append and not folder.is_dir():
@@ -132,7 +132,7 @@ def _read_made(recipe: Recipe, prepared: Prepared, *, append: bool) -> Tokenized
     if not folder.is_dir():
         return None
     index = read_index(folder)
-    require_same_settings(recipe, index.settings)
+    require_same_id_settings(recipe, index.settings)
     if append and index.facts[ITEMS_FACT] != prepared.manifest["files"][ITEMS_FILE]["sha256"]:
         return None
     require_same_items(index, prepared.manifest)

@@ -85,7 +85,7 @@ def _check_sources(data: DataSection) -> None:
 
 def _describe_prepared(recipe: Recipe) -> Iterator[str]:
     """What the prepared folders' manifests say."""
-    for folder in dict.fromkeys((recipe.prepared, recipe.prepared_for_eval)):
+    for folder in dict.fromkeys((recipe.prepared_folder, recipe.prepared_for_eval)):
         path = folder / MANIFEST_FILE
         if not path.is_file():
             yield f"{folder}: would be prepared"
@@ -103,14 +103,14 @@ def _describe_tokens(recipe: Recipe) -> str:
     Raises:
         ArtefactError: those that are there are of another catalogue or other settings, or damaged.
     """
-    from llmrec_cli.data.index import read_index, require_same_items, require_same_settings
+    from llmrec_cli.data.index import read_index, require_same_id_settings, require_same_items
     from llmrec_cli.data.prepared import read_manifest
 
     if not recipe.tokens_folder.is_dir():
         return "semantic IDs would be made"
     index = read_index(recipe.tokens_folder)
-    require_same_settings(recipe, index.settings)
-    require_same_items(index, read_manifest(recipe.prepared))
+    require_same_id_settings(recipe, index.settings)
+    require_same_items(index, read_manifest(recipe.prepared_folder))
     return f"semantic IDs of {len(index.tokens):,} items"
 
 
@@ -118,7 +118,7 @@ def _trial(recipe: Recipe, time: bool) -> Iterator[str]:
     """Rows and tokens through the real code, in a temporary folder."""
     from llmrec_cli.pipeline.prepare import prepare_data
 
-    folders = {recipe.prepared, recipe.prepared_for_eval}
+    folders = {recipe.prepared_folder, recipe.prepared_for_eval}
     missing = sorted(f for f in folders if not (f / MANIFEST_FILE).is_file())
     if missing and _source_bytes(recipe) > WHOLE:
         yield f"{missing[0]}: nothing prepared yet; run llmrec prepare to check the rows too"
@@ -287,10 +287,10 @@ def _language_models(recipe: Recipe) -> list[Run]:
 
 def _estimate_memory(context: Any, stages: Sequence[_Stage]) -> Iterator[str]:
     """What an update of each stage takes beside what this machine has."""
-    from llmrec_cli.pipeline.memory import count_processes, describe_estimate, fit_passes
+    from llmrec_cli.pipeline.memory import describe_estimate, expect_processes, fit_passes
 
     models: dict[bool, Any] = {}
-    processes = count_processes(context.recipe.launch)
+    processes = expect_processes(context.recipe.launch)
     for one in stages:
         choice = fit_passes(one.stage, one.sizes, processes, models)
         yield from describe_estimate(one.stage, choice, one.run.name, one.run.heading)

@@ -246,7 +246,7 @@ def _explain_unknown(template: Template | None) -> str | None:
 
 def _grounds(finished: FinishedRun, context: CatalogueContext) -> dict[str, Mapping[str, Any]]:
     """Manifests of the data, by what tells them apart: another domain may be evaluated on."""
-    trained_on = read_manifest(finished.recipe.prepared)
+    trained_on = read_manifest(finished.recipe.prepared_folder)
     if finished.recipe.eval.data is None:
         return {"": trained_on}
     return {" (trained on)": trained_on, " (evaluated on)": context.prepared.manifest}

@@ -97,7 +97,7 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
     recipe = finished.recipe
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
-    prepared = load_catalogue(recipe.prepared)
+    prepared = load_catalogue(recipe.prepared_folder)
     require_index(recipe, prepared)
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)

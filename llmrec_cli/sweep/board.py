@@ -51,7 +51,7 @@ class Board:
     wanted: int  # points
     selection: Selection  # what chose the checkpoints: a higher figure is better, a lower loss
 
-    def ranked(self) -> list[Tried]:
+    def rank_tried(self) -> list[Tried]:
         """The best first; among equals and without a figure, in the order of trial."""
 
         def place(row: Tried) -> tuple[int, float]:
@@ -62,7 +62,7 @@ class Board:
     @property
     def best(self) -> Tried | None:
         """The best point that came to its end."""
-        done = [row for row in self.ranked() if row.value is not None]
+        done = [row for row in self.rank_tried() if row.value is not None]
         return done[0] if done else None
 
 
@@ -89,7 +89,7 @@ def board_json(board: Board, recipe: str) -> dict[str, Any]:
         "split": "valid",
         "seeds": list(board.seeds),
         "wanted": board.wanted,
-        "trials": [row(tried) for tried in board.ranked()],
+        "trials": [row(tried) for tried in board.rank_tried()],
         "best": row(board.best) if board.best else None,
         "recipe": recipe,
     }
@@ -97,7 +97,7 @@ def board_json(board: Board, recipe: str) -> dict[str, Any]:
 
 def board_sheet(board: Board) -> Sheet:
     """A board as a table: a line for each point."""
-    ranked = board.ranked()
+    ranked = board.rank_tried()
     keys = list(dict.fromkeys(key for row in ranked for key in row.point))
     several = len(board.seeds) > 1
     headings = ("#", *map(_shorten_key, keys), board.metric, *(["by seed"] if several else []))

@@ -55,7 +55,7 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
         "train": count_rows_left_out(context.prepared.split("train"), rows),
         "valid": count_rows_left_out(valid, valid_rows),
     }
-    notes = sampler.dropped(rows, usable) if sampler else ()
+    notes = sampler.describe_dropped(rows, usable) if sampler else ()
     return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
 
 

@@ -409,7 +409,7 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
     sampler = _make_sampler(context, frame, wanted or ONE_UNIFORM)
     asked_rows = make_question_rows(frame)
     own = sampler.require(asked_rows)
-    notes += sampler.dropped(asked_rows, own)
+    notes += sampler.describe_dropped(asked_rows, own)
     steps_per_epoch = -(-len(own) // section.batch)
     draw = DrawPairs(encoder, sampler, context.recipe.seed, steps_per_epoch)
     first = [row for row in draw(own, 0) if isinstance(row, PairRow)]  # pairs of the first epoch

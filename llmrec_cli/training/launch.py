@@ -130,7 +130,7 @@ class Stop:
     obeyed: threading.Event = field(default_factory=threading.Event)  # the main thread stops
 
     @property
-    def asked(self) -> int:
+    def first_signal(self) -> int:
         """The first signal that has arrived here, 0 for none."""
         return self.arrived[0] if self.arrived else 0
 
@@ -177,8 +177,8 @@ def defer_signals(
         stop.arrived.append(number)
         if stop.insists:
             stop.obeyed.set()
-            signal.signal(stop.asked, before[stop.asked] or signal.SIG_DFL)
-            signal.raise_signal(stop.asked)
+            signal.signal(stop.first_signal, before[stop.first_signal] or signal.SIG_DFL)
+            signal.raise_signal(stop.first_signal)
 
     def hear(number: int) -> None:
         if describe is not None:
@@ -186,7 +186,7 @@ def defer_signals(
 
     with handle_signals(hold) as before, _listen(stop, before, hear):
         yield stop
-    if wanted := stop.agreed or stop.asked:
+    if wanted := stop.agreed or stop.first_signal:
         if wanted not in before:
             raise Stopped(wanted)
         signal.raise_signal(wanted)
@@ -217,7 +217,7 @@ def _listen(stop: Stop, heeded: Collection[int], hear: Callable[[int], object]) 
                 stop.insists = True
                 _thread.interrupt_main(signal.SIGINT)
                 if not stop.obeyed.wait(_GRACE) and _last_resort is not None:
-                    _last_resort(Stopped(stop.asked or number))
+                    _last_resort(Stopped(stop.first_signal or number))
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)
     thread.start()

@@ -137,7 +137,7 @@ class NegativeSampler:
             )
         entries = {"uniform": self.leaves.n_leaves, "popularity": self._popular}
         room = entries.get(self.wanted.draw, self.leaves.n_leaves)
-        return room - len(self.owned(row)) >= self.wanted.k
+        return room - len(self.list_owned(row)) >= self.wanted.k
 
     def require(self, rows: Sequence[Row]) -> list[Row]:
         """The rows that have enough negatives, renumbered; all of them unless ``short = "drop"``.
@@ -160,7 +160,7 @@ class NegativeSampler:
             )
         return [replace(row, number=number) for number, row in enumerate(usable)]
 
-    def dropped(self, rows: Sequence[Row], usable: Sequence[Row]) -> tuple[str, ...]:
+    def describe_dropped(self, rows: Sequence[Row], usable: Sequence[Row]) -> tuple[str, ...]:
         """Lines on rows that ``require`` or ``usable_rows`` left out; none where there are none."""
         lost = len(rows) - len(usable)
         if not lost:
@@ -204,7 +204,7 @@ class NegativeSampler:
         key = np.array([self.seed % 2**64, _STREAM], np.uint64)
         counter = np.array([0, 0, row.number % 2**64, epoch % 2**64], np.uint64)
         raw = np.random.Philox(key=key, counter=counter)
-        banned = self.owned(row)
+        banned = self.list_owned(row)
         drawn = (
             self._draw_leaves(row, at, banned, raw, others, mined[at] if len(mined) else ())
             for at in range(len(row.targets))
@@ -260,7 +260,7 @@ class NegativeSampler:
         order = np.argsort(raw.random_raw(len(pool)), kind="stable")
         return [pool[place] for place in order[: self.wanted.k]]
 
-    def owned(self, row: Row) -> frozenset[int]:
+    def list_owned(self, row: Row) -> frozenset[int]:
         """Entries that are never negatives: the user's in training, and the row's own."""
         own = np.asarray([*row.history, *row.targets], dtype=np.int64)
         known = self.users.owned.get(row.user, frozenset())

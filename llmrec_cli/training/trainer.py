@@ -279,7 +279,7 @@ class Trainer:
                 elif self.section.save_every is not None:
                     checkpoint_now = self.state.step % self.section.save_every == 0
                 log.append(row)
-                stop.agreed, by_time = self._agree(stop.asked)
+                stop.agreed, by_time = self._agree(stop.first_signal)
                 if checkpoint_now or by_time or stop.agreed:
                     self._doing = _Doing.SAVE
                     log.sync()

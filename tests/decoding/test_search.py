@@ -335,6 +335,7 @@ def record_widths(model: Any) -> list[int]:
     return widths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["before", "after"])
 @pytest.mark.parametrize("search", ["exact", "beam", "all"])
 def test_an_opening_of_all_items_is_read_with_the_prompt(search: str, mask: str) -> None:
@@ -349,6 +350,7 @@ def test_an_opening_of_all_items_is_read_with_the_prompt(search: str, mask: str)
     expect_top(found, torch.stack(slow), 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["beam", "all"])
 def test_an_opening_counts_as_length(search: str) -> None:
     model = small_model("llama", 14)

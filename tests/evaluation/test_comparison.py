@@ -101,6 +101,7 @@ def test_seeds_that_do_not_match_are_set_against_the_mean() -> None:
     assert (contrast.seed_low, contrast.seed_high) == pytest.approx(tuple(welch))
 
 
+@pytest.mark.slow
 def test_p_is_uniform_where_entries_swap_their_names_by_user() -> None:
     """The whole path, a hundred and fifty sets: rows of one user go to the same side."""
     p_values, rng = [], np.random.default_rng(5)

@@ -313,6 +313,7 @@ def test_a_recbole_entry_enters_the_board_with_the_figures_of_its_lists(
     assert "note: recbole: another tool's lists" in shown
 
 
+@pytest.mark.slow
 def test_our_own_file_and_a_baseline_of_another_tool(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,11 +125,11 @@ def test_two_prepares_make_one_folder_that_its_manifest_vouches_for(
     assert [one.result().reused for one in found] == [False, True]
     assert meeting.entries == 1
     assert "runs/tiny/prepared: waiting for process 1 on elsewhere, which works on it" in said
-    assert len(load_prepared(recipe.prepared).split("train")) > 0  # every hash is checked
+    assert len(load_prepared(recipe.prepared_folder).split("train")) > 0  # every hash is checked
     assert names_in(recipe.folder) - names_in(recipe.folder / "prepared") == {
         ".prepared.lock",
         "prepared",
-        *(f"prepared/{name}" for name in names_in(recipe.prepared)),
+        *(f"prepared/{name}" for name in names_in(recipe.prepared_folder)),
     }
 
 
@@ -143,7 +143,7 @@ def test_without_a_lock_a_manifest_still_vouches_for_its_own_rows(
     found = meeting.hold(lambda: prepare_data(recipe, Path), lambda: prepare_data(recipe, Path))
     assert found[0].result().manifest == found[1].result().manifest
     assert meeting.entries == 2
-    load_prepared(recipe.prepared)
+    load_prepared(recipe.prepared_folder)
     assert not [name for name in names_in(recipe.folder) if name.endswith(".tmp")]
 
 
@@ -168,7 +168,7 @@ def test_one_that_fails_leaves_the_folder_to_the_one_that_waits(
     assert names_in(recipe.folder) == {
         ".prepared.lock",
         "prepared",
-        *(f"prepared/{name}" for name in names_in(recipe.prepared)),
+        *(f"prepared/{name}" for name in names_in(recipe.prepared_folder)),
     }
 
 
@@ -483,7 +483,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_ends_the_waiting(recipe: Recipe) -> None:
-    with lock_to_make(recipe.prepared, print):
+    with lock_to_make(recipe.prepared_folder, print):
         child = subprocess.Popen(
             [sys.executable, "-m", "llmrec_cli", "prepare", "tiny.toml"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},

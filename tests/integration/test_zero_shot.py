@@ -124,7 +124,7 @@ def test_the_base_is_a_run_without_weights_that_recommends(home: Path) -> None:
     weights = manifest["facts"]["base_files"]["model.safetensors"]
     assert weights == hash_file(home / "base/model.safetensors")
     row = pd.read_parquet(folder / "predictions.parquet").iloc[0]
-    items = pd.read_parquet(recipe.prepared / "items.parquet")["item_id"]
+    items = pd.read_parquet(recipe.prepared_folder / "items.parquet")["item_id"]
     ids = items.iloc[row["history"]].tolist()
     found = Recommender.load(folder).recommend(ids, k=5, exclude_history=False)
     wanted = items.iloc[row["ranked"][:5]].tolist()

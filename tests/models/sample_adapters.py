@@ -128,9 +128,9 @@ class Home:
         ready = self.folder / "prepared" / data
         if not ready.exists():
             prepare_data(recipe, Path)
-            shutil.copytree(recipe.prepared, ready)
-        elif not recipe.prepared.exists():
-            shutil.copytree(ready, recipe.prepared)
+            shutil.copytree(recipe.prepared_folder, ready)
+        elif not recipe.prepared_folder.exists():
+            shutil.copytree(ready, recipe.prepared_folder)
         return recipe
 
     def run(self, base: str, data: str, targets: str, *words: str) -> Path:

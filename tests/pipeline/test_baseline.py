@@ -329,7 +329,7 @@ def test_stored_item_scores_belong_to_one_model_one_folder_of_data_and_one_set_o
     weights = (recipe.folder / "baseline-caser") / "model" / "weights.safetensors"
     assert read_json(stored / "facts.json") == {
         "model": hash_file(weights),
-        "prepared": hash_file(recipe.prepared / "manifest.json"),
+        "prepared": hash_file(recipe.prepared_folder / "manifest.json"),
         "rows": fingerprint_of_rows(rows),
     }
 

@@ -108,7 +108,7 @@ def another_item(home: Path) -> None:
     write_raw(home, (*TITLES, "One more"))
     for words in (LORA, FULL):
         recipe = read_recipe("own.toml", words)
-        shutil.rmtree(recipe.prepared)
+        shutil.rmtree(recipe.prepared_folder)
         prepare_data(recipe, Path)
 
 

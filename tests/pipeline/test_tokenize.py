@@ -119,7 +119,7 @@ def read_tokens(folder: Path) -> dict[str, list[str]]:
 
 def test_the_folder_holds_an_index_in_the_layout_of_lc_rec(home: Path) -> None:
     made = make()
-    tokens, items = read_tokens(made.folder), load_prepared(load().prepared).items
+    tokens, items = read_tokens(made.folder), load_prepared(load().prepared_folder).items
     assert list(tokens) == sorted(items["item_id"])
     for one in tokens.values():
         assert [token[:3] for token in one] == ["<a_", "<b_", "<c_", "<d_"]
@@ -179,7 +179,7 @@ def test_what_is_there_is_kept_and_vectors_are_read_again(home: Path) -> None:
 def test_texts_alike_are_told_with_their_count(home: Path) -> None:
     lines = gzip.decompress((SAMPLE / "meta_Synthetic_Toys.json.gz").read_bytes()).splitlines()
     metadata = [json.loads(line) for line in lines]
-    first, *others = load_prepared(load().prepared).items["item_id"][:3]
+    first, *others = load_prepared(load().prepared_folder).items["item_id"][:3]
     by_id = {one["asin"]: one for one in metadata}
     for other in others:
         by_id[other]["title"] = by_id[first]["title"]
@@ -274,6 +274,7 @@ def grow(*overrides: str) -> tuple[Tokenized, dict[str, list[str]], dict[str, li
     return appended, old, read_tokens(appended.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["counter", "nearest", "shared"])
 def test_appending_moves_no_old_id(home: Path, rule: str) -> None:
     appended, old, new = grow(f"tokens.collisions={rule}")

@@ -358,6 +358,7 @@ def test_a_forged_experiment_runs_nothing(
     assert bool(said) == bool(refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_ADAPTERS)
 def test_a_forged_adapter_runs_nothing(
     name: str, home: Path, canary: Path, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ def test_the_best_point_has_the_lowest_loss_or_the_highest_figure(
 ) -> None:
     tried = [Tried({"x": str(n)}, "complete", (float(n),)) for n in (2, 3, 1)]
     board = Board("sft", select, (0,), (*tried, Tried({"x": "4"}, "failed")), 4, Selection(select))
-    assert [row.point["x"] for row in board.ranked()] == [*order, "4"]
+    assert [row.point["x"] for row in board.rank_tried()] == [*order, "4"]
     assert board.best is not None
     assert board.best.point["x"] == order[0]
     assert board_json(board, "best.toml")["best"]["value"] == float(order[0])

@@ -85,7 +85,7 @@ def test_a_grid_is_tried_whole_and_judged_by_the_mean_over_seeds(
     assert [(point[TAU], seed) for point, seed in asked] == [
         (value, seed) for value in "123" for seed in (0, 4)
     ]
-    assert [row.point[TAU] for row in board.ranked()] == ["3", "2", "1"]
+    assert [row.point[TAU] for row in board.rank_tried()] == ["3", "2", "1"]
     assert board.best is not None
     assert board.best.figures == pytest.approx((0.30, 0.34))
     assert board.best.value == pytest.approx(0.32)
@@ -295,7 +295,7 @@ def test_a_point_that_fails_ends_no_sweep_and_is_told(
 
     play(monkeypatch, exploding)
     board = tried(plan_in(tmp_path, *GRID))
-    assert [row.state for row in board.ranked()] == ["complete", "complete", "failed"]
+    assert [row.state for row in board.rank_tried()] == ["complete", "complete", "failed"]
     assert "loss = nan" in "\n".join(sheet_lines(board_sheet(board)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.tokens.quantizers import find_quantizer, quantizer_names
-from llmrec_cli.tokens.quantizers._kmeans import choose_start, find_nearest, fit_kmeans
+from llmrec_cli.tokens.quantizers._kmeans import choose_start, find_nearest_codes, fit_kmeans
 from llmrec_cli.tokens.quantizers.contract import Quantizer, Size
 from llmrec_cli.utils.progress import Silent
 
@@ -97,6 +97,7 @@ def test_points_of_one_cluster_share_the_first_code(name: str, fitted: dict[str,
     assert within > 3 * between
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quantizer_names())
 def test_the_same_seed_gives_the_same_tensors_and_another_one_others(
     name: str, fitted: dict[str, Fitted]
@@ -154,7 +155,7 @@ def test_kmeans_agrees_with_a_plain_one_from_the_same_start() -> None:
 
 def test_kmeans_finds_far_clusters() -> None:
     points_ID, group_I = make_clusters()
-    nearest_I, distance_I = find_nearest(points_ID, fit_kmeans(points_ID, 8, 50, seed=0))
+    nearest_I, distance_I = find_nearest_codes(points_ID, fit_kmeans(points_ID, 8, 50, seed=0))
     pairs = {(int(a), int(b)) for a, b in zip(nearest_I, group_I, strict=True)}
     assert len(pairs) == 8, "each cluster is one group"
     exact_I = ((points_ID - points_ID.new_tensor(0)) ** 2).sum(1)
@@ -164,9 +165,9 @@ def test_kmeans_finds_far_clusters() -> None:
 def test_nearest_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     points_ID, _ = make_clusters()
     centroid_CD = points_ID[::17].clone()
-    whole = find_nearest(points_ID, centroid_CD)
+    whole = find_nearest_codes(points_ID, centroid_CD)
     monkeypatch.setattr("llmrec_cli.tokens.quantizers._kmeans._CHUNK", 3 * len(centroid_CD))
-    parts = find_nearest(points_ID, centroid_CD)
+    parts = find_nearest_codes(points_ID, centroid_CD)
     assert torch.equal(whole[0], parts[0])
     torch.testing.assert_close(whole[1], parts[1])
 

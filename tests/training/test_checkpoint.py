@@ -104,6 +104,7 @@ def test_a_damaged_one_does_not_count_and_the_best_is_kept_even_so(tmp_path: Pat
     assert [p.name for p in checkpoint.all_of(tmp_path)] == ["step-1", "step-3", "step-4", "step-5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 3])
 def test_at_no_instant_are_there_fewer_than_two_or_is_the_best_gone(
     tmp_path: Path, keep: int

@@ -136,6 +136,7 @@ def test_the_log_has_the_wanted_tau_beside_the_tau_that_follows_it(tmp_path: Pat
     assert logged[0]["tau_outside"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [None, 20, 36, 40])
 def test_a_tau_held_at_a_limit_is_said_once_whether_resumed_or_not(
     tmp_path: Path, stop: int | None

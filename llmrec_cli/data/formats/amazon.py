@@ -79,7 +79,7 @@ class Generation:
     categories: tuple[str, ...]  # keys of metadata, the first that has something counts
 
     @property
-    def described(self) -> Shape[Any]:
+    def described_shape(self) -> Shape[Any]:
         """The shape of metadata whose lines are read with the fields of their items.
 
         Only asked for: the values may be of any kind, and reading them takes time.
@@ -267,7 +267,7 @@ def read_items(
     if not section.metadata:
         return no_items(section.item_fields), {}
     items = ItemRows(section.item_fields)
-    shape = form.described if section.item_fields else form.metadata
+    shape = form.described_shape if section.item_fields else form.metadata
     for name in section.metadata:
         before = sum(frame.height for frame in items.frames) + items.without_id
         for batch in read_records(locate(name), shape, bad):

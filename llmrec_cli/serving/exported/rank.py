@@ -152,7 +152,7 @@ def rank(
         logs = next_logs(model, prompt, [tokens for _, tokens, _ in read])
         for (cost, tokens, node), log_V in zip(read, logs, strict=True):
             legal = list(node)
-            for token, log in zip(legal, normalised(log_V, legal, catalogue.decode), strict=True):
+            for token, log in zip(legal, normalise(log_V, legal, catalogue.decode), strict=True):
                 path, below = chain([*tokens, token], node[token], catalogue.decode)
                 if isinstance(below, dict):
                     heapq.heappush(waiting, (cost - log, path, below))
@@ -173,7 +173,7 @@ def chain(path: list[int], below: Any, decode: dict[str, Any]) -> tuple[list[int
     return path, below
 
 
-def normalised(logits_V: torch.Tensor, legal: list[int], decode: dict[str, Any]) -> list[float]:
+def normalise(logits_V: torch.Tensor, legal: list[int], decode: dict[str, Any]) -> list[float]:
     """Log-probabilities of the legal tokens, among themselves or among all."""
     logs_V = logits_V.float()
     if decode["mask"] == "after":

@@ -26,7 +26,7 @@ def fit_kmeans(points_ID: Tensor, clusters: int, rounds: int, seed: int) -> Tens
     centroid_CD = choose_start(points_ID, clusters, generator)
     before_I: Tensor | None = None
     for _ in range(rounds):
-        nearest_I, distance_I = find_nearest(points_ID, centroid_CD)
+        nearest_I, distance_I = find_nearest_codes(points_ID, centroid_CD)
         if before_I is not None and torch.equal(nearest_I, before_I):
             break
         centroid_CD = _average(points_ID, nearest_I, distance_I, centroid_CD)
@@ -34,7 +34,7 @@ def fit_kmeans(points_ID: Tensor, clusters: int, rounds: int, seed: int) -> Tens
     return centroid_CD
 
 
-def find_nearest(points_ID: Tensor, centroid_CD: Tensor) -> tuple[Tensor, Tensor]:
+def find_nearest_codes(points_ID: Tensor, centroid_CD: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centroid of each point, the first of equally near ones; and its squared distance.
 
     Returns:

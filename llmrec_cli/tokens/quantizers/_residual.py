@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmrec_cli.tokens.quantizers._kmeans import find_nearest
+from llmrec_cli.tokens.quantizers._kmeans import find_nearest_codes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def quantize_residual(vectors_IK: Tensor, book_LCK: Tensor) -> Residuals:
     """The nearest code of every level, the first of equally near ones."""
     codes, left = [], [vectors_IK]
     for book_CK in book_LCK:
-        nearest_I, _ = find_nearest(left[-1], book_CK)
+        nearest_I, _ = find_nearest_codes(left[-1], book_CK)
         codes.append(nearest_I)
         left.append(left[-1] - book_CK[nearest_I])
     return Residuals(torch.stack(codes, dim=1), left[1:], left[-2])

@@ -25,12 +25,12 @@ def _fit(
 ) -> Tensors:
     import torch
 
-    from llmrec_cli.tokens.quantizers._kmeans import find_nearest, fit_kmeans
+    from llmrec_cli.tokens.quantizers._kmeans import find_nearest_codes, fit_kmeans
 
     left_ID, books = vectors_ID, []
     for level in range(size.levels):
         books.append(fit_kmeans(left_ID, size.codes, options.rounds, seed + level))
-        left_ID = left_ID - books[-1][find_nearest(left_ID, books[-1])[0]]
+        left_ID = left_ID - books[-1][find_nearest_codes(left_ID, books[-1])[0]]
         advance(1)
     return {"codebooks": torch.stack(books), "mean": vectors_ID.mean(dim=0)}
 

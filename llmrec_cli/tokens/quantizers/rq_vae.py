@@ -40,7 +40,7 @@ def _fit(
         make_autoencoder,
         train_autoencoder,
     )
-    from llmrec_cli.tokens.quantizers._kmeans import find_nearest, fit_kmeans
+    from llmrec_cli.tokens.quantizers._kmeans import find_nearest_codes, fit_kmeans
 
     model = make_autoencoder(vectors_ID, options.hidden, options.latent, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def _fit(
         )
         for level in range(size.levels):
             books.append(fit_kmeans(left_NK, size.codes, 20, seed + level))
-            left_NK = left_NK - books[-1][find_nearest(left_NK, books[-1])[0]]
+            left_NK = left_NK - books[-1][find_nearest_codes(left_NK, books[-1])[0]]
     book_LCK = nn.Parameter(torch.stack(books))
     used_LC = torch.zeros(book_LCK.shape[:2], dtype=torch.int64, device=vectors_ID.device)
 
@@ -62,7 +62,7 @@ def _fit(
         left_NK, total_NK = latent_NK, torch.zeros_like(latent_NK)
         added = latent_NK.new_zeros(())
         for level, book_CK in enumerate(book_LCK):
-            code_N, _ = find_nearest(left_NK.detach(), book_CK.detach())
+            code_N, _ = find_nearest_codes(left_NK.detach(), book_CK.detach())
             used_LC[level] += torch.bincount(code_N, minlength=size.codes)
             chosen_NK = book_CK[code_N]
             added = added + ((chosen_NK - left_NK.detach()) ** 2).mean()
@@ -79,7 +79,7 @@ def _fit(
             dead = (used_LC[level] == 0).nonzero()[:, 0]
             drawn = torch.randperm(len(left_NK), generator=generator)[: len(dead)]
             book_CK[dead[: len(drawn)]] = left_NK[drawn.to(left_NK.device)]
-            left_NK = left_NK - book_CK[find_nearest(left_NK, book_CK)[0]]
+            left_NK = left_NK - book_CK[find_nearest_codes(left_NK, book_CK)[0]]
         used_LC.zero_()
 
     training = Training(options.epochs, options.train_batch, options.learning_rate, seed)

@@ -123,7 +123,7 @@ def _prepared(folder: Path, rng: Random) -> None:
     recipe = read_recipe("own.toml")
     act = rng.randrange(3)
     if act == 0:
-        json.dumps(audit_json(audit_folder(recipe.prepared)), allow_nan=False)
+        json.dumps(audit_json(audit_folder(recipe.prepared_folder)), allow_nan=False)
     elif act == 1:
         list(validate(recipe, rows=rng.random() < 0.3))
     else:
