@@ -29,6 +29,7 @@ RUN = "runs/odd/baseline-itemknn"
 COMMANDS = {
     "prepare": ["tiny.toml", "name=again", "data.metadata=meta.json.gz"],
     "validate": ["tiny.toml", "--rows"],
+    "tokenize": ["tiny.toml", "tokens.kind=semantic-id", "tokens.vectors=random", "tokens.codes=8"],
     "baseline": ["--model", "itemknn", "tiny.toml", "--resume"],
     "sft": ["tiny.toml", "--resume"],
     "align": ["--method", "msl", "tiny.toml", "--resume"],

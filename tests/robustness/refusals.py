@@ -28,6 +28,7 @@ from tests.robustness.refusals_disk import Disk, content, in_name_space, make_ho
 
 WRITING = {  # typed beside a finished experiment and one that is only prepared
     "prepare": "prepare tiny.toml name=new",
+    "tokenize": "tokenize tiny.toml name=half tokens.kind=semantic-id tokens.vectors=random",
     "sft": "sft tiny.toml name=half",
     "align dmpo": "align --method dmpo more.toml name=done",
     "align ilrec": "align --method ilrec more.toml name=done",

@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from llmrec_cli.cli import app
 from tests import experiments
-from tests.robustness.refusals import half_written, wrong_end
+from tests.robustness.refusals import SAYING, WRITING, half_written, wrong_end
 from tests.robustness.refusals_disk import content
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "llmrec sft: error: runs/new: cannot be written: No space left on device"
+
+
+def test_no_command_is_forgotten() -> None:
+    lines = [*WRITING.values(), *SAYING.values()]
+    typed = {name for name in app.COMMANDS if any(line.startswith(name) for line in lines)}
+    assert set(app.COMMANDS) - typed == {"download", "recipes show", "runs show"}  # ask, or show
 
 
 def test_a_full_disk_and_a_full_stdout_cost_one_line_and_no_file() -> None:
