@@ -14,7 +14,7 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from llmrec_cli.serving.export import export
 from llmrec_cli.serving.exported.rank import Catalogue, load
 from llmrec_cli.utils.progress import Silent
 
-AT_ONCE = 64  # items scored together
+AT_ONCE = 32  # prefixes read together
 TIE = 1e-3  # log-probability: entries closer than this may change places
 Tokens = tuple[int, ...]
 
@@ -40,53 +40,49 @@ def legal_tokens(leaves: Sequence[Tokens]) -> dict[Tokens, list[int]]:
     return {prefix: sorted(tokens) for prefix, tokens in legal.items()}
 
 
-@torch.no_grad()
 def score_items(
-    model: Any, prompt: list[int], leaves: Sequence[Tokens], catalogue: Catalogue
+    model: Any, prompt: list[int], leaves: Sequence[Tokens], decode: dict[str, Any]
 ) -> dict[Tokens, float]:
     """The log-probability of each item behind a prompt, from plain forward passes."""
     legal = legal_tokens(leaves)
-    masked = catalogue.decode["mask"] == "before"
-    read = {leaf: _last_choice(leaf, legal) if masked else len(leaf) - 1 for leaf in leaves}
-    opening = model(input_ids=torch.tensor([prompt]), use_cache=True)
-    scores: dict[Tokens, float] = {}
-    by_length = sorted(leaves, key=read.__getitem__)
-    for start in range(0, len(by_length), AT_ONCE):
-        part = by_length[start : start + AT_ONCE]
-        logits = opening.logits[:, -1:].expand(len(part), 1, -1)
-        width = read[part[-1]]
-        if width:
-            cache = copy.deepcopy(opening.past_key_values)
-            cache.batch_repeat_interleave(len(part))
-            rows = [[*leaf[:width], *[0] * (width - len(leaf))] for leaf in part]
-            behind = model(input_ids=torch.tensor(rows), past_key_values=cache).logits
-            logits = torch.cat([logits, behind], dim=1)
-        for leaf, own in zip(part, logits.float(), strict=True):
-            scores[leaf] = _score(leaf[: read[leaf] + 1], own, legal, catalogue.decode)
-    return scores
-
-
-def _last_choice(leaf: Tokens, legal: dict[Tokens, list[int]]) -> int:
-    """The last place where more than one token is legal: behind it, all are certain."""
-    places = [place for place in range(len(leaf)) if len(legal[leaf[:place]]) > 1]
-    return places[-1] if places else 0
-
-
-def _score(
-    leaf: Tokens,
-    logits_TV: torch.Tensor,
-    legal: dict[Tokens, list[int]],
-    decode: dict[str, Any],
-) -> float:
-    total = 0.0
-    for place, token in enumerate(leaf):
-        allowed = legal[leaf[:place]]
-        if decode["mask"] == "after":
-            logs = torch.log_softmax(logits_TV[place], 0)[allowed]
+    masked = decode["mask"] == "before"  # where one token alone is legal, it is certain
+    read = [prefix for prefix, tokens in legal.items() if not masked or len(tokens) > 1]
+    logs: dict[Tokens, dict[int, float]] = {}
+    for prefix, logits_V in read_behind(model, prompt, read):
+        tokens = legal[prefix]
+        if masked:
+            log_A = torch.log_softmax(logits_V[tokens] / decode["temperature"], 0)
         else:
-            logs = torch.log_softmax(logits_TV[place, allowed] / decode["temperature"], 0)
-        total += float(logs[allowed.index(token)])
-    return total
+            log_A = torch.log_softmax(logits_V, 0)[tokens]
+        logs[prefix] = dict(zip(tokens, log_A.tolist(), strict=True))
+    return {
+        leaf: sum(
+            logs[leaf[:place]][token] for place, token in enumerate(leaf) if leaf[:place] in logs
+        )
+        for leaf in leaves
+    }
+
+
+@torch.no_grad()
+def read_behind(
+    model: Any, prompt: list[int], prefixes: Sequence[Tokens]
+) -> Iterator[tuple[Tokens, torch.Tensor]]:
+    """Each prefix with the logits [V] of what follows it behind the prompt, which is read once."""
+    opening = model(input_ids=torch.tensor([prompt]), use_cache=True)
+    by_length = sorted(prefixes, key=len)
+    for start in range(0, len(by_length), AT_ONCE):
+        part = [prefix for prefix in by_length[start : start + AT_ONCE] if prefix]
+        if start == 0 and not by_length[0]:
+            yield (), opening.logits[0, -1].float()
+        if not part:
+            continue
+        cache = copy.deepcopy(opening.past_key_values)
+        cache.batch_repeat_interleave(len(part))
+        width = len(part[-1])
+        rows = [[*prefix, *[0] * (width - len(prefix))] for prefix in part]
+        logits = model(input_ids=torch.tensor(rows), past_key_values=cache).logits
+        for row, prefix in enumerate(part):
+            yield prefix, logits[row, len(prefix) - 1].float()
 
 
 def compare_lists(
@@ -108,7 +104,9 @@ def compare_lists(
         kept["history"], kept["ranked"], kept["scores"], strict=True
     ):
         told = [of_id[ids[item]] for item in history]
-        score_of = score_items(model, catalogue.prompt_ids(tokenizer, told), leaves, catalogue)
+        score_of = score_items(
+            model, catalogue.prompt_ids(tokenizer, told), leaves, catalogue.decode
+        )
         best = sorted(leaves, key=score_of.__getitem__, reverse=True)[: len(ranked)]
         own = [tuple(of_id[ids[item]]["tokens"]) for item in ranked]
         gap = max(abs(score_of[a] - score_of[b]) for a, b in zip(own, best, strict=True))
