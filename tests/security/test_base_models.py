@@ -230,7 +230,7 @@ def test_validate_looks_at_a_config_without_following_it(
     assert (done.code, canary.exists()) == (0, False), done.err
 
 
-def unguarded(config: Any, source: object) -> Any:
+def unguarded(config: Any, source: object, key: str) -> Any:
     return config
 
 
