@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 Plant = Callable[[Path, Path], object]  # a base folder, and the file that must not appear
 SFT = ("sft", "own.toml", "model.backbone=./base", "train.max_steps=1")
+TOKENIZE = ("tokenize", "own.toml", "tokens.kind=semantic-id", "tokens.encoder=./base")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -219,6 +220,24 @@ def test_a_hostile_base_is_refused_or_its_tricks_are_ignored(
         (line,) = done.errors
         assert refused in line
         assert not list(home.glob("runs/*/sft/model"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_hostile_encoder_is_refused_or_its_tricks_are_ignored(
+    name: str, home: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence encoder of semantic IDs is loaded as a base is."""
+    plant, refused = CASES[name]
+    plant(home / "base", canary)
+    done = typed(capsys, *TOKENIZE)
+    assert not canary.exists()
+    assert done.code == (2 if refused else 0), done.err
+    if refused:
+        (line,) = done.errors
+        assert refused in line
+        assert "model.backbone" not in line
+        assert not list(home.glob("runs/*/tokens"))
 
 
 @pytest.mark.parametrize("name", ["a kernel as private attention", "a kernel as attention"])
