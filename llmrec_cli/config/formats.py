@@ -38,6 +38,7 @@ class Format:
             table stands for all of its keys.
         pre_split: the source comes split already, and is not cleaned.
         has_clock: the source has times that compare across users.
+        titles_alone: its metadata are titles, with nothing beside.
         names: what a title is taken from where no metadata file is named; empty: from nothing.
         pairs: every row has a liked and a disliked item, and a user is in one split only.
         folders: a folder of parquet files may stand for a file.
@@ -49,6 +50,7 @@ class Format:
     uses: tuple[str, ...]
     pre_split: bool = False
     has_clock: bool = True
+    titles_alone: bool = False
     names: str = ""
     pairs: bool = False
     folders: bool = False
@@ -101,6 +103,7 @@ _OURS: Final = (
         (*_PARTS, "metadata"),
         ("splits.valid", *_NAMES),
         pre_split=True,
+        titles_alone=True,
     ),
     Format(
         "semantic-ids",

@@ -176,13 +176,17 @@ def _explain_refusal(data: DataSection, key: str) -> str | None:
         return f'nothing reads it; add "{column}" to fields, or remove it'
     if key == "fields" and data.item_fields and not data.metadata:
         return "fields of items are read from data.metadata, which names no file"
-    if key == "untitled" and data.untitled == "brand" and _has_no_brands(data):
-        return "no brand is read; name the brand column in columns.brand"
+    if key == "untitled" and data.untitled == "brand":
+        return _explain_no_brands(data)
     return None
 
 
-def _has_no_brands(data: DataSection) -> bool:
-    return data.form.names_columns and bool(data.metadata) and not data.columns.brand
+def _explain_no_brands(data: DataSection) -> str | None:
+    if data.form.titles_alone:
+        return f'format "{data.form.name}" has titles and no brands; expected "drop" or "id"'
+    if data.form.names_columns and data.metadata and not data.columns.brand:
+        return "no brand is read; name the brand column in columns.brand"
+    return None
 
 
 def _find_switched_off(data: DataSection) -> Iterator[tuple[str, str]]:

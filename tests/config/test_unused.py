@@ -198,6 +198,16 @@ def test_what_is_true_anyway_may_be_said(override: str, tmp_path: Path) -> None:
             'data={ metadata = "m", untitled = "brand", columns = { title = "t" } }',
             'untitled = "brand": no brand is read; name the brand column in columns.brand',
         ),
+        (
+            smallest("sequences"),
+            "data.untitled=brand",
+            'untitled = "brand": format "sequences" has titles and no brands; expected "drop"',
+        ),
+        (
+            smallest("msl-windows"),
+            "data.untitled=brand",
+            'untitled = "brand": format "msl-windows" has titles and no brands; expected "drop"',
+        ),
         (smallest("amazon2018"), "baseline.pop.train.epochs=3", "pop is counted, not trained"),
         (
             smallest("amazon2018"),
