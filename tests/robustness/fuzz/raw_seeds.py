@@ -236,6 +236,15 @@ FORMATS: Final[Mapping[str, tuple[dict[str, Any], Callable[[], Sequence[Files]]]
             }
         ],
     ),
+    "sequences": (
+        {"format": "sequences", "reviews": "users.txt", "metadata": "items.txt"},
+        lambda: [
+            {
+                "users.txt": b"".join(b"u%d %d 3 1 2\n" % (n, n % 3) for n in range(6)),
+                "items.txt": b"".join(b"%d Title %d\n" % (n, n) for n in range(4)),
+            }
+        ],
+    ),
     "rank-pairs": (
         {"format": "rank-pairs", **_splits("json")},
         lambda: [_three(_pairs(), "json")],
