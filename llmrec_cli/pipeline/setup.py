@@ -96,6 +96,32 @@ def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
     return tokenizer
 
 
+def list_titles_below(
+    context: CatalogueContext, drawn: range
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Of each item with a title: the title's token ids, and the ids of its tokens that are new.
+
+    A token that the backbone's own tokenizer has was trained with it (an export as a backbone), and
+    is not new.
+
+    Args:
+        drawn: ids of rows that the backbone did not have.
+    """
+    recipe, codec = context.recipe, context.codec
+    known = loading.read_tokenizer(base_source(recipe), recipe.model.revision).get_vocab()
+    number_of = codec.tokenizer.get_vocab()
+    items = context.prepared.items[[TITLE, TOKENS]].dropna()
+    new = [
+        [
+            number_of[token]
+            for token in dict.fromkeys(tokens)
+            if token not in known or number_of[token] in drawn
+        ]
+        for tokens in items[TOKENS]
+    ]
+    return codec.encode(items[TITLE].tolist()), new
+
+
 def base_source(recipe: Recipe) -> str:
     """Hub id or folder of the weights below everything that is trained."""
     own = recipe.model.backbone == "scratch"
