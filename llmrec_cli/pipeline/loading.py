@@ -202,7 +202,7 @@ def _add_rows(context: CatalogueContext, model: Any, run: Run | None) -> range:
     """
     drawn = backbone.fit_vocabulary(model, context.codec.tokenizer)
     if find_token_start(context.recipe, run) == FROM_TEXT:
-        titles, tokens = setup.list_titles_below(context, drawn)
+        titles, tokens = setup.list_titles_below(context)
         backbone.start_from_text(model, titles, tokens)
     return drawn
 

@@ -25,6 +25,7 @@ from accelerate.utils import (
 )
 
 from llmrec_cli.config.data import DataSection, PromptSection
+from llmrec_cli.config.model import FROM_TEXT, TokenStart
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.histories import EXAMPLES
@@ -96,30 +97,49 @@ def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
     return tokenizer
 
 
-def list_titles_below(
-    context: CatalogueContext, drawn: range
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Of each item with a title: the title's token ids, and the ids of its tokens that are new.
+def find_new_tokens(context: CatalogueContext) -> dict[str, int]:
+    """The tokens of semantic IDs that the backbone was not trained with, and their ids.
 
-    A token that the backbone's own tokenizer has was trained with it (an export as a backbone), and
-    is not new.
-
-    Args:
-        drawn: ids of rows that the backbone did not have.
+    Those in its own tokenizer are old where it has rows for them: it is a model that learnt them.
     """
-    recipe, codec = context.recipe, context.codec
+    recipe, vocabulary = context.recipe, context.codec.tokenizer.get_vocab()
     known = loading.read_tokenizer(base_source(recipe), recipe.model.revision).get_vocab()
-    number_of = codec.tokenizer.get_vocab()
+    rows = base_config(recipe).get_text_config().vocab_size
+    semantic = {token: vocabulary[token] for token in semantic_tokens(context.prepared.items)}
+    return {token: n for token, n in semantic.items() if token not in known or n >= rows}
+
+
+def list_titles_below(context: CatalogueContext) -> tuple[list[list[int]], list[list[int]]]:
+    """Of each item with a title: the title's token ids, and the ids of its new tokens."""
+    number_of = find_new_tokens(context)
     items = context.prepared.items[[TITLE, TOKENS]].dropna()
     new = [
-        [
-            number_of[token]
-            for token in dict.fromkeys(tokens)
-            if token not in known or number_of[token] in drawn
-        ]
+        [number_of[token] for token in dict.fromkeys(tokens) if token in number_of]
         for tokens in items[TOKENS]
     ]
-    return codec.encode(items[TITLE].tolist()), new
+    return context.codec.encode(items[TITLE].tolist()), new
+
+
+def describe_token_start(context: CatalogueContext, start: TokenStart | None) -> str | None:
+    """What rows of new tokens start from, in a line; None: nothing is to be chosen.
+
+    Args:
+        start: of the run (``runs.record.find_token_start``).
+    """
+    if start is None or not (number_of := find_new_tokens(context)):
+        return None
+    if start != FROM_TEXT:
+        return f"rows of {len(number_of):,} new tokens start near the mean of all rows"
+    titles, tokens = list_titles_below(context)
+    titled = {n for title, new in zip(titles, tokens, strict=True) if title for n in new}
+    others = [token for token, number in number_of.items() if number not in titled]
+    line = f"rows of {len(titled):,} new tokens start from the titles of the items that have them"
+    if not others:
+        return line
+    return (
+        f"{line}; {len(others):,} more, such as {others[0]}, have no item with a title, and start "
+        "near the mean of all rows"
+    )
 
 
 def base_source(recipe: Recipe) -> str:

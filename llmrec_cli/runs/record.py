@@ -321,9 +321,8 @@ def find_token_start(recipe: Recipe, run: Run | None) -> TokenStart | None:
     if recipe.token_start is None or recipe.model.new_tokens is not None or run is None:
         return recipe.token_start
     begun = [stage for stage in run.lineage if stage.manifest_file.is_file()]
-    if not begun:
-        return recipe.token_start
-    start: TokenStart = _read_record(begun[-1], recipe)["settings"]["model"][NEW_TOKENS]
+    model = _read_record(begun[-1], recipe)["settings"].get("model") if begun else None
+    start: TokenStart | None = model[NEW_TOKENS] if isinstance(model, dict) else recipe.token_start
     return start
 
 
