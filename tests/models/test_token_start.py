@@ -144,7 +144,10 @@ def test_the_control_is_what_it_was_and_differs_in_the_new_rows_alone(
     plain.resize_token_embeddings(len(context.codec.tokenizer), mean_resizing=True)
     for ours, theirs in zip(weights_of(model), weights_of(plain), strict=True):
         assert torch.equal(ours, theirs)
+    load(base, tuning, MEAN)
+    after = torch.get_rng_state()
     _, other = load(base, tuning)
+    assert torch.equal(torch.get_rng_state(), after), "the same is drawn from here on"
     alone = context.codec.tokenizer.get_vocab()[ALONE]
     for ours, theirs in zip(weights_of(model), weights_of(other), strict=True):
         same = (ours == theirs).all(dim=1)
@@ -195,6 +198,17 @@ def test_a_backbone_that_learnt_the_tokens_keeps_their_rows() -> None:
     context, again = load("tied", FULL, "model.backbone=./learnt")
     assert torch.equal(weights_of(again)[0], weights_of(model)[0])
     assert describe_token_start(context, "text") is None
+
+
+@pytest.mark.usefixtures("home")
+def test_tokens_that_a_tokenizer_has_and_its_model_does_not_are_new() -> None:
+    tokenizer = AutoTokenizer.from_pretrained("tied")
+    tokenizer.add_tokens(sorted({t for tokens in INDEX.values() for t in tokens}))
+    AutoModelForCausalLM.from_pretrained("tied").save_pretrained("without")
+    tokenizer.save_pretrained("without")
+    context, model = load("tied", FULL, "model.backbone=./without")
+    assert torch.equal(weights_of(model)[0], weights_of(load("tied", FULL)[1])[0])
+    assert "rows of 9 new tokens" in (describe_token_start(context, "text") or "")
 
 
 @pytest.mark.usefixtures("home")
@@ -321,6 +335,17 @@ def test_a_run_of_this_version_records_its_start(monkeypatch: pytest.MonkeyPatch
     control = read("tied", FULL, MEAN, name="recorded")
     with pytest.raises(ArtefactError, match=r"new_tokens = 'text', now 'mean'"):
         require_same_settings(control, run)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_does_not_record_what_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = FULL, "data.metadata=[]"
+    recipe = read("tied", *words, TEXT, name="untitled")
+    begin(recipe, monkeypatch)
+    run = sft_run(recipe)
+    assert "new_tokens" not in run.read_manifest()["settings"]["model"]
+    for other in ((), (MEAN,)):
+        require_same_settings(read("tied", *words, *other, name="untitled"), run)
 
 
 @pytest.mark.parametrize(
