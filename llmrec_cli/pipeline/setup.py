@@ -112,12 +112,16 @@ def find_new_tokens(context: CatalogueContext) -> dict[str, int]:
 def list_titles_below(context: CatalogueContext) -> tuple[list[list[int]], list[list[int]]]:
     """Of each item with a title: the title's token ids, and the ids of its new tokens."""
     number_of = find_new_tokens(context)
-    items = context.prepared.items[[TITLE, TOKENS]].dropna()
+    items = _select_titled(context)
     new = [
         [number_of[token] for token in dict.fromkeys(tokens) if token in number_of]
         for tokens in items[TOKENS]
     ]
     return context.codec.encode(items[TITLE].tolist()), new
+
+
+def _select_titled(context: CatalogueContext) -> pd.DataFrame:
+    return context.prepared.items[[TITLE, TOKENS]].dropna()
 
 
 def describe_token_start(context: CatalogueContext, start: TokenStart | None) -> str | None:
@@ -130,10 +134,9 @@ def describe_token_start(context: CatalogueContext, start: TokenStart | None) ->
         return None
     if start != FROM_TEXT:
         return f"rows of {len(number_of):,} new tokens start near the mean of all rows"
-    titles, tokens = list_titles_below(context)
-    titled = {n for title, new in zip(titles, tokens, strict=True) if title for n in new}
-    others = [token for token, number in number_of.items() if number not in titled]
-    line = f"rows of {len(titled):,} new tokens start from the titles of the items that have them"
+    titled = {token for tokens in _select_titled(context)[TOKENS] for token in tokens}
+    others = [token for token in number_of if token not in titled]
+    line = f"rows of {len(number_of) - len(others):,} new tokens start from the titles of the items that have them"
     if not others:
         return line
     return (
