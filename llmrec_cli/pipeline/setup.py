@@ -136,7 +136,8 @@ def describe_token_start(context: CatalogueContext, start: TokenStart | None) ->
         return f"rows of {len(number_of):,} new tokens start near the mean of all rows"
     titled = {token for tokens in _select_titled(context)[TOKENS] for token in tokens}
     others = [token for token in number_of if token not in titled]
-    line = f"rows of {len(number_of) - len(others):,} new tokens start from the titles of the items that have them"
+    titled_count = len(number_of) - len(others)
+    line = f"rows of {titled_count:,} new tokens start from the titles of the items that have them"
     if not others:
         return line
     return (
