@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from llmrec_cli.config.data import Section, Strings
 
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that support the mask of packed rows
+TokenStart: TypeAlias = Literal["text", "mean"]
+FROM_TEXT: Final = "text"
+FROM_MEAN: Final = "mean"
+NEW_TOKENS: Final = "new_tokens"  # the key that says so
 
 
 class ScratchModel(Section):
@@ -70,6 +74,13 @@ class ModelSection(Section):
         default="pretrained",
         description="the backbone's own weights, or its architecture and tokenizer with weights "
         "drawn by seed: the control that shows what pretraining brings",
+    )
+    new_tokens: TokenStart | None = Field(
+        default=None,
+        description="what the rows of semantic-ID tokens start from in a pretrained backbone. "
+        '"text": the mean over the titles of the items that have the token, of the rows of the '
+        'title\'s own tokens. "mean": the mean of all rows, nearly the same for all tokens. '
+        'Absent: "text", and a run that was begun goes on as it is',
     )
     scratch: ScratchModel = Field(default=ScratchModel(), description='with backbone = "scratch"')
     tuning: Literal["full", "lora"] = Field(

@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
 from llmrec_cli.config.data import DataSection, PromptSection, Section
 from llmrec_cli.config.evaluation import EvalSection
-from llmrec_cli.config.model import ModelSection
+from llmrec_cli.config.model import FROM_TEXT, ModelSection, TokenStart
 from llmrec_cli.config.tokens import QUANTIZERS, TokensSection
 from llmrec_cli.config.training import (
     ALIGNMENTS,
@@ -130,6 +130,21 @@ class Recipe(Section):
     def names_by_ids(self) -> bool:
         """Whether items are known by semantic IDs, the source's or the recipe's own."""
         return self.data.form.items_are_tokens or self.id_tokens is not None
+
+    @property
+    def has_titled_ids(self) -> bool:
+        """Whether items are known by semantic IDs, and have titles as well."""
+        titled = self.id_tokens is not None or bool(self.data.metadata)
+        return self.names_by_ids and titled
+
+    @property
+    def token_start(self) -> TokenStart | None:
+        """What rows of new tokens start from; None: there are none, no titles, or no pretraining.
+
+        A run that was begun may have another one (``runs.record.find_token_start``).
+        """
+        chooses = self.has_titled_ids and self.model.is_pretrained
+        return self.model.new_tokens or FROM_TEXT if chooses else None
 
     @property
     def prepared_for_eval(self) -> Path:

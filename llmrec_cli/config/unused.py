@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from llmrec_cli import methods
 from llmrec_cli.config.data import Columns, DataSection, ItemField, Splits
 from llmrec_cli.config.formats import join_words, list_users
+from llmrec_cli.config.model import NEW_TOKENS
 from llmrec_cli.config.tokens import BACKBONE
 from llmrec_cli.config.training import UNTRAINED, SweepSection, TrainSection
 from llmrec_cli.utils.toml import format_value
@@ -237,6 +238,19 @@ def _find_in_model(recipe: Recipe) -> Iterator[Unused]:
     if model.backbone == "scratch":
         why = 'backbone = "scratch" always has random weights'
         yield Unused(("model", "weights"), why, default=_get_default(kind, "weights"))
+    if recipe.token_start is None:
+        yield Unused(("model", NEW_TOKENS), _explain_no_start(recipe))
+
+
+def _explain_no_start(recipe: Recipe) -> str:
+    """Why rows of new tokens have no choice of a start."""
+    if not recipe.names_by_ids:
+        return "items are known by their titles, which need no new tokens"
+    if recipe.model.backbone == "scratch":
+        return 'backbone = "scratch" has random rows for all tokens'
+    if not recipe.model.is_pretrained:
+        return f'weights = "{recipe.model.weights}" draws the rows of all tokens'
+    return "items have no titles: data.metadata names no file"
 
 
 def _find_in_training(recipe: Recipe) -> Iterator[Unused]:

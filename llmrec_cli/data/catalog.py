@@ -51,7 +51,8 @@ class CatalogueEntries:
 def has_tokens(items: pl.DataFrame | pd.DataFrame) -> bool:
     """Whether items are known by semantic IDs rather than by titles.
 
-    A catalogue that has both is known by its semantic IDs; titles are only shown to people.
+    A catalogue that has both is known by its semantic IDs; titles are shown to
+    people, and rows of new tokens start from them.
     """
     tokens = items[TOKENS]
     named = tokens.is_not_null() if isinstance(tokens, pl.Series) else tokens.notna()

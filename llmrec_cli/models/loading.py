@@ -219,6 +219,7 @@ def first_line(error: BaseException) -> str:
 
 
 transformers_logging.disable_progress_bar()  # it would tear ours
+_TITLES_AT_ONCE: Final = 256  # titles whose rows are averaged together
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -409,7 +410,8 @@ def _check_loaded(source: str | Path, found: Mapping[str, Any]) -> None:
 def fit_vocabulary(model: Any, tokenizer: Any) -> range:
     """Give a pretrained model rows for tokens that its tokenizer learnt since (semantic IDs).
 
-    New rows are drawn around the mean of the old ones (transformers' ``mean_resizing``).
+    New rows are drawn around the mean of the old ones (transformers' ``mean_resizing``), so
+    closely that they are nearly the same; ``start_from_text`` gives them meaning.
 
     Returns:
         The token ids of the new rows.
@@ -418,6 +420,61 @@ def fit_vocabulary(model: Any, tokenizer: Any) -> range:
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     return range(before, model.get_input_embeddings().num_embeddings)
+
+
+@torch.no_grad()
+def start_from_text(
+    model: Any, titles: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
+) -> None:
+    """Let rows of new tokens start from the titles of the items that have them.
+
+    A row becomes the mean over the token's items of the mean row of a title's tokens.  Every item
+    weighs the same, however long its title is.  A head of its own gets its rows from its own rows.
+    Tokens that no item has keep their rows.  Nothing is drawn: items with equal titles may give
+    equal rows, which training parts, because their gradients differ.
+
+    Args:
+        model: with rows for the new tokens (``fit_vocabulary``); changed in place.
+        titles: token ids of each item's title; items without a title are left out or empty.
+        tokens: the ids of the new tokens of each item, each one once.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = {id(part.weight): part.weight for part in (embedding, head) if part is not None}
+    below = [(title, new) for title, new in zip(titles, tokens, strict=True) if title and new]
+    if not below:
+        return
+    for weight_VD in matrices.values():  # one where they are tied
+        if not weight_VD.is_meta:  # weights that the first process sends
+            ids_T, rows_TD = _average_titles(weight_VD, below)
+            weight_VD[ids_T.to(weight_VD.device)] = rows_TD.to(weight_VD)
+
+
+def _average_titles(
+    weight_VD: torch.Tensor, below: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """New tokens' ids, ascending, and their rows; in fp64 on the CPU, alike in all processes.
+
+    Args:
+        below: the token ids of an item's title, and the new tokens that the item has.
+    """
+    ids_T = torch.tensor(sorted({token for _, new in below for token in new}))
+    slot_of = {token: slot for slot, token in enumerate(ids_T.tolist())}
+    sum_TD = torch.zeros(len(ids_T), weight_VD.shape[1], dtype=torch.float64)
+    for at in range(0, len(below), _TITLES_AT_ONCE):
+        block = below[at : at + _TITLES_AT_ONCE]
+        word_of_N = torch.tensor([word for title, _ in block for word in title])
+        item_of_N = torch.tensor([i for i, (title, _) in enumerate(block) for _ in title])
+        length_I = torch.tensor([len(title) for title, _ in block])
+        rows_ND = weight_VD[word_of_N.to(weight_VD.device)].to("cpu", torch.float64)
+        mean_ID = sum_TD.new_zeros(len(block), sum_TD.shape[1]).index_add_(0, item_of_N, rows_ND)
+        mean_ID /= length_I[:, None]
+        slot_of_M = torch.tensor([slot_of[token] for _, new in block for token in new])
+        item_of_M = torch.tensor([i for i, (_, new) in enumerate(block) for _ in new])
+        sum_TD.index_add_(0, slot_of_M, mean_ID[item_of_M])
+    items_T = torch.bincount(
+        torch.tensor([slot_of[token] for _, new in below for token in new]), minlength=len(ids_T)
+    )
+    return ids_T, sum_TD / items_T[:, None]
 
 
 def add_lora(model: Any, section: ModelSection, new_token_ids: Sequence[int]) -> Any:

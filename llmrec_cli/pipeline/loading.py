@@ -13,7 +13,7 @@ from safetensors.torch import load_file as load_tensors
 
 from llmrec_cli.config.formats import join_words
 from llmrec_cli.config.loader import did_you_mean
-from llmrec_cli.config.model import TREE_ATTENTION
+from llmrec_cli.config.model import FROM_TEXT, TREE_ATTENTION
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import CatalogueEntries
 from llmrec_cli.decoding.probe import (
@@ -39,7 +39,13 @@ from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequ
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.setup import SEQUENCE, CatalogueContext, base_source, semantic_tokens
-from llmrec_cli.runs.record import PREPARED, add_to_manifest, require_done, require_same_stage
+from llmrec_cli.runs.record import (
+    PREPARED,
+    add_to_manifest,
+    find_token_start,
+    require_done,
+    require_same_stage,
+)
 from llmrec_cli.runs.run import Run, baseline_run
 from llmrec_cli.training.checkpoint import WEIGHTS
 from llmrec_cli.training.rows import PromptEncoder
@@ -91,9 +97,9 @@ def load_policy(
         trained = None if parent is None or untouched else parent.folder / MODEL_FOLDER
         model = _load_backbone(context, trained)
         if trained is None:
-            backbone.fit_vocabulary(model, context.codec.tokenizer)
+            _add_rows(context, model, run)
     else:
-        model = _load_with_adapter(context, parent, train=train)
+        model = _load_with_adapter(context, parent, run, train=train)
     if train and not dropout:
         backbone.remove_dropout(model)
     elif train and section.backbone == "scratch":
@@ -189,16 +195,31 @@ def longest_row(context: CatalogueContext) -> int:
     return longest if room.context is None else min(longest, room.context)
 
 
-def _load_with_adapter(context: CatalogueContext, parent: Run | None, *, train: bool) -> Any:
+def _add_rows(context: CatalogueContext, model: Any, run: Run | None) -> range:
+    """Give the untouched backbone rows for new tokens, as the run began with; ids of drawn rows.
+
+    With either start as much is drawn, so that two runs differ in these rows alone.
+    """
+    drawn = backbone.fit_vocabulary(model, context.codec.tokenizer)
+    if find_token_start(context.recipe, run) == FROM_TEXT:
+        titles, tokens = setup.list_titles_below(context)
+        backbone.start_from_text(model, titles, tokens)
+    return drawn
+
+
+def _load_with_adapter(
+    context: CatalogueContext, parent: Run | None, run: Run | None, *, train: bool
+) -> Any:
     from peft import PeftModel
 
     section = context.recipe.model
     model = _load_backbone(context, None)
     vocabulary = context.codec.tokenizer.get_vocab()
     semantic = {vocabulary[token] for token in semantic_tokens(context.prepared.items)}
-    drawn = backbone.fit_vocabulary(model, context.codec.tokenizer)  # anew whenever one is loaded
     if parent is None:
+        drawn = _add_rows(context, model, run)
         return backbone.add_lora(model, section, sorted(semantic.union(drawn)))
+    backbone.fit_vocabulary(model, context.codec.tokenizer)  # the adapter brings the rows
     if section.quantize != "none" and train:
         from peft import prepare_model_for_kbit_training
 

@@ -25,6 +25,7 @@ from accelerate.utils import (
 )
 
 from llmrec_cli.config.data import DataSection, PromptSection
+from llmrec_cli.config.model import FROM_TEXT, TokenStart
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.histories import EXAMPLES
@@ -94,6 +95,55 @@ def load_tokenizer(recipe: Recipe, prepared: Prepared) -> Any:
     tokenizer = loading.read_tokenizer(source, recipe.model.revision)
     add_item_tokens(tokenizer, semantic_tokens(prepared.items))
     return tokenizer
+
+
+def find_new_tokens(context: CatalogueContext) -> dict[str, int]:
+    """The tokens of semantic IDs that the backbone was not trained with, and their ids.
+
+    Those in its own tokenizer are old where it has rows for them: it is a model that learnt them.
+    """
+    recipe, vocabulary = context.recipe, context.codec.tokenizer.get_vocab()
+    known = loading.read_tokenizer(base_source(recipe), recipe.model.revision).get_vocab()
+    rows = base_config(recipe).get_text_config().vocab_size
+    semantic = {token: vocabulary[token] for token in semantic_tokens(context.prepared.items)}
+    return {token: n for token, n in semantic.items() if token not in known or n >= rows}
+
+
+def list_titles_below(context: CatalogueContext) -> tuple[list[list[int]], list[list[int]]]:
+    """Of each item with a title: the title's token ids, and the ids of its new tokens."""
+    number_of = find_new_tokens(context)
+    items = _select_titled(context)
+    new = [
+        [number_of[token] for token in dict.fromkeys(tokens) if token in number_of]
+        for tokens in items[TOKENS]
+    ]
+    return context.codec.encode(items[TITLE].tolist()), new
+
+
+def _select_titled(context: CatalogueContext) -> pd.DataFrame:
+    return context.prepared.items[[TITLE, TOKENS]].dropna()
+
+
+def describe_token_start(context: CatalogueContext, start: TokenStart | None) -> str | None:
+    """What rows of new tokens start from, in a line; None: nothing is to be chosen.
+
+    Args:
+        start: of the run (``runs.record.find_token_start``).
+    """
+    if start is None or not (number_of := find_new_tokens(context)):
+        return None
+    if start != FROM_TEXT:
+        return f"rows of {len(number_of):,} new tokens start near the mean of all rows"
+    titled = {token for tokens in _select_titled(context)[TOKENS] for token in tokens}
+    others = [token for token in number_of if token not in titled]
+    titled_count = len(number_of) - len(others)
+    line = f"rows of {titled_count:,} new tokens start from the titles of the items that have them"
+    if not others:
+        return line
+    return (
+        f"{line}; {len(others):,} more, such as {others[0]}, have no item with a title, and start "
+        "near the mean of all rows"
+    )
 
 
 def base_source(recipe: Recipe) -> str:

@@ -15,7 +15,12 @@ from llmrec_cli.pipeline.advice import warn_of_emulation, warn_of_warmup
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.plan import StagePlan, check_plan, plan_run
 from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
-from llmrec_cli.runs.record import add_to_manifest, require_done, require_same_settings
+from llmrec_cli.runs.record import (
+    add_to_manifest,
+    find_token_start,
+    require_done,
+    require_same_settings,
+)
 from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.training.checkpoint import write_result
@@ -71,6 +76,9 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
             run=run,
         )
         policy = Policy(model)
+        start = None if parent else find_token_start(recipe, run)
+        if (line := setup.describe_token_start(context, start)) is not None:
+            progress.say(f"{run}: {line}")
         for line in warn_of_emulation(recipe.model, context.ranks.device):
             progress.say(line)
         for line in warn_of_warmup(section, len(found.rows), run):

@@ -13,7 +13,7 @@ import tomli_w
 from llmrec_cli.config.data import DataSection
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import DataError
-from llmrec_cli.runs.record import check_finished
+from llmrec_cli.runs.record import check_finished, find_token_start
 from llmrec_cli.runs.run import Run, RunKind, align_run, experiment_of, sft_run
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.files import MANIFEST_FILE, read_json
@@ -157,12 +157,14 @@ def _tokens(recipe: Recipe, time: bool) -> Iterator[str]:
     """Catalogue, one training row, row counts, memory and time, through the real code."""
     from llmrec_cli.pipeline.advice import warn_of_emulation
     from llmrec_cli.pipeline.plan import check_plans
-    from llmrec_cli.pipeline.setup import list_prompt_notes, open_context
+    from llmrec_cli.pipeline.setup import describe_token_start, list_prompt_notes, open_context
 
     context = open_context(recipe, Silent())
     check_plans(recipe, context, experiment_of(recipe).runs)
     yield _catalogue(context)
     yield from list_prompt_notes(context, evaluation=False)
+    if line := describe_token_start(context, find_token_start(recipe, sft_run(recipe))):
+        yield line
     for split in context.prepared.splits:
         yield f"{split}: {len(context.prepared.split(split)):,} rows"
         yield from _left_out(context, split)

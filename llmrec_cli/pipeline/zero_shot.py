@@ -22,7 +22,7 @@ def record_base(recipe: Recipe, *, resume: bool, progress: Progress) -> Path:
     """Record the backbone as a run, so that it can recommend; returns the run's folder.
 
     Raises:
-        RecipeError: the weights are random before training.
+        RecipeError: weights are random, or tokens of items new to it, before training.
         ArtefactError: the run exists already, or ``resume`` and it stands on another backbone.
     """
     if reason := explain_no_base(recipe):

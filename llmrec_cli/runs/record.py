@@ -22,6 +22,7 @@ import tomli_w
 
 from llmrec_cli import __version__
 from llmrec_cli.config.loader import PATH_KEYS
+from llmrec_cli.config.model import FROM_MEAN, NEW_TOKENS, TokenStart
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.index import INDEX_HASH
 from llmrec_cli.errors import ArtefactError, BegunError, MissingRunError
@@ -54,6 +55,7 @@ _EARLIER_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
     "model": {"weights": "pretrained"},
 }
 """What earlier versions worked with, by table, for keys that they did not know."""
+_EARLIER_START: Final[TokenStart] = FROM_MEAN  # the same for ``model.new_tokens``
 EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
 _PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
@@ -88,9 +90,9 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
         raise BegunError(
             f"{folder}: exists already and is never overwritten; choose another name (name=...)"
         )
-    described = {"run": run.name, "settings": run.settings(recipe), "facts": dict(facts)}
+    described = {"run": run.name, "settings": _describe_settings(recipe, run), "facts": dict(facts)}
     if run.manifest_file.is_file():
-        _continue_run(run, described)
+        _continue_run(recipe, run, described)
         return
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +100,8 @@ def start_run(recipe: Recipe, run: Run, facts: Mapping[str, Any], *, resume: boo
     write_json(run.manifest_file, {**described, **collect_circumstances(), "status": "running"})
 
 
-def _continue_run(run: Run, described: dict[str, Any]) -> None:
-    recorded = _read_record(run)
+def _continue_run(recipe: Recipe, run: Run, described: dict[str, Any]) -> None:
+    recorded = _read_record(run, recipe)
     begun_without = {key for key in _LATER_FACTS if key not in recorded["facts"]}
     known = {key: fact for key, fact in described["facts"].items() if key not in begun_without}
     described = {**described, "facts": known}
@@ -190,8 +192,8 @@ def require_same_settings(recipe: Recipe, run: Run) -> None:
     Raises:
         ArtefactError: names the first key that differs, with both values.
     """
-    recorded = {"settings": _read_record(run)["settings"], "facts": {}}
-    _require_equal(run, recorded, {"settings": run.settings(recipe), "facts": {}})
+    recorded = {"settings": _read_record(run, recipe)["settings"], "facts": {}}
+    _require_equal(run, recorded, {"settings": _describe_settings(recipe, run), "facts": {}})
 
 
 def require_same_prompt(recipe: Recipe, run: Run) -> None:
@@ -212,7 +214,7 @@ def describe_other_settings(recipe: Recipe, run: Run) -> str | None:
 
     Keys that only one of them knows are of another version; paths are compared by content.
     """
-    recorded, now = _read_record(run)["settings"], run.settings(recipe)
+    recorded, now = _read_record(run, recipe)["settings"], _describe_settings(recipe, run)
     differ = [
         (key, before, after)
         for key, before, after in list_differences(recorded, now)
@@ -292,14 +294,47 @@ def _can_be_resumed(run: Run) -> bool:
     return run.folder.exists() and not run.is_made_by_eval
 
 
-def _read_record(run: Run) -> dict[str, Any]:
-    """A manifest; keys that an earlier version did not know have the values it worked with."""
+def _read_record(run: Run, recipe: Recipe | None = None) -> dict[str, Any]:
+    """A manifest; keys that an earlier version did not know have the values it worked with.
+
+    Args:
+        recipe: that the run is compared with; whether new tokens have a start to choose.
+    """
     recorded = run.read_manifest("settings", "facts")
     settings = recorded["settings"]
     for table, values in _EARLIER_VALUES.items():
         if isinstance(found := settings.get(table), dict):
             settings[table] = {**values, **found}
+    chooses = recipe is not None and recipe.token_start is not None
+    if chooses and isinstance(model := settings.get("model"), dict):
+        settings["model"] = {NEW_TOKENS: _EARLIER_START, **model}
     return recorded
+
+
+def find_token_start(recipe: Recipe, run: Run | None) -> TokenStart | None:
+    """What rows of new tokens start from in a run; None: nothing is to be chosen.
+
+    Args:
+        run: with its manifest, if it was begun; it, and what it starts from, know better than a
+            recipe that leaves the choice open.
+    """
+    if recipe.token_start is None or recipe.model.new_tokens is not None or run is None:
+        return recipe.token_start
+    begun = [stage for stage in run.lineage if stage.manifest_file.is_file()]
+    model = _read_record(begun[-1], recipe)["settings"].get("model") if begun else None
+    start: TokenStart | None = model[NEW_TOKENS] if isinstance(model, dict) else recipe.token_start
+    return start
+
+
+def _describe_settings(recipe: Recipe, run: Run) -> Settings:
+    """What a run depends on in a recipe, ``model.new_tokens`` as ``find_token_start`` has it."""
+    settings = run.settings(recipe)
+    if "model" not in settings:  # of a conventional model
+        return settings
+    model = {key: value for key, value in settings["model"].items() if key != NEW_TOKENS}
+    if (start := find_token_start(recipe, run)) is not None:
+        model[NEW_TOKENS] = start
+    return {**settings, "model": model}
 
 
 def _require_equal(run: Run, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

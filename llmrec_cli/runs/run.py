@@ -255,9 +255,9 @@ def explain_no_base(recipe: Recipe) -> str | None:
     if not recipe.model.is_pretrained:
         return 'model.weights = "random" are random before training'
     if recipe.data.form.items_are_tokens:
-        return f'the tokens of data.format = "{recipe.data.format}" are random before training'
+        return f'the tokens of data.format = "{recipe.data.format}" are new to the backbone'
     if recipe.id_tokens is not None:
-        return f'the tokens of tokens.kind = "{recipe.id_tokens.kind}" are random before training'
+        return f'the tokens of tokens.kind = "{recipe.id_tokens.kind}" are new to the backbone'
     return None
 
 

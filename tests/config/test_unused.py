@@ -253,6 +253,8 @@ NOTES = [
     ("msl-windows", "data.memory=99", "comes split, and is read in this process"),
     ("amazon2018", "model.lora.r=4", 'tuning = "full" trains all weights'),
     ("amazon2018", "model.revision=abc", "is not fetched from the hub"),
+    ("amazon2018", "model.new_tokens=mean", "items are known by their titles"),
+    ("semantic-ids", "model.new_tokens=text", 'backbone = "scratch" has random rows'),
     ("amazon2018", "train.skip_limit=4", 'on_nonfinite = "stop" leaves no update out'),
     ("amazon2018", "sft.train.skip_limit=4", 'on_nonfinite = "stop" leaves no update out'),
     ("amazon2018", "align.msl.ats_eta=0.5", 'tau = 1 is fixed, and not "ats"'),
@@ -288,6 +290,7 @@ def test_a_key_that_another_one_switches_off_is_noted(
         ["data.split=few-shot", "data.few_shot_users=7"],
         ["data.on_bad_line=skip", "data.bad_line_limit=7"],
         ["model.backbone=some/model", "model.revision=abc", "model.tuning=lora", "model.lora.r=4"],
+        ["tokens.kind=semantic-id", "model.backbone=some/model", "model.new_tokens=mean"],
         ["train.skip_limit=4", "sft.train.on_nonfinite=skip"],
         ["align.msl.tau=ats", "align.msl.ats_eta=0.5"],
         ["align.dpo.negatives=disliked", "align.dpo.below=2.0"],
@@ -297,6 +300,22 @@ def test_a_key_that_another_one_switches_off_is_noted(
 )
 def test_what_plays_a_part_is_not_noted(overrides: list[str], tmp_path: Path) -> None:
     assert outcome(tmp_path, smallest("amazon2018"), *overrides) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["model.weights=random"], 'weights = "random" draws the rows of all tokens'),
+        (["data.metadata=[]"], "items have no titles: data.metadata names no file"),
+    ],
+)
+def test_why_new_tokens_have_no_start_to_choose(
+    overrides: list[str], why: str, tmp_path: Path
+) -> None:
+    words = ["data.metadata=m", "model.backbone=some/model", "model.new_tokens=mean"]
+    assert outcome(tmp_path, IDS, *words) == ([], [])
+    notes = [f'note: [model] new_tokens = "mean" plays no part: {why}']
+    assert outcome(tmp_path, IDS, *words, *overrides) == ([], notes)
 
 
 def test_one_note_for_one_table(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_random_weights_are_no_run() -> None:
     ids = read_recipe("amazon2018/instruments-semantic-ids", ["model.backbone=acme/model"])
     for recipe, reason in (
         (read_recipe("quickstart"), 'model.backbone = "scratch" has random weights'),
-        (ids, 'the tokens of data.format = "semantic-ids" are random before training'),
+        (ids, 'the tokens of data.format = "semantic-ids" are new to the backbone'),
     ):
         assert experiment_of(recipe).find("base") is None
         assert explain_unknown_run(recipe, "base").startswith(reason)
