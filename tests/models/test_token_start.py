@@ -75,7 +75,7 @@ def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(base: str, *words: str, name: str = "ids") -> Recipe:
     """A recipe whose data are prepared."""
     recipe = read_recipe(f"{base}.toml", [f"name={base}-{name}", *words])
-    if not recipe.prepared.exists():
+    if not recipe.prepared_folder.exists():
         prepare_data(recipe, Path)
     return recipe
 
