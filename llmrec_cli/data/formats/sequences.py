@@ -26,6 +26,9 @@ FORMAT: Final = Format(
 )
 
 
+_EXPECTED: Final = "expected a user and the user's items, parted by blanks"
+
+
 def read(section: DataSection, locate: Locate, scratch: Path) -> Source:
     """Read ``user item item ...`` (``data.reviews``) and ``item title`` (``data.metadata``).
 
@@ -75,9 +78,12 @@ def _read_sequences(path: Path, seen: set[str], bad: BadLines) -> Iterator[Inter
                     f"user {show_text(user)} has an earlier line, too; expected one line per user",
                 )
             seen.add(user)
+            if user.startswith(("{", "[")) and number == 1:
+                problem = f"the file begins with {show_text(user)}, which is JSON"
+                raise make_fault(path, number, f"{problem}; {_EXPECTED}")
             if not bought:
-                problem = f"the line is {show_text(user)}, expected a user and the user's items"
-                bad.skip(make_fault(path, number, f"{problem}, parted by blanks"))
+                problem = f"the line is {show_text(user)}; {_EXPECTED}"
+                bad.skip(make_fault(path, number, problem))
             users += [user] * len(bought)
             items += bought
             positions += range(len(bought))

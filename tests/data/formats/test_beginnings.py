@@ -40,6 +40,7 @@ WRONG: dict[str, tuple[dict[str, Any], bytes, str]] = {
         b"user_id,item_id,when\nu,i,3\n",
         'no column "timestamp" among',
     ),
+    "sequences": ({"reviews": "bad"}, json.dumps(R18).encode(), "which is JSON"),
     "msl-windows": ({**GIVEN, "metadata": "good"}, b"user,items,time\n", "expected the header"),
     "semantic-ids": ({"reviews": "bad", "index": "good"}, b"[1, 2]\n", "expected one JSON object"),
     "rank-pairs": (GIVEN, b'[{"prompt": "x"}]\n', "instruction"),

@@ -60,7 +60,9 @@ def test_blocks_of_lines_change_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("log", "said"),
     [
-        (b"u1 B1\nu2\n", "log:2: the line is 'u2', expected a user and the user's items"),
+        (b"u1 B1\nu2\n", "log:2: the line is 'u2'; expected a user and the user's items"),
+        (b"user_id,item_id\n1,2\n", "log:1: the line is 'user_id,item_id'; expected a user"),
+        (b"[1, 2]\n", "log:1: the file begins with '[1,', which is JSON; expected a user"),
         (b"u1 B1\nu2 B1\nu1 B2\n", "log:3: user 'u1' has an earlier line, too"),
         (b"u1 \xff\n", "log:1: "),
         (b"\n\n", "log"),
