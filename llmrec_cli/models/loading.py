@@ -418,7 +418,8 @@ def fit_vocabulary(model: Any, tokenizer: Any) -> range:
     """
     before: int = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > before:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+        with quiet():  # it tells how rows are drawn; the stage tells what they start from
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     return range(before, model.get_input_embeddings().num_embeddings)
 
 

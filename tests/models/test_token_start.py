@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.models.loading import fit_vocabulary, start_from_text
+from llmrec_cli.models.tokenizer import add_item_tokens, train_tokenizer
 from llmrec_cli.pipeline import train
 from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.loading import load_policy
@@ -371,3 +373,20 @@ def test_validate_says_what_new_tokens_start_from() -> None:
         f"{ALONE}, have no item with a title, and start near the mean of all rows"
     ) in lines[()]
     assert "rows of 10 new tokens start near the mean of all rows" in lines[(MEAN,)]
+
+
+def test_resizing_says_nothing_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers tells how it drew the rows, which is not what they start from."""
+    said_once = type(transformers_logging.get_logger("transformers")).warning_once
+    said_once.cache_clear()  # a thing is said once in a process
+    tokenizer = train_tokenizer(["a b c"], vocabulary=300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    add_item_tokens(tokenizer, ["<a_1>", "<b_2>"])
+    assert len(fit_vocabulary(LlamaForCausalLM(config), tokenizer)) == 2
+    assert not caplog.records
