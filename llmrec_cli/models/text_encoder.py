@@ -32,36 +32,50 @@ _FILES: Final = ("config.json", "tokenizer.json", "tokenizer_config.json", "voca
 
 
 @dataclass(frozen=True)
+class TextReader:
+    """An encoder's tokenizer, and how much of a text it reads."""
+
+    tokenizer: Any
+    longest: int  # tokens of a text
+
+    def measure_texts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, those that are not read too."""
+        ids = self.tokenizer(list(texts), add_special_tokens=True, padding=False, verbose=False)
+        return [len(one) for one in ids["input_ids"]]
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are not read to their end."""
+        return sum(length > self.longest for length in self.measure_texts(texts))
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """A model and its tokenizer, to make one vector of each text."""
 
     model: Any
-    tokenizer: Any
-    longest: int  # tokens that are read of a text
+    reader: TextReader
 
-    def embed_texts(self, texts: Sequence[str], batch: int, advance: Advance) -> tuple[Tensor, int]:
-        """Vectors [I, D] of length 1, fp32 on the CPU; and how many texts were cut.
+    def embed_texts(self, texts: Sequence[str], batch: int, advance: Advance) -> Tensor:
+        """Vectors [I, D] of length 1, fp32 on the CPU.
 
         Args:
             batch: texts computed together, of like length.
         """
-        ids = self.tokenizer(list(texts), add_special_tokens=True, padding=False, verbose=False)
-        lengths = [len(one) for one in ids["input_ids"]]
+        lengths = self.reader.measure_texts(texts)
         order = sorted(range(len(texts)), key=lambda at: (lengths[at], at))
         vectors: list[Tensor] = []
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
             vectors.append(self._embed_batch([texts[at] for at in some]))
             advance(len(some))
-        vector_ID = torch.cat(vectors)[torch.tensor(order).argsort()]
-        return vector_ID, sum(length > self.longest for length in lengths)
+        return torch.cat(vectors)[torch.tensor(order).argsort()]
 
     def _embed_batch(self, texts: Sequence[str]) -> Tensor:
-        encoded = self.tokenizer(
+        encoded = self.reader.tokenizer(
             list(texts),
             padding=True,
             truncation=True,
-            max_length=self.longest,
+            max_length=self.reader.longest,
             return_tensors="pt",
             verbose=False,
         )
@@ -74,10 +88,34 @@ class TextEncoder:
         return found
 
 
+def open_text_reader(source: str, revision: str | None, max_tokens: int, key: str) -> TextReader:
+    """What the encoder of a hub id or local folder reads of texts, without its weights.
+
+    Args:
+        max_tokens: read of a text at most; fewer where the model has fewer positions.
+        key: of the recipe that names it, for messages.
+
+    Raises:
+        ArtefactError: it cannot be found or read.
+    """
+    tokenizer = read_tokenizer(source, revision, key)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ArtefactError(
+                f"{backbone(source, key)}: its tokenizer has neither a padding nor an EOS token; "
+                "expected one of them"
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # masked
+    tokenizer.padding_side = "right"
+    config = load_config(source, revision, key)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens
+    return TextReader(tokenizer, min(max_tokens, positions, tokenizer.model_max_length))
+
+
 def load_text_encoder(
     source: str,
     revision: str | None,
-    max_tokens: int,
+    reader: TextReader,
     device: torch.device,
     key: str,
     *,
@@ -88,7 +126,7 @@ def load_text_encoder(
     Weights are read from safetensors only, and remote code is never run.
 
     Args:
-        max_tokens: read of a text at most; fewer where the model has fewer positions.
+        reader: from ``open_text_reader``.
         key: of the recipe that names it, for messages.
 
     Raises:
@@ -98,15 +136,6 @@ def load_text_encoder(
         import transformers.modeling_utils  # noqa: F401  # what every architecture imports
         from transformers import AutoModel
 
-    tokenizer = read_tokenizer(source, revision, key)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ArtefactError(
-                f"{backbone(source, key)}: its tokenizer has neither a padding nor an EOS token; "
-                "expected one of them"
-            )
-        tokenizer.pad_token = tokenizer.eos_token  # masked
-    tokenizer.padding_side = "right"
     check_source(source, revision, key)
     config = load_config(source, revision, key)
     with loading(backbone(source, key)), quiet():
@@ -123,9 +152,7 @@ def load_text_encoder(
         raise ArtefactError(
             f"{backbone(source, key)}: has no weights for {missing[0]}; expected a whole model"
         )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_tokens
-    longest = min(max_tokens, positions, tokenizer.model_max_length)
-    return TextEncoder(model.to(device).eval(), tokenizer, longest)
+    return TextEncoder(model.to(device).eval(), reader)
 
 
 def hash_text_encoder(source: str, revision: str | None, key: str) -> str:

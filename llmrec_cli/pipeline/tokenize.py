@@ -42,7 +42,11 @@ from llmrec_cli.data.prepared import Prepared, load_prepared, require_same_data
 from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE
 from llmrec_cli.errors import ArtefactError, DataError, MissingRunError, RecipeError
 from llmrec_cli.models.loading import DTYPES
-from llmrec_cli.models.text_encoder import hash_text_encoder, load_text_encoder
+from llmrec_cli.models.text_encoder import (
+    hash_text_encoder,
+    load_text_encoder,
+    open_text_reader,
+)
 from llmrec_cli.pipeline import loading
 from llmrec_cli.pipeline.setup import base_source, make_accelerator, open_item_context
 from llmrec_cli.runs.run import baseline_run
@@ -300,15 +304,17 @@ def _embed_items(
         notes.append(line)
     source, revision, key = _name_encoder(recipe)
     dtype = DTYPES[recipe.model.dtype] if section.encoder == BACKBONE else torch.float32
-    cut = 0
+    reader = open_text_reader(source, revision, section.max_tokens, key)
+    if cut := reader.count_cut(texts):
+        notes.append(
+            f"{cut:,} of {len(texts):,} texts are longer than the encoder reads "
+            f"(tokens.max_tokens = {section.max_tokens}): their ends are left out"
+        )
 
     def compute() -> Tensor:
-        nonlocal cut
-        encoder = load_text_encoder(
-            source, revision, section.max_tokens, ranks.device, key, dtype=dtype
-        )
+        encoder = load_text_encoder(source, revision, reader, ranks.device, key, dtype=dtype)
         with progress.track("texts", len(texts), unit="texts") as advance:
-            vector_ID, cut = encoder.embed_texts(texts, section.batch, advance)
+            vector_ID = encoder.embed_texts(texts, section.batch, advance)
         require_finite(vector_ID, ids, f"{key} = {source!r}")
         return vector_ID
 
@@ -318,13 +324,7 @@ def _embed_items(
         "max_tokens": str(section.max_tokens),
         "dtype": str(dtype),
     }
-    vector_ID = load_vectors(recipe.folder / VECTORS_FOLDER, facts, compute, progress.say)
-    if cut:
-        notes.append(
-            f"{cut:,} of {len(texts):,} texts are longer than the encoder reads "
-            f"(tokens.max_tokens = {section.max_tokens}): their ends are left out"
-        )
-    return vector_ID
+    return load_vectors(recipe.folder / VECTORS_FOLDER, facts, compute, progress.say)
 
 
 def _hash_texts(ids: Sequence[str], texts: Sequence[str]) -> str:

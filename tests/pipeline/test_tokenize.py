@@ -17,7 +17,7 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, LlmrecError, MissingRunError, RecipeError
-from llmrec_cli.models.text_encoder import load_text_encoder
+from llmrec_cli.models.text_encoder import load_text_encoder, open_text_reader
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
@@ -196,21 +196,24 @@ def test_texts_that_the_encoder_cuts_are_counted(home: Path) -> None:
     (line,) = make("tokens.max_tokens=2").report["notes"][-1:]
     assert line.startswith("311 of 311 texts are longer than the encoder reads")
     shutil.rmtree("runs/ids/tokens")
+    assert line in make("tokens.max_tokens=2", "tokens.codes=8").report["notes"]  # vectors kept
+    shutil.rmtree("runs/ids/tokens")
     assert not any("longer" in note for note in make().report["notes"])
 
 
 def test_a_vector_does_not_depend_on_the_texts_beside_it(home: Path) -> None:
     """Padding is masked; the mean is over the text's own tokens, and has length 1."""
-    encoder = load_text_encoder("encoder", None, 64, torch.device("cpu"), "tokens.encoder")
+    reader = open_text_reader("encoder", None, 64, "tokens.encoder")
+    encoder = load_text_encoder("encoder", None, reader, torch.device("cpu"), "tokens.encoder")
     texts = ["Castle", "A much longer text about a castle of many towers", "Kite", "Castle"]
     with Silent().track("texts", 4) as advance:
-        together, cut = encoder.embed_texts(texts, 4, advance)
-        alone, _ = encoder.embed_texts(texts, 1, advance)
-    assert cut == 0
+        together = encoder.embed_texts(texts, 4, advance)
+        alone = encoder.embed_texts(texts, 1, advance)
+    assert reader.count_cut(texts) == 0
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
     assert not torch.allclose(together[0], together[2], atol=1e-3)
-    (ids,) = encoder.tokenizer(["Kite"])["input_ids"]
+    (ids,) = reader.tokenizer(["Kite"])["input_ids"]
     hidden = encoder.model(torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
     torch.testing.assert_close(together[2], hidden / hidden.norm())
 

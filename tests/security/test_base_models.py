@@ -207,37 +207,31 @@ def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copied(made, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("words", "result"),
+    [(SFT, "sft/model"), pytest.param(TOKENIZE, "tokens", marks=pytest.mark.slow)],
+    ids=["base", "encoder"],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_base_is_refused_or_its_tricks_are_ignored(
-    name: str, home: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+def test_a_hostile_model_is_refused_or_its_tricks_are_ignored(
+    name: str,
+    words: tuple[str, ...],
+    result: str,
+    home: Path,
+    canary: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """As a base, and as the sentence encoder of semantic IDs, which is named in its messages."""
     plant, refused = CASES[name]
     plant(home / "base", canary)
-    done = typed(capsys, *SFT)
+    done = typed(capsys, *words)
     assert not canary.exists()
     assert done.code == (2 if refused else 0), done.err
     if refused:
         (line,) = done.errors
         assert refused in line
-        assert not list(home.glob("runs/*/sft/model"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_a_hostile_encoder_is_refused_or_its_tricks_are_ignored(
-    name: str, home: Path, canary: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The sentence encoder of semantic IDs is loaded as a base is."""
-    plant, refused = CASES[name]
-    plant(home / "base", canary)
-    done = typed(capsys, *TOKENIZE)
-    assert not canary.exists()
-    assert done.code == (2 if refused else 0), done.err
-    if refused:
-        (line,) = done.errors
-        assert refused in line
-        assert "model.backbone" not in line
-        assert not list(home.glob("runs/*/tokens"))
+        assert "model.backbone" not in line or words is SFT
+        assert not list(home.glob(f"runs/*/{result}"))
 
 
 @pytest.mark.parametrize("name", ["a kernel as private attention", "a kernel as attention"])
