@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.utils.progress import Advance
@@ -38,6 +40,17 @@ class Codes:
     last_IK: Tensor  # what the last level quantized
     last_CK: Tensor  # what its codes stand for; an item's code is the nearest one
     error_L: list[float]  # share of the vectors' variance that is lost up to each level
+
+
+class AutoencoderOptions(Options):
+    """Options of every quantizer that trains an autoencoder."""
+
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
+        default=(512, 256, 128), description="widths of the encoder; the decoder mirrors it"
+    )
+    epochs: int = Field(default=200, ge=1, description="passes over the items")
+    train_batch: int = Field(default=1024, ge=1, description="items per update")
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from llmrec_cli.methods.contract import Options
-from llmrec_cli.tokens.quantizers.contract import Codes, Quantizer, Size, Tensors
+from llmrec_cli.tokens.quantizers.contract import (
+    AutoencoderOptions,
+    Codes,
+    Quantizer,
+    Size,
+    Tensors,
+)
 from llmrec_cli.utils.progress import Advance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FsqOptions(Options):
+class FsqOptions(AutoencoderOptions):
     """Finite scalar quantization: no codebook is learned."""
 
     grid: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)] = Field(
@@ -29,12 +34,6 @@ class FsqOptions(Options):
         min_length=1,
         description="values of each number of a token; their product is `codes`",
     )
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
-        default=(512, 256, 128), description="widths of the encoder; the decoder mirrors it"
-    )
-    epochs: int = Field(default=200, ge=1, description="passes over the items")
-    train_batch: int = Field(default=1024, ge=1, description="items per update")
-    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
 
 
 def _round(bounded: Tensor, grid_G: Tensor) -> tuple[Tensor, Tensor]:

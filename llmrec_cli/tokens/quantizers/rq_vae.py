@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from llmrec_cli.methods.contract import Options
-from llmrec_cli.tokens.quantizers.contract import Codes, Quantizer, Size, Tensors
+from llmrec_cli.tokens.quantizers.contract import (
+    AutoencoderOptions,
+    Codes,
+    Quantizer,
+    Size,
+    Tensors,
+)
 from llmrec_cli.utils.progress import Advance
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RqVaeOptions(Options):
+class RqVaeOptions(AutoencoderOptions):
     """Residual quantization inside an autoencoder."""
 
-    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)] = Field(
-        default=(512, 256, 128), description="widths of the encoder; the decoder mirrors it"
-    )
     latent: int = Field(default=32, ge=1, description="width of what is quantized")
-    epochs: int = Field(default=200, ge=1, description="passes over the items")
-    train_batch: int = Field(default=1024, ge=1, description="items per update")
-    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
     commitment: float = Field(
         default=0.25, ge=0, description="weight of the encoder's distance from its codes"
     )
