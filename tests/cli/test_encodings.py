@@ -52,6 +52,7 @@ COMMANDS = {
     "schema": [],
     "env": [],
 }
+MADE = (ODD, f"{ODD}.toml", "exported", "runs/odd/tokens")
 REFUSED = {"sweep": "[sweep]"}  # the recipe asks for none
 
 
@@ -94,9 +95,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def there(
     home: Path, monkeypatch: pytest.MonkeyPatch, signals_as_before: None
-) -> pytest.MonkeyPatch:
+) -> Iterator[pytest.MonkeyPatch]:
+    """In ``home``; what a command makes there is gone before the next one."""
     monkeypatch.chdir(home)
-    return monkeypatch
+    yield monkeypatch
+    for made in MADE:
+        path = home / made
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def typed(patch: pytest.MonkeyPatch, screen: Screen, *words: str) -> tuple[int, str]:
@@ -124,12 +129,9 @@ def test_no_command_is_forgotten() -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_as_it_would_and_shows_what_there_are_letters_for(
-    command: str, encoding: str, there: pytest.MonkeyPatch, home: Path
+    command: str, encoding: str, there: pytest.MonkeyPatch
 ) -> None:
     words = words_of(command)
-    for made in (ODD, f"{ODD}.toml", "exported"):
-        path = home / made
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     code, shown = typed(there, Screen(encoding, terminal=False), *words)
     assert code == (2 if command in REFUSED else 0), shown
     assert REFUSED.get(command, "") in shown
