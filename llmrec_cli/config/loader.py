@@ -26,13 +26,16 @@ from llmrec_cli.config.training import (
     UNTRAINED,
     AlignSection,
     BaselineSection,
+    ItemTasks,
     NamedTables,
     StageSection,
     TrainSection,
 )
 from llmrec_cli.config.unused import Base, find_unused_notes, find_unused_problems
+from llmrec_cli.data.schema import DESCRIPTION
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find_method
+from llmrec_cli.methods.contract import Needs
 from llmrec_cli.models.baselines import trained_names
 from llmrec_cli.tasks import TASKS
 from llmrec_cli.tasks.base import Task
@@ -373,6 +376,49 @@ def token_problems(recipe: Recipe) -> Iterator[str]:
         yield from _check_vector_baseline(recipe)
 
 
+def item_task_problems(recipe: Recipe) -> Iterator[str]:
+    """What the tables ``item_tasks`` ask of other tables that do not grant it."""
+    if recipe.sft.item_tasks is not None:
+        yield from _check_item_tasks(recipe, "sft", recipe.sft.item_tasks)
+    for name, stage in recipe.align.items():
+        if stage.item_tasks is None:
+            continue
+        yield from _check_item_tasks(recipe, f"align.{name}", stage.item_tasks)
+        method, table = find_method(stage.method), f"[align.{name}.item_tasks]"
+        if method.needs(stage.options) != Needs():
+            yield (
+                f"{table}: {stage.method} needs more of a row than its answer, and rows of items "
+                "have no more; remove the table"
+            )
+        elif method.legal_only(stage.options) and "id_to_title" in stage.item_tasks.shares:
+            yield (
+                f"{table} id_to_title: {stage.method} looks at tokens that continue an ID, and a "
+                "title has none; remove the key, or teach titles in [sft.item_tasks]"
+            )
+
+
+def _check_item_tasks(recipe: Recipe, table: str, tasks: ItemTasks) -> Iterator[str]:
+    named = f"[{table}.item_tasks]"
+    if not recipe.task.ranks_catalogue:
+        yield f'{named}: task "{recipe.task.name}" has no IDs to teach; remove the table'
+    elif not recipe.has_titled_ids:
+        yield (
+            f"{named}: teaches what semantic IDs mean, and items have none, or no titles: "
+            'expected [tokens] kind = "semantic-id", or a format of IDs with data.metadata'
+        )
+    elif recipe.prompt.template == "sequence":
+        yield (
+            f'{named}: prompt.template = "sequence" has no words: expected a wording, such as '
+            '"items"'
+        )
+    if DESCRIPTION not in recipe.data.fields and "description_to_id" in tasks.shares:
+        wanted = ", ".join(f'"{name}"' for name in (*recipe.data.fields, DESCRIPTION))
+        yield (
+            f"{named} description_to_id: data.fields does not name descriptions: expected "
+            f"data.fields = [{wanted}]"
+        )
+
+
 def _check_vector_baseline(recipe: Recipe) -> Iterator[str]:
     tokens = recipe.id_tokens
     if tokens is None:
@@ -450,7 +496,8 @@ def read_recipe(
             base = None if whole else _find_base(path, overrides)
             unused = [] if whole else find_unused_problems(table, recipe, base)
             problems = [*data_problems(recipe), *task_problems(recipe)]
-            problems += [*chat_problems(recipe), *token_problems(recipe), *unused]
+            problems += [*chat_problems(recipe), *token_problems(recipe)]
+            problems += [*item_task_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n  ".join([f"{path}: {count}", *problems]))

@@ -29,6 +29,7 @@ from llmrec_cli.config.training import (
     TrainSection,
 )
 from llmrec_cli.config.unused import drop_refused
+from llmrec_cli.data.schema import ItemTask
 from llmrec_cli.tasks import TASKS
 from llmrec_cli.tasks.base import Task
 
@@ -136,6 +137,12 @@ class Recipe(Section):
         """Whether items are known by semantic IDs, and have titles as well."""
         titled = self.id_tokens is not None or bool(self.data.metadata)
         return self.names_by_ids and titled
+
+    @property
+    def item_tasks(self) -> frozenset[ItemTask]:
+        """The item tasks of any stage."""
+        tables = self.sft.item_tasks, *(stage.item_tasks for stage in self.align.values())
+        return frozenset(task for table in tables if table is not None for task in table.shares)
 
     @property
     def token_start(self) -> TokenStart | None:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import (
     BeforeValidator,
@@ -22,6 +22,7 @@ from pydantic_core import CoreSchema, core_schema
 from llmrec_cli import methods
 from llmrec_cli.config.data import Section, one_or_many
 from llmrec_cli.config.formats import join_words
+from llmrec_cli.data.schema import ITEM_TASKS, ItemTask
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import baseline_names, find_baseline
 
@@ -147,10 +148,54 @@ class TrainSection(Section):
 
 # `[sft]`, `[align.NAME]` and `[launch]` of a recipe.
 
+_ITEM_TASKS: Final = "a table: further rows, which teach what semantic IDs mean; absent: none"
+
+
+class ItemTasks(Section):
+    """`[sft.item_tasks]`, `[align.NAME.item_tasks]`: rows that teach what semantic IDs mean.
+
+    Each value is the task's share of the answers of an epoch, in [0, 1); the rest are the next
+    items of histories (the mutual prediction of LC-Rec, arXiv:2311.09049, section III-C).
+    """
+
+    title_to_id: float = Field(
+        default=0.0, ge=0, lt=1, description="share of rows that ask for the ID of a title"
+    )
+    id_to_title: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of rows that ask for the title of an ID; with method lml alone, "
+        "because a title is no legal answer of a method that looks at the tokens of IDs",
+    )
+    description_to_id: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description='share of rows that ask for the ID of a description; needs "description" in '
+        "data.fields",
+    )
+
+    @property
+    def shares(self) -> dict[ItemTask, float]:
+        """The tasks that have a share, and it."""
+        return {task: share for task in ITEM_TASKS if (share := getattr(self, task)) > 0}
+
+    @model_validator(mode="after")
+    def _leave_room(self) -> ItemTasks:
+        total = sum(self.shares.values())
+        if not 0 < total <= 0.99:
+            raise ValueError(
+                f"the shares sum to {total:g}, expected a sum above 0 and at most 0.99: the rest "
+                "is that of recommendation rows"
+            )
+        return self
+
 
 class StageSection(Section):
     """`[sft]`: supervised fine-tuning."""
 
+    item_tasks: ItemTasks | None = Field(default=None, description=_ITEM_TASKS)
     train: TrainSection = Field(default=TrainSection(), description="keys of `[train]` to override")
 
 
@@ -165,6 +210,7 @@ class AlignSection(Section):
     method: str = Field(
         description="name of the method, a file of llmrec_cli/methods; default NAME"
     )
+    item_tasks: ItemTasks | None = Field(default=None, description=_ITEM_TASKS)
     train: TrainSection = Field(default=TrainSection(), description="keys of `[train]` to override")
 
     @property

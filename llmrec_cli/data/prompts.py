@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,15 @@ from pydantic import (
 )
 
 from llmrec_cli.data.catalog import has_tokens
-from llmrec_cli.data.schema import INTERACTION_FIELDS, ITEM_FIELDS, ITEM_ID, SHOWN_FIELDS, TITLE
+from llmrec_cli.data.schema import (
+    INTERACTION_FIELDS,
+    ITEM_FIELDS,
+    ITEM_ID,
+    ITEM_TASKS,
+    SHOWN_FIELDS,
+    TITLE,
+    ItemTask,
+)
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse
 
@@ -302,6 +310,37 @@ class FieldsWording(BaseModel):
         return expect_placeholders(text, [info.field_name])
 
 
+class ItemTasksWording(BaseModel):
+    """The keys of a template file's ``[item_tasks]`` table: what is asked of a single item.
+
+    An instruction takes the place of the recommendation's, and what it speaks of that of the
+    history.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    title_to_id: str = Field(
+        default="Given the title of an item, please name the item.",
+        min_length=1,
+        description="the instruction of a row that shows a title and asks for the ID",
+    )
+    id_to_title: str = Field(
+        default="Given an item, please tell its title.",
+        min_length=1,
+        description="the instruction of a row that shows an ID and asks for the title",
+    )
+    description_to_id: str = Field(
+        default="Given the description of an item, please name the item.",
+        min_length=1,
+        description="the instruction of a row that shows a description and asks for the ID",
+    )
+    description_tokens: int = Field(
+        default=128,
+        ge=8,
+        description="most tokens of a description that is shown alone; it is cut behind a token",
+    )
+
+
 class Wording(BaseModel):
     """The keys of a template file."""
 
@@ -328,6 +367,10 @@ class Wording(BaseModel):
     fields: FieldsWording = Field(
         default=FieldsWording(),
         description="a table: the wording of fields of an item, and of a user's interaction",
+    )
+    item_tasks: ItemTasksWording = Field(
+        default=ItemTasksWording(),
+        description="a table: the instructions of rows that teach what semantic IDs mean",
     )
 
     @field_validator("item")
@@ -372,6 +415,14 @@ class Turns(NamedTuple):
     no_history: str  # the user's turn without a history
 
 
+class ItemTaskWords(NamedTuple):
+    """The words around what a row of an item task shows."""
+
+    head: str
+    tail: str
+    turns: tuple[str, str, str]  # of a chat: the system's turn, and the user's around it
+
+
 class FieldWords(NamedTuple):
     """Where an item's wording shows one of its values, and the words around it."""
 
@@ -404,6 +455,8 @@ class Template:
     rank: RankTemplate | None = None  # of the rank-pair task
     whole: bool = False  # begins and ends as the model's own prompts do: nothing is added
     description_tokens: int = 0  # most of a description
+    item_tasks: Mapping[ItemTask, ItemTaskWords] = field(default_factory=dict)
+    item_description_tokens: int = 0  # most of a description that is shown alone
 
     @property
     def system(self) -> str:
@@ -438,7 +491,20 @@ class Template:
         system, *user, no_history = self.turns
         head, tail = frame(system, user)
         (alone,) = frame(system, [no_history])
-        return replace(self, head=head, tail=tail, no_history=alone, whole=True)
+
+        def frame_task(words: ItemTaskWords) -> ItemTaskWords:
+            own_system, *own_user = words.turns
+            own_head, own_tail = frame(own_system, own_user)
+            return ItemTaskWords(own_head, own_tail, words.turns)
+
+        return replace(
+            self,
+            head=head,
+            tail=tail,
+            no_history=alone,
+            whole=True,
+            item_tasks={task: frame_task(words) for task, words in self.item_tasks.items()},
+        )
 
     def map_words(self, change: Callable[[str], str]) -> Template:
         """The same template, with ``change`` made to every piece of its wording."""
@@ -454,10 +520,14 @@ class Template:
                 for part in self.item
             ),
             separator=change(self.separator),
+            item_tasks={
+                task: ItemTaskWords(change(words.head), change(words.tail), words.turns)
+                for task, words in self.item_tasks.items()
+            },
         )
 
     def list_words(self) -> list[str]:
-        """Every piece of the wording."""
+        """Every piece of the wording, apart from the item tasks'."""
         items = [
             word
             for part in self.item
@@ -678,7 +748,23 @@ def _take_apart(name: str, wording: Wording) -> Template:
         own_layout="layout" in wording.model_fields_set,
         rank=take_apart(wording.rank) if wording.rank else None,
         description_tokens=wording.fields.description_tokens,
+        item_tasks={task: _frame_item_task(wording, task) for task in ITEM_TASKS},
+        item_description_tokens=wording.item_tasks.description_tokens,
     )
+
+
+def _frame_item_task(wording: Wording, task: ItemTask) -> ItemTaskWords:
+    """Layout and turns of the recommendation, with the task's instruction."""
+    instruction = getattr(wording.item_tasks, task)
+    head, tail, system, *user = (
+        part.replace("{instruction}", instruction)
+        for part in (
+            *wording.layout.split("{history}"),
+            wording.chat.system,
+            *wording.chat.user.split("{history}"),
+        )
+    )
+    return ItemTaskWords(head, tail, (system, user[0], user[1]))
 
 
 def _take_item_apart(wording: Wording) -> ItemWording:
@@ -710,6 +796,7 @@ _TABLES: Final[dict[str, type[BaseModel]]] = {
     "rank": RankWording,
     "chat": ChatWording,
     "fields": FieldsWording,
+    "item_tasks": ItemTasksWording,
 }
 
 

@@ -34,7 +34,7 @@ from llmrec_cli.tensors.trie import Trie, paths
 from llmrec_cli.training.collator import count_tokens
 from llmrec_cli.training.dataset import Dataset
 from llmrec_cli.training.distributed import Ranks
-from llmrec_cli.training.rows import Row
+from llmrec_cli.training.rows import AnyRow, PairRow, Row, TextRow
 from llmrec_cli.utils.machine import Memory, find_free_memory, measure_own_memory
 from llmrec_cli.utils.variables import LOCAL_SIZE
 
@@ -76,12 +76,23 @@ def measure_rows(stage: TrainingStage, found: StageRows) -> RowSizes:
     wanted = stage.needs.negatives
     extra = wanted.k if wanted and not found.transforms else 0
     length = float(np.diff(stage.context.catalogue.start_S1).mean())
-    targets = [len(row.targets) if isinstance(row, Row) else 2 * len(row.prompts) for row in rows]
+    targets = [_count_answers(row) for row in rows]
     return RowSizes(
         tokens=[t + math.ceil(extra * n * length) for t, n in zip(tokens, targets, strict=True)],
         answers=max(targets) * (1 + extra),
         packed=stage.section.rows == "user" or wanted is not None,
     )
+
+
+def _count_answers(row: AnyRow) -> int:
+    """How many answers a row lays out, negatives of catalogue rows apart."""
+    match row:
+        case Row():
+            return len(row.targets)
+        case PairRow():
+            return 2 * len(row.prompts)
+        case TextRow():
+            return 1
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.config.training import UNTRAINED, TrainSection
+from llmrec_cli.config.training import UNTRAINED, ItemTasks, TrainSection
 from llmrec_cli.errors import RecipeError, UserError
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Method
@@ -38,14 +38,21 @@ class StagePlan:
     name: str  # of the method
     options: Any
     section: TrainSection
+    item_tasks: ItemTasks | None = None
 
 
 def plan_run(recipe: Recipe, run: Run) -> StagePlan:
     """The plan of a language model's run."""
     if run.kind is RunKind.SFT:
-        return StagePlan(run, find_method("lml"), "lml", LmlOptions(), recipe.sft.train)
-    table = recipe.align[run.table]
-    return StagePlan(run, find_method(table.method), table.method, table.options, table.train)
+        sft = recipe.sft
+        return StagePlan(run, find_method("lml"), "lml", LmlOptions(), sft.train, sft.item_tasks)
+    table, method = recipe.align[run.table], recipe.align[run.table].method
+    return StagePlan(run, find_method(method), method, table.options, table.train, table.item_tasks)
+
+
+def make_stage(context: CatalogueContext, plan: StagePlan) -> TrainingStage:
+    """The stage of a plan, unchecked."""
+    return TrainingStage(context, plan.method, plan.options, plan.section, plan.item_tasks)
 
 
 def check_runs(recipe: Recipe, progress: Progress) -> None:
@@ -116,7 +123,7 @@ def check_plan(context: CatalogueContext, plan: StagePlan) -> TrainingStage:
     """
     recipe = context.recipe
     plan.method.init_state(plan.options, context.trie)
-    stage = TrainingStage(context, plan.method, plan.options, plan.section)
+    stage = make_stage(context, plan)
     if stage.needs.reference and plan.run.parent is None:
         raise RecipeError(
             f'{plan.run.heading} parent = "base": {plan.name} is measured against '

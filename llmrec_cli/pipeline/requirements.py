@@ -18,7 +18,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.config.training import TrainSection
+from llmrec_cli.config.training import ItemTasks, TrainSection
 from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.evaluation.ranking import rank_windows
 from llmrec_cli.methods.contract import ItemScores, Method, Needs
@@ -78,6 +78,7 @@ class TrainingStage:
     method: Method
     options: Any
     section: TrainSection
+    item_tasks: ItemTasks | None = None  # further rows, which teach what IDs mean
 
     @property
     def needs(self) -> Needs:

@@ -27,6 +27,7 @@ from accelerate.utils import (
 from llmrec_cli.config.data import DataSection, PromptSection
 from llmrec_cli.config.model import FROM_TEXT, TokenStart
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import ItemTasks
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.histories import EXAMPLES
 from llmrec_cli.data.index import hash_index, load_catalogue, require_index
@@ -41,6 +42,7 @@ from llmrec_cli.data.prompts import (
     require_fields,
 )
 from llmrec_cli.data.schema import (
+    DESCRIPTION,
     HISTORY_ITEMS,
     ITEM_ID,
     ITEMS_FILE,
@@ -53,7 +55,7 @@ from llmrec_cli.errors import ArtefactError, DataError, MachineError, RecipeErro
 from llmrec_cli.models import loading
 from llmrec_cli.models.chat import Chat, read_chat
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec
-from llmrec_cli.runs.record import WORDING
+from llmrec_cli.runs.record import ITEM_TASK_WORDS, WORDING
 from llmrec_cli.runs.run import Run, Settings
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.distributed import Ranks
@@ -177,6 +179,18 @@ def wording_fact(recipe: Recipe) -> dict[str, str]:
     return _hash_words(recipe, recipe.prompt)
 
 
+def item_tasks_fact(recipe: Recipe, tasks: ItemTasks | None) -> dict[str, str]:
+    """SHA-256 of the words of a stage's item tasks; nothing where it has none."""
+    template = open_template(recipe.prompt.template) if tasks else None
+    if tasks is None or template is None:
+        return {}
+    words = [
+        template.item_tasks[task].turns if recipe.prompt.chat else template.item_tasks[task][:2]
+        for task in tasks.shares
+    ]
+    return {ITEM_TASK_WORDS: _hash_values([*words, template.item_description_tokens])}
+
+
 def describe_evaluation(recipe: Recipe, run: Run) -> Settings:
     """What the lists and figures of a run depend on besides its training."""
     words = _hash_words(recipe, recipe.prompt_for_eval) if run.is_language_model else {}
@@ -196,7 +210,11 @@ def _hash_words(recipe: Recipe, prompt: PromptSection) -> dict[str, str]:
     words: list[Any] = [*template.list_words()]
     if isinstance(template, Template) and template.fields:
         words += [*template.fields, template.description_tokens]
-    return {WORDING: hashlib.sha256(json.dumps(words).encode()).hexdigest()}
+    return {WORDING: _hash_values(words)}
+
+
+def _hash_values(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def open_chat(recipe: Recipe, prompt: PromptSection, codec: Codec) -> Chat | None:
@@ -543,6 +561,8 @@ def _list_field_notes(bench: CatalogueContext, name: str, *, evaluation: bool) -
     table, data = _find_data(bench.recipe, evaluation=evaluation)
     template = None if bench.recipe.task.shows_candidates else bench.encoder.template
     read = {*(template.fields if template else ()), *_list_fields_of_ids(bench.recipe)}
+    if "description_to_id" in bench.recipe.item_tasks:
+        read.add(DESCRIPTION)
     idle = [field for field in data.fields if field not in read]
     if idle:
         listed = " and ".join(f"{{{field}}}" for field in idle)

@@ -60,6 +60,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
     stage = check_plan(context, plan)
     found = load_operations(recipe.task).make_rows(stage, run.kind is RunKind.ALIGN)
     facts = _gather_facts(recipe, context, parent) | requirements.scorer_facts(stage)
+    facts |= setup.item_tasks_fact(recipe, stage.item_tasks)
     with open_session(recipe, run, facts, context.ranks, progress, resume=resume) as session:
         if session.is_finished:
             return run.folder
@@ -136,6 +137,7 @@ def _check_finished(recipe: Recipe, plan: StagePlan, progress: Progress) -> None
     tokenizer = setup.open_tokenizer(recipe, progress)
     now = describe_inputs(recipe, tokenizer, weights=not whole_model)
     now |= requirements.find_scorer_facts(recipe, plan.method.needs(plan.options))
+    now |= setup.item_tasks_fact(recipe, plan.item_tasks)
     if run.parent:
         now |= _describe_parent(run.parent)
     require_same_inputs(run, now, whole_model=whole_model)

@@ -202,15 +202,15 @@ def _open_stage(context: Any, run: Run, made: dict[Any, Any]) -> _Stage:
         made: rows of other stages by what they depend on; each is made once.
     """
     from llmrec_cli.pipeline.memory import measure_rows
-    from llmrec_cli.pipeline.plan import plan_run
-    from llmrec_cli.pipeline.requirements import TrainingStage
+    from llmrec_cli.pipeline.plan import make_stage, plan_run
     from llmrec_cli.tasks.base import load_operations
 
     plan = plan_run(context.recipe, run)
-    stage = TrainingStage(context, plan.method, plan.options, plan.section)
+    stage = make_stage(context, plan)
     aligns = run.kind is RunKind.ALIGN
     section, apart = plan.section, aligns and not context.recipe.task.ranks_catalogue
-    key = section.rows, section.batch, section.validate_rows, stage.needs.negatives, apart
+    rows = section.rows, section.batch, section.validate_rows
+    key = *rows, stage.needs.negatives, stage.item_tasks, apart
     if key not in made:
         made[key] = load_operations(context.recipe.task).make_rows(stage, aligns)
     found = made[key]
@@ -228,6 +228,7 @@ def _describe_stage(one: _Stage, *, example: bool) -> Iterator[str]:
     steps = count_updates(shown.count, section)
     updates = f"{steps:,} update" + ("" if steps == 1 else "s")
     yield f"{run}: {shown.count:,} {section.rows} rows, {updates}"
+    yield from (f"{run}: {note}" for note in one.found.notes)
     yield from warn_of_warmup(section, shown.count, run)
     meaning = _meaning(context, run)
     if meaning is not None:

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 
 BASE_FILES: Final = "base_files"  # hashes of a base's files, among a language model's facts
 WORDING: Final = "wording"  # hash of the words of prompts, another one; absent: there are none
+ITEM_TASK_WORDS: Final = "item_task_words"  # the same of a stage's item tasks
 PREPARED: Final = "prepared"  # hash of the manifest of the prepared data, a fact of every run
 _MEANINGS: Final = {
     WORDING: "a hash of the words of prompt.template",
+    ITEM_TASK_WORDS: "a hash of the words of its item tasks",
     PREPARED: "a hash of the prepared data",
     INDEX_HASH: "a hash of the semantic IDs",
 }

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.config.training import ItemTasks
 from llmrec_cli.data.histories import read_histories
 from llmrec_cli.data.schema import TARGET
 from llmrec_cli.errors import RecipeError
@@ -27,8 +28,16 @@ from llmrec_cli.runs.record import Existing
 from llmrec_cli.runs.run import Run
 from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
+from llmrec_cli.training.item_tasks import ItemTaskEncoder, ItemTaskRows
 from llmrec_cli.training.negatives import only_catalogue_rows
-from llmrec_cli.training.rows import IntArray, Prompts, Row, count_rows_left_out, window_rows
+from llmrec_cli.training.rows import (
+    AnyRow,
+    IntArray,
+    Prompts,
+    Row,
+    count_rows_left_out,
+    window_rows,
+)
 from llmrec_cli.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,13 +65,49 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
         "valid": count_rows_left_out(valid, valid_rows),
     }
     notes = sampler.describe_dropped(rows, usable) if sampler else ()
-    return StageRows(usable, valid_rows, rank_valid, left_out=left_out, notes=notes)
+    made: Sequence[AnyRow] = usable
+    if stage.item_tasks is not None:
+        added = _make_item_tasks(stage, stage.item_tasks, usable)
+        made = [*usable, *(row for found in added for row in found.rows)]
+        notes = (*notes, _describe_item_tasks(added, made))
+    return StageRows(made, valid_rows, rank_valid, left_out=left_out, notes=notes)
+
+
+def _make_item_tasks(
+    stage: TrainingStage, tasks: ItemTasks, rows: Sequence[Row]
+) -> list[ItemTaskRows]:
+    """The rows of item tasks beside the rows that recommend."""
+    answers = sum(len(row.targets) for row in rows)
+    encoder, seed = _encode_item_tasks(stage.context), stage.context.recipe.seed
+    return encoder.make_rows(tasks.shares, answers, len(rows), seed)
+
+
+def _encode_item_tasks(context: CatalogueContext) -> ItemTaskEncoder:
+    template = context.encoder.marked
+    if template is None:
+        raise TypeError("a recipe with item tasks has a template of words")
+    return ItemTaskEncoder(
+        template,
+        context.codec,
+        context.prepared.items,
+        context.catalogue,
+        context.room.prompt,
+        context.room.context,
+    )
+
+
+def _describe_item_tasks(added: Sequence[ItemTaskRows], rows: Sequence[AnyRow]) -> str:
+    count = sum(len(found.rows) for found in added)
+    listed = ", ".join(found.describe() for found in added)
+    return f"{count:,} of {len(rows):,} rows are of item tasks: {listed}"
 
 
 def _check_rows(stage: TrainingStage, aligns: bool) -> None:
     """Refuse prompts without room for any item, and rows with too few possible negatives."""
     require_prompt_room(stage.context)
     _check_negatives(stage)
+    for task in stage.item_tasks.shares if stage.item_tasks else ():
+        _encode_item_tasks(stage.context).show_first(task)
 
 
 def require_prompt_room(context: CatalogueContext) -> None:
@@ -76,8 +121,10 @@ def _show_rows(stage: TrainingStage, found: StageRows) -> ShownRows:
     Behind it stands the prompt of a long history as text, since a first row has a short one.
     """
     (first,) = only_catalogue_rows(found.rows[:1])
-    lines = *_show_row(stage.context, first), *_show_long_prompt(stage.context)
-    return ShownRows(len(found.rows), lines)
+    lines = [*_show_row(stage.context, first), *_show_long_prompt(stage.context)]
+    if stage.item_tasks is not None:
+        lines += _show_item_tasks(stage.context, stage.item_tasks)
+    return ShownRows(len(found.rows), tuple(lines))
 
 
 def describe_left_out(context: CatalogueContext, frame: pd.DataFrame) -> str | None:
@@ -150,6 +197,15 @@ def _show_long_prompt(context: CatalogueContext) -> Iterator[str]:
     items = "1 item" if len(longest) == 1 else f"{len(longest)} items"
     yield f"as text, the prompt of a history of {items}:"
     yield context.codec.tokenizer.decode(prompt.tolist(), clean_up_tokenization_spaces=False)
+
+
+def _show_item_tasks(context: CatalogueContext, tasks: ItemTasks) -> Iterator[str]:
+    """A row of each item task, as text."""
+    encoder = _encode_item_tasks(context)
+    for task in tasks.shares:
+        prompt, answer = encoder.show_first(task)
+        yield f"as text, a row of {task}:"
+        yield context.codec.spell([*prompt.tolist(), *answer.tolist()])
 
 
 OPERATIONS = Operations(

@@ -23,7 +23,16 @@ from llmrec_cli.config.training import TrainSection
 from llmrec_cli.methods.contract import Batch, Preferences
 from llmrec_cli.tensors.packing import Tree, pack
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
-from llmrec_cli.training.rows import AnyRow, IntArray, PairRow, Row, build_contexts, shared_tokens
+from llmrec_cli.training.rows import (
+    AnyRow,
+    ComparedRow,
+    IntArray,
+    PairRow,
+    Row,
+    TextRow,
+    build_contexts,
+    shared_tokens,
+)
 
 
 class Limits(NamedTuple):
@@ -106,22 +115,31 @@ class Collator:
         self.rejected = rejected
 
     def __call__(self, rows: Sequence[AnyRow]) -> MicroBatch:
-        """Make a micro-batch of rows; after the look-up of paths it is array arithmetic only."""
+        """Make a micro-batch of rows of one kind.
+
+        After the look-up of paths it is array arithmetic only.
+        """
         catalogue_rows = [row for row in rows if isinstance(row, Row)]
         if len(catalogue_rows) < len(rows):
             pairs = [row for row in rows if isinstance(row, PairRow)]
+            texts = [row for row in rows if isinstance(row, TextRow)]
+            if texts:
+                return self._lay_out(lay_out_texts(texts), [])
             return self._lay_out(lay_out_pairs(pairs, rejected=self.rejected), pairs)
         apart = any(row.negatives or row.prompts for row in catalogue_rows)
         answers = (pack_answers if apart else chain_answers)(catalogue_rows, self.trie)
         return self._lay_out(answers, catalogue_rows)
 
     def split(self, rows: Sequence[AnyRow], limits: Limits) -> list[list[AnyRow]]:
-        """The rows of one batch in forward passes of like lengths (``split_rows``)."""
+        """The rows of one batch in forward passes of one kind and like lengths (``split_rows``)."""
+        parts = split_kinds(rows)
         if limits == Limits():
-            return [list(rows)]
-        return split_rows(rows, count_tokens(rows, self.trie), limits)
+            return parts
+        return [
+            part for own in parts for part in split_rows(own, count_tokens(own, self.trie), limits)
+        ]
 
-    def _lay_out(self, answers: Answers, rows: Sequence[AnyRow]) -> MicroBatch:
+    def _lay_out(self, answers: Answers, rows: Sequence[ComparedRow]) -> MicroBatch:
         node_AT, token_AT, length_A = paths(answers.trie, answers.leaf_A)
         step_T = torch.arange(node_AT.shape[1])
         inside_AT = step_T < length_A[:, None]
@@ -163,7 +181,7 @@ class Collator:
         return branching_AT.flip(1).cummax(1).values.flip(1)  # at or after the position
 
 
-def _number_preferences(rows: Sequence[AnyRow]) -> Preferences:
+def _number_preferences(rows: Sequence[ComparedRow]) -> Preferences:
     """Answer numbers of each group; all groups have equally many rejected answers."""
     chosen: list[list[int]] = []
     rejected: list[list[int]] = []
@@ -182,6 +200,19 @@ def _number_preferences(rows: Sequence[AnyRow]) -> Preferences:
     known = [row.reference for row in rows if row.reference is not None]
     reference_A = torch.from_numpy(np.concatenate(known)) if len(known) == len(rows) else None
     return Preferences(torch.tensor(chosen), torch.tensor(rejected), reference_A)
+
+
+def has_two_kinds(rows: Sequence[AnyRow]) -> bool:
+    """Whether ``split_kinds`` may make two parts of some of the rows."""
+    return len({isinstance(row, TextRow) for row in rows}) > 1
+
+
+def split_kinds(rows: Sequence[AnyRow]) -> list[list[AnyRow]]:
+    """Rows whose answers are items, and rows whose answers are texts: they have two tries."""
+    kinds: tuple[list[AnyRow], list[AnyRow]] = [], []
+    for row in rows:
+        kinds[isinstance(row, TextRow)].append(row)
+    return [own for own in kinds if own]
 
 
 def split_rows(
@@ -281,6 +312,13 @@ def lay_out_pairs(rows: Sequence[PairRow], *, rejected: bool) -> Answers:
     )
 
 
+def lay_out_texts(rows: Sequence[TextRow]) -> Answers:
+    """The answers of text rows, in a trie of this micro-batch only."""
+    trie = build_trie([row.answer.tolist() for row in rows])
+    prompts = [row.prompt for row in rows]
+    return _separate_answers(trie, trie.leaf_of_item_I, prompts, range(len(rows)))
+
+
 def _separate_answers(
     trie: Trie, leaf_A: Tensor, tokens: list[IntArray], row_of: Sequence[int]
 ) -> Answers:
@@ -325,13 +363,15 @@ def count_tokens(rows: Sequence[AnyRow], trie: Trie) -> list[int]:
 
 def _items_of(row: AnyRow) -> list[int]:
     """Catalogue items that a row lays out as answers."""
-    if isinstance(row, PairRow):
+    if not isinstance(row, Row):
         return []
     return [*row.targets, *(item for negatives in row.negatives for item in negatives)]
 
 
 def _count_own_tokens(row: AnyRow) -> int:
     """Tokens of a row apart from catalogue items."""
+    if isinstance(row, TextRow):
+        return len(row.prompt) + len(row.answer)
     if isinstance(row, PairRow):
         return _count_joint_tokens(row.prompts) + sum(
             len(text) for pair in row.answers for text in pair

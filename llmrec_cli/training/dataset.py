@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmrec_cli.training.collator import Collator, Limits, MicroBatch
+from llmrec_cli.training.collator import Collator, Limits, MicroBatch, has_two_kinds
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import AnyRow
 
@@ -181,6 +181,8 @@ class DataLoader:
         self.ranks = ranks
         self.steps = steps
         self.shared = shared
+        self.passes_vary = limits != Limits() or has_two_kinds(dataset.rows)
+        """Whether processes may have different numbers of passes in an update."""
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[Update]] | None = None
 

@@ -28,7 +28,7 @@ from llmrec_cli.models.language_model import inference_mode
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
-from llmrec_cli.training.rows import AnyRow, FloatArray, PairRow, Row
+from llmrec_cli.training.rows import AnyRow, ComparedRow, FloatArray, PairRow, Row, TextRow
 from llmrec_cli.utils.files import (
     FACTS_FILE,
     check_folder,
@@ -86,7 +86,19 @@ def with_reference(micro: MicroBatch, reference_A: Tensor) -> MicroBatch:
     return replace(micro, batch=replace(micro.batch, preferences=known))
 
 
-def count_answers(row: AnyRow) -> int:
+def only_compared_rows(rows: Sequence[AnyRow]) -> list[ComparedRow]:
+    """The rows that have rejected answers.
+
+    Raises:
+        TypeError: one has a single answer; no method with a reference gets such rows.
+    """
+    compared = [row for row in rows if not isinstance(row, TextRow)]
+    if len(compared) < len(rows):
+        raise TypeError("a text row has no rejected answers")
+    return compared
+
+
+def count_answers(row: ComparedRow) -> int:
     """How many answers a row lays out for a preference method."""
     if isinstance(row, PairRow):
         return 2 * len(row.prompts)
@@ -107,7 +119,7 @@ def compute_reference(
         advance: called after each micro-batch with its number of rows.
     """
     found: dict[int, AnyRow] = {}
-    for part in collate.split(rows, limits):
+    for part in map(only_compared_rows, collate.split(rows, limits)):
         value_A = reference.log_probs(collate(part).to(device)).double().cpu().numpy()
         ends = np.cumsum([count_answers(row) for row in part])
         for row, value in zip(part, np.split(value_A, ends[:-1]), strict=True):
@@ -146,7 +158,8 @@ class ReferenceStore:
     def save(self, steps: Sequence[Sequence[AnyRow]]) -> None:
         """Store the rows of every update."""
         for step, rows in enumerate(steps):
-            known = [row.reference for row in rows if row.reference is not None]
+            compared = only_compared_rows(rows)
+            known = [row.reference for row in compared if row.reference is not None]
             negatives = [n for row in rows if isinstance(row, Row) for n in row.negatives]
             self._arrays[f"reference-{step}"] = np.concatenate(known)
             self._arrays[f"negatives-{step}"] = np.asarray(negatives, dtype=np.int32)
@@ -170,7 +183,7 @@ class ReferenceStore:
         negatives, values = self._arrays[names[0]].tolist(), self._arrays[names[1]]
         filled: list[AnyRow] = []
         at = target = 0
-        for row in rows:
+        for row in only_compared_rows(rows):
             if isinstance(row, Row):
                 own = negatives[target : target + len(row.targets)]
                 target += len(row.targets)
@@ -244,9 +257,9 @@ class KeepReference:
     def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
         if not all(row.number in self._known for row in rows):
             with self.progress.track("validation, reference", len(rows), unit="rows") as advance:
-                found = self.compute_rows(rows, advance)
+                found = only_compared_rows(self.compute_rows(rows, advance))
             self._known.update({r.number: r.reference for r in found if r.reference is not None})
-        return [replace(row, reference=self._known[row.number]) for row in rows]
+        return [replace(row, reference=self._known[row.number]) for row in only_compared_rows(rows)]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Ragged(Sequence[Tokens]):
 # user and equal them (``as_windows``) in loss and gradient: in a *sequence* each target sees
 # everything before it in one causal pass; in a *user row* every target has the prompt that a
 # template makes for it, and what the prompts begin with is computed once.  A *pair row* belongs to
-# the rank-pair task, whose answers are texts rather than items.
+# the rank-pair task, whose answers are texts rather than items.  A *text row* asks for a title.
 
 
 IntArray = NDArray[np.int32]
@@ -119,7 +119,17 @@ class PairRow:
     left_out: tuple[int, ...] = ()  # history items not shown, of each prompt that misses any
 
 
-AnyRow = Row | PairRow
+@dataclass(frozen=True)
+class TextRow:
+    """A prompt and an answer that is a text rather than an item."""
+
+    prompt: IntArray
+    answer: IntArray  # with EOS
+    number: int = -1
+
+
+ComparedRow = Row | PairRow  # what a preference method compares answers of
+AnyRow = ComparedRow | TextRow
 
 
 def encode_catalogue(items: pd.DataFrame, codec: Codec) -> list[list[int]]:

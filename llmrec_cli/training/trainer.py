@@ -426,11 +426,11 @@ class Trainer:
     def _pad_passes(self, update: Update) -> Iterator[tuple[Pass, bool, bool]]:
         """(pass, whether it counts, whether it is the last one): equally many on every rank.
 
-        With a limit on tokens the ranks need different numbers of passes, but gradients are
-        exchanged in the last one of all: a rank with fewer repeats one for nothing.
+        With limits, or rows of two kinds, the ranks need different numbers of passes, but gradients
+        are exchanged in the last one of all: a rank with fewer repeats one for nothing.
         """
         own = len(update.passes)
-        number = own if self.loader.limits == Limits() else self.ranks.most(own)
+        number = self.ranks.most(own) if self.loader.passes_vary else own
         number = max(number, 1)
         for at in range(number):
             yield (update.passes[at] if at < own else update.spare), at < own, at == number - 1

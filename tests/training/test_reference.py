@@ -26,6 +26,7 @@ from llmrec_cli.training.reference import (
     Reference,
     ReferenceStore,
     compute_reference,
+    only_compared_rows,
     store_reference,
     with_reference,
 )
@@ -227,7 +228,7 @@ def test_all_ranks_compute_the_reference_where_one_lacks_its_share(
 
     def compute(rows: Sequence[AnyRow], advance: object) -> list[AnyRow]:
         asked.append(rows)
-        return [replace(row, reference=np.zeros(3)) for row in rows]
+        return [replace(row, reference=np.zeros(3)) for row in only_compared_rows(rows)]
 
     store = ReferenceStore(tmp_path / "reference-0-of-2", {})
     data, order = Dataset(ROWS[:1]), Sampler(1, 1)

@@ -19,7 +19,7 @@ from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training import checkpoint
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
-from llmrec_cli.training.rows import Row
+from llmrec_cli.training.rows import AnyRow, Row, TextRow
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.progress import Silent
 
@@ -28,7 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "lml": {},
     "msl": {"tau": 1.5},
     "ats": {"tau": "ats", "ats_eta": 0.5},
+    "texts": {},  # LML, with rows whose answers are texts
 }
+_METHOD_OF = {"ats": "msl", "texts": "lml"}
 
 
 def rows(n: int = 22) -> list[Row]:
@@ -46,6 +48,16 @@ def rows(n: int = 22) -> list[Row]:
             )
         )
     return made
+
+
+def text_rows(first: int) -> list[TextRow]:
+    """A few rows whose answers are no items."""
+    answers = [[10, 11, 2], [11, 2], [5, 6, 10, 10, 11, 2], [10, 2]]
+    prompts = [[1, 7], [1, 8, 9, 9], [1], [1, 6, 6, 5, 7]]
+    return [
+        TextRow(np.array(prompt, np.int32), np.array(answer, np.int32), first + at)
+        for at, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
 
 
 def job(
@@ -67,16 +79,18 @@ def job(
     model = LlamaForCausalLM(config)
     add_dropout(model, dropout)
     folder.mkdir(parents=True, exist_ok=True)
-    found = find_method("msl" if method == "ats" else method)
+    found = find_method(_METHOD_OF.get(method, method))
+    made: list[AnyRow] = [*rows()]
+    made += text_rows(len(made)) if method == "texts" else []
     settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
     return Trainer(
         policy=Policy(model),
         method=found,
         options=found.options.model_validate(METHODS[method]),
         trie=build_trie(CATALOGUE),
-        train_set=Dataset(rows()),
+        train_set=Dataset(made),
         valid_set=Dataset(rows(5)),
-        sampler=Sampler(22, int(section.get("batch", settings["batch"])), 3),
+        sampler=Sampler(len(made), int(section.get("batch", settings["batch"])), 3),
         rank_valid=lambda: {"ndcg@2": float(model.lm_head.weight.detach().abs().sum())},
         section=TrainSection(**{**settings, **section}),
         seed=3,
