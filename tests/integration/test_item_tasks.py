@@ -122,7 +122,8 @@ def test_stages_train_on_them_and_hold_to_their_words(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("own.toml").write_text(WORDS)
-    overrides = ["prompt.template=./own.toml", "prompt.chat=false", "sft.item_tasks.id_to_title=0.4"]
+    words = ["prompt.template=./own.toml", "prompt.chat=false"]
+    overrides = [*words, "sft.item_tasks.id_to_title=0.4"]
     recipe = read_recipe("cards.toml", overrides)
     told = Told([])
     sft(recipe, resume=False, progress=told)
