@@ -74,6 +74,16 @@ class InteractionHistory(Sequence[int]):
         time_H = None if self.time_H is None else self.time_H[at]
         return InteractionHistory(self.item_H[at], rating_H, time_H)
 
+    def select(self, kept_H: NDArray[np.bool_], place_H: NDArray[np.int32]) -> InteractionHistory:
+        """Some of the interactions, their items by other numbers.
+
+        Args:
+            place_H: the number of each item.
+        """
+        rating_H = None if self.rating_H is None else self.rating_H[kept_H]
+        time_H = None if self.time_H is None else self.time_H[kept_H]
+        return InteractionHistory(place_H[kept_H], rating_H, time_H)
+
     def list_words(self) -> list[InteractionWords]:
         """What a prompt of exactly this history can say of each interaction.
 

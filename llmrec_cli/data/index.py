@@ -17,17 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from llmrec_cli.config.recipe import TOKENS_FOLDER, Recipe
 from llmrec_cli.data.prepared import Manifest, Prepared, load_prepared
-from llmrec_cli.data.schema import ITEM_ID, ITEMS_FILE, TOKENS
+from llmrec_cli.data.schema import ITEM, ITEM_ID, ITEMS_FILE, TOKENS
 from llmrec_cli.errors import ArtefactError, DataError, MissingRunError
-from llmrec_cli.utils.files import FACTS_FILE, check_folder, hash_file, read_json
+from llmrec_cli.utils.files import FACTS_FILE, check_folder, hash_file, hash_json, read_json
 
 INDEX_FILE: Final = "index.json"
 INDEX_HASH: Final = "index"  # among the hashes of a run's facts and of a report
 ITEMS_FACT: Final = "items"  # SHA-256 of the catalogue that the IDs were made for
+APPENDED_FACT: Final = "appended"  # oldest first: hash of the index before, and the new items
 SETTINGS_FACT: Final = "settings"  # of [tokens], those that an ID depends on
 COMMAND: Final = "llmrec tokenize RECIPE"
 _ENCODER: Final = "encoder"
@@ -52,6 +54,24 @@ class Index:
     def file(self) -> Path:
         """What others read."""
         return self.folder / INDEX_FILE
+
+    def describe_append(self, items: Sequence[str]) -> dict[str, Any]:
+        """A fact of the index that has further items: what it was before, and these items."""
+        before: list[Any] = self.facts.get(APPENDED_FACT, [])
+        return {APPENDED_FACT: [*before, {"index": hash_file(self.file), "items": sorted(items)}]}
+
+    def find_earlier(self, wanted: str) -> Mapping[str, list[str]] | None:
+        """The IDs before items were appended, as an index of this SHA-256 had them.
+
+        None: this index was never so.
+        """
+        tokens = dict(self.tokens)
+        for step in reversed(self.facts.get(APPENDED_FACT, [])):
+            for name in step["items"]:
+                tokens.pop(name, None)
+            if step["index"] == wanted == hash_json(tokens):
+                return tokens
+        return None
 
 
 def spell_code(level: int, code: int) -> str:
@@ -92,6 +112,31 @@ def load_catalogue(folder: Path) -> Prepared:
     index = read_index(tokens)
     require_same_items(index, prepared.manifest)
     return replace(prepared, items=_name_by_ids(prepared.items, index), index=index.file)
+
+
+def load_earlier_catalogue(folder: Path, trained_on: object) -> Prepared | None:
+    """The items of a prepared folder that had IDs before others were appended.
+
+    Args:
+        folder: the prepared one.
+        trained_on: SHA-256 of the index then.
+
+    Returns:
+        Their places in the folder's files are in ``place_I``; None: the index was never so.
+
+    Raises:
+        ArtefactError: as ``load_catalogue``.
+    """
+    whole = load_catalogue(folder)
+    if whole.index is None or not isinstance(trained_on, str):
+        return None
+    tokens = read_index(whole.index.parent).find_earlier(trained_on)
+    if tokens is None:
+        return None
+    known_I = whole.items[ITEM_ID].isin(tokens).to_numpy()
+    place_I = np.where(known_I, known_I.cumsum() - 1, -1).astype(np.int32)
+    items = whole.items[known_I].reset_index(drop=True)
+    return replace(whole, items=items.assign(**{ITEM: np.arange(len(items))}), place_I=place_I)
 
 
 def require_same_items(index: Index, manifest: Manifest) -> None:

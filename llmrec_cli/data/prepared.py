@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from llmrec_cli.config.data import CIRCUMSTANCES, DataSection
 from llmrec_cli.data.formats.tables import find_tables
@@ -56,6 +58,8 @@ class Prepared:
     reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
     index: Path | None = None  # file of the semantic IDs that llmrec made, which ``items`` have
+    place_I: NDArray[np.int32] | None = None
+    """Where ``items`` are a part of the catalogue: the place of each of its items, -1 for none."""
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of a split: row, user, user_id, history, target, ... (``llmrec_cli.data.schema``).
@@ -70,6 +74,8 @@ class Prepared:
         Raises:
             ArtefactError: the file is damaged.
         """
+        if self.place_I is not None:
+            raise TypeError("the rows of a whole catalogue, for a part of its items")
         table = _read_table(self.folder / split_file(name))
         frame: pd.DataFrame = table.to_pandas()
         return frame

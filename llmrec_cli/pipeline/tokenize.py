@@ -200,6 +200,8 @@ def _write_tokens(
         ITEMS_FACT: prepared.manifest["files"][ITEMS_FILE]["sha256"],
         "vectors": hash_vectors(vector_ID),
     }
+    if old is not None:
+        facts |= old.describe_append([name for name in ids if name not in old.tokens])
 
     def fill(temporary: Path) -> None:
         write_json(temporary / INDEX_FILE, tokens)

@@ -16,13 +16,18 @@ import torch
 from llmrec_cli.config.data import PromptSection
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.index import load_catalogue, require_index
+from llmrec_cli.data.index import (
+    INDEX_HASH,
+    load_catalogue,
+    load_earlier_catalogue,
+    require_index,
+)
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import list_baseline_inputs
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
 from llmrec_cli.pipeline.setup import base_source
-from llmrec_cli.runs.record import describe_command, require_done, require_same_facts
+from llmrec_cli.runs.record import PREPARED, describe_command, require_done, require_same_facts
 from llmrec_cli.runs.run import Run, run_at, suggest_folder
 from llmrec_cli.training.distributed import make_single_rank
 from llmrec_cli.utils.files import RECIPE_FILE, check_folder
@@ -87,8 +92,14 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
     return FinishedRun(run, recipe.name, found, manifest)
 
 
-def open_finished_context(finished: FinishedRun, device: Device = "auto") -> setup.CatalogueContext:
+def open_finished_context(
+    finished: FinishedRun, device: Device = "auto", *, earlier: bool = False
+) -> setup.CatalogueContext:
     """The run's data and catalogue, as ``llmrec eval`` ranks it, for this process alone.
+
+    Args:
+        earlier: a catalogue that has got further items since (``tokenize --append``) serves too,
+            with the items that the run knows.
 
     Raises:
         ArtefactError: what lies beside the run is not what it was trained on.
@@ -97,8 +108,11 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
     recipe = finished.recipe
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
-    prepared = load_catalogue(recipe.prepared_folder)
+    prepared, known = load_catalogue(recipe.prepared_folder), finished.manifest["facts"]
     require_index(recipe, prepared)
+    if earlier and finished.run.is_language_model:
+        before = load_earlier_catalogue(recipe.prepared_folder, known.get(INDEX_HASH))
+        prepared = before or prepared
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
     if finished.conventional:  # it knows no prompts
@@ -106,6 +120,8 @@ def open_finished_context(finished: FinishedRun, device: Device = "auto") -> set
         return context
     whole_model = recipe.model.tuning == "full" and not finished.run.is_untouched
     now = describe_inputs(recipe, context.codec.tokenizer, weights=not whole_model)
+    if prepared.place_I is not None:  # the IDs of its items are those that it was trained on
+        now |= {INDEX_HASH: known[INDEX_HASH], PREPARED: known[PREPARED]}
     require_same_inputs(finished.run, now, whole_model=whole_model)
     return context
 

@@ -297,7 +297,8 @@ class Recommender:
             device: "auto" takes a GPU where there is one.
 
         Returns:
-            The run, ready to recommend; several can be open at once.
+            The run, ready to recommend; several can be open at once.  Of a catalogue that has got
+            further items since (``llmrec tokenize --append``), it recommends the old ones.
 
         Raises:
             ArtefactError: no finished run, damaged, or its prepared data are not beside it.
@@ -309,7 +310,7 @@ class Recommender:
                 f'{run}: its task is "{finished.recipe.task.name}", which ranks two given items: '
                 'expected a run of task "generate"'
             )
-        context = open_finished_context(finished, device)
+        context = open_finished_context(finished, device, earlier=True)
         items = context.prepared.items
         leaves = gather_entries(items, context.leaf_of_item)
         ranker = load_ranker(context, leaves, finished.run)
@@ -419,12 +420,14 @@ class Recommender:
         Raises:
             DataError: no such user; the message names the nearest ids.
         """
-        items = items_of_user(self.context.prepared, user_id)
+        items, newer = self._read_user(user_id)
         ids = self.context.prepared.items[ITEM_ID]
         matches = [Match(ids.iloc[item], item, similarity=1.0) for item in items]
         history = describe_history(self.context, matches, items, self.ranker.scored_by)
         [found] = self._recommend_behind([history], k, exclude_history=exclude_history)
-        note = f"user {user_id}: {len(items)} items in the prepared data, over all splits"
+        note = f"user {user_id}: {len(items) + newer} items in the prepared data, over all splits"
+        if newer:
+            note += f"; {newer} of them are newer than the run, and left out"
         return replace(found, notes=(note, *found.notes))
 
     def history_of(self, user_id: str) -> list[str]:
@@ -434,14 +437,27 @@ class Recommender:
             user_id: as the raw file has it.
 
         Returns:
-            Item ids, oldest first.
+            Item ids, oldest first, of those that the run knows.
 
         Raises:
             DataError: no such user; the message names the nearest ids.
         """
-        items = items_of_user(self.context.prepared, user_id)
+        items, _ = self._read_user(user_id)
         ids: list[str] = self.context.prepared.items[ITEM_ID].iloc[list(items)].tolist()
         return ids
+
+    def _read_user(self, user_id: str) -> tuple[Sequence[int], int]:
+        """A user's items as the run knows them, and how many it does not know."""
+        found = items_of_user(self.context.prepared, user_id)
+        place_I = self.context.prepared.place_I
+        if place_I is None:
+            return found, 0
+        place_H = place_I[np.asarray(found, dtype=np.int64)]
+        known_H = place_H >= 0
+        newer = int((~known_H).sum())
+        if isinstance(found, InteractionHistory):
+            return found.select(known_H, place_H), newer
+        return place_H[known_H].tolist(), newer
 
     def _find_log_probabilities(self, found: RankedLists) -> NDArray[np.float32] | None:
         """Of each place of the lists, nats; None: the model has none."""
@@ -479,12 +495,18 @@ class Recommender:
         items = tuple(
             self._describe_entry(rank, *place) for rank, place in enumerate(places, start=1)
         )
-        notes, size = history.notes, self.leaves.n_leaves
+        notes, size = (*self._list_newer(), *history.notes), self.leaves.n_leaves
         if size - left_out < k:
             notes = (*notes, _explain_short_list(k, size, left_out))
         if len(items) < min(k, size - left_out):
             notes = (*notes, f"the beam found {len(items)} entries; widen eval.decode.beams")
         return Recommendations(history.told, items, self.ranker.scored_by, notes)
+
+    def _list_newer(self) -> Iterator[str]:
+        place_I = self.context.prepared.place_I
+        if place_I is not None:
+            newer = int((place_I < 0).sum())
+            yield f"the catalogue has {newer:,} items that are newer than the run: it knows none"
 
     def _describe_entry(
         self, rank: int, leaf: int, score: float, log_probability: float | None

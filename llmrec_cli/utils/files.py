@@ -191,6 +191,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, _encode_json(value))
 
 
+def hash_json(value: Any) -> str:
+    """SHA-256 of the file that ``write_json`` makes of a value."""
+    return hashlib.sha256(_encode_json(value)).hexdigest()
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write torch tensors into a file of a folder that ``write_folder`` fills.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.small import SAMPLE
+from llmrec_cli import Recommender
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.data.index import read_index
+from llmrec_cli.data.matching import items_of_user
 from llmrec_cli.data.prepared import load_prepared
 from llmrec_cli.errors import ArtefactError, DataError, LlmrecError, MissingRunError, RecipeError
 from llmrec_cli.models.text_encoder import load_text_encoder, open_text_reader
@@ -29,6 +33,7 @@ from llmrec_cli.pipeline.tokenize import Tokenized, describe_tokens, tokenize
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.pipeline.validate import validate
 from llmrec_cli.runs.run import list_runs
+from llmrec_cli.serving.recommender import Recommendations
 from llmrec_cli.utils.files import hash_file, read_json, write_json
 from llmrec_cli.utils.progress import Silent
 from tests.experiments import typed
@@ -300,6 +305,60 @@ def test_a_catalogue_that_changed_is_refused_until_it_is_appended(home: Path) ->
         with pytest.raises(ArtefactError, match=r"made for another catalogue .*--append"):
             command()
     assert not Path("runs/ids/sft").exists()
+
+
+def list_entries(found: Recommendations) -> list[tuple[int, float, set[str]]]:
+    """Place, score and items of each entry; which item an entry is named by follows its count."""
+    return [(each.rank, each.score, {each.item_id, *each.same_entry}) for each in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["counter", "shared"])
+def test_a_trained_model_goes_on_recommending_the_old_items(home: Path, rule: str) -> None:
+    """Twice appended: the same lists, items and scores, for users whose history did not change."""
+    shutil.rmtree("runs/ids/prepared")
+    words = ["data.k_core=8", f"tokens.collisions={rule}"]
+    prepare_data(load(*words), Path)
+    old = read_tokens(make(*words).folder)
+    sft(load(*words), resume=False, progress=Silent())
+    histories = [list(old)[at : at + n] for at, n in ((0, 1), (10, 3), (30, 6))] + [[]]
+    before = Recommender.load("runs/ids/sft").recommend_many(histories, k=20)
+    user = load_prepared(Path("runs/ids/prepared")).split("test")["user_id"].iloc[0]
+
+    for grown in ("data.k_core=6", "data.k_core=5"):
+        shutil.rmtree("runs/ids/prepared")
+        prepare_data(load(grown), Path)
+        make(grown, words[1], append=True)
+    new = read_tokens(Path("runs/ids/tokens"))
+    assert len(old) < len(new)
+    served = Recommender.load("runs/ids/sft")
+    after = served.recommend_many(histories, k=20)
+    assert list(map(list_entries, after)) == list(map(list_entries, before))
+    newer = len(new) - len(old)
+    told = f"the catalogue has {newer:,} items that are newer than the run: it knows none"
+    assert all(told in one.notes for one in after)
+    assert {item.item_id for item in served.recommend([], k=len(old))} <= set(old)
+
+    whole = items_of_user(load_prepared(Path("runs/ids/prepared")), user)
+    ids = load_prepared(Path("runs/ids/prepared")).items["item_id"]
+    assert served.history_of(user) == [ids[item] for item in whole if ids[item] in old]
+    served.recommend_to(user)
+    unknown = next(name for name in new if name not in old)
+    with pytest.raises(DataError, match="nearest"):
+        served.recommend([unknown], fuzzy=False)
+    grown_recipe = load("data.k_core=5", words[1])
+    with pytest.raises(ArtefactError, match="built with items"):  # the rows are new ones
+        evaluate_runs(grown_recipe, ["sft"], split="test", again=False, progress=Silent())
+
+
+def test_an_index_that_was_changed_by_hand_serves_no_earlier_run(home: Path) -> None:
+    _, old, new = grow()
+    index = read_index(Path("runs/ids/tokens"))
+    wanted = index.facts["appended"][0]["index"]
+    assert index.find_earlier(wanted) == old
+    changed = {name: [*tokens[:-1], "<d_9>"] for name, tokens in new.items()}
+    assert replace(index, tokens=changed).find_earlier(wanted) is None
+    assert index.find_earlier(hash_file(index.file)) is None  # it is as it is now
 
 
 def test_an_append_needs_the_same_encoder(home: Path) -> None:
