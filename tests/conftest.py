@@ -34,6 +34,22 @@ settings.register_profile("no clock", deadline=None)  # an example may take its 
 settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (  # files that take a minute or more each
+    "integration/test_launch.py",
+    "integration/test_processes.py",
+    "integration/test_pretrained.py",
+    "integration/test_pipeline.py",
+    "integration/test_alignments.py",
+    "docs/test_docs_pretrained.py",
+    "robustness/test_torture.py",
+    "integration/test_zero_shot.py",
+    "robustness/test_refusals.py",
+    "training/test_distributed.py",
+    "docs/test_docs_additions.py",
+    "robustness/test_races.py",
+    "training/test_resume.py",
+    "sweep/test_sweep.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +107,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named by their argument: compressed ones hold the time, and each of several
     workers must find the same names."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: no worker is left alone with one at the end."""
+    place = {ROOT / "tests" / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

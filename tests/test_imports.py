@@ -52,6 +52,7 @@ ALLOWED = {
     "models": ("config.model", "data", "methods.contract", "tensors", "utils"),
     "tokens": ("config.tokens", "data", "methods.contract", "utils"),
     "training": (
+        "config.data",
         "config.training",
         "data",
         "methods.contract",

@@ -32,7 +32,6 @@ from llmrec_cli.config.training import (
     TrainSection,
 )
 from llmrec_cli.config.unused import Base, find_unused_notes, find_unused_problems
-from llmrec_cli.data.schema import DESCRIPTION
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.methods import find_method
 from llmrec_cli.methods.contract import Needs
@@ -411,8 +410,8 @@ def _check_item_tasks(recipe: Recipe, table: str, tasks: ItemTasks) -> Iterator[
             f'{named}: prompt.template = "sequence" has no words: expected a wording, such as '
             '"items"'
         )
-    if DESCRIPTION not in recipe.data.fields and "description_to_id" in tasks.shares:
-        wanted = ", ".join(f'"{name}"' for name in (*recipe.data.fields, DESCRIPTION))
+    if "description" not in recipe.data.fields and "description_to_id" in tasks.shares:
+        wanted = ", ".join(f'"{name}"' for name in (*recipe.data.fields, "description"))
         yield (
             f"{named} description_to_id: data.fields does not name descriptions: expected "
             f"data.fields = [{wanted}]"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
-from llmrec_cli.config.data import DataSection, PromptSection, Section
+from llmrec_cli.config.data import DataSection, ItemTask, PromptSection, Section
 from llmrec_cli.config.evaluation import EvalSection
 from llmrec_cli.config.model import FROM_TEXT, ModelSection, TokenStart
 from llmrec_cli.config.tokens import QUANTIZERS, TokensSection
@@ -29,7 +29,6 @@ from llmrec_cli.config.training import (
     TrainSection,
 )
 from llmrec_cli.config.unused import drop_refused
-from llmrec_cli.data.schema import ItemTask
 from llmrec_cli.tasks import TASKS
 from llmrec_cli.tasks.base import Task
 

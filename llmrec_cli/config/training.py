@@ -20,9 +20,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from llmrec_cli import methods
-from llmrec_cli.config.data import Section, one_or_many
+from llmrec_cli.config.data import ITEM_TASKS, ItemTask, Section, one_or_many
 from llmrec_cli.config.formats import join_words
-from llmrec_cli.data.schema import ITEM_TASKS, ItemTask
 from llmrec_cli.methods.contract import Options
 from llmrec_cli.models.baselines import baseline_names, find_baseline
 

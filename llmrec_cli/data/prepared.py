@@ -58,8 +58,7 @@ class Prepared:
     reused: bool = False  # the folder existed already and fits the recipe
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
     index: Path | None = None  # file of the semantic IDs that llmrec made, which ``items`` have
-    place_I: NDArray[np.int32] | None = None
-    """Where ``items`` are a part of the catalogue: the place of each of its items, -1 for none."""
+    place_I: NDArray[np.int32] | None = None  # of each item of the files, in ``items``; -1: none
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of a split: row, user, user_id, history, target, ... (``llmrec_cli.data.schema``).

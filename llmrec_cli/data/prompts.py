@@ -21,15 +21,14 @@ from pydantic import (
     model_validator,
 )
 
+from llmrec_cli.config.data import ITEM_TASKS, ItemTask
 from llmrec_cli.data.catalog import has_tokens
 from llmrec_cli.data.schema import (
     INTERACTION_FIELDS,
     ITEM_FIELDS,
     ITEM_ID,
-    ITEM_TASKS,
     SHOWN_FIELDS,
     TITLE,
-    ItemTask,
 )
 from llmrec_cli.errors import DataError, RecipeError
 from llmrec_cli.utils.toml import parse

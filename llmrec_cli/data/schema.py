@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, get_args
+from typing import Final
 
 # interactions, as readers deliver them (one row per review or rating)
 USER_ID: Final = "user_id"  # string, exactly as in the file
@@ -28,10 +28,6 @@ ITEM_FIELDS: Final = (BRAND, CATEGORY, PRICE, DESCRIPTION)
 GAP: Final = "gap"  # the time since the interaction before it; the other one is RATING
 INTERACTION_FIELDS: Final = (RATING, GAP)
 SHOWN_FIELDS: Final = (*ITEM_FIELDS, *INTERACTION_FIELDS)
-
-# what a model is asked about items by themselves, without histories; recipes and templates name it
-ItemTask = Literal["title_to_id", "id_to_title", "description_to_id"]
-ITEM_TASKS: Final[tuple[ItemTask, ...]] = get_args(ItemTask)
 
 # the prepared folder
 ITEM: Final = "item"  # int32, dense catalogue index 0..n_items-1, in order of item_id

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from llmrec_cli.config.data import ITEM_TASKS, ItemTask
 from llmrec_cli.data.prompts import ItemTaskWords, Template, one_line
-from llmrec_cli.data.schema import DESCRIPTION, ITEM_TASKS, TITLE, ItemTask
+from llmrec_cli.data.schema import DESCRIPTION, TITLE
 from llmrec_cli.errors import DataError
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.training.rows import Ragged, Row, TextRow

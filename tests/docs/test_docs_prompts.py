@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from llmrec_cli.data.histories import InteractionHistory, word_gap
-from llmrec_cli.data.prompts import FieldWords, load_template, parse_template
+from llmrec_cli.data.prompts import (
+    FieldWords,
+    ItemTasksWording,
+    load_template,
+    parse_template,
+)
 from llmrec_cli.models.chat import read_chat
 from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.utils.toml import parse
 from tests.docs.doc_pages import DOCS, blocks, read
 from tests.models.test_chat import CHATS
 
@@ -25,6 +31,13 @@ def test_a_template_of_ones_own_renders() -> None:
         'The user has read: "A"; "B"\n\nNext book: '
     )
     assert own.render([]).count("The user has read no book yet.") == 1
+
+
+def test_item_tasks_are_worded_as_the_page_says() -> None:
+    page = blocks(read(DOCS / "semantic-ids.md"))
+    (shown,) = (block.text for block in page if block.mark.endswith("test_docs_prompts.py"))
+    assert ItemTasksWording(**parse(shown)["item_tasks"]) == ItemTasksWording()
+    assert set(parse(shown)["item_tasks"]) == set(ItemTasksWording.model_fields)
 
 
 def test_fields_stand_in_an_item_as_shown() -> None:

@@ -58,6 +58,9 @@ def test_a_pretrained_model_with_a_text_prompt(
 ) -> None:
     words = [
         *SMALL,
+        "data.sample.train=100",
+        "data.sample.test=15",
+        "train.validate_rows=5",
         f"model.backbone={hub_folder}",
         f"model.tuning={tuning}",
         "prompt.template=items",

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_ten_kills_change_nothing(tmp_path: Path) -> None:
-    """Four methods, one and two processes; ``make torture`` kills three hundred times."""
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    """One and two processes, and a launcher; ``make torture`` kills three hundred times."""
     words = ["tests.robustness.torture", "--size", "ci", "--out", str(tmp_path), "--seed", "3"]
     done = subprocess.run(
         [sys.executable, "-m", *words],
@@ -41,7 +41,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = tmp_path.glob("*-torture.json")
     cases = json.loads(report.read_text())["cases"]
-    assert sum(len(case["hits"]) for case in cases) >= 10
+    assert sum(len(case["hits"]) for case in cases) >= 6
     assert {case["processes"] for case in cases} == {1, 2}
     assert not any(case["problems"] for case in cases)
 

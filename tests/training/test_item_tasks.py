@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmrec_cli.config.data import ITEM_TASKS, ItemTask
 from llmrec_cli.data.prompts import Template, load_template
-from llmrec_cli.data.schema import ITEM_TASKS, ItemTask
 from llmrec_cli.errors import DataError
 from llmrec_cli.methods.contract import Forward
 from llmrec_cli.methods.lml import METHOD, LmlOptions
