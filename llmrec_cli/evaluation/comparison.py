@@ -246,6 +246,7 @@ class EvaluatedData:
     items: pd.DataFrame  # as ``Prepared`` has them
     rows: pd.DataFrame  # of the split: ROW, USER_ID, HISTORY, TARGET, ...
     leaves: CatalogueEntries
+    index: Path | None = None  # file of the semantic IDs that llmrec made
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ class PreparedFolders:
             leaves = by_tokens or gather_entries(items, leaf_of_equal_titles(items))
             rows = prepared.split(self.split)
             evaluated_data = EvaluatedData(
-                folder, with_audit(prepared), self.split, items, rows, leaves
+                folder, with_audit(prepared), self.split, items, rows, leaves, prepared.index
             )
             self._opened[folder] = evaluated_data
         return self._opened[folder]

@@ -331,6 +331,28 @@ def draw_curves(lines: Sequence[Line], heading: str, alt: str) -> Picture:
     return _draw_picture((320, 200), alt, paint)
 
 
+def draw_shares(lines: Sequence[Line], labels: tuple[str, str], alt: str) -> Picture:
+    """Cumulative shares, 0..1 on both axes; the diagonal is equal use.
+
+    Args:
+        labels: of the two axes.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = _place_axes(figure, 40, 14, 36, 24)
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2)
+        _draw_lines(axes, lines, 3.6)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        _set_ticks(axes, "x", 5)
+        _set_ticks(axes, "y", 4)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(labels[0])
+        axes.set_title(labels[1], x=-0.08)
+
+    return _draw_picture((400, 240), alt, paint)
+
+
 def draw_training(
     name: str,
     losses: Sequence[Line],

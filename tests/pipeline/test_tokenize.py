@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from llmrec_cli.models.text_encoder import load_text_encoder, open_text_reader
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
+from llmrec_cli.pipeline.compare import Asked, compare_runs
 from llmrec_cli.pipeline.evaluate import evaluate_runs
 from llmrec_cli.pipeline.loading import load_sequential
 from llmrec_cli.pipeline.prepare import prepare_data
@@ -32,6 +34,7 @@ from llmrec_cli.pipeline.run import run
 from llmrec_cli.pipeline.tokenize import Tokenized, describe_tokens, tokenize
 from llmrec_cli.pipeline.train import sft
 from llmrec_cli.pipeline.validate import validate
+from llmrec_cli.report.page.gather import gather_page
 from llmrec_cli.runs.run import list_runs
 from llmrec_cli.serving.recommender import Recommendations
 from llmrec_cli.utils.files import hash_file, read_json, write_json
@@ -560,6 +563,15 @@ def test_a_run_trains_evaluates_and_knows_its_index(
     assert len(facts["index"]) == 64
     report = read_json(Path("runs/ids/align-msl/report.json"))
     assert report["rows"] == 60
+    shown = compare_runs(["runs/ids"], Asked())
+    (use,) = gather_page(shown.comparison, shown.entries).ids
+    index = read_tokens(Path("runs/ids/tokens"))
+    for place, items in enumerate(use.levels):
+        counts = Counter(tokens[place] for tokens in index.values())
+        assert items == tuple(sorted(counts.values(), reverse=True))
+    near = read_json(Path("runs/ids/tokens/report.json"))["quality"]["neighbourhood"]
+    assert use.neighbourhood == tuple((n["depth"], n["share"], n["chance"]) for n in near)
+    assert (use.name, use.codes, len(use.levels)) == ("ids", 16, 4)
     kept = Path("runs/ids/tokens").rename("runs/ids/kept")
     shutil.rmtree("runs/ids/base")
     make("tokens.seed=1")

@@ -101,6 +101,16 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
+class IdUse:
+    """How the semantic IDs that llmrec made for some data use their tokens."""
+
+    name: str  # whose data
+    codes: int  # values that a quantizer's token may have
+    levels: tuple[tuple[int, ...], ...]  # of each place: items of each token in use, most first
+    neighbourhood: tuple[tuple[int, float, float], ...]  # (tokens, share of neighbours, chance)
+
+
+@dataclass(frozen=True, slots=True)
 class ShownItem:
     """One recommended title, as found in the data."""
 
@@ -150,6 +160,7 @@ class Page:
     slicings: tuple[Slicing, ...] = ()
     beam_errors: tuple[BeamError, ...] = ()
     audits: tuple[Audited, ...] = ()
+    ids: tuple[IdUse, ...] = ()
     users: tuple[UserCase, ...] = ()
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llmrec_cli import __version__
+from llmrec_cli.data.index import read_index
 from llmrec_cli.evaluation.comparison import Comparison, Entry, Evaluation
 from llmrec_cli.pipeline.audit import audit_folder
 from llmrec_cli.report.page import Page
@@ -14,6 +17,7 @@ from llmrec_cli.report.page.data import (
     Audited,
     Curve,
     Fact,
+    IdUse,
     RunLog,
     Slicing,
     UserCase,
@@ -25,6 +29,7 @@ from llmrec_cli.report.page.data import (
 from llmrec_cli.runs.run import run_at
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.training.rows import LEFT_OUT_KEYS
+from llmrec_cli.utils.files import REPORT_FILE, hash_file, read_json
 
 POINTS = 200  # of a curve; further updates are averaged
 _NOT_CURVES: Final = frozenset(
@@ -64,6 +69,7 @@ def gather_page(comparison: Comparison, entries: Sequence[Entry]) -> Page:
         slicings=by_group,
         beam_errors=measure_beam_errors(entries, comparison),
         audits=_read_audits(entries),
+        ids=tuple(_read_ids(entries)),
         users=users,
     )
 
@@ -123,6 +129,27 @@ def _read_audits(entries: Iterable[Entry]) -> tuple[Audited, ...]:
         Audited(f"{folder.resolve().parent.name}/{folder.name}", audited.verdicts)
         for folder, audited in found
     )
+
+
+def _read_ids(entries: Iterable[Entry]) -> Iterator[IdUse]:
+    """The use of each index of semantic IDs that llmrec made, each once by its content."""
+    files = {
+        hash_file(entry.evaluated_data.index): entry.evaluated_data.index
+        for entry in entries
+        if entry.evaluated_data.index is not None
+    }
+    for file in files.values():
+        index, quality = read_index(file.parent), read_json(file.parent / REPORT_FILE)["quality"]
+        places = itertools.zip_longest(*index.tokens.values())
+        yield IdUse(
+            file.parent.resolve().parent.name,
+            index.settings["codes"],
+            tuple(
+                tuple(sorted(Counter(filter(None, tokens)).values(), reverse=True))
+                for tokens in places
+            ),
+            tuple((one["depth"], one["share"], one["chance"]) for one in quality["neighbourhood"]),
+        )
 
 
 def _describe_protocol(comparison: Comparison, entries: Sequence[Entry]) -> Iterator[Fact]:

@@ -24,6 +24,7 @@ from llmrec_cli.report.page.comparison import (
 )
 from llmrec_cli.report.page.curves import build_logged, build_training
 from llmrec_cli.report.page.data import Page
+from llmrec_cli.report.page.semantic_ids import build_semantic_ids
 from llmrec_cli.utils.files import write_atomically
 
 POLICY: Final = (
@@ -72,6 +73,7 @@ def _build_sections(page: Page) -> Iterator[PageSection]:
     yield build_beam_error(page)
     yield build_training(page)
     yield from build_logged(page.logs)
+    yield build_semantic_ids(page.ids)
     audits = [audited for audited in page.audits if audited.verdicts]
     found = tuple(PageBlock("verdicts", (audited, len(page.audits) > 1)) for audited in audits)
     yield PageSection("audit", "Audit of the data", found)
