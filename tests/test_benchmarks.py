@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as suites
-from benchmarks import device, gpu, growth, growth_point, loss_head, startup
+from benchmarks import device, gpu, growth, growth_point, loss_head, quantizers, startup
 from benchmarks.decoding import EOS
 from benchmarks.table import MOST, Row, alternate
 from llmrec_cli.decoding import search
@@ -247,3 +247,18 @@ def test_a_copy_on_the_device_has_leaves_of_its_own() -> None:
         assert (leaf.dtype, leaf.is_leaf, leaf.requires_grad) == (torch.bfloat16, True, True)
     assert moved.trie.edge_token_E.dtype == torch.int32
     assert moved.legal_BTV.dtype == torch.bool
+
+
+def test_quantizers_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = quantizers.draw_clusters(400, 8)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(400))
+    monkeypatch.setattr(quantizers, "measure_apart", quantizers.measure)
+    words = ["--quantizer", "rq-kmeans", "rq-vae", "--items", "400", "--width", "8"]
+    assert quantizers.main([*words, "--epochs", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert rows[0].startswith("| rq-kmeans | 400 | ")
+    assert rows[1].startswith("| rq-vae, 1 epochs | 400 | ")
+    lost = [float(row.split("|")[-2]) for row in rows]
+    assert 0 < lost[0] < 0.5
