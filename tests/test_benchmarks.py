@@ -261,4 +261,4 @@ def test_quantizers_are_measured(
     assert rows[0].startswith("| rq-kmeans | 400 | ")
     assert rows[1].startswith("| rq-vae, 1 epochs | 400 | ")
     lost = [float(row.split("|")[-2]) for row in rows]
-    assert 0 < lost[0] < 0.5
+    assert lost[0] < lost[1], "one epoch learns less than k-means finds"
