@@ -20,6 +20,7 @@ from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Question, load_rank_template, load_template, template_names
 from llmrec_cli.data.schema import HISTORY, ITEM_ID, TARGET, TOKENS
 from llmrec_cli.models.tokenizer import train_tokenizer
+from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.setup import (
     CatalogueContext,
@@ -28,8 +29,10 @@ from llmrec_cli.pipeline.setup import (
     open_context,
 )
 from llmrec_cli.pipeline.tokenize import tokenize
+from llmrec_cli.runs.run import sft_run
+from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.tasks.rank_pair_operations import choose_pairs, make_pair_encoder, parse_pairs
-from llmrec_cli.training.rows import Row, as_windows
+from llmrec_cli.training.rows import Row, TextRow, as_windows
 from llmrec_cli.utils.progress import Silent
 
 pytestmark = pytest.mark.slow  # prompts of whole data sets
@@ -67,7 +70,10 @@ def amazon(folder: Path, layout: str) -> Files:
         dict(zip(names, (user, item, 5.0, second * 1000 if newest else second), strict=True))
         for user, item, second in bought()
     ]
-    meta = [{names[1]: f"I{i:02}", "title": title} for i, title in enumerate(TITLES)]
+    meta = [
+        {names[1]: f"I{i:02}", "title": title, "description": [f"A toy: {title}"]}
+        for i, title in enumerate(TITLES)
+    ]
     spell = repr if layout == "amazon2014" else json.dumps
     return {
         "reviews": write(folder / f"{layout}.reviews.json", lines(reviews)),
@@ -81,6 +87,15 @@ def semantic_ids(folder: Path, _: str) -> Files:
     return {
         "reviews": write(folder / "inter.json", json.dumps(users)),
         "index": write(folder / "index.json", json.dumps(index)),
+    }
+
+
+def sequences(folder: Path, _: str) -> Files:
+    users = [f"U{user} " + " ".join(f"I{i:02}" for i in items) for user, items in enumerate(USERS)]
+    titles = [f"I{item:02} {title}" for item, title in enumerate(TITLES)]
+    return {
+        "reviews": write(folder / "users.txt", "\n".join([*users, ""])),
+        "metadata": write(folder / "titles.txt", "\n".join([*titles, ""])),
     }
 
 
@@ -118,6 +133,7 @@ WRITERS: dict[str, Callable[[Path, str], Files]] = {
     "amazon2018": amazon,
     "amazon2023": amazon,
     "semantic-ids": semantic_ids,
+    "sequences": sequences,
     "msl-windows": msl_windows,
     "rank-pairs": rank_pairs,
 }
@@ -206,6 +222,16 @@ def check_windows(context: CatalogueContext, recipe: Recipe, rows: Sequence[Row]
             check(context, recipe, window.prompt.tolist(), window.history)
 
 
+def check_item_tasks(context: CatalogueContext, recipe: Recipe) -> None:
+    stage = check_plan(context, plan_run(recipe, sft_run(recipe)))
+    found = load_operations(recipe.task).make_rows(stage, False)
+    texts = [row for row in found.rows if isinstance(row, TextRow)]
+    assert texts
+    for row in texts:
+        answer = context.codec.tokenizer.decode(row.answer, skip_special_tokens=True)
+        assert answer.strip('"') in TITLES
+
+
 @pytest.mark.parametrize("name", list_shipped_names())
 def test_every_item_of_a_history_is_in_the_prompt(
     name: str, tmp_path: Path, backbone: Path
@@ -219,6 +245,8 @@ def test_every_item_of_a_history_is_in_the_prompt(
         check_pairs(context, recipe, "train")
         check_pairs(open_context(recipe, Silent(), evaluation=True), recipe, "eval")
         return
+    if recipe.sft.item_tasks is not None:
+        check_item_tasks(context, recipe)
     check_windows(context, recipe, build_training_rows(context, recipe.sft.train.rows))
     frame = context.prepared.split("test")
     check_windows(context, recipe, build_window_rows(context, frame))
