@@ -27,7 +27,7 @@ test: setup              ## the fast tier: at most three minutes on two idle cor
 	$(PYTEST) -m 'not slow'
 
 test-slow: setup         ## the rest: processes, whole experiments, kills
-	$(PYTEST) --no-loadscope-reorder -m slow
+	$(PYTEST) --no-loadscope-reorder --durations=20 -m slow
 
 test-all: setup          ## both tiers at once
 	$(PYTEST)
