@@ -182,6 +182,40 @@ def test_an_empty_cluster_moves_to_the_worst_fitted_point(monkeypatch: pytest.Mo
     assert found == pytest.approx([0.05, 9.0, 50.0])
 
 
+def test_balanced_codes_have_equally_many_items_and_lose_little() -> None:
+    """Topics of very different sizes, as catalogues have them."""
+    generator = torch.Generator().manual_seed(1)
+    topic_I = torch.multinomial(1 / torch.arange(1.0, 41), 1500, True, generator=generator)
+    points_ID = torch.randn(40, 16, generator=generator)[topic_I]
+    points_ID = points_ID + 0.7 * torch.randn(1500, 16, generator=generator)
+    quantizer = find_quantizer("rq-kmeans")
+    counts, lost = {}, {}
+    for balanced in (False, True):
+        options = quantizer.options.model_validate({"balanced": balanced})
+        with Silent().track("", 3) as advance:
+            tensors = quantizer.fit(options, points_ID, SIZE, 0, advance)
+        codes = quantizer.encode(options, tensors, points_ID, SIZE)
+        counts[balanced] = torch.stack(
+            [torch.bincount(code_I, minlength=16) for code_I in codes.code_IL.T]
+        )
+        lost[balanced] = codes.error_L[-1]
+        (one,) = quantizer.encode(options, tensors, points_ID[[3]], SIZE).code_IL
+        assert torch.equal(one, codes.code_IL[3]), "an item's code depends on it alone"
+    wanted = len(points_ID) / 16
+    assert counts[True].max() <= 1.2 * wanted
+    assert counts[False].max() > 1.5 * wanted
+    assert lost[True] < 1.2 * lost[False]
+
+
+def test_prices_move_no_point_where_they_are_equal() -> None:
+    points_ID, _ = make_clusters()
+    centroid_CD = points_ID[::10]
+    plain = find_nearest_codes(points_ID, centroid_CD)
+    priced = find_nearest_codes(points_ID, centroid_CD, torch.full((len(centroid_CD),), 2.0))
+    assert torch.equal(plain[0], priced[0])
+    assert torch.allclose(plain[1], priced[1], atol=1e-3)
+
+
 def test_fewer_distinct_points_than_clusters_end() -> None:
     points_ID = torch.tensor([[0.0], [1.0]]).repeat(10, 1)
     found_CD = fit_kmeans(points_ID, 5, 20, seed=0)

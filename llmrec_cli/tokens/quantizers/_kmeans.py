@@ -12,6 +12,7 @@ from torch import Tensor
 
 _CHUNK = 1 << 24  # distances computed at a time
 _STARTERS = 256  # points a cluster that the start is chosen from, at most
+_BALANCED_ROUNDS, _PRICES_A_ROUND, _LAST_PRICES = 20, 8, 60
 
 
 def fit_kmeans(points_ID: Tensor, clusters: int, rounds: int, seed: int) -> Tensor:
@@ -34,19 +35,61 @@ def fit_kmeans(points_ID: Tensor, clusters: int, rounds: int, seed: int) -> Tens
     return centroid_CD
 
 
-def find_nearest_codes(points_ID: Tensor, centroid_CD: Tensor) -> tuple[Tensor, Tensor]:
+def balance_clusters(points_ID: Tensor, centroid_CD: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroids [C, D] and prices [C] with which about equally many points choose each.
+
+    A point chooses the least sum of squared distance and price, so a point that comes later finds
+    its centroid by itself.  Lloyd's rounds go on from the given centroids under these prices.
+    """
+    price_C = centroid_CD.new_zeros(len(centroid_CD))
+    for at in range(_BALANCED_ROUNDS):
+        price_C = _find_prices(points_ID, centroid_CD, price_C, range(at, at + _PRICES_A_ROUND))
+        nearest_I, distance_I = find_nearest_codes(points_ID, centroid_CD, price_C)
+        centroid_CD = _average(points_ID, nearest_I, distance_I, centroid_CD)
+    last = range(_BALANCED_ROUNDS, _BALANCED_ROUNDS + _LAST_PRICES)
+    return centroid_CD, _find_prices(points_ID, centroid_CD, price_C, last)
+
+
+def _find_prices(points_ID: Tensor, centroid_CD: Tensor, price_C: Tensor, steps: range) -> Tensor:
+    """The prices of the most even choice that was met on the way from ``price_C``.
+
+    They are the dual variables of an assignment with equal capacities, and the way is subgradient
+    ascent: a centroid with too many points becomes dearer.  It is not followed to its end.
+    """
+    best_C, fewest, wanted = price_C, math.inf, len(points_ID) / len(centroid_CD)
+    for at in steps:
+        nearest_I, distance_I = find_nearest_codes(points_ID, centroid_CD, price_C)
+        count_C = torch.bincount(nearest_I, minlength=len(centroid_CD))
+        surplus = float((count_C - wanted).clamp(min=0).sum())
+        if surplus < fewest:
+            best_C, fewest = price_C, surplus
+        step = 2 * float(distance_I.mean()) / (at + 4)
+        price_C = price_C + step * (count_C / wanted - 1).clamp(max=2)
+    return best_C
+
+
+def find_nearest_codes(
+    points_ID: Tensor, centroid_CD: Tensor, price_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The nearest centroid of each point, the first of equally near ones; and its squared distance.
+
+    Args:
+        price_C: what is added to the squared distances when a point chooses.
 
     Returns:
         int64 [I], and [I] of the points' kind, at least 0.
     """
     size = max(1, _CHUNK // len(centroid_CD))
     square_C = (centroid_CD**2).sum(dim=1)
+    if price_C is not None:
+        square_C = square_C + price_C
     nearest, distances = [], []
     for chunk_ND in points_ID.split(size):
         part_NC = square_C - 2 * chunk_ND @ centroid_CD.T
         least_N, nearest_N = part_NC.min(dim=1)
         nearest.append(nearest_N)
+        if price_C is not None:
+            least_N = least_N - price_C[nearest_N]
         distances.append((least_N + (chunk_ND**2).sum(dim=1)).clamp(min=0))
     return torch.cat(nearest), torch.cat(distances)
 

@@ -22,11 +22,18 @@ class Residuals:
     last_IK: Tensor  # before the last level
 
 
-def quantize_residual(vectors_IK: Tensor, book_LCK: Tensor) -> Residuals:
-    """The nearest code of every level, the first of equally near ones."""
+def quantize_residual(
+    vectors_IK: Tensor, book_LCK: Tensor, price_LC: Tensor | None = None
+) -> Residuals:
+    """The nearest code of every level, the first of equally near ones.
+
+    Args:
+        price_LC: what each code costs beside its squared distance; None: nothing.
+    """
     codes, left = [], [vectors_IK]
-    for book_CK in book_LCK:
-        nearest_I, _ = find_nearest_codes(left[-1], book_CK)
+    for level, book_CK in enumerate(book_LCK):
+        price_C = None if price_LC is None else price_LC[level]
+        nearest_I, _ = find_nearest_codes(left[-1], book_CK, price_C)
         codes.append(nearest_I)
         left.append(left[-1] - book_CK[nearest_I])
     return Residuals(torch.stack(codes, dim=1), left[1:], left[-2])
