@@ -97,14 +97,19 @@ def read_recipe_words(words: Sequence[str]) -> list[str] | None:
     return [recipe, *(overrides or ())] if isinstance(recipe, str) else None
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with the documented code (docs/pipeline.md, "Exit codes")."""
+def silence_libraries() -> None:
+    """Before they are imported: some read these variables then, and some warn."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:  # warnings of libraries are for developers
         warnings.simplefilter("ignore")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code (docs/pipeline.md, "Exit codes")."""
+    silence_libraries()
     show_any_text()
     code = run_to_exit_code(_command)
     let_go()

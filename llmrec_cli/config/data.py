@@ -91,11 +91,11 @@ ItemField: TypeAlias = Literal["brand", "category", "price", "description"]
 InteractionField: TypeAlias = Literal["rating", "gap"]
 """What a user's interaction with an item may have: a rating, and the time since the one before."""
 ShownField: TypeAlias = Literal[ItemField, InteractionField]
+"""What a prompt may show of an item of a history besides its title."""
+
 ItemTask: TypeAlias = Literal["title_to_id", "id_to_title", "description_to_id"]
 """What a model is asked about an item by itself, without a history."""
-
 ITEM_TASKS: Final[tuple[ItemTask, ...]] = get_args(ItemTask)
-"""What a prompt may show of an item of a history besides its title."""
 
 
 def _each_once(value: tuple[str, ...]) -> tuple[str, ...]:

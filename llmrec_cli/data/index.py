@@ -22,7 +22,7 @@ import pandas as pd
 
 from llmrec_cli.config.recipe import TOKENS_FOLDER, Recipe
 from llmrec_cli.data.prepared import Manifest, Prepared, load_prepared
-from llmrec_cli.data.schema import ITEM, ITEM_ID, ITEMS_FILE, TOKENS
+from llmrec_cli.data.schema import ITEM, ITEM_ID, ITEMS_FILE, TITLE, TOKENS
 from llmrec_cli.errors import ArtefactError, DataError, MissingRunError
 from llmrec_cli.utils.files import FACTS_FILE, check_folder, hash_file, hash_json, read_json
 
@@ -135,8 +135,13 @@ def load_earlier_catalogue(folder: Path, trained_on: object) -> Prepared | None:
         return None
     known_I = whole.items[ITEM_ID].isin(tokens).to_numpy()
     place_I = np.where(known_I, known_I.cumsum() - 1, -1).astype(np.int32)
-    items = whole.items[known_I].reset_index(drop=True)
-    return replace(whole, items=items.assign(**{ITEM: np.arange(len(items))}), place_I=place_I)
+    items, newer = whole.items[known_I].reset_index(drop=True), whole.items[~known_I]
+    return replace(
+        whole,
+        items=items.assign(**{ITEM: np.arange(len(items))}),
+        place_I=place_I,
+        newer=frozenset([*newer[ITEM_ID], *newer[TITLE].dropna()]),
+    )
 
 
 def require_same_items(index: Index, manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -59,11 +59,13 @@ class Match:
 class Finder:
     """The names of a catalogue, to find items by."""
 
-    def __init__(self, items: pd.DataFrame) -> None:
+    def __init__(self, items: pd.DataFrame, newer: Collection[str] = ()) -> None:
         """
         Args:
             items: the prepared items; ITEM_ID, TITLE (null where there is none) and COUNT are read.
+            newer: ids and titles of items that the run does not know.
         """
+        self._newer = newer
         self._ids = items[ITEM_ID].tolist()
         titles = items[TITLE].astype(object).where(items[TITLE].notna(), None).tolist()
         popular_first = np.argsort(-items[COUNT].to_numpy(np.int64), kind="stable").tolist()
@@ -79,11 +81,14 @@ class Finder:
         Equal similarity: the more popular item.
 
         Raises:
-            DataError: no item has such a name; the message names the nearest titles or ids.
+            DataError: no item has such a name; the message names the nearest titles or ids.  Or
+                it is that of an item that the run does not know.
         """
         found = self._item_of_id.get(query, self._item_of_title.get(query))
         if found is not None:
             return Match(query, found, 1.0)
+        if query in self._newer:
+            raise DataError(f"{query!r}: this item is newer than the run, which does not know it")
         similarity_P = self._similarities(query)
         if fuzzy and len(similarity_P) and similarity_P.max() >= ENOUGH:
             best = int(similarity_P.argmax())

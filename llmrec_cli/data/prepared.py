@@ -59,6 +59,7 @@ class Prepared:
     notes: tuple[str, ...] = ()  # what a reader has to know of how it was made, one line each
     index: Path | None = None  # file of the semantic IDs that llmrec made, which ``items`` have
     place_I: NDArray[np.int32] | None = None  # of each item of the files, in ``items``; -1: none
+    newer: frozenset[str] = frozenset()  # ids and titles of those that have no place in ``items``
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of a split: row, user, user_id, history, target, ... (``llmrec_cli.data.schema``).

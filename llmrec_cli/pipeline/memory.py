@@ -76,7 +76,7 @@ def measure_rows(stage: TrainingStage, found: StageRows) -> RowSizes:
     wanted = stage.needs.negatives
     extra = wanted.k if wanted and not found.transforms else 0
     length = float(np.diff(stage.context.catalogue.start_S1).mean())
-    targets = [_count_answers(row) for row in rows]
+    targets = [_count_answers(row, stage.context.trie.max_length) for row in rows]
     return RowSizes(
         tokens=[t + math.ceil(extra * n * length) for t, n in zip(tokens, targets, strict=True)],
         answers=max(targets) * (1 + extra),
@@ -84,15 +84,19 @@ def measure_rows(stage: TrainingStage, found: StageRows) -> RowSizes:
     )
 
 
-def _count_answers(row: AnyRow) -> int:
-    """How many answers a row lays out, negatives of catalogue rows apart."""
+def _count_answers(row: AnyRow, longest: int) -> int:
+    """How many answers a row lays out, negatives of catalogue rows apart.
+
+    Args:
+        longest: tokens of the longest item; a title counts as many times as it is longer.
+    """
     match row:
         case Row():
             return len(row.targets)
         case PairRow():
             return 2 * len(row.prompts)
         case TextRow():
-            return 1
+            return math.ceil(len(row.answer) / longest)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,14 @@ from llmrec_cli.pipeline.memory import RowSizes
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import CatalogueContext
 from llmrec_cli.tasks.base import StageRows, load_operations
-from llmrec_cli.training.collator import Collator, Limits, MicroBatch, count_tokens, split_rows
+from llmrec_cli.training.collator import (
+    Collator,
+    Limits,
+    MicroBatch,
+    count_tokens,
+    split_kinds,
+    split_rows,
+)
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.trainer import PolicyLoss, count_updates
 
@@ -143,7 +150,11 @@ def _count_padded(found: StageRows, sizes: RowSizes, numbers: Sequence[int], lim
     """Tokens of one update, each pass padded to its longest row."""
     length = {id(found.rows[number]): sizes.tokens[number] for number in numbers}
     rows = [found.rows[number] for number in numbers]
-    parts = split_rows(rows, [length[id(row)] for row in rows], limits)
+    parts = [
+        part
+        for own in split_kinds(rows)
+        for part in split_rows(own, [length[id(row)] for row in own], limits)
+    ]
     return sum(len(part) * max(length[id(row)] for row in part) for part in parts)
 
 

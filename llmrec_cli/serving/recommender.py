@@ -314,7 +314,7 @@ class Recommender:
         items = context.prepared.items
         leaves = gather_entries(items, context.leaf_of_item)
         ranker = load_ranker(context, leaves, finished.run)
-        return cls(finished, context, leaves, Finder(items), ranker)
+        return cls(finished, context, leaves, Finder(items, context.prepared.newer), ranker)
 
     def recommend(
         self,
@@ -427,7 +427,8 @@ class Recommender:
         [found] = self._recommend_behind([history], k, exclude_history=exclude_history)
         note = f"user {user_id}: {len(items) + newer} items in the prepared data, over all splits"
         if newer:
-            note += f"; {newer} of them are newer than the run, and left out"
+            are = "is" if newer == 1 else "are"
+            note += f"; {newer} of them {are} newer than the run, and left out"
         return replace(found, notes=(note, *found.notes))
 
     def history_of(self, user_id: str) -> list[str]:
@@ -504,9 +505,10 @@ class Recommender:
 
     def _list_newer(self) -> Iterator[str]:
         place_I = self.context.prepared.place_I
-        if place_I is not None:
-            newer = int((place_I < 0).sum())
-            yield f"the catalogue has {newer:,} items that are newer than the run: it knows none"
+        newer = 0 if place_I is None else int((place_I < 0).sum())
+        if newer:
+            items = "1 item that is" if newer == 1 else f"{newer:,} items that are"
+            yield f"the catalogue has {items} newer than the run: it knows none"
 
     def _describe_entry(
         self, rank: int, leaf: int, score: float, log_probability: float | None

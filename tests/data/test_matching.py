@@ -31,6 +31,17 @@ def finder(titles: Mapping[str, str | None] | None = None) -> Finder:
     return Finder(pd.DataFrame({ITEM_ID: list(names), TITLE: list(names.values()), COUNT: counts}))
 
 
+def test_an_item_that_the_run_does_not_know_is_not_taken_for_another() -> None:
+    """Not even for one whose title is nearly the same."""
+    items = pd.DataFrame({ITEM_ID: ["i5", "i6"], TITLE: ["Title 5", "Both"], COUNT: [1, 1]})
+    known = Finder(items, newer={"i45", "Title 45", "Both"})
+    for query in ("i45", "Title 45"):
+        with pytest.raises(DataError, match=f"'{query}': this item is newer than the run"):
+            known.find(query)
+    assert known.find("Both").item == 1  # a title that an old item has too
+    assert known.find("Title 4").item == 0
+
+
 def found(query: str) -> tuple[str, float]:
     match = finder().find(query)
     assert match.query == query

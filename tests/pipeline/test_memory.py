@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from llmrec_cli.tensors.packing import Tree
 from llmrec_cli.training.collator import Limits
 from llmrec_cli.training.dataset import Sampler
 from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.rows import TextRow
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.machine import Memory
 from llmrec_cli.utils.progress import Silent
@@ -371,6 +374,19 @@ def test_the_tokens_of_an_update_are_those_that_its_passes_have(home_with_base: 
     line = counted.describe(Speed(train=counted.per_update, prefill=1e9, tokens=1))
     assert "an update 1 s," in line
     assert "the run of 5 updates" in line
+
+
+def test_rows_that_ask_for_a_title_are_estimated_as_they_are_computed(home_with_base: Path) -> None:
+    """In passes of their own, with logits of every token of a title."""
+    stage, found = open_stage("train.max_steps=1", "train.batch=1000")
+    longest = stage.context.trie.max_length
+    text = TextRow(np.zeros(3, np.int32), np.zeros(4 * longest + 1, np.int32))
+    mixed = replace(found, rows=[*found.rows, text])
+    plain, sizes = memory.measure_rows(stage, found), memory.measure_rows(stage, mixed)
+    assert sizes.answers == max(5, plain.answers)
+    alone = timing.count_stage_tokens(stage, found, plain).per_update
+    both = timing.count_stage_tokens(stage, mixed, sizes).per_update
+    assert both == alone + 4 * longest + 4
 
 
 @pytest.mark.parametrize(

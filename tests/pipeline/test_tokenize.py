@@ -347,11 +347,27 @@ def test_a_trained_model_goes_on_recommending_the_old_items(home: Path, rule: st
     assert served.history_of(user) == [ids[item] for item in whole if ids[item] in old]
     served.recommend_to(user)
     unknown = next(name for name in new if name not in old)
-    with pytest.raises(DataError, match="nearest"):
-        served.recommend([unknown], fuzzy=False)
+    with pytest.raises(DataError, match="newer than the run"):
+        served.recommend([unknown])
     grown_recipe = load("data.k_core=5", words[1])
     with pytest.raises(ArtefactError, match="built with items"):  # the rows are new ones
         evaluate_runs(grown_recipe, ["sft"], split="test", again=False, progress=Silent())
+
+
+@pytest.mark.slow
+def test_items_that_left_are_no_newer_ones(home: Path) -> None:
+    """Appended without new items: what is left of the old ones is served, and nothing is told."""
+    words = ["tokens.collisions=shared"]  # a counter's last token may leave with its item
+    make(*words)
+    sft(load(*words), resume=False, progress=Silent())
+    shutil.rmtree("runs/ids/prepared")
+    prepare_data(load("data.k_core=6"), Path)
+    made = make("data.k_core=6", *words, append=True)
+    left = set(load_prepared(Path("runs/ids/prepared")).items["item_id"])
+    assert len(left) < len(read_tokens(made.folder))
+    found = Recommender.load("runs/ids/sft").recommend([], k=len(left))
+    assert {name for item in found for name in (item.item_id, *item.same_entry)} <= left
+    assert not [note for note in found.notes if "newer" in note]
 
 
 def test_an_index_that_was_changed_by_hand_serves_no_earlier_run(home: Path) -> None:
