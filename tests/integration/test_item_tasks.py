@@ -47,7 +47,7 @@ title_to_id = 0.2
 id_to_title = 0.2
 description_to_id = 0.1
 [train]
-batch = 8
+batch = 4
 max_steps = 2
 warmup = 0
 learning_rate = 1e-3
