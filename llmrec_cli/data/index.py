@@ -114,20 +114,20 @@ def load_catalogue(folder: Path) -> Prepared:
     return replace(prepared, items=_name_by_ids(prepared.items, index), index=index.file)
 
 
-def load_earlier_catalogue(folder: Path, trained_on: object) -> Prepared | None:
-    """The items of a prepared folder that had IDs before others were appended.
+def select_earlier(whole: Prepared, trained_on: object) -> Prepared | None:
+    """The items of a catalogue that had IDs before others were appended.
 
     Args:
-        folder: the prepared one.
+        whole: from ``load_catalogue``.
         trained_on: SHA-256 of the index then.
 
     Returns:
-        Their places in the folder's files are in ``place_I``; None: the index was never so.
+        Their places in the folder's files are in ``place_I``; None: the index was never so, or is
+        so now.
 
     Raises:
-        ArtefactError: as ``load_catalogue``.
+        ArtefactError: the IDs are damaged.
     """
-    whole = load_catalogue(folder)
     if whole.index is None or not isinstance(trained_on, str):
         return None
     tokens = read_index(whole.index.parent).find_earlier(trained_on)

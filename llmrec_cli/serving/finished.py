@@ -16,12 +16,7 @@ import torch
 from llmrec_cli.config.data import PromptSection
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
-from llmrec_cli.data.index import (
-    INDEX_HASH,
-    load_catalogue,
-    load_earlier_catalogue,
-    require_index,
-)
+from llmrec_cli.data.index import INDEX_HASH, load_catalogue, require_index, select_earlier
 from llmrec_cli.errors import ArtefactError, MachineError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import list_baseline_inputs
@@ -111,8 +106,7 @@ def open_finished_context(
     prepared, known = load_catalogue(recipe.prepared_folder), finished.manifest["facts"]
     require_index(recipe, prepared)
     if earlier and finished.run.is_language_model:
-        before = load_earlier_catalogue(recipe.prepared_folder, known.get(INDEX_HASH))
-        prepared = before or prepared
+        prepared = select_earlier(prepared, known.get(INDEX_HASH)) or prepared
     ranks = make_single_rank(_choose_device(device))
     context = setup.build_context(recipe, prepared, ranks, evaluation=not finished.conventional)
     if finished.conventional:  # it knows no prompts

@@ -133,19 +133,22 @@ class ItemTaskEncoder:
         self, task: ItemTask, wanted: int, first: int, rng: np.random.Generator
     ) -> ItemTaskRows:
         there = self._find_items(task)
-        order = list(_draw_in_turns(there, min(wanted, len(there)), rng))
-        encoded = dict(zip(order, self.encode(task, order), strict=True))
-        usable = np.array([item for item in order if self._has_room(encoded[item])], np.int64)
-        if not len(usable):
+        order, usable, looked_at = rng.permutation(there), list[int](), 0
+        encoded = dict[int, Row | TextRow]()
+        while len(usable) < wanted and looked_at < len(order):  # as many as are wanted, not all
+            some = order[looked_at : looked_at + wanted - len(usable)].tolist()
+            found = dict(zip(some, self.encode(task, some), strict=True))
+            encoded |= {item: row for item, row in found.items() if self._has_room(row)}
+            usable, looked_at = list(encoded), looked_at + len(some)
+        if not usable:
             raise self._no_items(task)
-        drawn = [int(item) for item in usable][:wanted]
-        drawn += _draw_in_turns(usable, wanted - len(drawn), rng)
+        drawn = [*usable, *_draw_in_turns(np.array(usable), wanted - len(usable), rng)]
         return ItemTaskRows(
             task,
             [replace(encoded[item], number=first + at) for at, item in enumerate(drawn)],
             items=len(usable),
             lacking=len(self.items) - len(there),
-            too_long=len(order) - len(usable),
+            too_long=looked_at - len(usable),
         )
 
     def _find_items(self, task: ItemTask) -> NDArray[np.int64]:

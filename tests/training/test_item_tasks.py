@@ -194,6 +194,17 @@ def test_prompt_and_title_together_have_to_fit_the_backbone(codec: Codec) -> Non
     assert fits < 4
 
 
+def test_a_small_share_looks_on_behind_items_without_room(codec: Codec) -> None:
+    """One row is wanted, and one item has room: whichever the seed puts first."""
+    shortest = min(len(row.prompt) for row in encoder(codec).encode("title_to_id", [0, 1, 2, 4]))
+    for seed in range(10):
+        (made,) = encoder(codec, most=shortest).make_rows(
+            {"title_to_id": 0.01}, n_answers=10, first=0, seed=seed
+        )
+        assert (made.items, len(made.rows)) == (1, 1)
+        assert len(made.rows[0].prompt) == shortest
+
+
 @pytest.mark.parametrize("task", ITEM_TASKS)
 def test_no_item_that_serves_is_an_error(codec: Codec, task: ItemTask) -> None:
     narrow = encoder(codec, most=3)
