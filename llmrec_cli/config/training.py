@@ -158,20 +158,20 @@ class ItemTasks(Section):
     """
 
     title_to_id: float = Field(
-        default=0.0, ge=0, lt=1, description="share of rows that ask for the ID of a title"
+        default=0.0, ge=0, lt=1, description="share of the answers that are the ID of a title"
     )
     id_to_title: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="share of rows that ask for the title of an ID; with method lml alone, "
+        description="share of the answers that are the title of an ID; with method lml alone, "
         "because a title is no legal answer of a method that looks at the tokens of IDs",
     )
     description_to_id: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description='share of rows that ask for the ID of a description; needs "description" in '
+        description='share of the answers that are the ID of a description; needs "description" in '
         "data.fields",
     )
 
