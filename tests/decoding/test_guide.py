@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ def semantic_ids(seed: int, levels: int = 3, size: int = 5, n_items: int = 60) -
     return [[*(3 + level * size + code for level, code in enumerate(row)), 1] for row in codes]
 
 
-CATALOGUES = {"titles": awkward_catalogue, "semantic IDs": semantic_ids}
+CATALOGUES: dict[str, Callable[[int], list[list[int]]]] = {
+    "titles": awkward_catalogue,
+    "semantic IDs": semantic_ids,
+}
 
 
 def draw_log_probs(seed: int, n_users: int, n_leaves: int) -> Tensor:
@@ -62,9 +66,7 @@ def test_guided_search_equals_brute_force(
     exclude = [row[1:4] + row[7:8] for row in best_BL]
     for search in ("exact", "all"):
         how = options(mask=mask, search=search)
-        found = rank_catalogue(
-            model, trie, prompts, how, guide=make_guide(log_prob_BL, weight)
-        )
+        found = rank_catalogue(model, trie, prompts, how, guide=make_guide(log_prob_BL, weight))
         expect_top(found, joined_BL, 6)
         found = rank_catalogue(
             model, trie, prompts, how, exclude, guide=make_guide(log_prob_BL, weight)
@@ -82,6 +84,8 @@ def test_weight_0_is_the_list_without_a_guide(mask: str, search: str) -> None:
     found = rank_catalogue(model, trie, prompts, how, guide=make_guide(log_prob_BL, 0.0))
     assert torch.equal(found.leaf_BK, alone.leaf_BK)
     assert torch.equal(found.score_BK, alone.score_BK)
+    unasked = Guide(lambda rows: pytest.fail("a guide without weight was asked"), 0.0)
+    rank_catalogue(model, trie, prompts, how, guide=unasked)
     other = rank_catalogue(model, trie, prompts, how, guide=make_guide(log_prob_BL, 1.0))
     assert not torch.equal(other.leaf_BK, alone.leaf_BK)
 
@@ -198,7 +202,7 @@ def as_probabilities(score: Sequence[float], scored_by: ScoredBy) -> list[float]
 
 
 def test_scores_become_probabilities_over_the_catalogue() -> None:
-    log_scores = np.log([0.1, 0.2, 0.3])  # some mass lies outside the catalogue
+    log_scores = [math.log(p) for p in (0.1, 0.2, 0.3)]  # some mass lies outside the catalogue
     found = as_probabilities(log_scores, ScoredBy.LOG_PROBABILITY)
     assert found == pytest.approx([1 / 6, 2 / 6, 3 / 6])
     mixed = [(1 - UNIFORM) * share + UNIFORM / 3 for share in (0.0, 0.25, 0.75)]
