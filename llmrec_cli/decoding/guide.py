@@ -7,7 +7,8 @@ below a node, ``weight * max log P_guide``, bounds what the guide can add below 
 down neither that bound nor ``log P_lm`` rises.  (D3, arXiv:2406.14900, guides token by token, which
 only approximates this ranking.)
 
-Shape suffixes: B users, L leaves, N trie nodes, C = L + branching nodes, E edges, X nodes asked for.
+Shape suffixes: B users, L leaves, N trie nodes, C = L + branching nodes, E edges, X nodes
+asked for.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is another one.  Nothing is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from llmrec_cli.data.index import (
     load_earlier_catalogue,
     require_index,
 )
-from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import list_baseline_inputs
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
@@ -88,8 +88,33 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             "model": recipe.model.model_copy(update={"gradient_checkpointing": False}),
         }
     )
-    require_done(found, run)
+    _require_guide(recipe, run, recorded, folder)
+    for part in (run, *run.parts):
+        require_done(found, part)
     return FinishedRun(run, recipe.name, found, manifest)
+
+
+def _require_guide(recipe: Recipe, run: Run, recorded: dict[str, Any], folder: str | Path) -> None:
+    """Refuse overrides that ask a run for another guide than it has.
+
+    Raises:
+        RecipeError: the guide is overridden, or a weight of a run without a guide.
+    """
+    before = recorded.get("eval", {}).get("decode", {})
+    now = recipe.eval.decode
+    if run.is_guided and now.guide != str(run.guide):
+        raise RecipeError(
+            f'eval.decode.guide = "{now.guide}": {folder} is guided by {run.guide}; expected --run '
+            "with the folder of another run, such as sft+baseline-itemknn"
+        )
+    if not run.is_guided and (now.guide, now.weight) != (
+        before.get("guide"),
+        before.get("weight", now.weight),
+    ):
+        raise RecipeError(
+            f"eval.decode: {folder} is a run without a guide; the same model with one is a run of "
+            "its own, such as sft+baseline-itemknn, which llmrec eval makes"
+        )
 
 
 def open_finished_context(
@@ -106,6 +131,10 @@ def open_finished_context(
         MachineError: a GPU was asked for and there is none.
     """
     recipe = finished.recipe
+    if finished.run.is_guided:
+        model = finished.run.parts[0]
+        known = model.read_manifest("settings", "facts")
+        return open_finished_context(replace(finished, run=model, manifest=known), device)
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
     prepared, known = load_catalogue(recipe.prepared_folder), finished.manifest["facts"]
