@@ -67,7 +67,7 @@ class DecodeSection(Section):
         "highest NDCG at the largest cut-off on validation rows (`validate_rows` of them)",
     )
     weights: Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)] = Field(
-        default=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0),
+        default=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
         description="weights to choose from, with 0 among them: the language model alone",
     )
 
