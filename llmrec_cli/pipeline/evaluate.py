@@ -42,7 +42,7 @@ from llmrec_cli.pipeline.compare import Compared, compare_experiment
 from llmrec_cli.pipeline.guided import prepare_guided
 from llmrec_cli.pipeline.loading import load_ranker, make_language_ranker, read_weight
 from llmrec_cli.pipeline.plan import plan_run
-from llmrec_cli.pipeline.provenance import require_all_inputs
+from llmrec_cli.pipeline.provenance import require_all_inputs, require_same_parts
 from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import (
     Existing,
@@ -118,6 +118,8 @@ def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
     for run in runs:
         if run.is_evaluated(split):
             require_same_evaluation(run, split, setup.describe_evaluation(recipe, run))
+            if run.is_guided:
+                require_same_parts(run)
 
 
 def evaluate_catalogue(

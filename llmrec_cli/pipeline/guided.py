@@ -27,7 +27,7 @@ from llmrec_cli.evaluation.ranking import rank_rows
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.loading import load_parts
-from llmrec_cli.pipeline.provenance import hash_weights
+from llmrec_cli.pipeline.provenance import hash_parts
 from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import PREPARED, collect_circumstances
 from llmrec_cli.runs.run import Run
@@ -74,7 +74,7 @@ def _describe_parts(context: setup.CatalogueContext, run: Run) -> dict[str, Any]
         PREPARED: hash_file(context.recipe.prepared_folder / MANIFEST_FILE),
         INDEX_HASH: hash_index(context.prepared),
         "base": context.recipe.model.backbone,
-        "parts": {part.name: hash_weights(part) for part in run.parts},
+        "parts": hash_parts(run),
     }
 
 

@@ -38,6 +38,7 @@ from llmrec_cli.models.loading import backbone as named
 from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequential_ranker
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.pipeline import setup
+from llmrec_cli.pipeline.provenance import require_same_parts
 from llmrec_cli.pipeline.setup import SEQUENCE, CatalogueContext, base_source, semantic_tokens
 from llmrec_cli.runs.record import (
     PREPARED,
@@ -264,6 +265,7 @@ def _load_guided(
     context: setup.CatalogueContext, leaves: CatalogueEntries, run: Run, scores_answers: bool
 ) -> GuidedRanker:
     """A guided run's parts as one Ranker, with the recipe's weight, or the one that was chosen."""
+    require_same_parts(run)
     asked = context.recipe.eval.decode.weight
     weight = read_weight(run) if asked == "validation" else asked
     return load_parts(context, leaves, run, weight, scores_answers=scores_answers)

@@ -80,6 +80,26 @@ def hash_weights(run: Run) -> dict[str, str]:
     return {path.name: hash_file(path) for path in weights}
 
 
+def hash_parts(run: Run) -> dict[str, dict[str, str]]:
+    """``hash_weights`` of the parts of a guided run, by name."""
+    return {part.name: hash_weights(part) for part in run.parts}
+
+
+def require_same_parts(run: Run) -> None:
+    """Refuse a guided run whose parts were trained anew since its weight was chosen.
+
+    Raises:
+        ArtefactError: names the first part that differs.
+    """
+    recorded = run.read_manifest("facts")["facts"].get("parts", {})
+    for name, found in hash_parts(run).items():
+        if recorded.get(name) != found:
+            raise ArtefactError(
+                f"{run.folder}: was made with other weights of {name} than lie beside it; evaluate "
+                f"it again: llmrec eval RECIPE --run {run} --again"
+            )
+
+
 def _hash_index(recipe: Recipe) -> str | None:
     return None if recipe.id_tokens is None else hash_file(recipe.tokens_folder / INDEX_FILE)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from llmrec_cli.config.data import PromptSection
+from llmrec_cli.config.evaluation import DecodeSection
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.index import (
@@ -89,7 +90,7 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
         }
     )
     _require_guide(recipe, run, recorded, folder)
-    for part in (run, *run.parts):
+    for part in dict.fromkeys((run, *run.parts)):
         require_done(found, part)
     return FinishedRun(run, recipe.name, found, manifest)
 
@@ -98,19 +99,20 @@ def _require_guide(recipe: Recipe, run: Run, recorded: dict[str, Any], folder: s
     """Refuse overrides that ask a run for another guide than it has.
 
     Raises:
-        RecipeError: the guide is overridden, or a weight of a run without a guide.
+        RecipeError: the guide is overridden, or what chose its weight; or a run has none.
     """
-    before = recorded.get("eval", {}).get("decode", {})
+    before = DecodeSection().model_dump(mode="json") | recorded.get("eval", {}).get("decode", {})
     now = recipe.eval.decode
     if run.is_guided and now.guide != str(run.guide):
         raise RecipeError(
             f'eval.decode.guide = "{now.guide}": {folder} is guided by {run.guide}; expected --run '
             "with the folder of another run, such as sft+baseline-itemknn"
         )
-    if not run.is_guided and (now.guide, now.weight) != (
-        before.get("guide"),
-        before.get("weight", now.weight),
-    ):
+    if list(now.weights) != before["weights"]:
+        raise RecipeError(
+            "eval.decode.weights: nothing is chosen here; expected eval.decode.weight, a number"
+        )
+    if not run.is_guided and (now.guide, now.weight) != (before["guide"], before["weight"]):
         raise RecipeError(
             f"eval.decode: {folder} is a run without a guide; the same model with one is a run of "
             "its own, such as sft+baseline-itemknn, which llmrec eval makes"

@@ -14,8 +14,12 @@ from llmrec_cli import Recommender
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.decoding.guide import log_probabilities
 from llmrec_cli.decoding.ranker import GuidedRanker
+from llmrec_cli.errors import RecipeError
 from llmrec_cli.models.base import ScoredBy
 from llmrec_cli.pipeline.compare import Asked, compare_runs
+from llmrec_cli.pipeline.run import train_run
+from llmrec_cli.runs.run import experiment_of
+from llmrec_cli.utils.progress import Silent
 from tests.experiments import copied, make_experiment, typed
 
 pytestmark = pytest.mark.slow
@@ -133,6 +137,33 @@ def test_another_weight_is_not_kept_silently(home: Path, capsys: Capsys) -> None
     assert "sft+baseline-itemknn: was evaluated on test with eval.decode.weight = " in ended.err
 
 
+def test_parts_that_were_trained_anew_are_noticed(home: Path, capsys: Capsys) -> None:
+    manifest = folder_of(home) / "manifest.json"
+    recorded = read_json(manifest)
+    weights = recorded["facts"]["parts"]["sft"]
+    assert weights
+    recorded["facts"]["parts"]["sft"] = dict.fromkeys(weights, "0" * 64)
+    manifest.write_text(json.dumps(recorded))
+    for words in (
+        ["run", "tiny.toml", "name=guided", *WORDS],
+        ["recommend", "--run", str(folder_of(home))],
+    ):
+        ended = typed(capsys, *words)
+        assert ended.code == 2
+        assert "was made with other weights of sft than lie beside it" in ended.err
+    ended = typed(capsys, *EVAL, "--again", "--run", GUIDED)
+    assert ended.code == 0, ended.err
+    assert "chosen by ndcg@10 on 60 validation rows" in ended.err
+
+
+def test_nothing_of_a_guided_run_is_trained(home: Path) -> None:
+    recipe = read_recipe("tiny.toml", ["name=guided", *WORDS])
+    guided = experiment_of(recipe).find(GUIDED)
+    assert guided is not None
+    with pytest.raises(RecipeError, match=r"it is made by llmrec eval RECIPE --run sft\+"):
+        train_run(recipe, guided, resume=False, progress=Silent())
+
+
 def test_another_language_model_can_guide(home: Path, capsys: Capsys) -> None:
     words = ("eval.decode.guide=sft", "eval.decode.weight=1")
     ended = typed(capsys, *EVAL, "--run", "align-msl+sft", *words)
@@ -163,6 +194,7 @@ def test_a_guide_that_is_not_finished_is_named(home: Path, capsys: Capsys) -> No
     [
         ("sft", ["eval.decode.guide=baseline-pop"], "is a run without a guide"),
         ("sft", ["eval.decode.weight=2"], "is a run without a guide"),
+        (GUIDED, ["eval.decode.weights=[0, 3]"], "nothing is chosen here"),
         (GUIDED, ["eval.decode.guide=baseline-pop"], "is guided by baseline-itemknn"),
     ],
 )
