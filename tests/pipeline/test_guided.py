@@ -121,11 +121,11 @@ def test_weight_0_is_the_row_without_a_guide(home: Path, capsys: Capsys) -> None
     assert "was evaluated on test before" in ended.err
     before = pd.read_parquet(folder_of(home) / "predictions.parquet")
     assert typed(capsys, *again).code == 0
-    frames = [
+    guided, alone = (
         pd.read_parquet(folder_of(home, run) / "predictions.parquet") for run in (GUIDED, "sft")
-    ]
-    pd.testing.assert_frame_equal(*frames, check_exact=True)
-    assert not all(map(np.array_equal, before["ranked"], frames[0]["ranked"]))
+    )
+    pd.testing.assert_frame_equal(guided, alone, check_exact=True)
+    assert not all(map(np.array_equal, before["ranked"], guided["ranked"]))
     manifest = read_json(folder_of(home) / "manifest.json")
     assert manifest["outcome"] == {"guide": "baseline-itemknn", "weight": 0.0}
     assert manifest["opened"] == {"test": 2}
@@ -175,16 +175,14 @@ def test_another_language_model_can_guide(home: Path, capsys: Capsys) -> None:
     assert opened.ranker.guide.scored_by is ScoredBy.LOG_PROBABILITY
 
 
-def test_a_guide_that_is_not_finished_is_named(home: Path, capsys: Capsys) -> None:
-    words = ("name=other", "eval.decode.guide=baseline-sasrec")
-    assert typed(capsys, "prepare", "tiny.toml", *WORDS, *words).code == 0
-    assert typed(capsys, "baseline", "--model", "itemknn", "tiny.toml", *WORDS, *words).code == 0
-    ended = typed(capsys, "eval", "tiny.toml", *WORDS, *words)
+def test_a_guided_run_without_its_parts_is_named(home: Path, capsys: Capsys) -> None:
+    other = ("tiny.toml", *WORDS, "name=other")
+    assert typed(capsys, "prepare", *other).code == 0
+    assert typed(capsys, "baseline", "--model", "itemknn", *other).code == 0
+    ended = typed(capsys, "eval", *other)
     assert ended.code == 0, ended.err
-    assert (
-        "sft+baseline-sasrec (sft does not exist and baseline-sasrec does not exist)" in ended.err
-    )
-    ended = typed(capsys, "eval", "tiny.toml", *WORDS, *words, "--run", "sft+baseline-sasrec")
+    assert f"{GUIDED} (sft does not exist)" in " ".join(ended.err.split())
+    ended = typed(capsys, "eval", *other, "--run", GUIDED)
     assert ended.code == 2
     assert "llmrec sft RECIPE" in ended.err
 
