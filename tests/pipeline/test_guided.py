@@ -184,7 +184,7 @@ def test_a_guided_run_without_its_parts_is_named(home: Path, capsys: Capsys) -> 
     assert f"{GUIDED} (sft does not exist)" in " ".join(ended.err.split())
     ended = typed(capsys, "eval", *other, "--run", GUIDED)
     assert ended.code == 2
-    assert "llmrec sft RECIPE" in ended.err
+    assert "runs/other/sft: does not exist; run first: llmrec sft tiny.toml" in ended.err
 
 
 @pytest.mark.parametrize(
