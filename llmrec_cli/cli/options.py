@@ -52,9 +52,10 @@ def run_names(context: Context, incomplete: str) -> list[str]:
 
     try:
         recipe = read_recipe(str(context.params.get("recipe") or "quickstart"))
+        known = experiment_of(recipe).names
     except LlmrecError:
         return []
-    return _beginning(experiment_of(recipe).names, incomplete)
+    return _beginning(known, incomplete)
 
 
 def complete_methods(incomplete: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -20,6 +20,10 @@ Cutoffs = Annotated[
     Field(strict=False, min_length=1),
     AfterValidator(_distinct),
 ]
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+GUIDE_KEYS: Final = ("guide", "weight", "weights")  # of `[eval.decode]`, for guided runs alone
 
 
 class DecodeSection(Section):
@@ -49,6 +53,42 @@ class DecodeSection(Section):
     beam_error: bool = Field(
         default=False, description="also count the rows whose beam list differs from the exact list"
     )
+
+    guide: str | None = Field(
+        default=None,
+        description="another run of the recipe whose scores join those of each language model, "
+        'such as "baseline-itemknn": log P + weight * log P of the guide, searched exactly. '
+        "`eval` ranks each language model without it, and once more with it as a run RUN+GUIDE; "
+        "absent: none",
+    )
+    weight: Literal["validation"] | Weight = Field(
+        default="validation",
+        description='factor of the guide, at least 0; "validation": the one of `weights` with the '
+        "highest NDCG at the largest cut-off on validation rows (`validate_rows` of them)",
+    )
+    weights: Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)] = Field(
+        default=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+        description="weights to choose from, with 0 among them: the language model alone",
+    )
+
+    def without_guide(self) -> dict[str, Any]:
+        """Plain values of what a run without a guide depends on."""
+        return self.model_dump(exclude=set(GUIDE_KEYS))
+
+    @model_validator(mode="after")
+    def _guidable(self) -> DecodeSection:
+        if 0 not in self.weights:
+            raise ValueError("weights: expected 0 among them, the language model alone")
+        if self.guide is not None and self.search == "beam":
+            raise ValueError(
+                f'guide = "{self.guide}" is searched exactly: expected search = "exact" or "all", '
+                'not "beam"'
+            )
+        if self.guide is not None and self.length_penalty != 0:
+            raise ValueError(
+                f'guide = "{self.guide}" joins log-probabilities: length_penalty must be 0'
+            )
+        return self
 
     @model_validator(mode="after")
     def _provable(self) -> DecodeSection:

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
 
 from llmrec_cli.config.data import DataSection, ItemTask, PromptSection, Section
-from llmrec_cli.config.evaluation import EvalSection
+from llmrec_cli.config.evaluation import GUIDE_KEYS, EvalSection
 from llmrec_cli.config.model import FROM_TEXT, ModelSection, TokenStart
 from llmrec_cli.config.tokens import QUANTIZERS, TokensSection
 from llmrec_cli.config.training import (
@@ -174,6 +174,9 @@ class Recipe(Section):
         plain: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.id_tokens is None:
             plain.pop("tokens", None)  # titles: as in recipes of earlier versions
+        if self.eval.decode.guide is None:
+            for key in GUIDE_KEYS:
+                plain["eval"]["decode"].pop(key, None)
         return plain
 
 

@@ -296,6 +296,17 @@ def _find_in_eval(recipe: Recipe) -> Iterator[Unused]:
     if searches and decode.search != "beam" and not decode.beam_error:
         why = f'search = "{decode.search}" has no beam'
         yield Unused(("eval", "decode", "beams"), why, default=_get_default(type(decode), "beams"))
+    if not searches:
+        return
+    idle = {}
+    if decode.guide is None:
+        idle = dict.fromkeys(("weight", "weights"), "no guide is named (eval.decode.guide)")
+    elif decode.weight != "validation":
+        idle = {"weights": f"weight = {decode.weight:g} is given, and none is chosen"}
+    for key, why in idle.items():
+        default = _get_default(type(decode), key)
+        default = list(default) if isinstance(default, tuple) else default
+        yield Unused(("eval", "decode", key), why, default=default)
 
 
 def _find_written(table: Table, path: Path) -> Iterator[tuple[Path, Any]]:

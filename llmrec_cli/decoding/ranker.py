@@ -11,8 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
-from llmrec_cli.models.base import Advance, Histories, RankedLists, ScoredBy, batches_by_length
+from llmrec_cli.decoding.guide import Guide, log_probabilities
+from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.models.base import (
+    ROWS_AT_ONCE,
+    Advance,
+    Histories,
+    RankedLists,
+    Ranker,
+    ScoredBy,
+    batches_by_length,
+)
 from llmrec_cli.models.language_model import Policy, head_weights, inference_mode
 from llmrec_cli.tensors.losses import score_answers
 from llmrec_cli.tensors.trie import Trie
@@ -123,11 +132,12 @@ class LanguageModelRanker:
         k: int,
         exclude: Histories = (),
         advance: Advance = lambda n: None,
+        guide: Guide | None = None,
     ) -> RankedLists:
-        """``rank`` for prompts that are encoded already."""
+        """``rank`` for prompts that are encoded already, with what a guide adds to the scores."""
         options = replace(self.options, k=k, beams=max(self.options.beams, k))
         ids = [prompt.tolist() for prompt in prompts]
-        found = rank_catalogue(self.model, self.trie, ids, options, exclude, advance)
+        found = rank_catalogue(self.model, self.trie, ids, options, exclude, advance, guide)
         return RankedLists(found.leaf_BK.numpy(), found.score_BK.numpy(), found.proven_B.numpy())
 
     def score(
@@ -153,3 +163,63 @@ class LanguageModelRanker:
             advance=advance,
         )
         return score_BC.reshape(items.shape)
+
+    def score_all(self, histories: Histories, /) -> NDArray[np.float32]:
+        """As ``Ranker``: log-probabilities, nats, or what the penalty makes of them."""
+        ids = [prompt.tolist() for prompt in self.encode(histories)]
+        scored: NDArray[np.float32] = score_all(self.model, self.trie, ids, self.options).numpy()
+        return scored
+
+
+@dataclass(frozen=True)
+class GuidedRanker:
+    """A language model and a guide as one exact ranking (``decoding.guide``)."""
+
+    language: LanguageModelRanker
+    guide: Ranker  # of the same entries: a conventional model, or another language model
+    weight: float  # of the guide's log-probabilities, at least 0; 0: the language model's own lists
+    scored_by: ScoredBy = ScoredBy.JOINED
+
+    def rank(
+        self,
+        histories: Histories,
+        k: int,
+        exclude: Histories = (),
+        advance: Advance = lambda n: None,
+    ) -> RankedLists:
+        """As ``Ranker``; a list ends with the k-th entry that counts, in order of the joined score.
+
+        Raises:
+            RecipeError: a beam search, or a length penalty.
+        """
+        prompts = self.language.encode(histories)
+        guide = Guide(
+            lambda rows: self._find_log_probs([histories[row] for row in rows]), self.weight
+        )
+        return self.language.rank_prompts(prompts, k, exclude, advance, guide)
+
+    def score(
+        self,
+        histories: Histories,
+        items: NDArray[np.int64],
+        advance: Advance = lambda n: None,
+    ) -> NDArray[np.float64]:
+        """As ``Ranker``: joined scores, nats."""
+        score_BC = self.language.score(histories, items, advance)
+        leaf_BC = self.language.trie.leaf_of_item_I.cpu().long()[torch.from_numpy(items)]
+        for start in range(0, len(histories), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            log_prob_BC = self._find_log_probs(histories[part]).gather(1, leaf_BC[part])
+            score_BC[part] += self.weight * log_prob_BC.double().numpy()
+        return score_BC
+
+    def score_all(self, histories: Histories, /) -> NDArray[np.float32]:
+        """As ``Ranker``: joined scores, nats."""
+        language_BL = torch.from_numpy(self.language.score_all(histories))
+        joined: NDArray[np.float32] = language_BL.add(
+            self._find_log_probs(histories), alpha=self.weight
+        ).numpy()
+        return joined
+
+    def _find_log_probs(self, histories: Histories) -> Tensor:
+        return log_probabilities(self.guide.score_all(histories), self.guide.scored_by)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from llmrec_cli.config.model import TREE_ATTENTION
+from llmrec_cli.decoding.guide import Guide, NodeBounds, bound_nodes
 from llmrec_cli.decoding.tree_cache import NO_SLOT, TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
 from llmrec_cli.models.base import batches_by_length, distinct_exclusions
@@ -162,9 +163,17 @@ class Reached:
 
 
 def exact_search(
-    tree: TreeCache, scorer: Scorer, chains: Chains, k: int, excluded_BQ: Tensor
+    tree: TreeCache,
+    scorer: Scorer,
+    chains: Chains,
+    k: int,
+    excluded_BQ: Tensor,
+    bounds: NodeBounds | None = None,
 ) -> FinishedBeams:
     """Best first in rounds, until no open prefix can reach the k-th leaf that is not excluded.
+
+    Args:
+        bounds: what a guide adds at most below each node; a prefix has it in its score.
 
     Returns:
         k + Q places; the first ones up to that k-th leaf are the true catalogue order.
@@ -174,8 +183,13 @@ def exact_search(
     row_B = torch.arange(n_users, device=device)
     finished, open_ = answer, no_open(n_users, device)
     reached = _start_behind_prompt(tree, find_start(scorer, chains))
+    if bounds is not None:
+        reached = replace(reached, score_BX=bounds.at(row_B, reached.node_BX))
     while True:
-        finished, new = _finish_items(finished, _expand_children(scorer, reached), scorer, chains)
+        new = _expand_children(scorer, reached)
+        if bounds is not None:
+            new = _lower_bounds(new, reached, bounds, row_B)
+        finished, new = _finish_items(finished, new, scorer, chains)
         bound_B = kth_score(finished, excluded_BQ, k)
         open_ = add_open(open_, new, bound_B)
         busy_B = open_.score_BM.isfinite().any(1)
@@ -275,6 +289,14 @@ def _expand_children(scorer: Scorer, reached: Reached) -> Open:
     node_BXF[real_BX] = child_PF
     slot_BXF = reached.slot_BX[:, :, None].expand(shape)
     return Open(score_BXF.flatten(1), node_BXF.flatten(1), slot_BXF.flatten(1))
+
+
+def _lower_bounds(new: Open, reached: Reached, bounds: NodeBounds, row_B: Tensor) -> Open:
+    """Candidates with the guide's bound of their own node in place of their parent's."""
+    parent_BX, n_children = bounds.at(row_B, reached.node_BX), new.node_BM.shape[1]
+    parent_BC = parent_BX.repeat_interleave(n_children // parent_BX.shape[1], dim=1)
+    lower_BC = bounds.at(row_B, new.node_BM) - parent_BC  # at most 0: scores still only fall
+    return replace(new, score_BM=new.score_BM + lower_BC)
 
 
 def _finish_items(
@@ -446,6 +468,7 @@ def rank_catalogue(
     options: DecodeOptions,
     exclude: Sequence[Sequence[int]] = (),
     advance: Callable[[int], object] = lambda n: None,
+    guide: Guide | None = None,
 ) -> DecodedLists:
     """The best ``options.k`` leaves of each user.
 
@@ -455,6 +478,7 @@ def rank_catalogue(
         exclude: for each user the leaves (the seen history) that do not count towards k.  They
             stay in the list, in their place, so that one search serves both protocols.
         advance: called after each batch with its number of users.
+        guide: added to the score of every leaf; None, or a weight of 0: the language model alone.
 
     Returns:
         lists of up to k + the number of excluded leaves, cut after the k-th that counts.  Equal
@@ -463,8 +487,12 @@ def rank_catalogue(
     Raises:
         ArtefactError: a model that cannot be searched.
         DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
-        NumbersError: the model's output is NaN or infinite.
+        NumbersError: the model's output, or the guide's, is NaN or infinite.
+        RecipeError: a guide with beam search, or with a length penalty.
     """
+    guide = guide if guide is not None and guide.weight != 0 else None
+    if guide is not None:
+        _require_guidable(options)
     excluded_BQ = _pad_exclusions(exclude, len(prompts), trie.n_leaves)
     width = min(options.k + excluded_BQ.shape[1], trie.n_leaves)
     leaf_BK = torch.full((len(prompts), width), NONE)
@@ -473,7 +501,10 @@ def rank_catalogue(
     with searchable(model):
         for rows_B, tree, scorer, chains in _make_batches(model, trie, prompts, options):
             excluded = _trim_exclusions(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
-            found, proven = _search_batch(tree, scorer, chains, options, excluded)
+            guide_BL = None
+            if guide is not None:
+                guide_BL = guide.score_leaves(rows_B.tolist(), tree.hidden_BD.device)
+            found, proven = _search_batch(tree, scorer, chains, options, excluded, guide_BL)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
@@ -530,9 +561,18 @@ def _make_batches(
 
 
 def _search_batch(
-    tree: TreeCache, scorer: Scorer, chains: Chains, options: DecodeOptions, excluded_BQ: Tensor
+    tree: TreeCache,
+    scorer: Scorer,
+    chains: Chains,
+    options: DecodeOptions,
+    excluded_BQ: Tensor,
+    guide_BL: Tensor | None,
 ) -> tuple[FinishedBeams, Tensor]:
-    """One batch's lists, and which of them are proven."""
+    """One batch's lists, and which of them are proven.
+
+    Args:
+        guide_BL: to be added to the score of every leaf.
+    """
     k, n_users = options.k, len(tree.hidden_BD)
     if options.search == "beam":
         found, lost_B = beam_search(tree, scorer, chains, options.beams, options.length_penalty)
@@ -540,8 +580,11 @@ def _search_batch(
         return found, proven_B & (options.length_penalty == 0)
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
-        return exact_search(tree, scorer, chains, k, excluded_BQ), proven_B
+        bounds = None if guide_BL is None else bound_nodes(scorer.trie, guide_BL)
+        return exact_search(tree, scorer, chains, k, excluded_BQ, bounds), proven_B
     score_BL = _score_all_leaves(tree, scorer, chains, options.length_penalty)
+    if guide_BL is not None:
+        score_BL = score_BL + guide_BL
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
     return FinishedBeams(*keep_best(score_BL, leaf_BL, width)), proven_B
@@ -555,6 +598,13 @@ def _score_all_leaves(
         return score_BL
     _, _, length_L = paths(scorer.trie, torch.arange(score_BL.shape[1], device=score_BL.device))
     return score_BL / length_L**length_penalty
+
+
+def _require_guidable(options: DecodeOptions) -> None:
+    if options.search == "beam":
+        raise RecipeError("a guide needs search = 'exact' or 'all': a beam has no proof to keep")
+    if options.length_penalty != 0:
+        raise RecipeError(f"length_penalty = {options.length_penalty}: must be 0 with a guide")
 
 
 def _make_scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:

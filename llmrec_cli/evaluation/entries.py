@@ -373,7 +373,16 @@ def measure_cost(run: Run, manifest: Mapping[str, Any], report: Mapping[str, Any
 
 
 def find_ancestors(run: Run, manifest: Mapping[str, Any]) -> list[Run]:
-    """The runs that a run was made from: its parents, and models that score items for it."""
+    """The runs that a run was made from: its parents, and models that score items for it.
+
+    Of a guided run its parts, each with what it was made from.
+    """
+    if run.is_guided:
+        found = dict[str, Run]()
+        for part in run.parts:
+            above = part.read_manifest() if part.manifest_file.is_file() else {}
+            found |= {one.name: one for one in (*find_ancestors(part, above), part)}
+        return list(found.values())
     facts = manifest.get("facts", {})
     scores = (name_run(RunKind.BASELINE, table) for table in facts.get("scores", {}))
     return [run_at(run.folder.parent / name) for name in (*facts.get("lineage", [])[1:], *scores)]
@@ -419,6 +428,8 @@ def _measure_training(run: Run, manifest: Mapping[str, Any]) -> _Training:
     took = _read_measured(manifest)
     if run.is_untouched:  # what it took was to look at it
         return _Training(0.0, 0.0, 0.0, 0)
+    if run.is_guided:  # what it took was to choose its weight
+        return _Training(0.0, took.get("seconds"), 0.0, 0)
     if "train" not in manifest.get("settings", {}).get("stage", {}):
         return _Training(took.get("seconds"), 0.0, took.get("seconds"), 0)  # counted, not trained
     logged = MetricsLog(run.metrics_file).rows()

@@ -42,6 +42,7 @@ class ScoredBy(StrEnum):
     PENALISED = "log-probability / length^penalty"
     SIMILARITY = "similarity"  # ItemKNN: no probability
     COUNT = "training count"  # Pop: no probability
+    JOINED = "log-probability + weight * log-probability of the guide"  # no probability
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,10 @@ class Ranker(Protocol):
         Returns:
             [B, C]; items of one entry have one score.
         """
+        ...
+
+    def score_all(self, histories: Histories, /) -> NDArray[Any]:
+        """The score of every entry, [B, L], finite; of few histories at a time, it is large."""
         ...
 
 

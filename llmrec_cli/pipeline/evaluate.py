@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -39,9 +39,10 @@ from llmrec_cli.models.base import Ranker
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared, compare_experiment
-from llmrec_cli.pipeline.loading import load_ranker, make_language_ranker
+from llmrec_cli.pipeline.guided import prepare_guided
+from llmrec_cli.pipeline.loading import load_ranker, make_language_ranker, read_weight
 from llmrec_cli.pipeline.plan import plan_run
-from llmrec_cli.pipeline.provenance import require_all_inputs
+from llmrec_cli.pipeline.provenance import require_all_inputs, require_same_parts
 from llmrec_cli.pipeline.zero_shot import open_base
 from llmrec_cli.runs.record import (
     Existing,
@@ -117,6 +118,8 @@ def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
     for run in runs:
         if run.is_evaluated(split):
             require_same_evaluation(run, split, setup.describe_evaluation(recipe, run))
+            if run.is_guided:
+                require_same_parts(run)
 
 
 def evaluate_catalogue(
@@ -173,17 +176,29 @@ def _find_finished(recipe: Recipe, split: str, absent: list[str], progress: Prog
         ArtefactError: nothing is trained or evaluated yet.
     """
     runs = experiment_of(recipe).runs
-    missing = [run for run in runs if not run.is_made_by_eval and not run.is_done]
+    missing = [run for run in runs if any(_find_missing(run))]
     found = [run for run in runs if run not in missing]
     if not any(run.is_evaluated(split) or not run.is_made_by_eval for run in found):
         require_done(recipe, missing[0])
     if missing:
-        states = (f"{run} {describe_state(run)}" for run in missing)
+        states = (_describe_missing(run) for run in missing)
         progress.say(f"left out: {', '.join(states)}")
-    if gone := [run for run in missing if not run.exists]:
+    if gone := [run for run in missing if not run.exists and not run.is_guided]:
         each = (f"{run} {describe_state(run)} ({describe_command(run)})" for run in gone)
         absent.append(f"left out: {', '.join(each)}")
     return found
+
+
+def _find_missing(run: Run) -> Iterator[Run]:
+    """What of a run would have to be trained first: itself, or parts of a guided run."""
+    return (part for part in run.parts if not part.is_made_by_eval and not part.is_done)
+
+
+def _describe_missing(run: Run) -> str:
+    if not run.is_guided:
+        return f"{run} {describe_state(run)}"
+    states = (f"{part} {describe_state(part)}" for part in _find_missing(run))
+    return f"{run} ({' and '.join(states)})"
 
 
 def _require_free(recipe: Recipe, run: Run, split: str, existing: Existing) -> None:
@@ -192,8 +207,8 @@ def _require_free(recipe: Recipe, run: Run, split: str, existing: Existing) -> N
     Raises:
         ArtefactError: it is not finished, or was evaluated before.
     """
-    if not run.is_made_by_eval:
-        require_done(recipe, run)
+    for part in _find_missing(run):
+        require_done(recipe, part)
     if existing == "refuse" and run.is_evaluated(split):
         raise evaluated_before(run, split)
 
@@ -206,6 +221,8 @@ def _compare_settings(recipe: Recipe, run: Run) -> list[str]:
     Raises:
         ArtefactError: a language model was trained on other prompts.
     """
+    if run.is_guided:
+        return [note for part in run.parts for note in _compare_settings(recipe, part)]
     if run.is_made_by_eval or not run.is_language_model:
         return []
     require_same_prompt(recipe, run)
@@ -234,6 +251,8 @@ def _evaluate_run(
     progress: Progress,
 ) -> None:
     recipe, ranks = context.recipe, context.ranks
+    if run.is_guided:
+        prepare_guided(context, leaves, run, progress)
     with measure_usage(ranks.device) as whole:
         ranker = _open_ranker(context, leaves, run, progress)
         begun = time.perf_counter()
@@ -262,6 +281,8 @@ def _evaluate_run(
         if run.is_language_model:
             report["histories"] = left_out.facts()
         report["cost"] = cost | {"rows_per_second": round(len(frame) / ranking, 1)}
+        if run.is_guided:
+            report["guide"] = run.read_manifest("outcome")["outcome"]
         if pairs is not None:
             write_pairs(run.pairs_file(split), pairs)
             report["auc"] = auc_figures([pairs], resamples, seed)
@@ -281,7 +302,7 @@ def _open_ranker(
         return make_language_ranker(context, model, batch=recipe.eval.batch)
     if run.is_pop:
         baseline(recipe, run.table, resume=True, progress=Silent())
-    elif run.is_language_model:
+    elif run.is_language_model and not run.is_guided:
         _warn_about_mask(recipe, run, progress)
     return load_ranker(context, leaves, run, scores_answers=recipe.eval.auc)
 
@@ -343,9 +364,11 @@ def _describe_protocol(context: setup.CatalogueContext, run: Run, split: str) ->
         hashes["run"] = hash_file(run.manifest_file)
     if (index := hash_index(context.prepared)) is not None:
         hashes[INDEX_HASH] = index
-    decoder: Mapping[str, Any] = (
-        recipe.eval.decode.model_dump() if run.is_language_model else {"search": "all"}
-    )
+    decoder: dict[str, Any] = {"search": "all"}
+    if run.is_language_model:
+        decoder = recipe.eval.decode.without_guide()
+    if run.is_guided:
+        decoder |= {"guide": str(run.guide), "weight": read_weight(run)}
     return Protocol(
         split=split,
         seen=recipe.eval.seen,

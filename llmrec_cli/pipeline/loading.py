@@ -25,7 +25,7 @@ from llmrec_cli.decoding.probe import (
     read_verdict,
     refusal,
 )
-from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.decoding.ranker import GuidedRanker, LanguageModelRanker
 from llmrec_cli.decoding.search import DecodeOptions
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.methods.contract import Options
@@ -38,6 +38,7 @@ from llmrec_cli.models.loading import backbone as named
 from llmrec_cli.models.sequential import Sequential, build_sequential, make_sequential_ranker
 from llmrec_cli.models.tokenizer import Codec
 from llmrec_cli.pipeline import setup
+from llmrec_cli.pipeline.provenance import require_same_parts
 from llmrec_cli.pipeline.setup import SEQUENCE, CatalogueContext, base_source, semantic_tokens
 from llmrec_cli.runs.record import (
     PREPARED,
@@ -252,10 +253,56 @@ def load_ranker(
     Raises:
         ArtefactError: the run is not finished, damaged, or does not fit its neighbours.
     """
+    if run.is_guided:
+        return _load_guided(context, leaves, run, scores_answers)
     if not run.is_language_model:
         return load_baseline(context, leaves, run.table)
     model = load_policy(context, run, train=False, packs=scores_answers)
     return make_language_ranker(context, model, batch=context.recipe.eval.batch)
+
+
+def _load_guided(
+    context: setup.CatalogueContext, leaves: CatalogueEntries, run: Run, scores_answers: bool
+) -> GuidedRanker:
+    """A guided run's parts as one Ranker, with the recipe's weight, or the one that was chosen."""
+    require_same_parts(run)
+    asked = context.recipe.eval.decode.weight
+    weight = read_weight(run) if asked == "validation" else asked
+    return load_parts(context, leaves, run, weight, scores_answers=scores_answers)
+
+
+def load_parts(
+    context: setup.CatalogueContext,
+    leaves: CatalogueEntries,
+    run: Run,
+    weight: float,
+    *,
+    scores_answers: bool = False,
+) -> GuidedRanker:
+    """A guided run's language model and its guide as one Ranker.
+
+    Raises:
+        ArtefactError: as ``load_ranker`` of either.
+    """
+    language, guide = (
+        load_ranker(context, leaves, part, scores_answers=scores_answers) for part in run.parts
+    )
+    assert isinstance(language, LanguageModelRanker)  # noqa: S101 - of a guided run
+    return GuidedRanker(language, guide, weight)
+
+
+def read_weight(run: Run) -> float:
+    """The weight that a guided run's manifest records.
+
+    Raises:
+        ArtefactError: the manifest has none.
+    """
+    weight = run.read_manifest("outcome")["outcome"].get("weight")
+    if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise ArtefactError(
+            f"{run.manifest_file}: outcome.weight = {weight!r}: expected a number >= 0"
+        )
+    return float(weight)
 
 
 def make_language_ranker(

@@ -98,7 +98,7 @@ def check_plans(recipe: Recipe, context: CatalogueContext, runs: Sequence[Run]) 
     check_rows = load_operations(recipe.task).check_rows
     for run in runs:
         try:
-            if run.is_untouched:
+            if run.is_untouched or run.is_guided:
                 continue  # nothing is trained
             if run.is_language_model:
                 check_rows(check_plan(context, plan_run(recipe, run)), run.kind is RunKind.ALIGN)

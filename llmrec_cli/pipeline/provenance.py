@@ -26,7 +26,7 @@ from llmrec_cli.runs.record import (
 from llmrec_cli.runs.run import Run
 from llmrec_cli.runs.tracking import Trackers, open_trackers
 from llmrec_cli.training.distributed import Ranks, measure_usage
-from llmrec_cli.utils.files import MANIFEST_FILE, hash_file
+from llmrec_cli.utils.files import ADAPTER_FOLDER, MANIFEST_FILE, MODEL_FOLDER, hash_file
 from llmrec_cli.utils.locks import lock_run, roll_back
 from llmrec_cli.utils.progress import Progress
 
@@ -70,6 +70,36 @@ def describe_inputs(recipe: Recipe, tokenizer: Any, *, weights: bool = True) -> 
     }
 
 
+def hash_weights(run: Run) -> dict[str, str]:
+    """The SHA-256 of a finished run's weights by file; of one without weights nothing."""
+    weights = sorted(
+        path
+        for name in (ADAPTER_FOLDER, MODEL_FOLDER)
+        for path in (run.folder / name).glob("*.safetensors")
+    )
+    return {path.name: hash_file(path) for path in weights}
+
+
+def hash_parts(run: Run) -> dict[str, dict[str, str]]:
+    """``hash_weights`` of the parts of a guided run, by name."""
+    return {part.name: hash_weights(part) for part in run.parts}
+
+
+def require_same_parts(run: Run) -> None:
+    """Refuse a guided run whose parts were trained anew since its weight was chosen.
+
+    Raises:
+        ArtefactError: names the first part that differs.
+    """
+    recorded = run.read_manifest("facts")["facts"].get("parts", {})
+    for name, found in hash_parts(run).items():
+        if recorded.get(name) != found:
+            raise ArtefactError(
+                f"{run.folder}: was made with other weights of {name} than lie beside it; evaluate "
+                f"it again: llmrec eval RECIPE --run {run} --again"
+            )
+
+
 def _hash_index(recipe: Recipe) -> str | None:
     return None if recipe.id_tokens is None else hash_file(recipe.tokens_folder / INDEX_FILE)
 
@@ -87,7 +117,8 @@ def require_all_inputs(recipe: Recipe, tokenizer: Any, runs: Iterable[Run]) -> N
     Raises:
         ArtefactError: as ``require_same_inputs``.
     """
-    trained = [run for run in runs if run.is_language_model and not run.is_untouched]
+    parts = dict.fromkeys(part for run in runs for part in run.parts)
+    trained = [run for run in parts if run.holds_weights]
     whole_model = recipe.model.tuning == "full"
     now = describe_inputs(recipe, tokenizer, weights=not whole_model) if trained else {}
     for run in trained:

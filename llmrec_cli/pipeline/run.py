@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmrec_cli.config.recipe import Recipe
+from llmrec_cli.errors import RecipeError
 from llmrec_cli.pipeline.baseline import baseline
 from llmrec_cli.pipeline.compare import Compared
 from llmrec_cli.pipeline.evaluate import check_kept, evaluate_runs
@@ -59,6 +60,10 @@ def train_run(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -> 
     Raises:
         UserError: as the command of its kind.
     """
+    if run.is_guided:
+        raise RecipeError(
+            f"{run}: nothing of it is trained; it is made by llmrec eval RECIPE --run {run}"
+        )
     return _TRAIN[run.kind](recipe, run.table, resume, progress)
 
 

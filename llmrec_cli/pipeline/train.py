@@ -14,7 +14,12 @@ from llmrec_cli.pipeline import memory, requirements, setup
 from llmrec_cli.pipeline.advice import warn_of_emulation, warn_of_warmup
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.plan import StagePlan, check_plan, plan_run
-from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
+from llmrec_cli.pipeline.provenance import (
+    describe_inputs,
+    hash_weights,
+    open_session,
+    require_same_inputs,
+)
 from llmrec_cli.runs.record import (
     add_to_manifest,
     find_token_start,
@@ -25,7 +30,7 @@ from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.training.checkpoint import write_result
 from llmrec_cli.training.trainer import Trainer, TrainerState
-from llmrec_cli.utils.files import ADAPTER_FOLDER, CHECKPOINTS_FOLDER, MODEL_FOLDER, hash_file
+from llmrec_cli.utils.files import CHECKPOINTS_FOLDER
 from llmrec_cli.utils.progress import Progress
 
 # One training stage: load, check, train, write. ``sft`` and ``align`` use it.
@@ -214,12 +219,7 @@ def _gather_facts(
 
 def _describe_parent(parent: Run) -> dict[str, Any]:
     """The name of a finished run, and the SHA-256 of its weights by file."""
-    weights = sorted(
-        path
-        for name in (ADAPTER_FOLDER, MODEL_FOLDER)
-        for path in (parent.folder / name).glob("*.safetensors")
-    )
-    return {"parent": parent.name, "parent_weights": {p.name: hash_file(p) for p in weights}}
+    return {"parent": parent.name, "parent_weights": hash_weights(parent)}
 
 
 def _record_outcome(state: TrainerState, processes: int) -> dict[str, Any]:

@@ -49,11 +49,25 @@ def validate(recipe: Recipe, *, rows: bool, time: bool = False) -> Iterator[str]
         yield from _trial(recipe, time)
     else:
         yield from _describe_prepared(recipe)
+    yield from _describe_guide(recipe)
     for run in experiment_of(recipe).runs:
         state = "finished" if check_finished(recipe, run) else "would run"
         yield f"{run}: {state}"
     if not rows:
         yield "add --rows to see a training row, tokens, legal tokens and memory; --time: time, too"
+
+
+def _describe_guide(recipe: Recipe) -> Iterator[str]:
+    """By which run ``eval`` guides the language models, and with what weight."""
+    guided = [run for run in experiment_of(recipe).runs if run.is_guided]
+    if not guided:
+        return
+    weight = recipe.eval.decode.weight
+    told = f"weight {weight}"
+    if weight == "validation":
+        tried = ", ".join(f"{one:g}" for one in sorted(set(recipe.eval.decode.weights)))
+        told = f"weight of {tried} chosen on {recipe.train.validate_rows:,} validation rows at most"
+    yield f"guide: {guided[0].guide}, {told}"
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:

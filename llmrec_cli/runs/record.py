@@ -236,6 +236,8 @@ def check_finished(recipe: Recipe, run: Run) -> bool:
     Raises:
         ArtefactError: it is, but was made with other settings.
     """
+    if run.is_guided:  # what it was evaluated for is compared where its report is kept
+        return run.is_done
     if run.is_done and "settings" in run.read_manifest():  # Pop's, which eval fits, may lack them
         require_same_settings(recipe, run)
     return run.is_done
@@ -275,7 +277,7 @@ def require_done(recipe: Recipe, run: Run) -> None:
         ArtefactError: a file is damaged.
     """
     if run.is_done:
-        if run.is_language_model and not run.is_untouched:
+        if run.holds_weights:
             check_folder(run.result_folder(recipe))
         return
     raise MissingRunError(f"{run.folder}: {describe_state(run)}", describe_command(run))

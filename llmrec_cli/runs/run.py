@@ -3,19 +3,21 @@
     recipe --experiment_of--> Experiment --> Run: kind, table, folder, parent, files
     folder --experiment_at--> Experiment     (what lies there, in the order of its newest recipe)
 
-A run is called like its folder: ``base``, ``sft``, ``align-NAME`` or ``baseline-NAME``.  That name
-is cut and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here
+A run is called like its folder: ``base``, ``sft``, ``align-NAME`` or ``baseline-NAME``; a language
+model that another run guides is a run of its own, such as ``sft+baseline-NAME``.  These names are
+cut and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here
 imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from llmrec_cli.config.evaluation import GUIDE_KEYS
 from llmrec_cli.config.loader import did_you_mean
 from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
 from llmrec_cli.config.training import UNTRAINED, AlignSection, BaselineSection, StageSection
@@ -38,6 +40,7 @@ from llmrec_cli.utils.toml import parse
 Settings = dict[str, Any]
 """What of a recipe a run depends on, as plain values."""
 
+_GUIDED_BY: Final = "+"  # joins the names of a guided run's parts
 POP: Final = "pop"  # the table of the model that ``eval`` fits on the way
 
 
@@ -45,12 +48,14 @@ class RunKind(StrEnum):
     """How a run is made: by the command of that name, from the recipe's table of that name.
 
     ``BASE`` is the pretrained backbone as it is: no table, nothing trained, made by ``eval``.
+    ``GUIDED`` is a language model's run with the guide of ``[eval.decode]``: made by ``eval`` too.
     """
 
     BASE = "base"
     SFT = "sft"
     ALIGN = "align"
     BASELINE = "baseline"
+    GUIDED = "guided"
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,18 @@ class Run:
     """One run: a folder that one command of the recipe fills.
 
     Attributes:
-        table: NAME of ``[align.NAME]`` or ``[baseline.NAME]``; empty for ``[sft]`` and the base.
-        parent: the run whose result it starts from; None: it starts from the backbone, or trains
-            no language model, or is known by its folder alone.
+        table: NAME of ``[align.NAME]`` or ``[baseline.NAME]``; empty for ``[sft]`` and the base;
+            of a guided run its name.
+        parent: the run whose result it starts from, of a guided run its language model; None: it
+            starts from the backbone, or trains no language model, or is known by its folder alone.
+        guide: of a guided run the one whose scores join its language model's.
     """
 
     kind: RunKind
     table: str
     folder: Path
     parent: Run | None = None
+    guide: Run | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -94,6 +102,8 @@ class Run:
     @property
     def key(self) -> str:
         """The recipe's table as an override names it: ``align.msl``."""
+        if self.is_guided:
+            return "eval.decode"
         return f"{self.kind}.{self.table}" if self.table else f"{self.kind}"
 
     @property
@@ -117,9 +127,24 @@ class Run:
         return self.kind is RunKind.BASE
 
     @property
+    def is_guided(self) -> bool:
+        """Whether it is another run's language model with a guide."""
+        return self.kind is RunKind.GUIDED
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether it is a language model that was trained, and its folder holds the weights."""
+        return self.kind in (RunKind.SFT, RunKind.ALIGN)
+
+    @property
+    def parts(self) -> list[Run]:
+        """Of a guided run its language model and its guide; of another one itself."""
+        return [part for part in (self.parent, self.guide) if part] if self.is_guided else [self]
+
+    @property
     def is_made_by_eval(self) -> bool:
         """Whether ``eval`` makes it on the way, because nothing is trained."""
-        return self.is_untouched or self.is_pop
+        return self.is_untouched or self.is_pop or self.is_guided
 
     @property
     def lineage(self) -> list[Run]:
@@ -129,7 +154,8 @@ class Run:
     def within(self, experiment: Path) -> Run:
         """The same run in another experiment's folder."""
         parent = self.parent.within(experiment) if self.parent else None
-        return replace(self, folder=experiment / self.name, parent=parent)
+        guide = self.guide.within(experiment) if self.guide else None
+        return replace(self, folder=experiment / self.name, parent=parent, guide=guide)
 
     @property
     def recipe_file(self) -> Path:
@@ -181,6 +207,8 @@ class Run:
         del asked["batch"]  # the figures are the same
         if not self.is_language_model:
             del asked["decode"]
+        elif not self.is_guided:
+            asked["decode"] = _drop_guide(asked["decode"])
         return {"eval": asked}
 
     def read_manifest(self, *needed: str) -> dict[str, Any]:
@@ -213,8 +241,8 @@ class Experiment:
     """A folder of prepared data and runs.
 
     Attributes:
-        runs: in order: the untouched backbone, conventional models, SFT, alignments; parents before
-            what starts from them.
+        runs: in order: the untouched backbone, conventional models, SFT, alignments, guided runs;
+            parents before what starts from them.
     """
 
     folder: Path
@@ -236,11 +264,42 @@ class Experiment:
 
 
 def experiment_of(recipe: Recipe) -> Experiment:
-    """The experiment that a recipe describes, whether or not anything of it was made."""
+    """The experiment that a recipe describes, whether or not anything of it was made.
+
+    Raises:
+        RecipeError: it has no such guide.
+    """
     baselines = (baseline_run(recipe, table) for table in recipe.baseline)
     aligns = (align_run(recipe, table) for table in recipe.in_order())
     bases = () if explain_no_base(recipe) else (base_run(recipe),)
-    return Experiment(recipe.folder, (*bases, *baselines, sft_run(recipe), *aligns))
+    runs = (*bases, *baselines, sft_run(recipe), *aligns)
+    return Experiment(recipe.folder, (*runs, *_guide_runs(recipe, runs)))
+
+
+def _guide_runs(recipe: Recipe, runs: Sequence[Run]) -> list[Run]:
+    """Every language model among ``runs`` with the guide of ``[eval.decode]``, if there is one."""
+    name = recipe.eval.decode.guide
+    if name is None or not recipe.task.ranks_catalogue:
+        return []
+    guide = Experiment(recipe.folder, tuple(runs)).find(name)
+    if guide is None:
+        known = [run.name for run in runs]
+        raise RecipeError(
+            f'[eval.decode] guide = "{name}": no run of the recipe, expected one of '
+            f"{', '.join(known)}.{did_you_mean(name, known)}"
+        )
+    if recipe.eval.data is not None:
+        raise RecipeError(
+            f'[eval.decode] guide = "{name}": lists of another domain ([eval.data]) have no guide; '
+            "remove one of the two"
+        )
+    return [_join_runs(run, guide) for run in runs if run.is_language_model and run != guide]
+
+
+def _join_runs(model: Run, guide: Run) -> Run:
+    """The run of a language model with a guide."""
+    name = f"{model}{_GUIDED_BY}{guide}"
+    return Run(RunKind.GUIDED, name, model.folder.with_name(name), model, guide)
 
 
 def base_run(recipe: Recipe) -> Run:
@@ -265,6 +324,8 @@ def explain_unknown_run(recipe: Recipe, name: str) -> str:
     """What to say behind a name that no run of a recipe has."""
     known = experiment_of(recipe).names
     expected = f"expected one of {', '.join(known)}"
+    if (parts := _split_guided(name)) is not None:
+        expected = f"set eval.decode.guide={parts[1]}; {expected}"
     if name == name_run(RunKind.BASE) and (reason := explain_no_base(recipe)):
         return f"{reason}: there is no zero-shot ranking; {expected}"
     return f"unknown, {expected}.{did_you_mean(name, known)}"
@@ -302,20 +363,33 @@ def _make_run(recipe: Recipe, kind: RunKind, table: str = "", parent: Run | None
 
 def name_run(kind: RunKind, table: str = "") -> str:
     """The name of a run, which is its folder's."""
+    if kind is RunKind.GUIDED:
+        return table
     return f"{kind}-{table}" if table else kind.value
 
 
 def _parse_name(name: str) -> tuple[RunKind, str]:
     """Kind and table behind a run's name; whatever is called otherwise counts as SFT."""
+    if _split_guided(name) is not None:
+        return RunKind.GUIDED, name
     kind, _, table = name.partition("-")
     if kind in _TABLED:
         return RunKind(kind), table
     return (RunKind.BASE if name == name_run(RunKind.BASE) else RunKind.SFT), ""
 
 
+def _split_guided(name: str) -> tuple[str, str] | None:
+    """The names of a guided run's language model and of its guide; None: it is no guided run."""
+    model, plus, guide = name.rpartition(_GUIDED_BY)
+    kind, _, table = guide.partition("-")
+    named = kind in _TABLED if table else kind in (RunKind.SFT, RunKind.BASE)
+    return (model, guide) if plus and model and named else None
+
+
 def find_recipe_tables(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """The alignments and the conventional models that typed run names ask for."""
-    found = [_parse_name(name) for name in names]
+    single = [part for name in names for part in _split_guided(name) or (name,)]
+    found = [_parse_name(name) for name in single]
     aligns, baselines = (
         [table for kind, table in found if kind is wanted]
         for wanted in (RunKind.ALIGN, RunKind.BASELINE)
@@ -333,6 +407,8 @@ def find_run_of_key(key: str) -> str | None:
 
 def run_at(folder: Path) -> Run:
     """The run of a folder, whatever lies there; its name tells its kind."""
+    if (parts := _split_guided(folder.name)) is not None:
+        return _join_runs(*(run_at(folder.with_name(part)) for part in parts))
     kind, table = _parse_name(folder.name)
     has_table = kind.value in _TABLED
     return Run(kind, table, folder) if table or not has_table else Run(RunKind.SFT, "", folder)
@@ -414,8 +490,24 @@ def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Se
     shared = {key: plain[key] for key in ("seed", "data", "prompt", "model")}
     if "tokens" in plain:
         shared["tokens"] = {k: v for k, v in plain["tokens"].items() if k != "batch"}
-    chosen_by = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
-    return {**shared, "stage": stage, "eval": chosen_by}
+    return {**shared, "stage": stage, "eval": chosen_by(plain)}
+
+
+def chosen_by(plain: Mapping[str, Any]) -> Settings:
+    """What of ``[eval]`` chooses among checkpoints; validation while training knows no guide."""
+    asked = plain["eval"]
+    return {"cutoffs": asked["cutoffs"], "decode": _drop_guide(asked["decode"])}
+
+
+def _drop_guide(decode: Mapping[str, Any]) -> Settings:
+    return {key: value for key, value in decode.items() if key not in GUIDE_KEYS}
+
+
+def _settings_of_guided(plain: Mapping[str, Any]) -> Settings:
+    """A guided run trains nothing; what it depends on besides its parts chooses its weight."""
+    asked = {key: plain["eval"][key] for key in ("cutoffs", "seen", "decode")}
+    rows = {"validate_rows": plain["train"]["validate_rows"]}
+    return {"seed": plain["seed"], "data": plain["data"], "stage": {}, "eval": asked, "train": rows}
 
 
 def _settings_of_base(plain: Mapping[str, Any]) -> Settings:
@@ -429,6 +521,10 @@ def _refuse_section(recipe: Recipe, table: str) -> StageSection:
         f"{name_run(RunKind.BASE)}: is {recipe.model.backbone} as it is; it has no table, and "
         "nothing of it is trained"
     )
+
+
+def _refuse_guided() -> StageSection:
+    raise RecipeError("a guided run has no table of its own, and nothing of it is trained")
 
 
 def _settings_of_baseline(plain: Mapping[str, Any], table: str) -> Settings:
@@ -450,6 +546,12 @@ _KINDS: Final = {
         tabled=False,
         section=_refuse_section,
         settings=lambda plain, _: _settings_of_base(plain),
+    ),
+    RunKind.GUIDED: _Kind(
+        command=("eval", "--run"),
+        tabled=False,
+        section=lambda recipe, _: _refuse_guided(),
+        settings=lambda plain, _: _settings_of_guided(plain),
     ),
     RunKind.SFT: _Kind(
         command=("sft",),

@@ -519,6 +519,11 @@ def _check(finished: FinishedRun, run: str | Path, wanted: Wanted) -> None:
             f"{run}: a conventional model has no Hugging Face format; its weights are in "
             f"{Path(run) / MODEL_FOLDER}, and llmrec recommend uses it where it is"
         )
+    if finished.run.is_guided:
+        raise ArtefactError(
+            f"{run}: is {finished.run.parent} with a guide, and an export holds no guide; export "
+            f"{finished.run.parent} alone, or use llmrec recommend where the run is"
+        )
     if finished.run.is_untouched:
         raise ArtefactError(
             f"{run}: is {finished.recipe.model.backbone} as it is; nothing was trained, so there "

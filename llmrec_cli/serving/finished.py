@@ -7,17 +7,18 @@ is another one.  Nothing is written.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from llmrec_cli.config.data import PromptSection
+from llmrec_cli.config.evaluation import DecodeSection
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.index import INDEX_HASH, load_catalogue, require_index, select_earlier
-from llmrec_cli.errors import ArtefactError, MachineError
+from llmrec_cli.errors import ArtefactError, MachineError, RecipeError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import list_baseline_inputs
 from llmrec_cli.pipeline.provenance import describe_inputs, require_same_inputs
@@ -83,8 +84,34 @@ def open_finished(folder: str | Path, overrides: Iterable[str] = ()) -> Finished
             "model": recipe.model.model_copy(update={"gradient_checkpointing": False}),
         }
     )
-    require_done(found, run)
+    _require_guide(recipe, run, recorded, folder)
+    for part in dict.fromkeys((run, *run.parts)):
+        require_done(found, part)
     return FinishedRun(run, recipe.name, found, manifest)
+
+
+def _require_guide(recipe: Recipe, run: Run, recorded: dict[str, Any], folder: str | Path) -> None:
+    """Refuse overrides that ask a run for another guide than it has.
+
+    Raises:
+        RecipeError: the guide is overridden, or what chose its weight; or a run has none.
+    """
+    before = DecodeSection().model_dump(mode="json") | recorded.get("eval", {}).get("decode", {})
+    now = recipe.eval.decode
+    if run.is_guided and now.guide != str(run.guide):
+        raise RecipeError(
+            f'eval.decode.guide = "{now.guide}": {folder} is guided by {run.guide}; expected --run '
+            "with the folder of another run, such as sft+baseline-itemknn"
+        )
+    if list(now.weights) != before["weights"]:
+        raise RecipeError(
+            "eval.decode.weights: nothing is chosen here; expected eval.decode.weight, a number"
+        )
+    if not run.is_guided and (now.guide, now.weight) != (before["guide"], before["weight"]):
+        raise RecipeError(
+            f"eval.decode: {folder} is a run without a guide; the same model with one is a run of "
+            "its own, such as sft+baseline-itemknn, which llmrec eval makes"
+        )
 
 
 def open_finished_context(
@@ -101,6 +128,11 @@ def open_finished_context(
         MachineError: a GPU was asked for and there is none.
     """
     recipe = finished.recipe
+    if finished.run.is_guided:
+        model = finished.run.parts[0]
+        known = model.read_manifest("settings", "facts")
+        own = replace(finished, run=model, manifest=known)
+        return open_finished_context(own, device, earlier=earlier)
     if recipe.model.backbone == "scratch":
         check_folder(Path(base_source(recipe)))
     prepared, known = load_catalogue(recipe.prepared_folder), finished.manifest["facts"]

@@ -156,7 +156,7 @@ def _format_others(item: Recommended) -> str:
 # A history as the user types it: ids and titles, matched to catalogue items.
 
 
-_READS_PROMPTS = (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED)
+_READS_PROMPTS = (ScoredBy.LOG_PROBABILITY, ScoredBy.PENALISED, ScoredBy.JOINED)
 
 
 @dataclass(frozen=True)

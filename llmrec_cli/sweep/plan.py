@@ -22,6 +22,7 @@ from llmrec_cli.runs.run import (
     Run,
     RunKind,
     baseline_run,
+    chosen_by,
     experiment_of,
     explain_unknown_run,
     find_recipe_tables,
@@ -124,7 +125,7 @@ class SweepPlan:
         plain = self.recipe.every_value()
         for key in ("name", "out", "description", "launch", "track", "sweep"):
             plain.pop(key, None)
-        plain["eval"] = {key: plain["eval"][key] for key in ("cutoffs", "decode")}
+        plain["eval"] = chosen_by(plain)
         space = {
             key: values.model_dump() if isinstance(values, Range) else list(values)
             for key, values in self.space.items()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from llmrec_cli.config.model import ScratchModel
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries
-from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.decoding.guide import log_probabilities
+from llmrec_cli.decoding.ranker import GuidedRanker, LanguageModelRanker
 from llmrec_cli.decoding.search import DecodeOptions, score_all
 from llmrec_cli.errors import DataError, NumbersError, RecipeError
 from llmrec_cli.models.base import (
@@ -67,6 +68,10 @@ def conventional(name: str) -> Ranker:
     return found.load(options, arrays, LEAVES)
 
 
+def guided(guide: Ranker, weight: float = 0.7, **options: Any) -> GuidedRanker:
+    return GuidedRanker(language_model(**options), guide, weight)
+
+
 MAKERS: dict[str, Callable[[], Ranker]] = {
     "exact": language_model,
     "after": lambda: language_model(mask="after"),
@@ -74,6 +79,10 @@ MAKERS: dict[str, Callable[[], Ranker]] = {
     "all": lambda: language_model(search="all"),
     "penalised": lambda: language_model(search="all", length_penalty=0.5),
     **{name: lambda name=name: conventional(name) for name in baseline_names()},  # type: ignore[misc] # bound now
+    "guided by itemknn": lambda: guided(conventional("itemknn")),
+    "guided by pop": lambda: guided(conventional("pop"), mask="after"),
+    "guided by sasrec": lambda: guided(conventional("sasrec"), search="all"),
+    "guided by a language model": lambda: guided(language_model(temperature=3.0), weight=2.0),
 }
 EVERY = pytest.mark.parametrize("made", MAKERS)
 
@@ -169,6 +178,31 @@ def test_scores_of_items_are_those_of_the_lists(made: str, rankers: dict[str, Ra
         at = [found.leaf_BK[row].tolist().index(leaf) for leaf in wanted]
         expected = found.score_BK[row, at] * penalty
         np.testing.assert_allclose(scored[row], expected, rtol=1e-4, atol=1e-6)
+
+
+@EVERY
+def test_scores_of_all_entries_are_those_of_the_lists(
+    made: str, rankers: dict[str, Ranker]
+) -> None:
+    score_BL = np.asarray(rankers[made].score_all(HISTORIES))
+    found = rankers[made].rank(HISTORIES, LEAVES.n_leaves)
+    assert score_BL.shape == (len(HISTORIES), LEAVES.n_leaves)
+    listed = np.take_along_axis(score_BL, found.leaf_BK, axis=1)
+    np.testing.assert_allclose(listed, found.score_BK, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pop", "itemknn", "sasrec"])
+def test_a_guided_list_is_the_sorted_sum(name: str) -> None:
+    ranker = guided(conventional(name), weight=1.5)
+    log_prob_BL = log_probabilities(ranker.guide.score_all(HISTORIES), ranker.guide.scored_by)
+    joined_BL = ranker.language.score_all(HISTORIES) + 1.5 * log_prob_BL.numpy()
+    found = ranker.rank(HISTORIES, 5)
+    assert found.leaf_BK.tolist() == np.argsort(-joined_BL, axis=1, kind="stable")[:, :5].tolist()
+    assert leaves_of(found) != leaves_of(ranker.language.rank(HISTORIES, 5))
+    unguided = guided(conventional(name), weight=0.0).rank(HISTORIES, 5)
+    alone = ranker.language.rank(HISTORIES, 5)
+    assert (unguided.leaf_BK == alone.leaf_BK).all()
+    assert (unguided.score_BK == alone.score_BK).all()
 
 
 @EVERY

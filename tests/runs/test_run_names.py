@@ -184,3 +184,73 @@ def test_typed_names_and_swept_keys_name_their_tables() -> None:
         None,
         None,
     ]
+
+
+def test_a_guided_run_is_named_by_its_parts(tmp_path: Path) -> None:
+    recipe = read_recipe("quickstart", [f"out={tmp_path}", "eval.decode.guide=baseline-itemknn"])
+    runs = experiment_of(recipe).runs
+    guided = experiment_of(recipe).find("align-msl+baseline-itemknn")
+    assert guided is not None
+    assert guided.kind is RunKind.GUIDED
+    assert [str(part) for part in guided.parts] == ["align-msl", "baseline-itemknn"]
+    assert (guided.is_guided, guided.is_language_model, guided.is_made_by_eval) == (True,) * 3
+    assert not guided.holds_weights
+    assert guided.command == ["eval", "--run", "align-msl+baseline-itemknn"]
+    assert guided.heading == "[eval.decode]"
+    assert [str(run) for run in runs if run.is_guided] == [
+        f"{run}+baseline-itemknn" for run in runs if run.is_language_model and not run.is_guided
+    ]
+    again = run_at(guided.folder)
+    assert (again.kind, again.name) == (guided.kind, guided.name)
+    assert [part.folder for part in again.parts] == [part.folder for part in guided.parts]
+    assert run_at(tmp_path / "sft+more").kind is RunKind.SFT
+    with pytest.raises(RecipeError, match="has no table of its own"):
+        guided.section(recipe)
+
+
+def test_a_guide_changes_no_other_run(tmp_path: Path) -> None:
+    words = [f"out={tmp_path}"]
+    guide = ["eval.decode.guide=baseline-pop", "eval.decode.weight=3", "eval.decode.weights=[0]"]
+    plain, guided = read_recipe("quickstart", words), read_recipe("quickstart", [*words, *guide])
+    for run in experiment_of(plain).runs:
+        assert run.settings(guided) == run.settings(plain)
+        assert run.evaluation_settings(guided) == run.evaluation_settings(plain)
+    assert "weight" not in str(plain.to_table()["eval"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval.decode.guide=baseline-nothing"], "no run of the recipe, expected one of baseline-"),
+        (["eval.decode.guide=base"], "no run of the recipe"),
+    ],
+)
+def test_a_guide_that_is_no_run(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        experiment_of(read_recipe("quickstart", words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval.decode.search=beam"], "is searched exactly"),
+        (["eval.decode.search=all", "eval.decode.length_penalty=1"], "length_penalty must be 0"),
+        (["eval.decode.weights=[1, 2]"], "expected 0 among them"),
+        (["eval.decode.weight=-1"], "greater than or equal to 0"),
+        (["eval.decode.weight=best"], "validation"),
+        (["eval.decode.weights=[0, inf]"], "finite"),
+    ],
+)
+def test_a_guide_that_cannot_be_searched(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        read_recipe("quickstart", ["eval.decode.guide=baseline-pop", *words])
+
+
+def test_a_weight_without_a_guide_is_noted() -> None:
+    notes: list[str] = []
+    read_recipe("quickstart", ["eval.decode.weight=2"], say=notes.append)
+    assert any("no guide is named (eval.decode.guide)" in note for note in notes)
+    notes.clear()
+    given = ["eval.decode.guide=sft", "eval.decode.weight=2", "eval.decode.weights=[0, 1]"]
+    read_recipe("quickstart", given, say=notes.append)
+    assert any("weight = 2 is given, and none is chosen" in note for note in notes)

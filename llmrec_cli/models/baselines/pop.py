@@ -69,6 +69,12 @@ class PopRanker:
         advance(len(histories))
         return self.leaves.count_L[self.leaves.leaf_of_item_I[items]].astype(np.float64)
 
+    def score_all(self, histories: Histories, /) -> NDArray[np.int64]:
+        """As ``Ranker``."""
+        import numpy as np
+
+        return np.broadcast_to(self.leaves.count_L, (len(histories), self.leaves.n_leaves))
+
 
 def _open(options: PopOptions, arrays: Arrays, leaves: CatalogueEntries) -> PopRanker:
     return PopRanker(leaves)
