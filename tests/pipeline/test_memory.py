@@ -370,7 +370,7 @@ def test_the_tokens_of_an_update_are_those_that_its_passes_have(home_with_base: 
         parts = [lengths[at : at + 3] for at in range(0, len(lengths), 3)]
         by_hand.append(sum(len(part) * part[0] for part in parts))
     assert counted.per_update == pytest.approx(sum(by_hand) / 5)
-    assert (counted.updates, counted.reference) == (5, 0)
+    assert (counted.updates, counted.forward) == (5, 0)
     line = counted.describe(Speed(train=counted.per_update, prefill=1e9, tokens=1))
     assert "an update 1 s," in line
     assert "the run of 5 updates" in line
