@@ -355,6 +355,26 @@ def test_a_trained_model_goes_on_recommending_the_old_items(home: Path, rule: st
 
 
 @pytest.mark.slow
+def test_a_guide_of_the_old_catalogue_is_refused(home: Path) -> None:
+    """A conventional model knows no earlier catalogue, so that a run with a guide has none."""
+    shutil.rmtree("runs/ids/prepared")
+    guided = ["baseline.itemknn={}", "eval.decode.guide=baseline-itemknn", "eval.decode.weight=1"]
+    words = ["data.k_core=8", *guided]
+    prepare_data(load(*words), Path)
+    make(*words)
+    sft(load(*words), resume=False, progress=Silent())
+    baseline(load(*words), "itemknn", resume=False, progress=Silent())
+    name = "sft+baseline-itemknn"
+    evaluate_runs(load(*words), [name], split="test", again=False, progress=Silent())
+    Recommender.load(f"runs/ids/{name}").recommend([])
+    shutil.rmtree("runs/ids/prepared")
+    prepare_data(load("data.k_core=5"), Path)
+    make("data.k_core=5", append=True)
+    with pytest.raises(ArtefactError, match="baseline-itemknn: started with prepared"):
+        Recommender.load(f"runs/ids/{name}")
+
+
+@pytest.mark.slow
 def test_items_that_left_are_no_newer_ones(home: Path) -> None:
     """Appended without new items: what is left of the old ones is served, and nothing is told."""
     words = ["tokens.collisions=shared"]  # a counter's last token may leave with its item
