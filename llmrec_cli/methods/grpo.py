@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from llmrec_cli.tensors.trie import Trie
 
 
+UNLIKELY = 1e-6
+"""Probability of all rollouts of a row under which they are no answers of the policy."""
+
+
 class GrpoOptions(Options):
     """Options of GRPO."""
 
@@ -177,8 +181,14 @@ def report_metrics(
     return {"without_target": 1 - means.pop("hits"), **means}
 
 
-def warn_of_no_reward(logged: Mapping[str, float], options: GrpoOptions) -> str | None:
-    """An update that no reward speaks to: all rewards of each group are equal."""
+def find_warning(logged: Mapping[str, float], options: GrpoOptions) -> str | None:
+    """Rollouts that the policy would not name, or an update whose rewards teach nothing."""
+    if logged["mass"] < UNLIKELY:
+        return (
+            f"the rollouts of a row have a probability of {logged['mass']:.1e} together: over the "
+            'whole vocabulary the policy names no items; set support = "legal" where the parent '
+            "was trained over legal tokens"
+        )
     if logged["reward_std"] > 0:
         return None
     return (
@@ -208,6 +218,6 @@ METHOD = Method(
     log_probs=token_log_probs,
     measures=lambda options: options.objective == "expected",
     metrics=report_metrics,
-    warning=warn_of_no_reward,
+    warning=find_warning,
     describe=describe,
 )
