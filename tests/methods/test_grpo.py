@@ -40,6 +40,9 @@ def slow_loss(batch: Batch, forward: Forward, options: Any) -> Tensor:
     The batch holds all tokens of the answers.
     """
     assert batch.rollouts is not None
+    references_P = [0.0] * len(batch.answer_P)
+    if batch.reference is not None:
+        references_P = batch.reference.tolist()
     tokens: list[list[tuple[Tensor, float]]] = [[] for _ in range(batch.answers)]
     for p, answer in enumerate(batch.answer_P.tolist()):
         logits_V = forward.head.weight_VD.double() @ forward.hidden_PD[p].double()
@@ -48,8 +51,7 @@ def slow_loss(batch: Batch, forward: Forward, options: Any) -> Tensor:
             mask_V[legal_tokens(batch.trie, int(batch.node_P[p]))] = 0
             logits_V = logits_V + mask_V
         lp = logits_V.log_softmax(0)[batch.target_P[p]]
-        ref = float(batch.reference[p]) if batch.reference is not None else 0.0
-        tokens[answer].append((lp, ref))
+        tokens[answer].append((lp, references_P[p]))
     loss = torch.zeros((), dtype=torch.float64)
     for numbers, hits in zip(
         batch.rollouts.answer_GK.tolist(), batch.rollouts.hit_GK.tolist(), strict=True
@@ -75,7 +77,7 @@ def slow_loss(batch: Batch, forward: Forward, options: Any) -> Tensor:
                 p = log_pi.detach().exp()
                 weights = torch.cat([p[:-1], (1 - p[:-1].sum())[None]])
                 weights = weights * (log_pi - log_pi.detach()).exp()
-            loss = loss - sum(w * r for w, r in zip(weights, rewards, strict=True))
+            loss = loss - (weights * torch.tensor(rewards, dtype=torch.float64)).sum()
     return loss
 
 
