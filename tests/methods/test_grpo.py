@@ -34,50 +34,73 @@ def slow_rewards(hits: list[bool], rank: bool) -> list[float]:
     return rewards
 
 
+Token = tuple[Tensor, float]  # its log-probability, and the reference's
+
+
+def slow_tokens(batch: Batch, forward: Forward, support: str) -> list[list[Token]]:
+    """The tokens of each answer, over a dense vocabulary."""
+    known_P = [0.0] * len(batch.answer_P) if batch.reference is None else batch.reference.tolist()
+    tokens: list[list[Token]] = [[] for _ in range(batch.answers)]
+    for p, answer in enumerate(batch.answer_P.tolist()):
+        logits_V = forward.head.weight_VD.double() @ forward.hidden_PD[p].double()
+        if support == "legal":
+            mask_V = torch.full_like(logits_V, -math.inf)
+            mask_V[legal_tokens(batch.trie, int(batch.node_P[p]))] = 0
+            logits_V = logits_V + mask_V
+        tokens[answer].append((logits_V.log_softmax(0)[batch.target_P[p]], known_P[p]))
+    for answer, own in enumerate(tokens):
+        assert len(own) == int(batch.length_A[answer])
+    return tokens
+
+
+def slow_advantage(answers: list[list[Token]], rewards: list[float], epsilon: float) -> Tensor:
+    k, mean = len(rewards), sum(rewards) / len(rewards)
+    std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (k - 1))
+    loss = torch.zeros((), dtype=torch.float64)
+    for own, reward in zip(answers, rewards, strict=True):
+        for lp, _ in own:
+            ratio = (lp - lp.detach()).exp()
+            loss = loss - ratio * (reward - mean) / (std + epsilon) / len(own) / k
+    return loss
+
+
+def slow_expected(answers: list[list[Token]], rewards: list[float], drawn: bool) -> Tensor:
+    log_pi_K = torch.stack([torch.stack([lp for lp, _ in own]).sum() for own in answers])
+    if drawn:
+        p_K = log_pi_K.detach().exp()
+        p_K[-1] = 1 - sum(p_K[:-1].tolist())
+        p_K = p_K * (log_pi_K - log_pi_K.detach()).exp()
+    else:
+        p_K = log_pi_K.exp() / log_pi_K.exp().sum()
+    return -(p_K * torch.tensor(rewards, dtype=torch.float64)).sum()
+
+
+def slow_kl(answers: list[list[Token]]) -> Tensor:
+    loss = torch.zeros((), dtype=torch.float64)
+    for own in answers:
+        for lp, ref in own:
+            loss = loss + ((ref - lp).exp() - (ref - lp) - 1) / len(own) / len(answers)
+    return loss
+
+
 def slow_loss(batch: Batch, forward: Forward, options: Any) -> Tensor:
     """docs/methods/grpo.md, group by group, answer by answer, token by token, in float64.
 
     The batch holds all tokens of the answers.
     """
     assert batch.rollouts is not None
-    references_P = [0.0] * len(batch.answer_P)
-    if batch.reference is not None:
-        references_P = batch.reference.tolist()
-    tokens: list[list[tuple[Tensor, float]]] = [[] for _ in range(batch.answers)]
-    for p, answer in enumerate(batch.answer_P.tolist()):
-        logits_V = forward.head.weight_VD.double() @ forward.hidden_PD[p].double()
-        if options.support == "legal":
-            mask_V = torch.full_like(logits_V, -math.inf)
-            mask_V[legal_tokens(batch.trie, int(batch.node_P[p]))] = 0
-            logits_V = logits_V + mask_V
-        lp = logits_V.log_softmax(0)[batch.target_P[p]]
-        tokens[answer].append((lp, references_P[p]))
+    tokens = slow_tokens(batch, forward, options.support)
     loss = torch.zeros((), dtype=torch.float64)
     for numbers, hits in zip(
         batch.rollouts.answer_GK.tolist(), batch.rollouts.hit_GK.tolist(), strict=True
     ):
-        rewards = slow_rewards(hits, options.rank)
-        k, mean = len(rewards), sum(rewards) / len(rewards)
-        std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (k - 1))
-        for number, reward in zip(numbers, rewards, strict=True):
-            assert len(tokens[number]) == int(batch.length_A[number])
-            advantage = (reward - mean) / (std + options.epsilon)
-            for lp, ref in tokens[number]:
-                share = 1 / len(tokens[number]) / k
-                if options.objective == "advantage":
-                    loss = loss - share * (lp - lp.detach()).exp() * advantage
-                if options.beta:
-                    kl = (ref - lp).exp() - (ref - lp) - 1
-                    loss = loss + share * options.beta * kl
-        if options.objective == "expected":
-            log_pi = torch.stack([torch.stack([lp for lp, _ in tokens[n]]).sum() for n in numbers])
-            if options.rollouts == "top":
-                weights = log_pi.exp() / log_pi.exp().sum()
-            else:
-                p = log_pi.detach().exp()
-                weights = torch.cat([p[:-1], (1 - p[:-1].sum())[None]])
-                weights = weights * (log_pi - log_pi.detach()).exp()
-            loss = loss - (weights * torch.tensor(rewards, dtype=torch.float64)).sum()
+        answers, rewards = [tokens[n] for n in numbers], slow_rewards(hits, options.rank)
+        if options.objective == "advantage":
+            loss = loss + slow_advantage(answers, rewards, options.epsilon)
+        else:
+            loss = loss + slow_expected(answers, rewards, options.rollouts == "sampled")
+        if options.beta:
+            loss = loss + options.beta * slow_kl(answers)
     return loss
 
 
