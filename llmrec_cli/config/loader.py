@@ -272,6 +272,7 @@ def task_problems(recipe: Recipe) -> Iterator[str]:
     stages = dict(_list_trainings(recipe))
     for table, train in stages.items():
         yield from _check_training(table, train, task)
+    yield from _check_losses(recipe)
     default = TrainSection.model_fields["select"].default
     unset = any("select" not in train.model_fields_set for train in stages.values())
     if default not in task.select and unset:
@@ -322,14 +323,25 @@ def _check_training(table: str, train: TrainSection, task: Task) -> Iterator[str
         yield f'[{table}] rows = "{train.rows}": {needs} {join_words(task.rows)}'
 
 
+def _check_losses(recipe: Recipe) -> Iterator[str]:
+    """Alignments whose checkpoint a loss is to choose that measures nothing."""
+    for name, section in recipe.align.items():
+        by_loss = section.train.selection.is_loss
+        if by_loss and not find_method(section.method).measures(section.options):
+            yield (
+                f'[align.{name}.train] select = "loss": the loss of {section.method} is no lower '
+                'where the model is better; expected select = "ndcg"'
+            )
+
+
 def _check_packing(recipe: Recipe) -> Iterator[str]:
     """Stages whose rows are packed, with attention that would ignore the mask."""
     if recipe.model.attention in TREE_ATTENTION:
         return
     packed = {"sft.train": recipe.sft.train.rows == "user"}
     for name, section in recipe.align.items():
-        negatives = find_method(section.method).needs(section.options).negatives
-        packed[f"align.{name}"] = section.train.rows == "user" or negatives is not None
+        needs = find_method(section.method).needs(section.options)
+        packed[f"align.{name}"] = section.train.rows == "user" or needs.packs
     for table in (table for table, packs in packed.items() if packs):
         yield (
             f"[{table}] packs several answers into a row: model.attention = "

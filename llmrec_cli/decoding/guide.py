@@ -106,7 +106,7 @@ class NodeBounds:
 
 def bound_nodes(trie: Trie, score_BL: Tensor) -> NodeBounds:
     """The best of ``score_BL`` among the leaves below each node: a maximum per level, bottom up."""
-    layout = _lay_out(trie)
+    layout = lay_out_nodes(trie)
     n_places, n_users = trie.n_leaves + layout.n_branching, len(score_BL)
     bound_CB = torch.full((n_places, n_users), -torch.inf, device=score_BL.device)
     bound_CB[: trie.n_leaves] = score_BL.T
@@ -116,7 +116,7 @@ def bound_nodes(trie: Trie, score_BL: Tensor) -> NodeBounds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class NodeLayout:
     """Where the bounds of a trie's nodes are stored."""
 
     place_N: Tensor  # int32: of a leaf its number, of a branching node L + its number
@@ -125,7 +125,7 @@ class _Layout:
 
 
 @functools.lru_cache(maxsize=1)
-def _lay_out(trie: Trie) -> _Layout:
+def lay_out_nodes(trie: Trie) -> NodeLayout:
     """The last trie's layout is remembered: a run decodes one catalogue again and again."""
     node_N = torch.arange(trie.n_nodes, device=trie.device)
     branches_N = trie.fan_out(node_N) > 1
@@ -140,4 +140,4 @@ def _lay_out(trie: Trie) -> _Layout:
             edge_E, owner_E = edges_of(trie, asked)
             levels.append((place_N[edge_E + 1], place_N[asked][owner_E]))
         low, high = high, int(trie.edge_start_N1[high]) + 1
-    return _Layout(place_N.int(), int(branches_N.sum()), tuple(levels[::-1]))
+    return NodeLayout(place_N.int(), int(branches_N.sum()), tuple(levels[::-1]))

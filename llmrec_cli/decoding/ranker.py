@@ -133,11 +133,16 @@ class LanguageModelRanker:
         exclude: Histories = (),
         advance: Advance = lambda n: None,
         guide: Guide | None = None,
+        keys: Sequence[int] = (),
     ) -> RankedLists:
-        """``rank`` for prompts that are encoded already, with what a guide adds to the scores."""
+        """``rank`` for prompts that are encoded already, with what a guide adds to the scores.
+
+        Args:
+            keys: for draws in place of the best entries, as in ``rank_catalogue``.
+        """
         options = replace(self.options, k=k, beams=max(self.options.beams, k))
         ids = [prompt.tolist() for prompt in prompts]
-        found = rank_catalogue(self.model, self.trie, ids, options, exclude, advance, guide)
+        found = rank_catalogue(self.model, self.trie, ids, options, exclude, advance, guide, keys)
         return RankedLists(found.leaf_BK.numpy(), found.score_BK.numpy(), found.proven_B.numpy())
 
     def score(

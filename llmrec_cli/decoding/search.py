@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llmrec_cli.config.model import TREE_ATTENTION
 from llmrec_cli.decoding.guide import Guide, NodeBounds, bound_nodes
+from llmrec_cli.decoding.sampling import GumbelNoise
 from llmrec_cli.decoding.tree_cache import NO_SLOT, TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
 from llmrec_cli.models.base import batches_by_length, distinct_exclusions
@@ -169,11 +170,13 @@ def exact_search(
     k: int,
     excluded_BQ: Tensor,
     bounds: NodeBounds | None = None,
+    noise: GumbelNoise | None = None,
 ) -> FinishedBeams:
     """Best first in rounds, until no open prefix can reach the k-th leaf that is not excluded.
 
     Args:
         bounds: what a guide adds at most below each node; a prefix has it in its score.
+        noise: for draws in place of the best; scores are then log-probabilities with noise.
 
     Returns:
         k + Q places; the first ones up to that k-th leaf are the true catalogue order.
@@ -185,8 +188,13 @@ def exact_search(
     reached = _start_behind_prompt(tree, find_start(scorer, chains))
     if bounds is not None:
         reached = replace(reached, score_BX=bounds.at(row_B, reached.node_BX))
+    if noise is not None:
+        reached = replace(reached, score_BX=noise.draw(row_B, reached.node_BX).float())
     while True:
-        new = _expand_children(scorer, reached)
+        if noise is not None:
+            new = _draw_children(scorer, reached, noise, row_B)
+        else:
+            new = _expand_children(scorer, reached)
         if bounds is not None:
             new = _lower_bounds(new, reached, bounds, row_B)
         finished, new = _finish_items(finished, new, scorer, chains)
@@ -297,6 +305,14 @@ def _lower_bounds(new: Open, reached: Reached, bounds: NodeBounds, row_B: Tensor
     parent_BC = parent_BX.repeat_interleave(n_children // parent_BX.shape[1], dim=1)
     lower_BC = bounds.at(row_B, new.node_BM) - parent_BC  # at most 0: scores still only fall
     return replace(new, score_BM=new.score_BM + lower_BC)
+
+
+def _draw_children(scorer: Scorer, reached: Reached, noise: GumbelNoise, row_B: Tensor) -> Open:
+    """All children of the prefixes that were reached, with noise in their scores."""
+    log_prob_BX = noise.find_log_probs(row_B, reached.node_BX)
+    new = _expand_children(scorer, replace(reached, score_BX=log_prob_BX))
+    score_BC = noise.perturb(row_B, new.node_BM, new.score_BM, reached.score_BX)
+    return replace(new, score_BM=score_BC)
 
 
 def _finish_items(
@@ -469,8 +485,9 @@ def rank_catalogue(
     exclude: Sequence[Sequence[int]] = (),
     advance: Callable[[int], object] = lambda n: None,
     guide: Guide | None = None,
+    keys: Sequence[int] = (),
 ) -> DecodedLists:
-    """The best ``options.k`` leaves of each user.
+    """The best ``options.k`` leaves of each user, or as many draws.
 
     Args:
         model: any Hugging Face causal language model, also under PEFT, on any device.
@@ -479,6 +496,9 @@ def rank_catalogue(
             stay in the list, in their place, so that one search serves both protocols.
         advance: called after each batch with its number of users.
         guide: added to the score of every leaf; None, or a weight of 0: the language model alone.
+        keys: of each user a number >= 0, for leaves drawn without replacement by their
+            probabilities: a list is in the order drawn, and scores have noise (``decoding.
+            sampling``).  The same key draws the same leaves.  Empty: the best leaves.
 
     Returns:
         lists of up to k + the number of excluded leaves, cut after the k-th that counts.  Equal
@@ -488,23 +508,30 @@ def rank_catalogue(
         ArtefactError: a model that cannot be searched.
         DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
         NumbersError: the model's output, or the guide's, is NaN or infinite.
-        RecipeError: a guide with beam search, or with a length penalty.
+        RecipeError: a guide, or keys, with another search than they can serve.
     """
     guide = guide if guide is not None and guide.weight != 0 else None
     if guide is not None:
         _require_guidable(options)
+    if keys:
+        _require_distribution(options, guide)
     excluded_BQ = _pad_exclusions(exclude, len(prompts), trie.n_leaves)
     width = min(options.k + excluded_BQ.shape[1], trie.n_leaves)
     leaf_BK = torch.full((len(prompts), width), NONE)
     score_BK = torch.full((len(prompts), width), -torch.inf)
     proven_B = torch.zeros(len(prompts), dtype=torch.bool)
     with searchable(model):
-        for rows_B, tree, scorer, chains in _make_batches(model, trie, prompts, options):
+        for rows_B, tree, scorer, chains in _make_batches(
+            model, trie, prompts, options, whole=bool(keys)
+        ):
             excluded = _trim_exclusions(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
             guide_BL = None
             if guide is not None:
                 guide_BL = guide.score_leaves(rows_B.tolist(), tree.hidden_BD.device)
-            found, proven = _search_batch(tree, scorer, chains, options, excluded, guide_BL)
+            noise = None
+            if keys:
+                noise = GumbelNoise(scorer.trie, [keys[row] for row in rows_B.tolist()])
+            found, proven = _search_batch(tree, scorer, chains, options, excluded, guide_BL, noise)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
@@ -567,11 +594,13 @@ def _search_batch(
     options: DecodeOptions,
     excluded_BQ: Tensor,
     guide_BL: Tensor | None,
+    noise: GumbelNoise | None,
 ) -> tuple[FinishedBeams, Tensor]:
     """One batch's lists, and which of them are proven.
 
     Args:
         guide_BL: to be added to the score of every leaf.
+        noise: of exact search; None: the best leaves.
     """
     k, n_users = options.k, len(tree.hidden_BD)
     if options.search == "beam":
@@ -581,7 +610,7 @@ def _search_batch(
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
         bounds = None if guide_BL is None else bound_nodes(scorer.trie, guide_BL)
-        return exact_search(tree, scorer, chains, k, excluded_BQ, bounds), proven_B
+        return exact_search(tree, scorer, chains, k, excluded_BQ, bounds, noise), proven_B
     score_BL = _score_all_leaves(tree, scorer, chains, options.length_penalty)
     if guide_BL is not None:
         score_BL = score_BL + guide_BL
@@ -605,6 +634,14 @@ def _require_guidable(options: DecodeOptions) -> None:
         raise RecipeError("a guide needs search = 'exact' or 'all': a beam has no proof to keep")
     if options.length_penalty != 0:
         raise RecipeError(f"length_penalty = {options.length_penalty}: must be 0 with a guide")
+
+
+def _require_distribution(options: DecodeOptions, guide: Guide | None) -> None:
+    if options.search != "exact" or options.mask != "before" or guide is not None:
+        raise RecipeError(
+            "draws need search = 'exact' and mask = 'before', whose probabilities sum to 1 over "
+            "the catalogue, and no guide"
+        )
 
 
 def _make_scorer(model: nn.Module, trie: Trie, options: DecodeOptions) -> Scorer:

@@ -65,15 +65,28 @@ def rank_windows(
     exclude: Histories,
     k: int,
     advance: Advance = lambda n: None,
+    keys: Sequence[int] = (),
 ) -> list[list[int]]:
-    """For each window row the first ``k`` entries outside its ``exclude``, best first."""
+    """For each window row the first ``k`` entries outside its ``exclude``, best first.
+
+    Args:
+        keys: of each row, for draws in place of the best, as in ``rank_catalogue``.
+    """
     [order] = batches_by_length([len(row.prompt) for row in rows], len(rows)) if rows else [[]]
 
     def work(numbers: Sequence[int]) -> list[Column]:
         asked = [order[i] for i in numbers]
         prompts = [rows[i].prompt for i in asked]
         for_all = advance_for_all(advance, len(asked), len(rows))
-        return _columns_of(ranker.rank_prompts(prompts, k, [exclude[i] for i in asked], for_all))
+        return _columns_of(
+            ranker.rank_prompts(
+                prompts,
+                k,
+                [exclude[i] for i in asked],
+                for_all,
+                keys=[keys[i] for i in asked] if keys else (),
+            )
+        )
 
     found = _lists_of(ranks.share_work(len(rows), work))
     places = found.places_outside([exclude[i] for i in order], k)

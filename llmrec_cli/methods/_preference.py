@@ -214,19 +214,19 @@ def preference_method(
         needs=needs,
         idle=idle,
         legal_only=legal_only,
-        answer_log_probs=answer_log_probs,
+        log_probs=answer_log_probs,
         metrics=report_metrics,
         warning=warn_of_forgetting,
     )
 
 
 def _reference(batch: Batch) -> Tensor:
-    if batch.preferences is None or batch.preferences.reference_A is None:
+    if batch.reference is None:
         raise ValueError(
-            "the loss needs log pi_ref of each answer (Preferences.reference_A); Needs.reference "
-            "asks for it"
+            "the loss needs log pi_ref of each answer (Batch.reference); Needs.reference asks for "
+            "it"
         )
-    return batch.preferences.reference_A
+    return batch.reference
 
 
 def _statistics(name: str, chosen_GC: Tensor, rejected_GK: Tensor) -> dict[str, Tensor | float]:

@@ -4,8 +4,9 @@ A method file defines one module-level ``METHOD = Method(...)``; the file name i
 name.  Options are parsed without importing torch, so a method imports ``llmrec_cli.tensors`` inside
 its functions.  The number of an equation is its paper's; *steps* are ours, those of docs/methods.
 
-Shape suffixes: P response positions of the whole micro-batch, A answers, G preference groups, K
-rejected answers of a group, R rows, D model width, V vocabulary, L layers, N trie nodes, F leaves.
+Shape suffixes: P response positions of the whole micro-batch, A answers, G groups of answers, K
+rejected answers or rollouts of a group, R rows, D model width, V vocabulary, L layers, N trie
+nodes, F leaves.
 """
 
 from __future__ import annotations
@@ -45,6 +46,20 @@ class Negatives:
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """Entries that the policy itself names for every target, anew at every update.
+
+    ``top``: its first k in order; ``sampled``: k drawn without replacement from its distribution
+    over the catalogue, in the order drawn.  They take the target's place among the answers.
+    """
+
+    k: int  # of each target, >= 1
+    draw: Literal["top", "sampled"]
+    support: Literal["vocab", "legal"] = "legal"  # softmax that ranks them; sampled: legal
+    seen: Literal["keep", "remove"] = "keep"  # whether history entries may be named
+
+
+@dataclass(frozen=True)
 class ItemScores:
     """Catalogue probabilities of a finished conventional model, for every target's own history."""
 
@@ -56,10 +71,23 @@ class ItemScores:
 class Needs:
     """What the engine must supply besides the policy's last hidden states."""
 
-    reference: Literal["precompute", "online"] | None = None  # log pi_ref of every answer
-    negatives: Negatives | None = None
+    reference: Literal["precompute", "online"] | None = None  # log pi_ref: ``Batch.reference``
+    negatives: Negatives | None = None  # ``Batch.preferences``
+    rollouts: Rollouts | None = None  # ``Batch.rollouts``; not with negatives; reference: online
     hidden_states: int = 0  # how many layers before the last: ``Forward.layers_LPD``
     item_scores: ItemScores | None = None
+
+    @property
+    def answers(self) -> int:
+        """Answers that are laid out for each target."""
+        if self.rollouts is not None:
+            return self.rollouts.k
+        return 1 if self.negatives is None else 1 + self.negatives.k
+
+    @property
+    def packs(self) -> bool:
+        """Whether several answers follow one prompt."""
+        return self.negatives is not None or self.rollouts is not None
 
 
 class Options(BaseModel):
@@ -86,7 +114,14 @@ class Preferences:
 
     chosen_GC: Tensor  # int64 answer numbers
     rejected_GK: Tensor  # int64 answer numbers
-    reference_A: Tensor | None = None  # log pi_ref of each answer, nats; with ``Needs.reference``
+
+
+@dataclass(frozen=True)
+class RolloutGroups:
+    """The policy's own answers to each prompt, numbered as in ``Batch.answer_P``."""
+
+    answer_GK: Tensor  # int64 answer numbers, best first, or in the order drawn
+    hit_GK: Tensor  # bool: the target's entry, at most one of a group
 
 
 @dataclass(frozen=True)
@@ -108,6 +143,8 @@ class Batch:
     positions: int  # response positions of the whole answers, >= P
     dense_head: bool = False  # the head's gradient must go through autograd (DDP, sharded heads)
     preferences: Preferences | None = None  # with ``Needs.negatives``
+    rollouts: RolloutGroups | None = None  # with ``Needs.rollouts``
+    reference: Tensor | None = None  # ``Method.log_probs`` of the reference; ``Needs.reference``
     mass: LeafMass | None = None  # with ``Needs.item_scores``: one row per answer
 
 
@@ -156,9 +193,13 @@ class Method:
     legal_only: Callable[[Any], bool] = lambda options: False  # no loss at forced positions
     idle: Callable[[Any], Mapping[str, str]] = lambda options: {}
     """Options that play no part, given the others: field name -> why."""
-    answer_log_probs: Callable[[Forward, Batch, Any], Tensor] | None = None
-    """``log pi(y | x)`` of each answer, [A], nats; with ``Needs.reference`` the engine calls it on
-    the reference model, and ``loss`` on the policy."""
+    log_probs: Callable[[Forward, Batch, Any], Tensor] | None = None
+    """``log pi``, nats: of each answer, [A], or of each position, [P].
+
+    With ``Needs.reference`` the engine calls it on the reference model (``Batch.reference``), and
+    ``loss`` on the policy."""
+    measures: Callable[[Any], bool] = lambda options: True
+    """Whether a lower validation loss is a better model, so that it may choose a checkpoint."""
     init_state: Callable[[Any, Trie], State] = lambda options, trie: {}
     update_state: Callable[[State, Mapping[str, float], Any, Trie], State] = (
         lambda state, stats, options, trie: state

@@ -57,7 +57,7 @@ _QUANTIZED: Final = {"none": 1.0, "8bit": 0.25, "4bit": 0.14}  # of float32; sca
 class RowSizes:
     """What the training rows of a stage take."""
 
-    tokens: Sequence[int]  # of each row: prompt and answers, negatives too
+    tokens: Sequence[int]  # of each row: prompt and answers, negatives and rollouts too
     answers: int  # of the row with most of them
     packed: bool  # rows are prefix trees, and need a mask
 
@@ -68,19 +68,21 @@ class RowSizes:
 
 
 def measure_rows(stage: TrainingStage, found: StageRows) -> RowSizes:
-    """Sizes of the rows that a stage was given; negatives are counted by their mean length."""
+    """Sizes of the rows that a stage was given.
+
+    Negatives and rollouts are counted by the mean length of an item.
+    """
     rows = list(found.rows)
     if found.transforms:
         rows = Dataset(rows, found.transforms).complete_rows(rows, 0)
     tokens = count_tokens(rows, stage.context.trie.to("cpu"))
-    wanted = stage.needs.negatives
-    extra = wanted.k if wanted and not found.transforms else 0
+    extra = 0 if found.transforms else stage.needs.answers - 1
     length = float(np.diff(stage.context.catalogue.start_S1).mean())
     targets = [_count_answers(row, stage.context.trie.max_length) for row in rows]
     return RowSizes(
         tokens=[t + math.ceil(extra * n * length) for t, n in zip(tokens, targets, strict=True)],
         answers=max(targets) * (1 + extra),
-        packed=stage.section.rows == "user" or wanted is not None,
+        packed=stage.section.rows == "user" or stage.needs.packs,
     )
 
 
@@ -455,7 +457,7 @@ def fit_passes(
     Args:
         models: dry models with and without dropout; a missing one is put there.
     """
-    dropout = stage.method.answer_log_probs is None
+    dropout = stage.method.log_probs is None
     memory = find_memory(stage.context.ranks, processes)
     try:
         if dropout not in models:

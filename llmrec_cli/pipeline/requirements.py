@@ -2,6 +2,7 @@
 
 catalogue context + split -> rows
 contract.Needs -> row transforms:   AddNegatives (drawn, or mined from the parent or the policy),
+                                    AddRollouts (asks the policy at every update),
                                     AddStoredReference or KeepReference
                -> batch transforms: AddReference, AddItemScores
 both -> Dataset (training) and Dataset (validation)
@@ -20,8 +21,10 @@ from torch import Tensor
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import ItemTasks, TrainSection
 from llmrec_cli.data.catalog import gather_entries
+from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.decoding.search import DecodeOptions
 from llmrec_cli.evaluation.ranking import rank_windows
-from llmrec_cli.methods.contract import ItemScores, Method, Needs
+from llmrec_cli.methods.contract import ItemScores, Method, Needs, Rollouts
 from llmrec_cli.models.sequential import Sequential
 from llmrec_cli.pipeline.loading import load_sequential, make_language_ranker, require_sequential
 from llmrec_cli.pipeline.setup import CatalogueContext
@@ -55,6 +58,7 @@ from llmrec_cli.training.reference import (
     ReferenceStore,
     store_reference,
 )
+from llmrec_cli.training.rollouts import AddRollouts, list_excluded
 from llmrec_cli.training.rows import AnyRow, Row, as_windows
 from llmrec_cli.training.trainer import count_updates
 from llmrec_cli.utils.files import (
@@ -146,8 +150,15 @@ def build_datasets(
         whole = Sampler(len(usable), len(usable), shuffle=False)
         valid.append(DropUnusable(negatives))
         valid.append(_add_negatives(ask, usable, whole, 1, mined / "valid", 0))
+    if needs.rollouts is not None:
+        all_of_it = Sampler(len(valid_rows), len(valid_rows), shuffle=False)
+        train.append(_add_rollouts(context, needs.rollouts, policy, "train", rows, order))
+        valid.append(_add_rollouts(context, needs.rollouts, policy, "valid", valid_rows, all_of_it))
     train_batches, valid_batches = list[BatchTransform](), list[BatchTransform]()
-    if needs.reference is not None and reference is not None:
+    if needs.rollouts is not None and reference is not None:
+        train_batches.append(AddReference(reference))
+        valid_batches.append(AddReference(reference))  # other answers at every validation
+    elif needs.reference is not None and reference is not None:
         keep = KeepReference(
             reference,
             Collator(
@@ -194,7 +205,7 @@ def _make_reference(stage: TrainingStage, policy: Any) -> Reference | None:
     """The parent's weights, where log-probabilities or mined negatives are to come from them."""
     negatives = stage.needs.negatives
     mined = negatives is not None and negatives.draw == "model" and not negatives.refresh
-    score = stage.method.answer_log_probs
+    score = stage.method.log_probs
     if score is None or (stage.needs.reference is None and not mined):
         return None
     return Reference(policy, lambda forward, batch: score(forward, batch, stage.options))
@@ -251,6 +262,47 @@ def _add_negatives(
             writes=ask.context.ranks.is_first,
         )
     return AddNegatives(ask.sampler, rows, order, miner)
+
+
+@dataclass(frozen=True)
+class RankRollouts:
+    """The rollouts of every target, by the policy as it is now."""
+
+    context: CatalogueContext
+    wanted: Rollouts
+    policy: Any
+
+    def __call__(self, rows: Sequence[Row], keys: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+        """As ``training.rollouts.AskPolicy``."""
+        context, wanted = self.context, self.wanted
+        windows = [window for row in rows for window in as_windows(row, context.catalogue)]
+        excluded = [list_excluded(window, wanted, context.leaf_of_item) for window in windows]
+        drawn = [key for own in keys for key in own] if wanted.draw == "sampled" else []
+        mask: Final = "before" if wanted.support == "legal" else "after"
+        ranker = LanguageModelRanker(
+            self.policy.model, context.trie, context.encoder.encode, DecodeOptions(k=1, mask=mask)
+        )
+        lists = iter(rank_windows(ranker, context.ranks, windows, excluded, wanted.k, keys=drawn))
+        return [[next(lists) for _ in row.targets] for row in rows]
+
+
+def _add_rollouts(
+    context: CatalogueContext,
+    wanted: Rollouts,
+    policy: Any,
+    split: str,
+    rows: Sequence[AnyRow],
+    order: Sampler,
+) -> AddRollouts:
+    """The policy's own answers, for the rows of a split in their order."""
+    return AddRollouts(
+        RankRollouts(context, wanted, policy),
+        only_catalogue_rows(rows),
+        order,
+        gather_entries(context.prepared.items, context.leaf_of_item).item_of_leaf_L,
+        context.recipe.seed,
+        split,
+    )
 
 
 def _add_item_scores(

@@ -110,13 +110,13 @@ class StageTokens:
     updates: int
     updates_per_epoch: int
     per_update: float  # forward and backward
-    reference: float  # of an update, forward alone
+    forward: float  # of an update, forward alone: the reference, and the search for rollouts
     validations: int
     per_validation: int  # forward alone
 
     def describe(self, speed: Speed) -> str:
         """Seconds of an update, an epoch and the run, in words."""
-        update = self.per_update / speed.train + self.reference / speed.prefill
+        update = self.per_update / speed.train + self.forward / speed.prefill
         validating = self.validations * self.per_validation / speed.prefill
         return (
             f"an update {show_seconds(update)}, an epoch of {self.updates_per_epoch:,} "
@@ -128,7 +128,7 @@ class StageTokens:
 
 def count_stage_tokens(stage: TrainingStage, found: StageRows, sizes: RowSizes) -> StageTokens:
     """Count the tokens of a stage's passes, of its first updates where it has many."""
-    section = stage.section
+    section, needs = stage.section, stage.needs
     order = Sampler(len(sizes.tokens), section.batch, stage.context.recipe.seed)
     updates, limits = count_updates(len(sizes.tokens), section), Limits.of_section(section)
     looked_at = range(min(updates, _UPDATES))
@@ -140,7 +140,7 @@ def count_stage_tokens(stage: TrainingStage, found: StageRows, sizes: RowSizes) 
         updates=updates,
         updates_per_epoch=order.steps_per_epoch,
         per_update=per_update,
-        reference=per_update if stage.needs.reference is not None else 0.0,
+        forward=per_update * ((needs.reference is not None) + (needs.rollouts is not None)),
         validations=max(-(-updates // max(int(every), 1)), 1),
         per_validation=valid if section.selection.is_loss else 2 * valid,  # the loss; to rank
     )

@@ -72,7 +72,7 @@ def train_stage(recipe: Recipe, run: Run, *, resume: bool, progress: Progress) -
         section = _fit_passes(stage, found, run, progress)
         stage = replace(stage, section=section)
         # A policy that is measured against its own beginning must not differ from it by noise.
-        dropout = chosen.answer_log_probs is None
+        dropout = chosen.log_probs is None
         model = load_policy(
             context,
             parent,
@@ -199,7 +199,7 @@ def _describe_left_out(
 def _packs_answers(stage: requirements.TrainingStage) -> bool:
     """Whether a stage computes several answers behind one prompt."""
     packed = stage.context.recipe.task.packs or stage.section.rows == "user"
-    return packed or stage.needs.negatives is not None
+    return packed or stage.needs.packs
 
 
 def _gather_facts(

@@ -224,7 +224,7 @@ def _open_stage(context: Any, run: Run, made: dict[Any, Any]) -> _Stage:
     aligns = run.kind is RunKind.ALIGN
     section, apart = plan.section, aligns and not context.recipe.task.ranks_catalogue
     rows = section.rows, section.batch, section.validate_rows
-    key = *rows, stage.needs.negatives, stage.item_tasks, apart
+    key = *rows, stage.needs.negatives, stage.needs.rollouts, stage.item_tasks, apart
     if key not in made:
         made[key] = load_operations(context.recipe.task).make_rows(stage, aligns)
     found = made[key]

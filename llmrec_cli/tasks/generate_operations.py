@@ -30,6 +30,7 @@ from llmrec_cli.tasks.base import Operations, ShownRows, StageRows
 from llmrec_cli.tensors.trie import paths
 from llmrec_cli.training.item_tasks import ItemTaskEncoder, ItemTaskRows
 from llmrec_cli.training.negatives import only_catalogue_rows
+from llmrec_cli.training.rollouts import require_rollouts
 from llmrec_cli.training.rows import (
     AnyRow,
     IntArray,
@@ -60,6 +61,7 @@ def _make_rows(stage: TrainingStage, aligns: bool) -> StageRows:
 
     usable = sampler.require(rows) if sampler else rows
     valid_rows = build_window_rows(context, valid)
+    _check_rollouts(stage)
     left_out = {
         "train": count_rows_left_out(context.prepared.split("train"), rows),
         "valid": count_rows_left_out(valid, valid_rows),
@@ -103,9 +105,10 @@ def _describe_item_tasks(added: Sequence[ItemTaskRows], rows: Sequence[AnyRow]) 
 
 
 def _check_rows(stage: TrainingStage, aligns: bool) -> None:
-    """Refuse prompts without room for any item, and rows with too few possible negatives."""
+    """Refuse prompts without room for an item, and rows with too few negatives or rollouts."""
     require_prompt_room(stage.context)
     _check_negatives(stage)
+    _check_rollouts(stage)
     for task in stage.item_tasks.shares if stage.item_tasks else ():
         _encode_item_tasks(stage.context).show_first(task)
 
@@ -159,13 +162,35 @@ class _NoPrompts:
         return Prompts([none] * len(histories), np.zeros(len(histories), np.int32))
 
 
+def _list_windows(frame: pd.DataFrame) -> list[Row]:
+    """The window rows of a split, without prompts."""
+    return window_rows(frame, _NoPrompts())
+
+
+def _check_rollouts(stage: TrainingStage) -> None:
+    """Refuse a catalogue, and histories, that leave too few entries as rollouts."""
+    wanted, context = stage.needs.rollouts, stage.context
+    if wanted is None:
+        return
+    if wanted.k > context.trie.n_leaves:
+        raise RecipeError(
+            f"k = {wanted.k}: the catalogue has {context.trie.n_leaves} entries, and rollouts are "
+            "different ones; lower k"
+        )
+    if wanted.seen == "keep":
+        return
+    valid = choose_rows(context.prepared.split("valid"), stage.section.validate_rows)
+    for frame in (context.prepared.split("train"), valid):
+        require_rollouts(_list_windows(frame), wanted, context.leaf_of_item)
+
+
 def _check_negatives(stage: TrainingStage) -> None:
     sampler, prepared = stage.sampler(), stage.context.prepared
     if sampler is None:
         return
     wanted, batch = sampler.wanted, stage.section.batch
-    usable = sampler.require(window_rows(prepared.split("train"), _NoPrompts()))
-    sampler.usable_rows(window_rows(prepared.split("valid"), _NoPrompts()))
+    usable = sampler.require(_list_windows(prepared.split("train")))
+    sampler.usable_rows(_list_windows(prepared.split("valid")))
     smallest = len(usable) % batch or batch  # the last update of an epoch
     if wanted.draw == "in-batch" and stage.section.rows == "window" and smallest <= wanted.k:
         raise RecipeError(

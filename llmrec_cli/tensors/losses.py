@@ -198,11 +198,39 @@ def score_answers(
         temperature: divides the logits, > 0; 1 over the vocabulary.
         dense_head: as ``legal_logits``.
     """
+    log_prob_P = score_tokens(
+        hidden_PD,
+        head,
+        trie,
+        node_P,
+        target_P,
+        legal=legal,
+        temperature=temperature,
+        dense_head=dense_head,
+    )
+    return sum_over_answers(-log_prob_P, answer_P, answers)
+
+
+def score_tokens(
+    hidden_PD: Tensor,
+    head: HeadWeights,
+    trie: Trie,
+    node_P: Tensor,
+    target_P: Tensor,
+    *,
+    legal: bool,
+    temperature: float = 1.0,
+    dense_head: bool = False,
+) -> Tensor:
+    """``log pi(y_t | x, y_<t)`` of each position, [P], nats; arguments as for ``score_answers``.
+
+    Over legal tokens a forced one has 0, without a gradient.
+    """
     if not legal:
-        nll_P = vocab_nll(hidden_PD, head.weight_VD, target_P, head.bias_V)
-        return sum_over_answers(nll_P, answer_P, answers)
+        return -vocab_nll(hidden_PD, head.weight_VD, target_P, head.bias_V)
     found = legal_logits(hidden_PD, head, trie, node_P, target_P, dense_head=dense_head)
-    return sum_over_answers(found.nll(temperature), answer_P[found.active_A], answers)
+    nll_A = found.nll(temperature)
+    return nll_A.new_zeros(len(target_P)).index_add(0, found.active_A, nll_A, alpha=-1)
 
 
 def sum_over_answers(nll_P: Tensor, answer_P: Tensor, answers: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.config.training import TrainSection
-from llmrec_cli.methods.contract import Batch, Preferences
+from llmrec_cli.methods.contract import Batch, Preferences, RolloutGroups
 from llmrec_cli.tensors.packing import Tree, pack
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
 from llmrec_cli.training.rows import (
@@ -31,6 +31,7 @@ from llmrec_cli.training.rows import (
     Row,
     TextRow,
     build_contexts,
+    list_answers,
     shared_tokens,
 )
 
@@ -71,6 +72,10 @@ class MicroBatch:
             final_P=batch.final_P.to(device, non_blocking=True),
             length_A=batch.length_A.to(device, non_blocking=True),
             preferences=batch.preferences and _move_preferences(batch.preferences, device),
+            rollouts=batch.rollouts and _move_rollouts(batch.rollouts, device),
+            reference=None
+            if batch.reference is None
+            else batch.reference.to(device, non_blocking=True),
             mass=batch.mass and batch.mass.to(device),
         )
         return MicroBatch(
@@ -82,11 +87,16 @@ class MicroBatch:
 
 
 def _move_preferences(preferences: Preferences, device: torch.device) -> Preferences:
-    reference_A = preferences.reference_A
     return Preferences(
         preferences.chosen_GC.to(device, non_blocking=True),
         preferences.rejected_GK.to(device, non_blocking=True),
-        None if reference_A is None else reference_A.to(device, non_blocking=True),
+    )
+
+
+def _move_rollouts(rollouts: RolloutGroups, device: torch.device) -> RolloutGroups:
+    return RolloutGroups(
+        rollouts.answer_GK.to(device, non_blocking=True),
+        rollouts.hit_GK.to(device, non_blocking=True),
     )
 
 
@@ -126,7 +136,7 @@ class Collator:
             if texts:
                 return self._lay_out(lay_out_texts(texts), [])
             return self._lay_out(lay_out_pairs(pairs, rejected=self.rejected), pairs)
-        apart = any(row.negatives or row.prompts for row in catalogue_rows)
+        apart = any(row.negatives or row.rollouts or row.prompts for row in catalogue_rows)
         answers = (pack_answers if apart else chain_answers)(catalogue_rows, self.trie)
         return self._lay_out(answers, catalogue_rows)
 
@@ -169,6 +179,8 @@ class Collator:
                 positions=int(length_A.sum()),
                 dense_head=self.dense_head,
                 preferences=_number_preferences(rows) if self.rejected else None,
+                rollouts=_number_rollouts(rows, answers),
+                reference=_join_references(rows) if self.rejected else None,
             ),
             tree=tree,
         )
@@ -197,9 +209,24 @@ def _number_preferences(rows: Sequence[ComparedRow]) -> Preferences:
             chosen.append([answer])
             rejected.append(list(range(answer + 1, answer + 1 + len(negatives))))
             answer += 1 + len(negatives)
+    return Preferences(torch.tensor(chosen), torch.tensor(rejected))
+
+
+def _join_references(rows: Sequence[ComparedRow]) -> Tensor | None:
+    """``log pi_ref`` of all answers; None where a row has none yet."""
     known = [row.reference for row in rows if row.reference is not None]
-    reference_A = torch.from_numpy(np.concatenate(known)) if len(known) == len(rows) else None
-    return Preferences(torch.tensor(chosen), torch.tensor(rejected), reference_A)
+    return torch.from_numpy(np.concatenate(known)) if len(known) == len(rows) else None
+
+
+def _number_rollouts(rows: Sequence[ComparedRow], answers: Answers) -> RolloutGroups | None:
+    """Answer numbers of each group, and which of them are the target's own entry."""
+    asked = [row for row in rows if isinstance(row, Row) and row.rollouts]
+    if not asked:
+        return None
+    target_G = torch.tensor([target for row in asked for target in row.targets])
+    answer_GK = torch.arange(len(answers.leaf_A)).view(len(target_G), -1)
+    target_leaf_G1 = answers.trie.leaf_of_item_I[target_G][:, None]
+    return RolloutGroups(answer_GK, answers.leaf_A[answer_GK] == target_leaf_G1)
 
 
 def has_two_kinds(rows: Sequence[AnyRow]) -> bool:
@@ -272,17 +299,19 @@ def chain_answers(rows: Sequence[Row], trie: Trie) -> Answers:
 
 
 def pack_answers(rows: Sequence[Row], trie: Trie) -> Answers:
-    """Every target and every negative in a sequence of its own, after the tokens before it."""
+    """Every target with its negatives, or the rollouts in its place, each in a sequence of its own.
+
+    A sequence begins with the tokens before the target.
+    """
     tokens: list[IntArray] = []
     items: list[int] = []
     row_of: list[int] = []
     for number, row in enumerate(rows):
-        negatives = row.negatives or ((),) * len(row.targets)
         before = _prompts_before(row, trie)
-        for target, others, prefix in zip(row.targets, negatives, before, strict=True):
-            items += (target, *others)
-            tokens += [prefix] * (1 + len(others))
-            row_of += [number] * (1 + len(others))
+        for own, prefix in zip(list_answers(row), before, strict=True):
+            items += own
+            tokens += [prefix] * len(own)
+            row_of += [number] * len(own)
     return _separate_answers(trie, trie.leaf_of_item_I[torch.tensor(items)], tokens, row_of)
 
 
@@ -365,7 +394,9 @@ def _items_of(row: AnyRow) -> list[int]:
     """Catalogue items that a row lays out as answers."""
     if not isinstance(row, Row):
         return []
-    return [*row.targets, *(item for negatives in row.negatives for item in negatives)]
+    answers = [item for own in list_answers(row) for item in own]
+    chained = row.rollouts and not row.prompts  # targets are answers no more, but stand before them
+    return [*row.targets[:-1], *answers] if chained else answers
 
 
 def _count_own_tokens(row: AnyRow) -> int:

@@ -49,12 +49,12 @@ class Reference:
 
     Args:
         policy: with its parent's weights; ``policy.head()`` gives its output head.
-        answer_log_probs: the method's ``log pi(y | x)`` of each answer of a batch, [A].
+        log_probs_of: the method's ``log pi`` of each answer, [A], or of each position, [P].
     """
 
-    def __init__(self, policy: Any, answer_log_probs: LogProbs) -> None:
+    def __init__(self, policy: Any, log_probs_of: LogProbs) -> None:
         self.policy = policy
-        self.answer_log_probs = answer_log_probs
+        self.log_probs_of = log_probs_of
         trained = [p for p in policy.parameters() if p.requires_grad]
         self._pairs = [(p, p.detach().clone()) for p in trained]
 
@@ -69,21 +69,20 @@ class Reference:
                 self._exchange()
 
     def log_probs(self, micro: MicroBatch) -> Tensor:
-        """``log pi_ref`` of each answer of a micro-batch: [A], nats, fp32."""
+        """``log pi_ref`` of a micro-batch's answers or positions: [A] or [P], nats, fp32."""
         with self.active() as policy:
             hidden_XPD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)
             head: Head = self.policy.head()
-            return self.answer_log_probs(Forward(hidden_XPD[0], head), micro.batch)
+            return self.log_probs_of(Forward(hidden_XPD[0], head), micro.batch)
 
     def _exchange(self) -> None:
         for parameter, kept in self._pairs:
             parameter.data, kept.data = kept.data, parameter.data
 
 
-def with_reference(micro: MicroBatch, reference_A: Tensor) -> MicroBatch:
+def with_reference(micro: MicroBatch, reference: Tensor) -> MicroBatch:
     """The same micro-batch with the reference's log-probabilities."""
-    known = micro.batch.preferences and replace(micro.batch.preferences, reference_A=reference_A)
-    return replace(micro, batch=replace(micro.batch, preferences=known))
+    return replace(micro, batch=replace(micro.batch, reference=reference))
 
 
 def only_compared_rows(rows: Sequence[AnyRow]) -> list[ComparedRow]:
@@ -269,7 +268,6 @@ class AddReference:
     reference: Reference
 
     def __call__(self, micro: MicroBatch, rows: Sequence[AnyRow]) -> MicroBatch:
-        preferences = micro.batch.preferences
-        if preferences is None or preferences.reference_A is not None:
+        if micro.batch.reference is not None:
             return micro
         return with_reference(micro, self.reference.log_probs(micro))

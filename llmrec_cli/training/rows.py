@@ -100,6 +100,7 @@ class Row:
     number: int = -1  # place among the training rows
     prompts: tuple[IntArray, ...] = ()  # of each target of a user row, the first is ``prompt``
     negatives: tuple[tuple[int, ...], ...] = ()  # of each target, equally many; empty: none
+    rollouts: tuple[tuple[int, ...], ...] = ()  # in place of each target, equally many; or none
     reference: FloatArray | None = None  # log pi_ref of each answer: a target, then its negatives
     left_out: tuple[int, ...] = ()  # history items not seen, of each target that misses any
 
@@ -631,8 +632,16 @@ def build_contexts(
     return before
 
 
+def list_answers(row: Row) -> list[tuple[int, ...]]:
+    """Items that are laid out for each target: its rollouts, or the target and its negatives."""
+    if row.rollouts:
+        return list(row.rollouts)
+    negatives = row.negatives or ((),) * len(row.targets)
+    return [(target, *others) for target, others in zip(row.targets, negatives, strict=True)]
+
+
 def as_windows(row: Row, catalogue: Sequence[Sequence[int]] | Ragged) -> list[Row]:
-    """The windows that a row stands for (negatives included, reference left out)."""
+    """The windows that a row stands for (negatives and rollouts included, reference left out)."""
     return [
         replace(
             row,
@@ -641,6 +650,7 @@ def as_windows(row: Row, catalogue: Sequence[Sequence[int]] | Ragged) -> list[Ro
             targets=row.targets[at : at + 1],
             history=(*row.history, *row.targets[:at]),
             negatives=row.negatives[at : at + 1],
+            rollouts=row.rollouts[at : at + 1],
             reference=None,
             left_out=(),
         )

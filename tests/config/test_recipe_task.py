@@ -156,6 +156,20 @@ def test_packed_rows_need_an_attention_that_takes_their_mask(tmp_path: Path) -> 
     assert [line.split("]")[0].strip() for line in users] == ["[sft.train", "[align.dmpo"]
 
 
+def test_rollouts_are_packed_too(tmp_path: Path) -> None:
+    grpo = GENERATE.replace("[align.dmpo]", "[align.grpo]")
+    assert load(tmp_path, grpo).strip().startswith("[align.grpo] packs several answers into a row")
+
+
+def test_a_loss_that_measures_nothing_chooses_no_checkpoint(tmp_path: Path) -> None:
+    grpo = GENERATE.replace("[align.dmpo]", "[align.grpo]") + "train = { select = 'loss' }\n"
+    words = "model.attention=sdpa"
+    problem = load(tmp_path, grpo, words).strip()
+    assert problem.startswith('[align.grpo.train] select = "loss": the loss of grpo is no lower')
+    assert load(tmp_path, grpo, words, "align.grpo.objective=expected") == ""
+    assert load(tmp_path, grpo, words, "align.grpo.train.select=ndcg") == ""
+
+
 CHAT = OWN.replace('task = "rank-pair"\ntemplate = "games"', 'template = "items"\nchat = true')
 
 

@@ -93,6 +93,42 @@ def test_a_precomputed_reference_gives_the_same_run(home: Path, negatives: str) 
             assert stored[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
+def like_grpo(name: str, *options: str) -> list[str]:
+    """Overrides for ``[align.name]`` with GRPO on the SFT result."""
+    return [
+        *(f"align.{name}.{key}" for key in ("method=grpo", "parent=sft", "k=4")),
+        *like_dmpo(name, *options)[1:],
+    ]
+
+
+@pytest.mark.parametrize("rows", ["window", "user", "sequence"])
+def test_grpo_starts_at_its_parent_and_moves(home: Path, rows: str) -> None:
+    align(home, rows, *like_grpo(rows, f"train.rows={rows}", "support=vocab"))
+    first, *_, last = metrics(home, f"align-{rows}")
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert last["kl"] > 0
+    assert 0 <= last["without_target"] <= 1
+    assert "valid_ndcg@10" in last
+
+
+def test_an_interrupted_grpo_run_ends_in_the_same_weights(home: Path) -> None:
+    """Draws of the policy as it was, which nothing stores."""
+    words = like_grpo("drawn", "rollouts=sampled", "objective=expected", "train.save_every=1")
+    words += ["align.drawn.train.schedule=constant", "align.drawn.train.warmup=0"]
+    align(home, "drawn", *words)
+    run = home / "runs/quickstart/align-drawn"
+    expected, rows = (run / "model/model.safetensors").read_bytes(), metrics(home, "align-drawn")
+    newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    shutil.rmtree(newest)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    done = llmrec(home, "align", "--method", "drawn", "--resume", "quickstart", *SHORT, *words)
+    ok(done)
+    assert "resumed from" in done.stderr
+    assert (run / "model/model.safetensors").read_bytes() == expected
+    assert metrics(home, "align-drawn") == rows
+
+
 @pytest.mark.parametrize(
     "options",
     [("refresh=2",), ("reference=precompute",), ("negatives=in-batch", "support=legal")],

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llmrec_cli.methods.contract import Batch, Forward, Head, Needs, Preferences
+from llmrec_cli.methods.contract import Batch, Forward, Head, Needs, Preferences, RolloutGroups
 from llmrec_cli.tensors.trie import (
     LeafMass,
     Trie,
@@ -78,18 +78,52 @@ def draw(
 ) -> tuple[Batch, Forward]:
     """A batch of some target leaves with everything that is needed."""
     torch.manual_seed(len(targets))
+    if needs.rollouts:
+        return draw_rollouts(trie, targets, needs, cut=cut)
     k = needs.negatives.k if needs.negatives else 0
     leaves = [int(leaf) for t in targets for leaf in (t, *torch.randint(trie.n_leaves, (k,)))]
     batch = positions(trie, leaves, cut=cut)
     if needs.negatives:
         number_GA = torch.arange(len(leaves)).view(-1, 1 + k)
         reference_A = -5 * torch.rand(len(leaves), dtype=torch.float64)
+        preferences = Preferences(number_GA[:, :1], number_GA[:, 1:])
         known = reference_A if needs.reference else None
-        preferences = Preferences(number_GA[:, :1], number_GA[:, 1:], known)
-        batch = replace(batch, preferences=preferences)
+        batch = replace(batch, preferences=preferences, reference=known)
     if needs.item_scores:
         batch = replace(batch, mass=masses(trie, len(leaves)))
     return batch, states(batch, needs.hidden_states)
+
+
+def draw_rollouts(
+    trie: Trie, targets: Sequence[int], needs: Needs, *, cut: bool = False
+) -> tuple[Batch, Forward]:
+    """Random rollouts of each target, k distinct leaves where there are as many.
+
+    Every other target is one of its own, so that a group has the target or not.
+    """
+    assert needs.rollouts is not None
+    k, groups = needs.rollouts.k, list[list[int]]()
+    for at, target in enumerate(targets):
+        others = [leaf for leaf in torch.randperm(trie.n_leaves).tolist() if leaf != target]
+        chosen = ([target] * (at % 2 == 0) + others)[:k]
+        chosen += [(target + 1) % trie.n_leaves] * (k - len(chosen))
+        groups.append([chosen[i] for i in torch.randperm(k).tolist()])
+    leaf_GK = torch.tensor(groups, dtype=torch.int64).view(-1, k)
+    target_G1 = torch.tensor(targets, dtype=torch.int64).view(-1, 1)
+    batch = positions(trie, leaf_GK.flatten().tolist(), cut=cut)
+    batch = replace(
+        batch,
+        rollouts=RolloutGroups(torch.arange(leaf_GK.numel()).view(-1, k), leaf_GK == target_G1),
+        reference=reference_of(batch) if needs.reference else None,
+    )
+    return batch, states(batch, needs.hidden_states)
+
+
+def reference_of(batch: Batch) -> Tensor:
+    """Made-up log-probabilities of tokens, nats: the same ones whether forced tails are cut."""
+    number_P = batch.node_P * 31 + batch.target_P + 7 * batch.answer_P
+    branches_P = batch.trie.fan_out(batch.node_P) > 1
+    return -(number_P % 13).double().div(4).where(branches_P, torch.tensor(0.0).double())
 
 
 def masses(trie: Trie, answers: int) -> LeafMass:
@@ -102,8 +136,9 @@ def masses(trie: Trie, answers: int) -> LeafMass:
 
 def part(batch: Batch, forward: Forward, targets: Sequence[int]) -> tuple[Batch, Forward]:
     """The answers of some targets (by number, ascending), as a batch of their own."""
-    preferences = batch.preferences
+    preferences, rollouts = batch.preferences, batch.rollouts
     size = 1 + preferences.rejected_GK.shape[1] if preferences else 1
+    size = rollouts.answer_GK.shape[1] if rollouts else size
     mine_A = torch.tensor([t * size + i for t in targets for i in range(size)], dtype=torch.int64)
     keep_P = torch.isin(batch.answer_P, mine_A)
     number_A = torch.zeros(batch.answers, dtype=torch.int64)
@@ -119,13 +154,17 @@ def part(batch: Batch, forward: Forward, targets: Sequence[int]) -> tuple[Batch,
         answers=len(mine_A),
         positions=int(length_A.sum()),
     )
+    if batch.reference is not None:
+        kept = keep_P if rollouts else mine_A
+        cut = replace(cut, reference=batch.reference[kept])
+    if rollouts:
+        number_GK = number_A[rollouts.answer_GK[list(targets)]]
+        cut = replace(cut, rollouts=RolloutGroups(number_GK, rollouts.hit_GK[list(targets)]))
     if preferences:
-        known_A = preferences.reference_A
         chosen_GC, rejected_GK = preferences.chosen_GC, preferences.rejected_GK
         mine = Preferences(
             number_A[chosen_GC[list(targets)]],
             number_A[rejected_GK[list(targets)]],
-            None if known_A is None else known_A[mine_A],
         )
         cut = replace(cut, preferences=mine)
     if batch.mass:

@@ -170,8 +170,13 @@ def test_needs_are_what_the_contract_knows(method: Method) -> None:
         assert isinstance(needs, Needs)
         assert needs.hidden_states >= 0
         if needs.reference:
-            assert needs.negatives is not None, "a reference is asked about preferences"
-            assert method.answer_log_probs is not None
+            assert needs.packs, "a reference is asked about preferences or rollouts"
+            assert method.log_probs is not None
+        if needs.rollouts:
+            assert needs.negatives is None
+            assert needs.reference in (None, "online"), "the policy's answers are not known before"
+            assert needs.rollouts.draw == "top" or needs.rollouts.support == "legal"
+            assert needs.rollouts.k >= 1
         if needs.negatives:
             draws = get_args(get_type_hints(Negatives)["draw"])
             assert needs.negatives.k >= 1
@@ -303,13 +308,14 @@ def test_an_all_forced_batch_can_be_trained_on(method: Method, cut: bool) -> Non
 
 
 def test_log_probabilities_of_answers_have_their_shape(method: Method) -> None:
-    if method.answer_log_probs is None:
+    if method.log_probs is None:
         return
     for options in variants(method):
         batch = positions(catalogue(), TARGETS, cut=method.legal_only(options))
-        log_prob_A = method.answer_log_probs(states(batch), batch, options)
-        assert log_prob_A.shape == (batch.answers,)
-        assert bool((log_prob_A <= 0).all())
+        log_probs = method.log_probs(states(batch), batch, options)
+        by_token = method.needs(options).rollouts is not None
+        assert log_probs.shape == (len(batch.target_P) if by_token else batch.answers,)
+        assert bool((log_probs <= 0).all())
 
 
 def test_state_is_json_and_its_update_is_pure(method: Method) -> None:

@@ -41,7 +41,7 @@ def slow_loss(name: str, batch: Batch, forward: Forward, options: Any) -> Tensor
     assert preferences is not None
     log_pi = slow_log_probs(batch, forward, options.support)
     released = name == "dmpo" and options.variant == "released"
-    known = preferences.reference_A
+    known = batch.reference
     ref = [0.0] * batch.answers if released or known is None else known.tolist()
     total = torch.zeros((), dtype=torch.float64)
     for chosen_C, rejected_K in zip(
@@ -103,8 +103,8 @@ def test_pairs_with_prompts_of_their_own(name: str, values: dict[str, Any], supp
     batch = positions(catalogue(), [0, 3, 1, 7, 8, 2, 4, 9])
     pairs_GK = torch.arange(8).view(-1, 2 if name != "dpo" else 1, 2)
     reference_A = -torch.rand(8, dtype=torch.float64)
-    preferences = Preferences(pairs_GK[..., 0], pairs_GK[..., 1], reference_A)
-    batch = replace(batch, preferences=preferences)
+    preferences = Preferences(pairs_GK[..., 0], pairs_GK[..., 1])
+    batch = replace(batch, preferences=preferences, reference=reference_A)
     forward = states(batch)
     sums = method.loss(forward, batch, options, {})
     assert sums.count == len(pairs_GK)
@@ -128,11 +128,11 @@ def test_a_policy_that_is_its_reference(
     method = find_method(name)
     options = options_of(method, support=support, **values)
     batch, forward = draw(catalogue(), [1, 4, 6], method.needs(options))
-    assert method.answer_log_probs is not None
+    assert method.log_probs is not None
     assert batch.preferences is not None
     with torch.no_grad():
-        reference_A = method.answer_log_probs(forward, batch, options)
-    batch = replace(batch, preferences=replace(batch.preferences, reference_A=reference_A))
+        reference_A = method.log_probs(forward, batch, options)
+    batch = replace(batch, reference=reference_A)
     sums = method.loss(forward, batch, options, {})
     assert float(sums.total.detach()) / sums.count == pytest.approx(at_start, rel=1e-12)
     assert set(sums.stats) == {"d_chosen", "d_rejected", "margin", "accuracy"}
@@ -146,10 +146,10 @@ def test_over_legal_tokens_log_pi_is_the_catalogues() -> None:
     torch.manual_seed(0)
     by_node = torch.randn(trie.n_nodes, 6, dtype=torch.float64)  # one prompt: state by prefix
     forward = replace(states(batch), hidden_PD=by_node[batch.node_P])
-    assert method.answer_log_probs is not None
+    assert method.log_probs is not None
     mass = {
         support: float(
-            method.answer_log_probs(forward, batch, options_of(method, support=support))
+            method.log_probs(forward, batch, options_of(method, support=support))
             .detach()
             .exp()
             .sum()
@@ -164,9 +164,9 @@ def test_the_reference_is_not_trained() -> None:
     method = find_method("dpo")
     batch, forward = draw(catalogue(), [1, 4], method.needs(method.options()))
     assert batch.preferences is not None
-    assert batch.preferences.reference_A is not None
-    reference_A = batch.preferences.reference_A.float()  # a store may keep another precision
-    batch = replace(batch, preferences=replace(batch.preferences, reference_A=reference_A))
+    assert batch.reference is not None
+    reference_A = batch.reference.float()  # a store may keep another precision
+    batch = replace(batch, reference=reference_A)
     sums = method.loss(forward, batch, method.options(), {})
     assert sums.total.dtype == torch.float64
     sums.total.backward()
@@ -178,13 +178,13 @@ def test_statistics_of_a_hand_made_group() -> None:
     method = find_method("dmpo")
     options = options_of(method, k=3, sft=0.5)
     batch, forward = draw(catalogue(), [2], method.needs(options))
-    assert method.answer_log_probs is not None
+    assert method.log_probs is not None
     assert batch.preferences is not None
     with torch.no_grad():
-        log_pi_A = method.answer_log_probs(forward, batch, options)
+        log_pi_A = method.log_probs(forward, batch, options)
     wanted_A = torch.tensor([1.0, 0.0, 3.0, -2.0], dtype=torch.float64)
-    preferences = replace(batch.preferences, reference_A=log_pi_A - wanted_A)
-    sums = method.loss(forward, replace(batch, preferences=preferences), options, {})
+    known = replace(batch, reference=log_pi_A - wanted_A)
+    sums = method.loss(forward, known, options, {})
     stats = {name: float(value) for name, value in sums.stats.items()}
     nll = -float(log_pi_A[0]) / int(batch.length_A[0])
     # margin 1 - (0 + 3 - 2) / 3 = 2/3 nats; the chosen answer beats two of three
@@ -211,9 +211,9 @@ def test_released_variant_of_a_hand_made_group() -> None:
     assert options_of(method, k=2, variant="released", sft=0.0).sft == 0.0
     assert method.needs(options).reference is None
     batch, forward = draw(catalogue(), [0], method.needs(options))
-    assert method.answer_log_probs is not None
+    assert method.log_probs is not None
     with torch.no_grad():
-        w, i, j = method.answer_log_probs(forward, batch, options).tolist()
+        w, i, j = method.log_probs(forward, batch, options).tolist()
     pairs = [math.log1p(math.exp(0.1 * (lost - w))) for lost in (i, j)]
     sums = method.loss(forward, batch, options, {})
     expected = sum(pairs) / 2 - w / int(batch.length_A[0])
@@ -242,8 +242,8 @@ def test_what_is_missing_is_named(name: str) -> None:
     options = method.options()
     batch, forward = draw(catalogue(), [1, 4], method.needs(options))
     assert batch.preferences is not None
-    unknown = replace(batch, preferences=replace(batch.preferences, reference_A=None))
-    with pytest.raises(ValueError, match="reference_A"):
+    unknown = replace(batch, reference=None)
+    with pytest.raises(ValueError, match=r"Batch\.reference"):
         method.loss(forward, unknown, options, {})
     with pytest.raises(ValueError, match=r"Batch\.preferences"):
         method.loss(forward, replace(batch, preferences=None), options, {})

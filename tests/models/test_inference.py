@@ -82,7 +82,7 @@ KINDS: tuple[Callable[[], Policy], ...] = (scratch, attention, embeddings, adapt
 
 def reference(policy: Policy, folder: Path) -> torch.Tensor:
     found = find_method("dmpo")
-    score, options = found.answer_log_probs, found.options.model_validate({"k": 2})
+    score, options = found.log_probs, found.options.model_validate({"k": 2})
     assert score is not None
     asked = Reference(policy, lambda forward, batch: score(forward, batch, options))
     return asked.log_probs(Collator(TRIE, cut_forced=False, rejected=True)(ROWS))
@@ -166,7 +166,7 @@ def test_a_whole_run_trains_with_dropout_and_asks_without(
     """An online reference between the passes of an update, and validation between updates."""
     method = find_method("dmpo")
     options = method.options.model_validate({"k": 2, "reference": "online"})
-    score = method.answer_log_probs
+    score = method.log_probs
     assert score is not None
     plain = job(tmp_path, dropout=0.5, micro_batch=1, validate_every=1)
     asked = Reference(plain.policy, lambda forward, batch: score(forward, batch, options))

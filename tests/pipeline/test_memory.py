@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.training import TrainSection
+from llmrec_cli.errors import UserError
+from llmrec_cli.methods import find_method
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.pipeline import advice, memory, timing
 from llmrec_cli.pipeline.advice import warn_of_emulation, warn_of_warmup
@@ -370,7 +373,7 @@ def test_the_tokens_of_an_update_are_those_that_its_passes_have(home_with_base: 
         parts = [lengths[at : at + 3] for at in range(0, len(lengths), 3)]
         by_hand.append(sum(len(part) * part[0] for part in parts))
     assert counted.per_update == pytest.approx(sum(by_hand) / 5)
-    assert (counted.updates, counted.reference) == (5, 0)
+    assert (counted.updates, counted.forward) == (5, 0)
     line = counted.describe(Speed(train=counted.per_update, prefill=1e9, tokens=1))
     assert "an update 1 s," in line
     assert "the run of 5 updates" in line
@@ -387,6 +390,46 @@ def test_rows_that_ask_for_a_title_are_estimated_as_they_are_computed(home_with_
     alone = timing.count_stage_tokens(stage, found, plain).per_update
     both = timing.count_stage_tokens(stage, mixed, sizes).per_update
     assert both == alone + 4 * longest + 4
+
+
+def with_grpo(stage: TrainingStage, **options: Any) -> TrainingStage:
+    method = find_method("grpo")
+    return replace(stage, method=method, options=method.options.model_validate(options))
+
+
+def test_rollouts_are_estimated_as_answers_of_a_packed_row(home_with_base: Path) -> None:
+    """k of them take the target's place; search and reference read an update's tokens again."""
+    stage, found = open_stage("train.max_steps=1", "train.batch=1000")
+    grpo, plain = with_grpo(stage, k=4), memory.measure_rows(stage, found)
+    sizes = memory.measure_rows(grpo, found)
+    assert (plain.answers, plain.packed) == (1, False)
+    assert (sizes.answers, sizes.packed) == (4, True)
+    length = float(np.diff(stage.context.catalogue.start_S1).mean())
+    extra = [more - less for more, less in zip(sizes.tokens, plain.tokens, strict=True)]
+    assert set(extra) == {math.ceil(3 * length)}
+    counted = timing.count_stage_tokens(grpo, found, sizes)
+    assert counted.forward == 2 * counted.per_update
+    without = timing.count_stage_tokens(with_grpo(stage, k=4, beta=0.0), found, sizes)
+    assert without.forward == without.per_update
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"k": 1000}, r"k = 1000: the catalogue has \d+ entries, and rollouts are different ones"),
+        ({"k": 0, "seen": "remove"}, r"items leaves \d+ of \d+ entries as rollouts"),
+    ],
+)
+def test_more_rollouts_than_entries_are_refused(
+    options: dict[str, Any], problem: str, home_with_base: Path
+) -> None:
+    stage, _ = open_stage()
+    options = options if options["k"] else options | {"k": stage.context.trie.n_leaves}
+    operations = load_operations(stage.context.recipe.task)
+    operations.check_rows(with_grpo(stage, k=2, seen="remove"), True)
+    for look in (operations.check_rows, operations.make_rows):
+        with pytest.raises(UserError, match=problem):
+            look(with_grpo(stage, **options), True)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from tests.training.sharded import spread
 from tests.training.tiny import CATALOGUE, final_state, job
 
 TRIED = ("lml", "ats", "bear", "texts")
+DRAWING = ("grpo", "drawn")
 SECTIONS: dict[str, dict[str, Any]] = {
     "ragged": {"batch": 8, "epochs": 2},  # the last batch of an epoch has 6 rows
     "fewer rows than ranks": {"batch": 2, "max_steps": 3},
@@ -77,6 +78,13 @@ def sections(folder: Path) -> None:
     for method in TRIED:
         for name, section in SECTIONS.items():
             job(folder / method / name, method, dropout=0, **section).train(resume=False)
+
+
+def rollouts(folder: Path) -> None:
+    """The policy's own answers at every update, which all ranks look for together."""
+    for method in DRAWING:
+        for name in ("ragged", "fewer rows than ranks"):
+            job(folder / method / name, method, dropout=0, **SECTIONS[name]).train(resume=False)
 
 
 def lists(folder: Path) -> dict[str, Any]:
@@ -301,6 +309,7 @@ def main(folder: Path) -> None:
         run.__name__: run(folder)
         for run in (
             sections,
+            rollouts,
             lists,
             bad_numbers,
             one_signal,

@@ -13,7 +13,15 @@ from accelerate import Accelerator
 
 from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
 from llmrec_cli.training.distributed import Ranks
-from tests.training.process_group import BATCHES, ROWS, SECTIONS, TRIED, prompts_of, run_group
+from tests.training.process_group import (
+    BATCHES,
+    DRAWING,
+    ROWS,
+    SECTIONS,
+    TRIED,
+    prompts_of,
+    run_group,
+)
 from tests.training.tiny import job, metrics
 
 pytestmark = pytest.mark.slow
@@ -48,6 +56,23 @@ def test_losses_do_not_depend_on_the_number_of_processes(
         assert many["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
         assert many.get("tau", 1) == pytest.approx(one.get("tau", 1), rel=1e-6)
         assert many.get("valid_loss", 1) == pytest.approx(one.get("valid_loss", 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("section", ["ragged", "fewer rows than ranks"])
+@pytest.mark.parametrize("method", DRAWING)
+def test_rollouts_do_not_depend_on_the_number_of_processes(
+    group: Group, tmp_path: Path, method: str, section: str
+) -> None:
+    """The same entries: which of them is the target shows in the rewards."""
+    alone = job(tmp_path, method, dropout=0, **SECTIONS[section])
+    alone.train(resume=False)
+    many_rows = metrics(group.folder / method / section)
+    assert len(many_rows) >= 3
+    for one, many in zip(metrics(alone.folder), many_rows, strict=True):
+        for name in ("reward", "reward_std", "without_target"):
+            assert many[name] == pytest.approx(one[name], rel=1e-6), name
+        for name in ("mass", "kl", "gradient_norm"):
+            assert many[name] == pytest.approx(one[name], rel=1e-3, abs=1e-7), name
 
 
 @pytest.mark.parametrize("method", TRIED)

@@ -122,11 +122,12 @@ def test_windows_of_a_user_feed_their_common_history_once() -> None:
 
 
 def test_preferences_number_the_answers() -> None:
-    preferences = Collator(TRIE, cut_forced=False, rejected=True)(ROWS).batch.preferences
+    batch = Collator(TRIE, cut_forced=False, rejected=True)(ROWS).batch
+    preferences = batch.preferences
     assert preferences is not None
     assert preferences.chosen_GC.tolist() == [[0], [4], [8]]
     assert preferences.rejected_GK.tolist() == [[1, 2, 3], [5, 6, 7], [9, 10, 11]]
-    assert preferences.reference_A is None
+    assert batch.reference is None
 
 
 def test_stored_reference_values_travel_with_their_rows() -> None:
@@ -134,10 +135,9 @@ def test_stored_reference_values_travel_with_their_rows() -> None:
         replace(ROWS[0], reference=np.arange(8.0)),
         replace(ROWS[1], reference=np.arange(8.0, 12.0)),
     ]
-    preferences = Collator(TRIE, cut_forced=False, rejected=True)(rows).batch.preferences
-    assert preferences is not None
-    assert preferences.reference_A is not None
-    assert preferences.reference_A.tolist() == list(range(12))
+    batch = Collator(TRIE, cut_forced=False, rejected=True)(rows).batch
+    assert batch.reference is not None
+    assert batch.reference.tolist() == list(range(12))
 
 
 def pair_rows() -> list[PairRow]:

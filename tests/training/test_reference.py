@@ -64,8 +64,8 @@ def method(name: str = "dmpo"):  # type: ignore[no-untyped-def] # the pair (meth
 
 def reference_of(model: Policy) -> Reference:
     found, options = method()
-    assert found.answer_log_probs is not None
-    score = found.answer_log_probs
+    assert found.log_probs is not None
+    score = found.log_probs
     return Reference(model, lambda forward, batch: score(forward, batch, options))
 
 
@@ -107,9 +107,7 @@ def test_the_loss_at_step_0(tuning: str, name: str, expected: float) -> None:
     if name == "dpo":  # one rejected answer each
         preferences = micro.batch.preferences
         assert preferences is not None
-        one = preferences.__class__(
-            preferences.chosen_GC, preferences.rejected_GK[:, :1], preferences.reference_A
-        )
+        one = preferences.__class__(preferences.chosen_GC, preferences.rejected_GK[:, :1])
         object.__setattr__(micro.batch, "preferences", one)
     sums = found.loss(Forward(hidden_XPD[0], model.head()), micro.batch, options, {})
     assert float(sums.total.detach()) / sums.count == pytest.approx(expected, abs=1e-6)
@@ -148,10 +146,9 @@ def test_stored_values_equal_online_ones_and_come_back(tmp_path: Path) -> None:
     assert store.load()
     bare = [Row(r.prompt, r.targets, r.history, number=r.number) for r in reversed(ROWS)]
     micro = collate(store.fill(bare, 1))
-    assert micro.batch.preferences is not None
-    assert micro.batch.preferences.reference_A is not None
+    assert micro.batch.reference is not None
     torch.testing.assert_close(
-        micro.batch.preferences.reference_A.float(), reference.log_probs(micro), rtol=1e-6, atol=0
+        micro.batch.reference.float(), reference.log_probs(micro), rtol=1e-6, atol=0
     )
 
 

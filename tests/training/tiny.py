@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.methods import find_method
+from llmrec_cli.methods.contract import Method
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_dropout
+from llmrec_cli.pipeline.requirements import RankRollouts
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training import checkpoint
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
+from llmrec_cli.training.reference import AddReference, Reference
+from llmrec_cli.training.rollouts import AddRollouts
 from llmrec_cli.training.rows import AnyRow, Row, TextRow
 from llmrec_cli.training.trainer import Trainer
 from llmrec_cli.utils.progress import Silent
@@ -30,8 +35,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ats": {"tau": "ats", "ats_eta": 0.5},
     "bear": {"beams": 2, "lambda": 4.0, "xi": 0.05},  # divided by a sum of weights that differ
     "texts": {},  # LML, with rows whose answers are texts
+    "grpo": {"k": 3, "beta": 0.1},
+    "drawn": {"k": 3, "rollouts": "sampled", "objective": "expected", "beta": 0.1},
 }
-_METHOD_OF = {"ats": "msl", "texts": "lml"}
+_METHOD_OF = {"ats": "msl", "texts": "lml", "drawn": "grpo"}
 
 
 def rows(n: int = 22) -> list[Row]:
@@ -83,22 +90,58 @@ def job(
     found = find_method(_METHOD_OF.get(method, method))
     made: list[AnyRow] = [*rows()]
     made += text_rows(len(made)) if method == "texts" else []
+    ranks = ranks or Ranks(Accelerator(cpu=True))
+    policy, options = Policy(model), found.options.model_validate(METHODS[method])
     settings = {"epochs": 3, "batch": 8, "learning_rate": 1e-2, "warmup": 2, "save_every": 2}
+    sampler = Sampler(len(made), int(section.get("batch", settings["batch"])), 3)
+    train_set, valid_set = Dataset(made), Dataset(rows(5))
+    if found.needs(options).rollouts:
+        train_set = with_rollouts(rows(), "train", sampler, policy, found, options, ranks)
+        order = Sampler(5, 5, shuffle=False)
+        valid_set = with_rollouts(rows(5), "valid", order, policy, found, options, ranks)
     return Trainer(
-        policy=Policy(model),
+        policy=policy,
         method=found,
-        options=found.options.model_validate(METHODS[method]),
+        options=options,
         trie=build_trie(CATALOGUE),
-        train_set=Dataset(made),
-        valid_set=Dataset(rows(5)),
-        sampler=Sampler(len(made), int(section.get("batch", settings["batch"])), 3),
+        train_set=train_set,
+        valid_set=valid_set,
+        sampler=sampler,
         rank_valid=lambda: {"ndcg@2": float(model.lm_head.weight.detach().abs().sum())},
         section=TrainSection(**{**settings, **section}),
         seed=3,
         folder=folder,
-        ranks=ranks or Ranks(Accelerator(cpu=True)),
+        ranks=ranks,
         progress=Silent(),
     )
+
+
+def with_rollouts(
+    made: list[Row],
+    split: str,
+    order: Sampler,
+    policy: Policy,
+    method: Method,
+    options: Any,
+    ranks: Ranks,
+) -> Dataset:
+    """Rows with what GRPO needs: the policy's own answers, and their reference."""
+    wanted, score = method.needs(options).rollouts, method.log_probs
+    assert wanted is not None
+    assert score is not None
+    trie = build_trie(CATALOGUE)
+    context: Any = SimpleNamespace(
+        trie=trie,
+        catalogue=CATALOGUE,
+        encoder=SimpleNamespace(encode=None),
+        ranks=ranks,
+        leaf_of_item=trie.leaf_of_item_I.numpy(),
+    )
+    items = trie.item_order_I.numpy()  # one item an entry
+    ask = RankRollouts(context, wanted, policy)
+    reference = Reference(policy, lambda forward, batch: score(forward, batch, options))
+    rollouts = AddRollouts(ask, made, order, items, 3, split)
+    return Dataset(made, (rollouts,), (AddReference(reference),))
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
