@@ -179,6 +179,10 @@ class Recipe(Section):
                 plain["eval"]["decode"].pop(key, None)
         return plain
 
+    def chosen_values(self) -> dict[str, Any]:
+        """Plain values of the keys whose value is not their default."""
+        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+
 
 class FileSchema(GenerateJsonSchema):
     """pydantic's schema, of a file: `extends` and defaults fill in what it leaves out.

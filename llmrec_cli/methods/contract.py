@@ -159,10 +159,15 @@ class Forward:
 
 @dataclass(frozen=True)
 class LossSums:
-    """A loss as a sum and a count; the loop divides once, by the global batch's count."""
+    """A loss as a sum and a count; the loop divides once, by the global batch's count.
+
+    The loop adds counts over micro-batches and ranks in float64, as it adds the sums.  So a mean
+    with weights is exact however the batch is split: the sum of the weights is its count.
+    """
 
     total: Tensor  # scalar with gradient, fp32
-    count: int  # what the method divides by: positions, or preference groups
+    count: int | Tensor  # what the method divides by, >= 0: positions, preference groups, or the
+    # sum of weights (a detached float64 scalar); 0 only where there is no loss
     stats: Mapping[str, Tensor | float] = field(default_factory=dict)
     """Further sums over the micro-batch (detached); the loop adds them over micro-batches and ranks
     before logging and before ``update_state``."""

@@ -117,7 +117,7 @@ def check_kept(recipe: Recipe, runs: Sequence[Run], split: str) -> None:
     """
     for run in runs:
         if run.is_evaluated(split):
-            require_same_evaluation(run, split, setup.describe_evaluation(recipe, run))
+            require_same_evaluation(recipe, run, split, setup.describe_evaluation(recipe, run))
             if run.is_guided:
                 require_same_parts(run)
 

@@ -56,7 +56,7 @@ from llmrec_cli.models import loading
 from llmrec_cli.models.chat import Chat, read_chat
 from llmrec_cli.models.tokenizer import Codec, add_item_tokens, make_codec
 from llmrec_cli.runs.record import ITEM_TASK_WORDS, WORDING
-from llmrec_cli.runs.run import Run, Settings
+from llmrec_cli.runs.run import Run, Settings, list_runs
 from llmrec_cli.tensors.trie import Trie, build_trie
 from llmrec_cli.training.distributed import Ranks
 from llmrec_cli.training.rows import (
@@ -302,9 +302,12 @@ def _check_base(folder: Path, made_from: dict[str, Any]) -> None:
     recorded = read_json(folder / BASE_FILE)
     for key, wanted in made_from.items():
         if recorded.get(key) != wanted:
+            trained = [run.name for run in list_runs(folder.parent) if run.holds_weights]
+            advice = "choose another recipe name (name=...)"
+            advice += f": it is the base of {', '.join(trained)}" if trained else ", or delete it"
             raise ArtefactError(
                 f"{folder}: built with {key} = {recorded.get(key)}, the recipe now has {wanted}; "
-                "choose another recipe name, or delete the folder"
+                f"{advice}"
             )
 
 

@@ -26,7 +26,7 @@ from llmrec_cli.config.model import FROM_MEAN, NEW_TOKENS, TokenStart
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.index import INDEX_HASH
 from llmrec_cli.errors import ArtefactError, BegunError, MissingRunError
-from llmrec_cli.runs.run import Run, Settings
+from llmrec_cli.runs.run import Run, Settings, flatten_table
 from llmrec_cli.utils.files import check_folder, translate_os_errors, write_atomically, write_json
 from llmrec_cli.utils.locks import lock_evaluation, lock_run
 from llmrec_cli.utils.text import redact, redact_values
@@ -52,12 +52,7 @@ _ADVICE: Final = {  # where these differ
 _LATER_FACTS: Final = (BASE_FILES, WORDING)  # that earlier versions did not record
 Existing = Literal["refuse", "again", "keep"]
 """What an evaluation does where a report is: an error, evaluate anew, or leave the run alone."""
-_EARLIER_VALUES: Final[Mapping[str, Mapping[str, Any]]] = {
-    "prompt": {"chat": False},
-    "model": {"weights": "pretrained"},
-}
-"""What earlier versions worked with, by table, for keys that they did not know."""
-_EARLIER_START: Final[TokenStart] = FROM_MEAN  # the same for ``model.new_tokens``
+_EARLIER_START: Final[TokenStart] = FROM_MEAN  # of versions that did not know the choice
 EVALUATED: Final = "evaluated"  # of a manifest: what an evaluation was asked for, by split
 _PATH_KEYS: Final = frozenset(".".join(keys) for keys in PATH_KEYS)
 _PACKAGES: Final = (
@@ -158,11 +153,11 @@ def open_evaluation(run: Run, split: str, ranks: Ranks, existing: Existing) -> I
         yield not there or existing == "again"
 
 
-def require_same_evaluation(run: Run, split: str, asked: Settings) -> None:
+def require_same_evaluation(recipe: Recipe, run: Run, split: str, asked: Settings) -> None:
     """Refuse to keep a report that was made for another ``[eval]``; older runs recorded none.
 
     Args:
-        asked: as ``count_opening`` records it.
+        asked: as ``count_opening`` records it, of the recipe.
 
     Raises:
         ArtefactError: names the first key that differs, with both values.
@@ -171,7 +166,8 @@ def require_same_evaluation(run: Run, split: str, asked: Settings) -> None:
     if not isinstance(recorded, dict) or split not in recorded:
         return
     known = {key: now for key, now in asked.items() if key in recorded[split] or key != WORDING}
-    for key, before, now in list_differences(recorded[split], known):
+    filled = _fill(recorded[split], run.find_defaults(recipe, run.evaluation_settings(recipe)))
+    for key, before, now in list_differences(filled, known):
         meaning = f" ({told})" if (told := explain_fact(key)) else ""
         raise ArtefactError(
             f"{run.folder}: was evaluated on {split} with {key} = {before!r}, now {now!r}{meaning};"
@@ -204,7 +200,7 @@ def require_same_prompt(recipe: Recipe, run: Run) -> None:
     Raises:
         ArtefactError: names the first key that differs, with both values.
     """
-    recorded, now = _read_record(run)["settings"], run.settings(recipe)
+    recorded, now = _read_record(run, recipe)["settings"], run.settings(recipe)
     before, after = (
         {"settings": {"prompt": s.get("prompt")}, "facts": {}} for s in (recorded, now)
     )
@@ -251,7 +247,7 @@ def require_same_stage(recipe: Recipe, run: Run, facts: Mapping[str, Any]) -> No
     Raises:
         ArtefactError: names the first key that differs, with both values.
     """
-    recorded = _read_record(run)
+    recorded = _read_record(run, recipe)
     before = {"settings": {"stage": recorded["settings"].get("stage")}, "facts": recorded["facts"]}
     now = {"settings": {"stage": run.settings(recipe)["stage"]}, "facts": dict(facts)}
     _require_equal(run, before, now)
@@ -263,7 +259,7 @@ def require_same_facts(run: Run, facts: Mapping[str, Any]) -> None:
     Raises:
         ArtefactError: names the first fact that differs, with both values.
     """
-    recorded = _read_record(run)["facts"]
+    recorded = run.read_manifest("facts")["facts"]
     before = {key: recorded[key] for key in facts if key in recorded}
     now = {key: facts[key] for key in before}
     _require_equal(run, {"settings": {}, "facts": before}, {"settings": {}, "facts": now})
@@ -298,21 +294,32 @@ def _can_be_resumed(run: Run) -> bool:
     return run.folder.exists() and not run.is_made_by_eval
 
 
-def _read_record(run: Run, recipe: Recipe | None = None) -> dict[str, Any]:
+def _read_record(run: Run, recipe: Recipe) -> dict[str, Any]:
     """A manifest; keys that an earlier version did not know have the values it worked with.
 
+    A key that is new has its default in common with earlier versions: its default is what they did.
+
     Args:
-        recipe: that the run is compared with; whether new tokens have a start to choose.
+        recipe: that the run is compared with.
     """
     recorded = run.read_manifest("settings", "facts")
     settings = recorded["settings"]
-    for table, values in _EARLIER_VALUES.items():
-        if isinstance(found := settings.get(table), dict):
-            settings[table] = {**values, **found}
-    chooses = recipe is not None and recipe.token_start is not None
-    if chooses and isinstance(model := settings.get("model"), dict):
+    if recipe.token_start is not None and isinstance(model := settings.get("model"), dict):
         settings["model"] = {NEW_TOKENS: _EARLIER_START, **model}
+    recorded["settings"] = _fill(settings, run.find_defaults(recipe, run.settings(recipe)))
     return recorded
+
+
+def _fill(recorded: Settings, defaults: Settings) -> Settings:
+    """Recorded settings with the defaults of keys that they lack, as nested tables."""
+    filled: Settings = {}
+    for key, value in {**defaults, **flatten_table(recorded)}.items():
+        *tables, name = key.split(".")
+        table = filled
+        for inner in tables:
+            table = table.setdefault(inner, {})
+        table[name] = value
+    return filled
 
 
 def find_token_start(recipe: Recipe, run: Run | None) -> TokenStart | None:
@@ -361,7 +368,7 @@ def list_differences(before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
 
     Two paths of the same file are the same value, however they are written.
     """
-    old, new = _flatten(before), _flatten(now)
+    old, new = flatten_table(before), flatten_table(now)
     for key in sorted(set(old) | set(new)):
         values = old.get(key), new.get(key)
         was, now_is = map(_resolve_paths, values) if key in _PATH_KEYS else values
@@ -375,15 +382,6 @@ def _resolve_paths(value: Any) -> Any:
         return [_resolve_paths(entry) for entry in value]
     there = isinstance(value, str) and os.path.exists(value)
     return os.path.realpath(value) if there else value
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def collect_circumstances() -> dict[str, Any]:

@@ -11,6 +11,7 @@ imports torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -210,6 +211,15 @@ class Run:
         elif not self.is_guided:
             asked["decode"] = _drop_guide(asked["decode"])
         return {"eval": asked}
+
+    def find_defaults(self, recipe: Recipe, settings: Settings) -> Settings:
+        """Of its ``settings``, training's or evaluation's, the keys that have their default."""
+        chosen = flatten_table(recipe.chosen_values())
+        return {
+            key: value
+            for key, value in flatten_table(settings).items()
+            if re.sub(r"^stage(?=\.)", self.key, key) not in chosen
+        }
 
     def read_manifest(self, *needed: str) -> dict[str, Any]:
         """Its manifest (``read_run_manifest``)."""
@@ -483,6 +493,16 @@ def read_run_manifest(path: Path, needed: tuple[str, ...] = ()) -> dict[str, Any
 
 def _as_table(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
+
+
+def flatten_table(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested tables, by dotted key."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten_table(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
 
 
 def _settings_of_stage(plain: Mapping[str, Any], stage: Mapping[str, Any]) -> Settings:

@@ -63,6 +63,18 @@ class LegalLogits:
         """``z(y)``, [..., A], raw."""
         return _at(self.logits_AU, self.target_A)
 
+    def kth_logits(self, k: int) -> Tensor:
+        """The k-th largest legal logit, [..., A], raw; the smallest where fewer than k are legal.
+
+        Args:
+            k: at least 1.
+        """
+        last_A1 = self.legal_AU().sum(1, keepdim=True).clamp_max(k) - 1
+        masked_AU = self.logits_AU.masked_fill(~self.legal_AU(), -torch.inf)
+        best_AK = masked_AU.topk(min(k, masked_AU.shape[-1]), dim=-1).values
+        index = last_A1.expand(*best_AK.shape[:-1], 1)
+        return best_AK.gather(-1, index).squeeze(-1)
+
     def _mask_logits(self, tau: float) -> Tensor:
         return (self.logits_AU / tau).masked_fill(~self.legal_AU(), -torch.inf)
 

@@ -338,7 +338,7 @@ class Trainer:
         norm = gather_pieces(nn.utils.get_total_norm(gradients))
         bad = (~torch.isfinite(norm)).double()
         totals = self.ranks.add({**found.sums, "not_finite": bad})
-        count = max(totals.pop("count"), 1.0)
+        count = totals.pop("count") or 1.0  # 0: nothing has a loss
         scale = self.ranks.count / count  # data parallelism averages over ranks
         loss, size = totals.pop("total") / count, float(norm) * scale
         bad_ranks, tokens = totals.pop("not_finite"), int(totals.pop("tokens"))
@@ -394,7 +394,7 @@ class Trainer:
                 add_sums(sums, total, {"count": further["count"]})
                 for_all(len(own.rows))
         totals = self.ranks.add(sums)  # where every rank saw all rows, the ratio is the same
-        return totals["total"] / max(totals["count"], 1.0)
+        return totals["total"] / (totals["count"] or 1.0)
 
     def _lay_out_buckets(self, module: Any, optimizer: Any) -> None:
         """Exchange gradients of nothing once, before the first update.

@@ -39,6 +39,8 @@ def test_the_promised_recipes_are_shipped() -> None:
         "papers/msl-toy",
         "papers/msl-clothing",
         "papers/msl-book",
+        "papers/bear-toy",
+        "findings/bear-exact",
         "papers/dmpo-games-k1",
         "papers/dmpo-games-k3",
         "papers/dmpo-cross-domain",
@@ -119,6 +121,39 @@ def test_the_papers_setting_of_msl(category: str) -> None:
     ats = {key: value for key, value in options["msl-ats"].items() if key.startswith("ats_")}
     released_ats = {"eta": 0.25, "rate": 0.05, "start": 1.5, "min": 1.5, "max": 5}
     assert ats == {f"ats_{key}": value for key, value in released_ats.items()}
+
+
+def test_the_papers_setting_of_bear() -> None:
+    """The command of the authors' README; the rest is MSL's, docs/methods/bear.md."""
+    recipe, msl = read_recipe("papers/bear-toy"), read_recipe("papers/msl-toy")
+    assert recipe.model.backbone == "meta-llama/Llama-3.2-3B"
+    assert recipe.model.lora == msl.model.lora
+    assert (recipe.data, recipe.prompt, recipe.eval) == (msl.data, msl.prompt, msl.eval)
+    assert recipe.sft.train == msl.sft.train
+    assert {stage.parent for stage in recipe.align.values()} == {"base"}
+    assert recipe.align["msl"] == msl.align["msl"]
+    assert recipe.align["bear"].options.model_dump() == {
+        "variant": "released",
+        "beams": 10,
+        "tau": 1.0,
+        "lambda": 0.25,
+        "xi": 2.75,
+    }
+
+
+def test_the_study_of_bear_trains_rivals_from_the_same_weights() -> None:
+    recipe = read_recipe("findings/bear-exact")
+    assert {name: stage.parent for name, stage in recipe.align.items()} == dict.fromkeys(
+        ("msl", "bear", "bear-regularizer", "bear-plain"), "base"
+    )
+    assert {str(stage.train) for stage in recipe.align.values()} == {str(recipe.sft.train)}
+    assert recipe.eval.decode.search == "exact"
+    released = dict(recipe.align["bear"].options.model_dump())
+    for name, change in (
+        ("bear-regularizer", {"variant": "regularizer"}),
+        ("bear-plain", {"lambda": 0.0}),
+    ):
+        assert recipe.align[name].options.model_dump() == released | change
 
 
 @pytest.mark.parametrize("category", ["instruments", "arts", "games"])

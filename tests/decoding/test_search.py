@@ -15,7 +15,13 @@ from transformers import MistralConfig, MistralForCausalLM
 from llmrec_cli.decoding.search import DecodedLists, DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
 from llmrec_cli.tensors.trie import Trie, build_trie, paths
-from tests.decoding.search_peers import awkward_catalogue, ragged_prompts, slow_scores, small_model
+from tests.decoding.search_peers import (
+    awkward_catalogue,
+    legal_tokens,
+    ragged_prompts,
+    slow_scores,
+    small_model,
+)
 
 WORLDS = [("llama", 0, 8.0), ("qwen3", 1, 8.0), ("llama", 2, 1.0), ("qwen3", 3, 24.0)]
 
@@ -212,6 +218,59 @@ def test_bfloat16_runs_and_scores_in_fp32(search: str) -> None:
     there = expected.gather(1, found.leaf_BK)
     assert (found.score_BK - there).abs().mean() < 0.5
     assert (found.score_BK != found.score_BK.bfloat16()).any()
+
+
+@torch.no_grad()
+def test_without_length_forced_tokens_play_no_part() -> None:
+    """D3's score (arXiv:2406.14900) with its ghost tokens, those that are forced, left out."""
+    model, items = small_model("llama", 21), awkward_catalogue(21)
+    trie, prompts = build_trie(items), ragged_prompts(21)
+    legal, forced = legal_tokens(items), 0
+    rows = []
+    for prompt in prompts:
+        scores = []
+        for leaf in leaves_of(trie):
+            log_prob_TV = model(torch.tensor([[*prompt, *leaf]])).logits[0].double()
+            total = 0.0
+            for at, token in enumerate(leaf):
+                choices = legal[leaf[:at]]
+                if len(choices) == 1:
+                    forced += 1
+                    continue
+                among = log_prob_TV[len(prompt) - 1 + at][choices].log_softmax(0)
+                total += float(among[choices.index(token)])
+            scores.append(total)
+        rows.append(torch.tensor(scores))
+    assert forced > 100
+    expect_top(rank_catalogue(model, trie, prompts, options()), torch.stack(rows), 6)
+
+
+@pytest.mark.parametrize("search", ["exact", "beam", "all"])
+def test_a_longer_title_gains_by_its_length_alone(search: str) -> None:
+    """Six forced tokens behind the last choice: the plain sum stays, the divided one rises."""
+    model, items = small_model("llama", 22), awkward_catalogue(22)
+    legal = legal_tokens(items)
+    chosen = next(
+        at
+        for at, item in enumerate(items)
+        if items.count(item) == 1 and len(legal[tuple(item[:-1])]) == 1
+    )
+    longer = [list(item) for item in items]
+    longer[chosen][-1:-1] = [40] * 6
+    prompts = ragged_prompts(22)
+
+    def score_item(items: list[list[int]], length_penalty: float) -> Tensor:
+        trie = build_trie(items)
+        every = trie.n_leaves
+        how = options(search=search, k=every, beams=every, length_penalty=length_penalty)
+        found = rank_catalogue(model, trie, prompts, how)
+        return found.score_BK[found.leaf_BK == trie.leaf_of_item_I[chosen]]
+
+    plain, n = score_item(items, 0.0), len(items[chosen])
+    torch.testing.assert_close(score_item(longer, 0.0), plain, atol=1e-5, rtol=0)
+    if search != "exact":
+        torch.testing.assert_close(score_item(items, 1.0), plain / n, atol=1e-5, rtol=0)
+        torch.testing.assert_close(score_item(longer, 1.0), plain / (n + 6), atol=1e-5, rtol=0)
 
 
 def test_length_penalty_divides_when_all_items_are_scored() -> None:

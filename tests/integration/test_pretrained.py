@@ -256,7 +256,8 @@ def test_a_base_for_empty_histories_is_not_built_upon(
     with monkeypatch.context() as older:
         older.setattr(setup, "history_fact", lambda recipe: {})
         setup.open_context(recipe, Silent())
-    with pytest.raises(ArtefactError, match=r"built with history = None, .* now has semantic IDs"):
+    advised = r"built with history = None, .* now has semantic IDs; .* or delete it"
+    with pytest.raises(ArtefactError, match=advised):
         setup.open_context(recipe, Silent())
 
 

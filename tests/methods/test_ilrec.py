@@ -186,7 +186,7 @@ def test_statistics(support: str) -> None:
     batch, forward = problem(options)
     sums = METHOD.loss(forward, batch, options, {})
     stats = {name: float(value) for name, value in sums.stats.items()}
-    shown = METHOD.metrics(stats, sums.count, options, batch.trie)
+    shown = METHOD.metrics(stats, float(sums.count), options, batch.trie)
     parts = shown["cpo"] + options.lambda_ * shown["cpd"] + options.mu * shown["crr"]
     assert parts * sums.count == pytest.approx(float(sums.total.detach()))
     assert shown["self_hard"] * sums.count == stats["self_hard"]

@@ -35,7 +35,7 @@ def test_lml_adds_up_over_any_split() -> None:
         one, at = part(batch, forward, [answer])
         sums = method.loss(at, one, method.options(), {})
         sums.total.backward()
-        total, count = total + float(sums.total.detach()), count + sums.count
+        total, count = total + float(sums.total.detach()), count + int(sums.count)
     assert abs(total - float(whole.total.detach())) < 1e-12
     assert count == whole.count
     torch.testing.assert_close(weight.grad, wanted)

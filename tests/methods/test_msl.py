@@ -120,7 +120,7 @@ def test_sums_gradients_and_statistics_add_up_over_any_split(options: MslOptions
         one, at = part(batch, forward, answers)
         sums = METHOD.loss(at, one, options, state)
         sums.total.backward()
-        total, count = total + float(sums.total.detach()), count + sums.count
+        total, count = total + float(sums.total.detach()), count + int(sums.count)
         stats = {name: stats[name] + float(value) for name, value in sums.stats.items()}
     assert total == pytest.approx(float(whole.total.detach()), rel=1e-12)
     assert count == whole.count
@@ -170,7 +170,7 @@ def test_rows_that_pass_the_widest_choice_by_leave_tau_alone() -> None:
     assert sums.count > 0
     stats = {name: float(value) for name, value in sums.stats.items()}
     assert METHOD.update_state(state, stats, options, trie) == state
-    assert METHOD.metrics(stats, sums.count, options, trie) == {}
+    assert METHOD.metrics(stats, float(sums.count), options, trie) == {}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def trained_loss(name: str, rows: list[Row], leaf_of_item: list[int]) -> tuple[f
     trained, lml = model(name), find_method("lml")
     hidden_PD = trained(micro.input_ids_BT, micro.take_P)[0]
     sums = lml.loss(Forward(hidden_PD, trained.head()), micro.batch, lml.options(), {})
-    return float(sums.total.detach()), sums.count
+    return float(sums.total.detach()), int(sums.count)
 
 
 @EVERY_MODEL

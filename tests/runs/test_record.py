@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,13 @@ import pytest
 from llmrec_cli.config.loader import find_recipe, read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError
-from llmrec_cli.runs.record import require_same_settings, start_run
-from llmrec_cli.runs.run import Run, align_run, base_run, sft_run
+from llmrec_cli.runs.record import (
+    count_opening,
+    require_same_evaluation,
+    require_same_settings,
+    start_run,
+)
+from llmrec_cli.runs.run import Run, align_run, base_run, baseline_run, flatten_table, sft_run
 from llmrec_cli.utils.files import write_json
 
 
@@ -39,33 +46,81 @@ def test_a_file_is_the_same_however_its_path_is_written(
             require_same_settings(read_recipe(*recipe_with(other)), run)
 
 
-LATER_KEYS = {"model.weights": "pretrained", "prompt.chat": False}
-"""Keys of a recipe that runs of earlier versions did not record, and their defaults."""
+WORDS = ("data.reviews=./r", "data.metadata=./m", "model.backbone=./base", "align.lml.parent=sft")
+IDS = (*WORDS, "tokens.kind=semantic-id", "tokens.vectors=random", "prompt.template=sequence")
 
 
-@pytest.mark.parametrize("make_run", [base_run, sft_run, lambda recipe: align_run(recipe, "lml")])
-def test_runs_of_earlier_versions_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_run: Callable[[Recipe], Run]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    words = [
-        "data.reviews=./r",
-        "data.metadata=./m",
-        "model.backbone=./base",
-        "align.lml.parent=sft",
-    ]
+def start(make_run: Callable[[Recipe], Run], *words: str) -> tuple[Recipe, Run]:
+    """A begun run of the quickstart with a pretrained base."""
+    Path("base").mkdir()
     recipe = read_recipe(str(find_recipe("quickstart")), words)
     run = make_run(recipe)
     start_run(recipe, run, {}, resume=False)
+    return recipe, run
+
+
+def align_lml(recipe: Recipe) -> Run:
+    return align_run(recipe, "lml")
+
+
+def run_sasrec(recipe: Recipe) -> Run:
+    return baseline_run(recipe, "sasrec")
+
+
+def rewrite(run: Run, key: str, value: object = None) -> None:
+    """A run's record without one of its settings, or with another value."""
     manifest = run.read_manifest()
-    for key, default in LATER_KEYS.items():
-        table, _, name = key.partition(".")
-        assert manifest["settings"][table].pop(name) == default
+    *tables, name = key.split(".")
+    table = functools.reduce(dict.__getitem__, tables, manifest["settings"])
+    del table[name]
+    if value is not None:
+        table[name] = value
     write_json(run.manifest_file, manifest)
-    require_same_settings(recipe, run)
-    start_run(recipe, run, {}, resume=True)
-    manifest["settings"]["model"]["weights"] = "random"  # a run of this version
-    write_json(run.manifest_file, manifest)
-    with pytest.raises(ArtefactError, match=r"model\.weights = 'random', now 'pretrained'"):
-        require_same_settings(recipe, run)
+
+
+@pytest.mark.parametrize(
+    ("make_run", "words"),
+    [(base_run, WORDS), (sft_run, WORDS), (align_lml, WORDS), (run_sasrec, WORDS), (sft_run, IDS)],
+)
+def test_runs_of_versions_that_did_not_know_a_key_go_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_run: Callable[[Recipe], Run],
+    words: tuple[str, ...],
+) -> None:
+    """Whatever key a run did not record: the recipe must have its default, not another value."""
+    monkeypatch.chdir(tmp_path)
+    recipe, run = start(make_run, *words)
+    whole = run.read_manifest()
+    settings = flatten_table(whole["settings"])
+    defaults = run.find_defaults(recipe, run.settings(recipe))
+    assert defaults
+    assert settings.keys() - defaults.keys()
+    for key, value in settings.items():
+        rewrite(run, key)
+        if key in defaults:
+            require_same_settings(recipe, run)
+            start_run(recipe, run, {}, resume=True)
+        elif key != "model.new_tokens":  # filled in by what the older versions did
+            with pytest.raises(ArtefactError, match=rf"{re.escape(key)} = None, now "):
+                require_same_settings(recipe, run)
+        write_json(run.manifest_file, whole)
+        if key in defaults:
+            rewrite(run, key, f"not {value}")
+            with pytest.raises(ArtefactError, match=rf"{re.escape(key)} = .not .*, now "):
+                require_same_settings(recipe, run)
+            write_json(run.manifest_file, whole)
+
+
+def test_an_evaluation_of_a_version_that_did_not_know_a_key_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, run = start(sft_run, *WORDS)
+    asked = run.evaluation_settings(recipe)
+    recorded = {"eval": {key: value for key, value in asked["eval"].items() if key != "resamples"}}
+    count_opening(run, "test", recorded)
+    require_same_evaluation(recipe, run, "test", asked)
+    other = read_recipe(str(find_recipe("quickstart")), [*WORDS, "eval.resamples=777"])
+    with pytest.raises(ArtefactError, match=r"eval\.resamples = None, now 777"):
+        require_same_evaluation(other, run, "test", run.evaluation_settings(other))

@@ -252,7 +252,7 @@ def test_lml_of_a_text_row_is_cross_entropy_of_its_answer(codec: Codec) -> None:
         hidden_PD = policy(micro.input_ids_BT, micro.take_P, tree=micro.tree)[0]
         found = METHOD.loss(Forward(hidden_PD, policy.head()), micro.batch, LmlOptions(), {})
         total += float(found.total.detach())
-        positions += found.count
+        positions += int(found.count)
     expected, count = 0.0, 0
     catalogue = encode_catalogue(ITEMS, codec)
     for row in rows:

@@ -16,6 +16,8 @@ import torch
 
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.errors import ArtefactError, NumbersError
+from llmrec_cli.methods import lml
+from llmrec_cli.methods.contract import LossSums
 from llmrec_cli.training import checkpoint, trainer
 from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.rows import as_windows
@@ -81,6 +83,28 @@ def test_a_mean_of_means_would_be_told_apart(
     parts.train(resume=False)
     pairs = zip(metrics(whole.folder), metrics(parts.folder), strict=True)
     assert max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in pairs) > 1e-4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_loss_is_divided_by_any_sum_of_weights(tmp_path: Path, scale: float) -> None:
+    """Weights need not be counts: their sum over a micro-batch or a batch may be below 1."""
+
+    def weighted(*args: Any) -> LossSums:
+        plain = lml.loss(*args)
+        count = torch.tensor(scale * int(plain.count), dtype=torch.float64)
+        return replace(plain, total=plain.total * scale, count=count)
+
+    plain = job(tmp_path / "plain", dropout=0, micro_batch=3)
+    scaled = job(tmp_path / "scaled", dropout=0, micro_batch=3)
+    scaled.loss = PolicyLoss(scaled.policy, replace(scaled.method, loss=weighted), scaled.options)
+    plain.train(resume=False)
+    scaled.train(resume=False)
+    for one, other in zip(metrics(plain.folder), metrics(scaled.folder), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+        if "valid_loss" in one:
+            assert other["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-5)
+    assert "valid_loss" in one
 
 
 def kill_behind(running: Trainer, step: int) -> None:

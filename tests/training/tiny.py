@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lml": {},
     "msl": {"tau": 1.5},
     "ats": {"tau": "ats", "ats_eta": 0.5},
+    "bear": {"beams": 2, "lambda": 4.0, "xi": 0.05},  # divided by a sum of weights that differ
     "texts": {},  # LML, with rows whose answers are texts
     "grpo": {"k": 3, "beta": 0.1},
     "drawn": {"k": 3, "rollouts": "sampled", "objective": "expected", "beta": 0.1},

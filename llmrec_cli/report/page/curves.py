@@ -40,6 +40,10 @@ FURTHER: Final = {
     "crr": "CRR, nats",
     "self_hard_any": "positions with a self-hard negative, share",
     "nll_chosen": "NLL of the chosen answer, nats per token",
+    "in_beam": "positions whose target is among the K best, share",
+    "answers_in_beam": "answers whose tokens all are, share",
+    "weight": "weight of a position",
+    "penalty": "penalty of a position, before lambda",
 }
 LAYER, JOINED = "self_hard_layer_", "self_hard"
 _TEMPERATURE_TEXT = (
