@@ -44,7 +44,7 @@ from llmrec_cli.training.rows import Row
 
 K, BAR = 16, 8.0
 GRPO = find_method("grpo")
-OPTIONS = GRPO.options.model_validate({"k": K, "rank": False})
+OPTIONS: Any = GRPO.options.model_validate({"k": K, "rank": False})
 Lists = list[tuple[int, ...]]
 
 
