@@ -30,6 +30,7 @@ SUITES = (
     "loss_head",
     "training_step",
     "preferences",
+    "rollouts",
     "cross_layer",
     "memory",
     "decoding",

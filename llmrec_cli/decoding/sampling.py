@@ -72,10 +72,8 @@ class GumbelNoise:
         shape = (*parent_BX.shape, -1)
         free_BXF = log_prob_BC.double().view(shape) + self.draw(row_B, node_BC).view(shape)
         free_BXF = free_BXF.masked_fill(~real_BC.view(shape), -torch.inf)
+        # In float64, and rounded to the parents' type: no child is lifted above its parent.
         score_BC = condition_on_maximum(free_BXF, parent_BX.double()).flatten(1).float()
-        # Rounding must not lift a child above its parent: "scores only fall" to the last bit.
-        parent_BC = parent_BX.repeat_interleave(node_BC.shape[1] // parent_BX.shape[1], dim=1)
-        score_BC = torch.minimum(score_BC, parent_BC)
         return score_BC.masked_fill(~real_BC | ~log_prob_BC.isfinite(), -torch.inf)
 
 

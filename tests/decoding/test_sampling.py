@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.decoding.guide import Guide
-from llmrec_cli.decoding.sampling import condition_on_maximum, draw_gumbels
+from llmrec_cli.decoding.sampling import GumbelNoise, condition_on_maximum, draw_gumbels
 from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.tensors.trie import ROOT, Trie, build_trie
@@ -158,6 +158,20 @@ def test_the_highest_of_a_group_is_what_is_asked_for() -> None:
     assert not found.isnan().any()
     by_hand = -math.log(math.exp(5.0) - math.exp(-0.3) + math.exp(2.0))
     assert float(found[0, 1]) == pytest.approx(by_hand)
+
+
+def test_no_rounding_lifts_a_child_above_its_parent() -> None:
+    """Best-first search relies on it to the last bit; the best child has its parent's very sum."""
+    torch.manual_seed(0)
+    trie = build_trie([[3 + first, 40 + second, 1] for first in range(8) for second in range(30)])
+    noise = GumbelNoise(trie, range(50))
+    row_B = torch.arange(50)
+    parent_BX = torch.randn(50, 8) * torch.tensor([1e-6, 1e-3, 1, 10, 100, 1e3, 1e4, 1e5])
+    node_BC = torch.arange(9, 9 + 8 * 30).expand(50, -1)
+    log_prob_BC = torch.randn(50, 8 * 30) * 20 - 10
+    score_BC = noise.perturb(row_B, node_BC, log_prob_BC, parent_BX)
+    assert torch.equal(score_BC.view(50, 8, 30).amax(2), parent_BX)
+    assert torch.equal(noise.find_log_probs(row_B, node_BC), log_prob_BC)
 
 
 @pytest.mark.parametrize(

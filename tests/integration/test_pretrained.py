@@ -71,14 +71,18 @@ def test_a_pretrained_model_with_a_text_prompt(
     ]
     ok(llmrec(tmp_path, "prepare", "quickstart", *words))
     ok(llmrec(tmp_path, "sft", "quickstart", *words))
-    for method in ("msl", "dmpo"):
+    for method in ("msl", "dmpo", "grpo"):
         ok(llmrec(tmp_path, "align", "--method", method, "quickstart", *words))
-    runs = ["--run", "sft", "--run", "align-msl", "--run", "align-dmpo"]
+    runs = ["--run", "sft", *(f"--run=align-{name}" for name in ("msl", "dmpo", "grpo"))]
     shown = ok(llmrec(tmp_path, "eval", "quickstart", *runs, *words))
     assert "align-msl" in shown
     run = tmp_path / "runs/quickstart/align-msl"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["facts"]["parent"] == "sft"
+    logged = (tmp_path / "runs/quickstart/align-grpo/metrics.jsonl").read_text().splitlines()
+    first = json.loads(logged[0])
+    assert first["kl"] == pytest.approx(0, abs=1e-6)  # also with an adapter on the parent's
+    assert first["reward_std"] > 0
     assert manifest["outcome"]["method"]["tau"] == pytest.approx(1.5, abs=1)
     if tuning == "lora":
         assert (run / "adapter" / "adapter_model.safetensors").is_file()

@@ -44,6 +44,11 @@ FURTHER: Final = {
     "answers_in_beam": "answers whose tokens all are, share",
     "weight": "weight of a position",
     "penalty": "penalty of a position, before lambda",
+    "reward": "reward of a rollout",
+    "reward_std": "reward within a group, standard deviation",
+    "without_target": "groups without the target, share",
+    "mass": "probability of a group's rollouts",
+    "kl": "divergence from the parent, nats per token",
 }
 LAYER, JOINED = "self_hard_layer_", "self_hard"
 _TEMPERATURE_TEXT = (
