@@ -249,7 +249,7 @@ def test_a_guide_may_be_a_run_that_the_command_adds() -> None:
 
 
 def test_lists_of_another_domain_have_no_guide() -> None:
-    words = ["eval.decode.guide=baseline-pop", "eval.data.format=amazon-2014"]
+    words = ["eval.decode.guide=baseline-pop", "eval.data.format=amazon2018", "eval.data.reviews=a"]
     with pytest.raises(RecipeError) as caught:
         read_recipe("quickstart", words)
     assert '"baseline-pop": lists of another domain ([eval.data]) have no guide' in str(
