@@ -57,7 +57,8 @@ class DecodeSection(Section):
     guide: str | None = Field(
         default=None,
         description="another run of the recipe whose scores join those of each language model, "
-        'such as "baseline-itemknn": log P + weight * log P of the guide, searched exactly. '
+        'such as "baseline-itemknn": log P + weight * log P of the guide; with search = "beam" '
+        "token by token, as D3 does. "
         "`eval` ranks each language model without it, and once more with it as a run RUN+GUIDE; "
         "absent: none",
     )
@@ -79,11 +80,6 @@ class DecodeSection(Section):
     def _guidable(self) -> DecodeSection:
         if 0 not in self.weights:
             raise ValueError("weights: expected 0 among them, the language model alone")
-        if self.guide is not None and self.search == "beam":
-            raise ValueError(
-                f'guide = "{self.guide}" is searched exactly: expected search = "exact" or "all", '
-                'not "beam"'
-            )
         if self.guide is not None and self.length_penalty != 0:
             raise ValueError(
                 f'guide = "{self.guide}" joins log-probabilities: length_penalty must be 0'

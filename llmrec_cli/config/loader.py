@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from llmrec_cli.config.data import DataSection, find_clock_problem
 from llmrec_cli.config.formats import join_words
 from llmrec_cli.config.model import TREE_ATTENTION
+from llmrec_cli.config.names import list_run_names
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.tokens import BACKBONE, QUANTIZERS
 from llmrec_cli.config.training import (
@@ -236,6 +237,23 @@ def link_problems(recipe: Recipe) -> Iterator[str]:
         recipe.in_order()
     except ValueError as error:
         yield str(error)
+
+
+def guide_problems(recipe: Recipe) -> Iterator[str]:
+    """A guide that is no run of the recipe, or that cannot know the rows."""
+    name = recipe.eval.decode.guide
+    if name is None or not recipe.task.ranks_catalogue:
+        return
+    known, asked = list_run_names(recipe), f'[eval.decode] guide = "{name}"'
+    if name not in known:
+        yield (
+            f"{asked}: no run of the recipe, expected one of {', '.join(known)}."
+            f"{did_you_mean(name, known)}"
+        )
+    elif recipe.eval.data is not None:
+        yield (
+            f"{asked}: lists of another domain ([eval.data]) have no guide; remove one of the two"
+        )
 
 
 def data_problems(recipe: Recipe) -> Iterator[str]:
@@ -508,6 +526,7 @@ def read_recipe(
             unused = [] if whole else find_unused_problems(table, recipe, base)
             problems = [*data_problems(recipe), *task_problems(recipe)]
             problems += [*chat_problems(recipe), *token_problems(recipe)]
+            problems += [*guide_problems(recipe)]
             problems += [*item_task_problems(recipe), *unused]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

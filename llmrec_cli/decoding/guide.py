@@ -2,13 +2,19 @@
 
     s(i | u) = log P_lm(i | u) + weight * log P_guide(i | u)
 
-The sum is a product of experts.  Best-first search stays exact: the best guide score of all leaves
-below a node, ``weight * max log P_guide``, bounds what the guide can add below it, and on the way
-down neither that bound nor ``log P_lm`` rises.  (D3, arXiv:2406.14900, guides token by token, which
-only approximates this ranking.)
+The sum is a product of experts.  Each search needs to know what the guide makes of a prefix:
 
-Shape suffixes: B users, L leaves, N trie nodes, C = L + branching nodes, E edges, X nodes
-asked for.
+* Exact: ``bound_nodes``, the best of the leaves below, ``weight * max log P_guide``.  It bounds
+  what the guide can add below a node, so the proof holds.
+* Beam: ``sum_nodes``, the mass below, ``weight * log sum P_guide``.  This is D3's guide, token by
+  token (arXiv:2406.14900): ``P_guide(token | prefix)`` is the mass below the token over the mass
+  below the prefix.  Over an item's tokens the masses cancel, so its score is the same ``s``.  Only
+  what a beam keeps on the way depends on the form.
+
+Neither rises on the way down.
+
+Shape suffixes: B users, L leaves, N trie nodes, C = L + branching nodes, O branching nodes of one
+depth, E edges, X nodes asked for.
 """
 
 from __future__ import annotations
@@ -49,16 +55,29 @@ class Guide:
     log_probs: Callable[[Sequence[int]], Tensor]
     weight: float
 
-    def score_leaves(self, rows: Sequence[int], device: torch.device) -> Tensor:
-        """``weight * log P_guide`` of every leaf, [B, L] in fp32.
+    def ask(self, rows: Sequence[int], device: torch.device) -> LeafScores:
+        """Its opinion of every leaf, for some prompts.
 
         Raises:
-            NumbersError: one is not finite.
+            NumbersError: a score is not finite.
         """
-        score_BL = self.log_probs(rows).to(device, torch.float32) * self.weight
-        if not bool(score_BL.isfinite().all()):
+        found = LeafScores(self.log_probs(rows).to(device, torch.float32), self.weight)
+        if not bool(found.weighted_BL.isfinite().all()):
             raise NumbersError("a score of the guide is NaN or infinite: no list can be ranked")
-        return score_BL
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class LeafScores:
+    """A guide's opinion of every leaf, for a batch of users."""
+
+    log_prob_BL: Tensor  # fp32, nats
+    weight: float
+
+    @property
+    def weighted_BL(self) -> Tensor:
+        """What is added to the score of every leaf."""
+        return self.log_prob_BL * self.weight
 
 
 def log_probabilities(score_BL: NDArray[Any], scored_by: ScoredBy) -> Tensor:
@@ -84,44 +103,83 @@ def log_probabilities(score_BL: NDArray[Any], scored_by: ScoredBy) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeBounds:
-    """The best guide score below every node of a trie, for each user of a batch.
+class NodeScores:
+    """What a guide makes of every node of a trie, for each user of a batch.
 
-    Nodes of a forced chain have the bound of its end, so that only leaves and branching nodes are
-    stored.
+    At a leaf it is what is added to the leaf's score; on the way down it never rises.  Nodes of a
+    forced chain have that of its end, so that only leaves and branching nodes are stored.
     """
 
-    bound_CB: Tensor  # fp32
+    score_CB: Tensor  # fp32
     place_N: Tensor  # int32, the row of each node
 
     def at(self, row_B: Tensor, node_BX: Tensor) -> Tensor:
-        """Bounds of nodes, in the shape of ``node_BX``; anything where it is NONE.
+        """Scores of nodes, in the shape of ``node_BX``; anything where it is NONE.
 
         Args:
             row_B: which user of the batch each row of ``node_BX`` is.
         """
         place_BX = self.place_N[node_BX.clamp_min(0)].long()
-        return self.bound_CB[place_BX, row_B[:, None]]
+        return self.score_CB[place_BX, row_B[:, None]]
 
 
-def bound_nodes(trie: Trie, score_BL: Tensor) -> NodeBounds:
-    """The best of ``score_BL`` among the leaves below each node: a maximum per level, bottom up."""
+def bound_nodes(trie: Trie, guide: LeafScores) -> NodeScores:
+    """``weight * max log P_guide`` of the leaves below each node, a level at a time, bottom up."""
     layout = lay_out_nodes(trie)
-    n_places, n_users = trie.n_leaves + layout.n_branching, len(score_BL)
-    bound_CB = torch.full((n_places, n_users), -torch.inf, device=score_BL.device)
-    bound_CB[: trie.n_leaves] = score_BL.T
-    for child_E, owner_E in layout.levels:
-        bound_CB.scatter_reduce_(0, owner_E[:, None].expand(-1, n_users), bound_CB[child_E], "amax")
-    return NodeBounds(bound_CB, layout.place_N)
+    score_CB = _store_leaves(layout, guide.weighted_BL)
+    for level in layout.levels:
+        _raise_to_best(score_CB, level)
+    return NodeScores(score_CB, layout.place_N)
+
+
+def sum_nodes(trie: Trie, guide: LeafScores) -> NodeScores:
+    """``weight * log sum P_guide`` of the leaves below each node (D3, arXiv:2406.14900).
+
+    A level at a time, bottom up, each sum relative to its largest term: no probability is too
+    small, and no sum is below a term of it.
+    """
+    layout = lay_out_nodes(trie)
+    score_CB = _store_leaves(layout, guide.log_prob_BL)
+    for level in layout.levels:
+        best_OB = _raise_to_best(score_CB, level)
+        share_EB = (score_CB[level.child_E] - best_OB[level.owner_E]).double().exp()
+        total_OB = torch.zeros(best_OB.shape, dtype=torch.float64, device=best_OB.device)
+        best_OB += total_OB.index_add_(0, level.owner_E, share_EB).log().float()
+    return NodeScores(score_CB * guide.weight, layout.place_N)
+
+
+def _store_leaves(layout: NodeLayout, score_BL: Tensor) -> Tensor:
+    """score_CB with the leaves' scores in their places, -inf elsewhere."""
+    n_users, n_leaves = score_BL.shape
+    shape = (n_leaves + layout.n_branching, n_users)
+    score_CB = torch.full(shape, -torch.inf, device=score_BL.device)
+    score_CB[:n_leaves] = score_BL.T
+    return score_CB
+
+
+def _raise_to_best(score_CB: Tensor, level: Level) -> Tensor:
+    """Write the best of their children to a level's nodes; a view of theirs, [O, B]."""
+    best_OB = score_CB[level.places]
+    owner_EB = level.owner_E[:, None].expand(-1, score_CB.shape[1])
+    return best_OB.scatter_reduce_(0, owner_EB, score_CB[level.child_E], "amax")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The O branching nodes of one depth, and the E edges that leave them."""
+
+    places: slice  # of the nodes, [O]
+    child_E: Tensor  # places of the children
+    owner_E: Tensor  # which of the O nodes each edge leaves
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLayout:
-    """Where the bounds of a trie's nodes are stored."""
+    """Where the scores of a trie's nodes are stored."""
 
     place_N: Tensor  # int32: of a leaf its number, of a branching node L + its number
     n_branching: int
-    levels: tuple[tuple[Tensor, Tensor], ...]  # deepest first: places of children, of their parent
+    levels: tuple[Level, ...]  # deepest first
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,12 +190,15 @@ def lay_out_nodes(trie: Trie) -> NodeLayout:
     number_N = trie.n_leaves + branches_N.cumsum(0) - 1
     own_N = torch.where(branches_N, number_N, trie.leaf_of_node_N.long())
     place_N = own_N[forced_chains(trie).end(node_N)]
-    levels = list[tuple[Tensor, Tensor]]()
+    levels = list[Level]()
     low, high = 0, 1  # nodes of one level; breadth first: a range
+    first = trie.n_leaves
     while low < high:
         asked = node_N[low:high][branches_N[low:high]]
         if len(asked) > 0:
             edge_E, owner_E = edges_of(trie, asked)
-            levels.append((place_N[edge_E + 1], place_N[asked][owner_E]))
+            places = slice(first, first + len(asked))  # they are numbered one after another
+            levels.append(Level(places, place_N[edge_E + 1], owner_E))
+            first = places.stop
         low, high = high, int(trie.edge_start_N1[high]) + 1
     return NodeLayout(place_N.int(), int(branches_N.sum()), tuple(levels[::-1]))

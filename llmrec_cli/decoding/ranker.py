@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrec_cli.decoding.guide import Guide, log_probabilities
-from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue, score_all
+from llmrec_cli.decoding.search import DecodeOptions, Search, rank_catalogue, score_all
 from llmrec_cli.models.base import (
     ROWS_AT_ONCE,
     Advance,
@@ -108,7 +108,7 @@ class LanguageModelRanker:
         """A log-probability, with the recipe's penalty for length."""
         return ScoredBy.PENALISED if self.options.length_penalty else ScoredBy.LOG_PROBABILITY
 
-    def searching(self, search: Literal["exact", "beam", "all"]) -> LanguageModelRanker:
+    def searching(self, search: Search) -> LanguageModelRanker:
         """The same model under another search.
 
         Raises:
@@ -178,12 +178,16 @@ class LanguageModelRanker:
 
 @dataclass(frozen=True)
 class GuidedRanker:
-    """A language model and a guide as one exact ranking (``decoding.guide``)."""
+    """A language model and a guide as one ranking (``decoding.guide``)."""
 
     language: LanguageModelRanker
     guide: Ranker  # of the same entries: a conventional model, or another language model
     weight: float  # of the guide's log-probabilities, at least 0; 0: the language model's own lists
     scored_by: ScoredBy = ScoredBy.JOINED
+
+    def searching(self, search: Search) -> GuidedRanker:
+        """The same two models under another search."""
+        return replace(self, language=self.language.searching(search))
 
     def rank(
         self,
@@ -195,7 +199,7 @@ class GuidedRanker:
         """As ``Ranker``; a list ends with the k-th entry that counts, in order of the joined score.
 
         Raises:
-            RecipeError: a beam search, or a length penalty.
+            RecipeError: a length penalty.
         """
         prompts = self.language.encode(histories)
         guide = Guide(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec_cli.config.model import TREE_ATTENTION
-from llmrec_cli.decoding.guide import Guide, NodeBounds, bound_nodes
+from llmrec_cli.decoding.guide import Guide, LeafScores, NodeScores, bound_nodes, sum_nodes
 from llmrec_cli.decoding.sampling import GumbelNoise
 from llmrec_cli.decoding.tree_cache import NO_SLOT, TreeCache
 from llmrec_cli.errors import ArtefactError, DataError, NumbersError, RecipeError
@@ -169,7 +169,7 @@ def exact_search(
     chains: Chains,
     k: int,
     excluded_BQ: Tensor,
-    bounds: NodeBounds | None = None,
+    bounds: NodeScores | None = None,
     noise: GumbelNoise | None = None,
 ) -> FinishedBeams:
     """Best first in rounds, until no open prefix can reach the k-th leaf that is not excluded.
@@ -196,7 +196,7 @@ def exact_search(
         else:
             new = _expand_children(scorer, reached)
         if bounds is not None:
-            new = _lower_bounds(new, reached, bounds, row_B)
+            new = _add_guide(new, reached, bounds, row_B)
         finished, new = _finish_items(finished, new, scorer, chains)
         bound_B = kth_score(finished, excluded_BQ, k)
         open_ = add_open(open_, new, bound_B)
@@ -225,12 +225,21 @@ def _count_tokens(k: int, n_users: int) -> int:
 
 
 def beam_search(
-    tree: TreeCache, scorer: Scorer, chains: Chains, n_beams: int, length_penalty: float
+    tree: TreeCache,
+    scorer: Scorer,
+    chains: Chains,
+    n_beams: int,
+    length_penalty: float,
+    masses: NodeScores | None = None,
 ) -> tuple[FinishedBeams, Tensor]:
     """Hugging Face's beam search, list for list (see ``tensors.beam_search.beam_step``).
 
     A beam on a forced chain costs nothing with mask "before": it advances in step with the others,
     and its tokens are fed only if it lives until its next choice.
+
+    Args:
+        masses: what a guide makes of each node; a beam has it in its score, so every token adds
+            what it changes: ``weight * log P_guide(token | prefix)``.
 
     Returns:
         the finished lists, and lost_B, the best score of a prefix or leaf that was given up.  With
@@ -244,9 +253,13 @@ def beam_search(
     finished, lost_B = answer, lost_of_all_B
     length = start  # one node a level: its number is its depth
     reached = _start_behind_prompt(tree, start)
+    if masses is not None:
+        reached = replace(reached, score_BX=masses.at(row_B, reached.node_BX))
     while True:
         length += 1
         new = _expand_children(scorer, reached)
+        if masses is not None:
+            new = _add_guide(new, reached, masses, row_B)
         step = beam_step(finished, new, _find_leaves(scorer, new.node_BM), length, length_penalty)
         finished, lost_B = step.finished, torch.maximum(lost_B, step.lost_B)
         n_busy = int((~step.done_B).sum())
@@ -299,12 +312,12 @@ def _expand_children(scorer: Scorer, reached: Reached) -> Open:
     return Open(score_BXF.flatten(1), node_BXF.flatten(1), slot_BXF.flatten(1))
 
 
-def _lower_bounds(new: Open, reached: Reached, bounds: NodeBounds, row_B: Tensor) -> Open:
-    """Candidates with the guide's bound of their own node in place of their parent's."""
-    parent_BX, n_children = bounds.at(row_B, reached.node_BX), new.node_BM.shape[1]
+def _add_guide(new: Open, reached: Reached, guide: NodeScores, row_B: Tensor) -> Open:
+    """Candidates with what the guide makes of their own node in place of their parent's."""
+    parent_BX, n_children = guide.at(row_B, reached.node_BX), new.node_BM.shape[1]
     parent_BC = parent_BX.repeat_interleave(n_children // parent_BX.shape[1], dim=1)
-    lower_BC = bounds.at(row_B, new.node_BM) - parent_BC  # at most 0: scores still only fall
-    return replace(new, score_BM=new.score_BM + lower_BC)
+    change_BC = guide.at(row_B, new.node_BM) - parent_BC  # at most 0: scores still only fall
+    return replace(new, score_BM=new.score_BM + change_BC)
 
 
 def _draw_children(scorer: Scorer, reached: Reached, noise: GumbelNoise, row_B: Tensor) -> Open:
@@ -432,6 +445,9 @@ _TREE_TOKENS = 128  # tree tokens per user and call when every item is scored
 _NO_LEAF = -2  # unlike the padding of a list
 
 
+Search = Literal["exact", "beam", "all"]
+
+
 @dataclass(frozen=True)
 class DecodeOptions:
     """How to search.
@@ -441,7 +457,7 @@ class DecodeOptions:
     """
 
     k: int  # length of the list, excluded leaves not counted
-    search: Literal["exact", "beam", "all"] = "exact"
+    search: Search = "exact"
     mask: Literal["before", "after"] = "before"  # normalise over legal tokens, or the vocabulary
     temperature: float = 1.0  # > 0, divides the logits
     length_penalty: float = 0.0  # score / tokens ** penalty, EOS counted
@@ -496,6 +512,7 @@ def rank_catalogue(
             stay in the list, in their place, so that one search serves both protocols.
         advance: called after each batch with its number of users.
         guide: added to the score of every leaf; None, or a weight of 0: the language model alone.
+            A beam adds it token by token.
         keys: of each user a number >= 0, for leaves drawn without replacement by their
             probabilities: a list is in the order drawn, and scores have noise (``decoding.
             sampling``).  The same key draws the same leaves.  Empty: the best leaves.
@@ -508,7 +525,7 @@ def rank_catalogue(
         ArtefactError: a model that cannot be searched.
         DataError: an empty prompt, an excluded leaf outside the catalogue, or not one list each.
         NumbersError: the model's output, or the guide's, is NaN or infinite.
-        RecipeError: a guide, or keys, with another search than they can serve.
+        RecipeError: a guide with a length penalty, or keys with a search that they cannot serve.
     """
     guide = guide if guide is not None and guide.weight != 0 else None
     if guide is not None:
@@ -525,13 +542,13 @@ def rank_catalogue(
             model, trie, prompts, options, whole=bool(keys)
         ):
             excluded = _trim_exclusions(excluded_BQ[rows_B]).to(tree.hidden_BD.device)
-            guide_BL = None
+            opinion = None
             if guide is not None:
-                guide_BL = guide.score_leaves(rows_B.tolist(), tree.hidden_BD.device)
+                opinion = guide.ask(rows_B.tolist(), tree.hidden_BD.device)
             noise = None
             if keys:
                 noise = GumbelNoise(scorer.trie, [keys[row] for row in rows_B.tolist()])
-            found, proven = _search_batch(tree, scorer, chains, options, excluded, guide_BL, noise)
+            found, proven = _search_batch(tree, scorer, chains, options, excluded, opinion, noise)
             found = cut_after_kth(found, excluded, options.k)
             n_found = min(width, found.leaf_BK.shape[1])
             leaf_BK[rows_B, :n_found] = found.leaf_BK[:, :n_found].cpu()
@@ -593,27 +610,30 @@ def _search_batch(
     chains: Chains,
     options: DecodeOptions,
     excluded_BQ: Tensor,
-    guide_BL: Tensor | None,
+    guide: LeafScores | None,
     noise: GumbelNoise | None,
 ) -> tuple[FinishedBeams, Tensor]:
     """One batch's lists, and which of them are proven.
 
     Args:
-        guide_BL: to be added to the score of every leaf.
+        guide: to be added to the score of every leaf.
         noise: of exact search; None: the best leaves.
     """
     k, n_users = options.k, len(tree.hidden_BD)
     if options.search == "beam":
-        found, lost_B = beam_search(tree, scorer, chains, options.beams, options.length_penalty)
+        masses = None if guide is None else sum_nodes(scorer.trie, guide)
+        found, lost_B = beam_search(
+            tree, scorer, chains, options.beams, options.length_penalty, masses
+        )
         proven_B = (kth_score(found, excluded_BQ, k) > lost_B) | (lost_B == -torch.inf)
         return found, proven_B & (options.length_penalty == 0)
     proven_B = torch.ones(n_users, dtype=torch.bool)
     if options.search == "exact":
-        bounds = None if guide_BL is None else bound_nodes(scorer.trie, guide_BL)
+        bounds = None if guide is None else bound_nodes(scorer.trie, guide)
         return exact_search(tree, scorer, chains, k, excluded_BQ, bounds, noise), proven_B
     score_BL = _score_all_leaves(tree, scorer, chains, options.length_penalty)
-    if guide_BL is not None:
-        score_BL = score_BL + guide_BL
+    if guide is not None:
+        score_BL = score_BL + guide.weighted_BL
     leaf_BL = torch.arange(scorer.trie.n_leaves, device=score_BL.device).expand(n_users, -1)
     width = min(k + excluded_BQ.shape[1], scorer.trie.n_leaves)
     return FinishedBeams(*keep_best(score_BL, leaf_BL, width)), proven_B
@@ -630,8 +650,6 @@ def _score_all_leaves(
 
 
 def _require_guidable(options: DecodeOptions) -> None:
-    if options.search == "beam":
-        raise RecipeError("a guide needs search = 'exact' or 'all': a beam has no proof to keep")
     if options.length_penalty != 0:
         raise RecipeError(f"length_penalty = {options.length_penalty}: must be 0 with a guide")
 

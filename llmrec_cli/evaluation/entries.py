@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llmrec_cli.config.names import RunKind, name_run
 from llmrec_cli.config.recipe import TOKENS_FOLDER
 from llmrec_cli.data.audit import with_audit
 from llmrec_cli.data.catalog import CatalogueEntries, gather_entries, leaf_of_equal_titles
@@ -37,7 +38,7 @@ from llmrec_cli.evaluation.comparison import (
 )
 from llmrec_cli.evaluation.metrics import score_rows
 from llmrec_cli.evaluation.predictions import read_predictions
-from llmrec_cli.runs.run import Experiment, Run, RunKind, name_run, run_at
+from llmrec_cli.runs.run import Experiment, Run, run_at
 from llmrec_cli.runs.tracking import MetricsLog
 from llmrec_cli.utils.files import MANIFEST_FILE, REPORT_FILE, hash_file, read_json
 

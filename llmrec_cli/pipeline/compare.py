@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmrec_cli.config.evaluation import EvalSection
 from llmrec_cli.config.loader import did_you_mean, read_recipe
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.audit import judge_all
 from llmrec_cli.data.catalog import CatalogueEntries
@@ -31,7 +32,7 @@ from llmrec_cli.evaluation.external_lists import Missing, load_external_entry
 from llmrec_cli.evaluation.metrics import Seen
 from llmrec_cli.pipeline.audit_text import short_lines
 from llmrec_cli.runs.record import describe_command, describe_state
-from llmrec_cli.runs.run import Experiment, Run, RunKind, experiment_at, run_at, suggest_folder
+from llmrec_cli.runs.run import Experiment, Run, experiment_at, run_at, suggest_folder
 from llmrec_cli.tasks import find_reported_task
 
 

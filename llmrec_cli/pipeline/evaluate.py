@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from llmrec_cli.data.histories import read_histories
 from llmrec_cli.data.index import INDEX_HASH, hash_index
 from llmrec_cli.data.negatives import fixed_negatives, owned_entries
 from llmrec_cli.data.schema import ROW, TARGET, USER_ID
-from llmrec_cli.decoding.ranker import LanguageModelRanker
+from llmrec_cli.decoding.ranker import GuidedRanker, LanguageModelRanker
+from llmrec_cli.decoding.search import Search
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.evaluation.auc import (
     CHOSEN_SCORE,
@@ -63,7 +64,7 @@ from llmrec_cli.training.rows import LeftOut
 from llmrec_cli.utils.files import MANIFEST_FILE, hash_file, write_json
 from llmrec_cli.utils.progress import Progress, Silent
 
-_BOTH: Final[tuple[Literal["exact", "beam"], ...]] = ("exact", "beam")
+_BOTH: Final[tuple[Search, ...]] = ("exact", "beam")
 
 
 def evaluate_runs(
@@ -321,7 +322,8 @@ def _rank_frame(
     with progress.track(label, len(frame), unit="rows") as advance:
         found = rank_rows(ranker, ranks, histories, depth, seen, advance)
     differs = None
-    if context.recipe.eval.decode.beam_error and isinstance(ranker, LanguageModelRanker):
+    counted = context.recipe.eval.decode.beam_error
+    if counted and isinstance(ranker, LanguageModelRanker | GuidedRanker):
         first = list[np.ndarray[Any, Any]]()
         for search in _BOTH:
             with progress.track(f"{label}, {search} search", len(frame), unit="rows") as advance:

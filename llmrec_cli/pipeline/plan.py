@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import UNTRAINED, ItemTasks, TrainSection
 from llmrec_cli.errors import RecipeError, UserError
@@ -24,7 +25,7 @@ from llmrec_cli.pipeline.provenance import require_all_inputs
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import CatalogueContext, base_config, open_context, require_rows
 from llmrec_cli.runs.record import check_finished
-from llmrec_cli.runs.run import Run, RunKind, experiment_of
+from llmrec_cli.runs.run import Run, experiment_of
 from llmrec_cli.tasks.base import load_operations
 from llmrec_cli.utils.progress import Progress
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.pipeline.baseline import baseline
@@ -15,7 +16,7 @@ from llmrec_cli.pipeline.prepare import prepare_data
 from llmrec_cli.pipeline.tokenize import tokenize
 from llmrec_cli.pipeline.train import align, sft
 from llmrec_cli.pipeline.zero_shot import record_base
-from llmrec_cli.runs.run import Run, RunKind, baseline_run, experiment_of
+from llmrec_cli.runs.run import Run, baseline_run, experiment_of
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.progress import Progress, Silent
 

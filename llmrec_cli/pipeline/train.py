@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.models.language_model import Policy
@@ -26,7 +27,7 @@ from llmrec_cli.runs.record import (
     require_done,
     require_same_settings,
 )
-from llmrec_cli.runs.run import Run, RunKind, align_run, sft_run
+from llmrec_cli.runs.run import Run, align_run, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.training.checkpoint import write_result
 from llmrec_cli.training.trainer import Trainer, TrainerState

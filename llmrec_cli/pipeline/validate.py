@@ -11,10 +11,11 @@ from typing import Any
 import tomli_w
 
 from llmrec_cli.config.data import DataSection
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import DataError
 from llmrec_cli.runs.record import check_finished, find_token_start
-from llmrec_cli.runs.run import Run, RunKind, align_run, experiment_of, sft_run
+from llmrec_cli.runs.run import Run, align_run, experiment_of, sft_run
 from llmrec_cli.runs.tracking import require_trackers
 from llmrec_cli.utils.files import MANIFEST_FILE, read_json
 from llmrec_cli.utils.progress import Silent

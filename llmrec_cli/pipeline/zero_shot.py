@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llmrec_cli.config.names import explain_no_base
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.errors import ArtefactError, RecipeError
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.loading import load_policy
 from llmrec_cli.pipeline.provenance import describe_inputs, open_session, require_same_inputs
 from llmrec_cli.runs.record import require_same_settings
-from llmrec_cli.runs.run import Run, base_run, explain_no_base
+from llmrec_cli.runs.run import Run, base_run
 from llmrec_cli.utils.progress import Progress
 
 

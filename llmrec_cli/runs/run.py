@@ -5,8 +5,8 @@
 
 A run is called like its folder: ``base``, ``sft``, ``align-NAME`` or ``baseline-NAME``; a language
 model that another run guides is a run of its own, such as ``sft+baseline-NAME``.  These names are
-cut and joined here and nowhere else; the names of the files stand in ``files``.  Nothing here
-imports torch.
+joined in ``config.names`` and here, and cut here alone; the names of the files stand in ``files``.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from llmrec_cli.config.evaluation import GUIDE_KEYS
 from llmrec_cli.config.loader import did_you_mean
+from llmrec_cli.config.names import RunKind, explain_no_base, name_run
 from llmrec_cli.config.recipe import PREPARED_FOLDERS, Recipe
 from llmrec_cli.config.training import UNTRAINED, AlignSection, BaselineSection, StageSection
 from llmrec_cli.errors import ArtefactError, RecipeError
@@ -43,20 +43,6 @@ Settings = dict[str, Any]
 
 _GUIDED_BY: Final = "+"  # joins the names of a guided run's parts
 POP: Final = "pop"  # the table of the model that ``eval`` fits on the way
-
-
-class RunKind(StrEnum):
-    """How a run is made: by the command of that name, from the recipe's table of that name.
-
-    ``BASE`` is the pretrained backbone as it is: no table, nothing trained, made by ``eval``.
-    ``GUIDED`` is a language model's run with the guide of ``[eval.decode]``: made by ``eval`` too.
-    """
-
-    BASE = "base"
-    SFT = "sft"
-    ALIGN = "align"
-    BASELINE = "baseline"
-    GUIDED = "guided"
 
 
 @dataclass(frozen=True)
@@ -274,11 +260,7 @@ class Experiment:
 
 
 def experiment_of(recipe: Recipe) -> Experiment:
-    """The experiment that a recipe describes, whether or not anything of it was made.
-
-    Raises:
-        RecipeError: it has no such guide.
-    """
+    """The experiment that a recipe describes, whether or not anything of it was made."""
     baselines = (baseline_run(recipe, table) for table in recipe.baseline)
     aligns = (align_run(recipe, table) for table in recipe.in_order())
     bases = () if explain_no_base(recipe) else (base_run(recipe),)
@@ -291,18 +273,7 @@ def _guide_runs(recipe: Recipe, runs: Sequence[Run]) -> list[Run]:
     name = recipe.eval.decode.guide
     if name is None or not recipe.task.ranks_catalogue:
         return []
-    guide = Experiment(recipe.folder, tuple(runs)).find(name)
-    if guide is None:
-        known = [run.name for run in runs]
-        raise RecipeError(
-            f'[eval.decode] guide = "{name}": no run of the recipe, expected one of '
-            f"{', '.join(known)}.{did_you_mean(name, known)}"
-        )
-    if recipe.eval.data is not None:
-        raise RecipeError(
-            f'[eval.decode] guide = "{name}": lists of another domain ([eval.data]) have no guide; '
-            "remove one of the two"
-        )
+    guide = next(run for run in runs if run.name == name)  # the recipe was read with one
     return [_join_runs(run, guide) for run in runs if run.is_language_model and run != guide]
 
 
@@ -315,19 +286,6 @@ def _join_runs(model: Run, guide: Run) -> Run:
 def base_run(recipe: Recipe) -> Run:
     """The run of the untouched backbone, where a recipe has one (``explain_no_base``)."""
     return _make_run(recipe, RunKind.BASE)
-
-
-def explain_no_base(recipe: Recipe) -> str | None:
-    """Why nothing can rank before training; None: the pretrained backbone does."""
-    if recipe.model.backbone == "scratch":
-        return 'model.backbone = "scratch" has random weights before training'
-    if not recipe.model.is_pretrained:
-        return 'model.weights = "random" are random before training'
-    if recipe.data.form.items_are_tokens:
-        return f'the tokens of data.format = "{recipe.data.format}" are new to the backbone'
-    if recipe.id_tokens is not None:
-        return f'the tokens of tokens.kind = "{recipe.id_tokens.kind}" are new to the backbone'
-    return None
 
 
 def explain_unknown_run(recipe: Recipe, name: str) -> str:
@@ -369,13 +327,6 @@ def align_run(recipe: Recipe, table: str) -> Run:
 
 def _make_run(recipe: Recipe, kind: RunKind, table: str = "", parent: Run | None = None) -> Run:
     return Run(kind, table, recipe.folder / name_run(kind, table), parent)
-
-
-def name_run(kind: RunKind, table: str = "") -> str:
-    """The name of a run, which is its folder's."""
-    if kind is RunKind.GUIDED:
-        return table
-    return f"{kind}-{table}" if table else kind.value
 
 
 def _parse_name(name: str) -> tuple[RunKind, str]:

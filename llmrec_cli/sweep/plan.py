@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 from llmrec_cli import methods
 from llmrec_cli.config.loader import parse_value, read_recipe
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.config.training import UNTRAINED, Range, Selection, SweepSection, TrainSection
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.runs.run import (
     Run,
-    RunKind,
     baseline_run,
     chosen_by,
     experiment_of,

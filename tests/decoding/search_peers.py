@@ -6,6 +6,7 @@ catalogue as a dictionary from prefix to legal tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -104,6 +105,79 @@ def slow_scores(
     return torch.tensor(scores)
 
 
+def share_of_tokens(
+    probability: dict[Tokens, float], legal: dict[Tokens, list[int]], prefix: Tokens
+) -> list[float]:
+    """D3's guide: of each legal token the mass of the items below it, over that of all of them."""
+    below = [
+        sum(p for item, p in probability.items() if item[: len(prefix) + 1] == (*prefix, token))
+        for token in legal[prefix]
+    ]
+    return [mass / sum(below) for mass in below]
+
+
+@torch.no_grad()
+def slow_guided_beam(
+    model: PreTrainedModel,
+    probability: dict[Tokens, float],
+    prompt: Sequence[int],
+    n_beams: int,
+    mask: str,
+    weight: float,
+) -> list[tuple[Tokens, float]]:
+    """Hugging Face's beam search in plain Python, every token's score with D3's guide in it.
+
+    Args:
+        probability: of every item under the guide; all items, they are the catalogue too.
+    """
+    legal = legal_tokens(list(probability))
+    finished: list[tuple[float, Tokens]] = []
+    running: list[tuple[float, Tokens]] = [(0.0, ())]
+    while running:
+        candidates = []
+        for score, prefix in running:
+            logits = model(torch.tensor([[*prompt, *prefix]])).logits[0, -1].double()
+            among = logits[legal[prefix]] if mask == "before" else logits
+            shares = share_of_tokens(probability, legal, prefix)
+            for token, share in zip(legal[prefix], shares, strict=True):
+                step = float(logits[token] - among.logsumexp(0)) + weight * math.log(share)
+                candidates.append((score + step, (*prefix, token)))
+        best = sorted(candidates, key=lambda one: -one[0])[: 2 * n_beams]
+        finished += [one for one in best[:n_beams] if one[1] in probability]
+        finished = sorted(finished, key=lambda one: -one[0])[:n_beams]
+        running = [one for one in best if one[1] not in probability][:n_beams]
+        if len(finished) == n_beams and running and running[0][0] <= finished[-1][0]:
+            break
+    return [(tokens, score) for score, tokens in finished]
+
+
+class D3Processor(LogitsProcessor):
+    """The guide of D3 as its authors' code computes it, for ``generate``; mask "after".
+
+    ``alpha`` times the language model's log-probability of a legal token, and ``1 - alpha`` times
+    the guide's.  Of each user a dictionary from item to probability under the guide.
+    """
+
+    def __init__(
+        self, probabilities: Sequence[dict[Tokens, float]], alpha: float, n_beams: int, width: int
+    ) -> None:
+        self._probabilities, self._alpha = probabilities, alpha
+        self._n_beams, self._width = n_beams, width
+        self._legal = legal_tokens(list(probabilities[0]))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        language, joined = scores.log_softmax(-1), torch.full_like(scores, -torch.inf)
+        for row, sequence in enumerate(input_ids[:, self._width :].tolist()):
+            prefix = tuple(sequence)
+            tokens, shares = self._legal.get(prefix, [PAD]), [1.0]
+            if prefix in self._legal:
+                probability = self._probabilities[row // self._n_beams]
+                shares = share_of_tokens(probability, self._legal, prefix)
+            guide = torch.tensor(shares).log()
+            joined[row, tokens] = self._alpha * language[row, tokens] + (1 - self._alpha) * guide
+        return joined
+
+
 class _MaskAndRenormalise(LogitsProcessor):
     """Mask "before", which transformers 5 lacks: illegal tokens out, then a new softmax."""
 
@@ -125,13 +199,21 @@ def hugging_face_lists(
     n_beams: int,
     mask: str,
     length_penalty: float,
+    processor: LogitsProcessor | None = None,
 ) -> list[list[tuple[Tokens, float]]]:
-    """(tokens, score) lists of ``generate``; places that hold no real item are dropped."""
+    """(tokens, score) lists of ``generate``; places that hold no real item are dropped.
+
+    Args:
+        processor: what masks and scores tokens, in place of ``mask``.
+    """
     legal = legal_tokens(catalogue)
     width = max(map(len, prompts))
     input_ids = torch.tensor([[PAD] * (width - len(p)) + list(p) for p in prompts])
     attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    if mask == "after":
+    constraint: dict[str, Any]
+    if processor is not None:
+        constraint = {"logits_processor": LogitsProcessorList([processor])}
+    elif mask == "after":
         constraint = {
             "prefix_allowed_tokens_fn": lambda _, row: legal.get(tuple(row[width:].tolist()), [PAD])
         }

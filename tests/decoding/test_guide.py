@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmrec_cli.decoding.guide import UNIFORM, Guide, bound_nodes, log_probabilities
+from llmrec_cli.decoding.guide import (
+    UNIFORM,
+    Guide,
+    LeafScores,
+    bound_nodes,
+    log_probabilities,
+    sum_nodes,
+)
 from llmrec_cli.decoding.search import rank_catalogue, score_all
 from llmrec_cli.errors import NumbersError, RecipeError
 from llmrec_cli.models.base import ScoredBy
@@ -64,8 +71,8 @@ def test_guided_search_equals_brute_force(
     joined_BL = slow_BL + weight * log_prob_BL.double()
     best_BL = joined_BL.argsort(descending=True).tolist()
     exclude = [row[1:4] + row[7:8] for row in best_BL]
-    for search in ("exact", "all"):
-        how = options(mask=mask, search=search)
+    for search in ("exact", "all", "beam"):  # a beam as wide as the catalogue
+        how = options(mask=mask, search=search, beams=trie.n_leaves)
         found = rank_catalogue(model, trie, prompts, how, guide=make_guide(log_prob_BL, weight))
         expect_top(found, joined_BL, 6)
         found = rank_catalogue(
@@ -75,7 +82,7 @@ def test_guided_search_equals_brute_force(
 
 
 @pytest.mark.parametrize("mask", ["before", "after"])
-@pytest.mark.parametrize("search", ["exact", "all"])
+@pytest.mark.parametrize("search", ["exact", "all", "beam"])
 def test_weight_0_is_the_list_without_a_guide(mask: str, search: str) -> None:
     model, trie = small_model("llama", 4), build_trie(awkward_catalogue(4))
     prompts, how = ragged_prompts(4), options(mask=mask, search=search)
@@ -112,18 +119,26 @@ titles = st.lists(st.integers(3, 12), min_size=1, max_size=5).map(lambda tokens:
     st.sampled_from([0.0, 1.0, 8.0, 40.0]),
     st.sampled_from(WEIGHTS),
     st.sampled_from(["before", "after"]),
+    st.sampled_from(["exact", "beam"]),
     st.integers(0, 50),
 )
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_catalogue_is_ranked_as_by_brute_force(
-    catalogue: list[list[int]], k: int, sharpness: float, weight: float, mask: str, seed: int
+    catalogue: list[list[int]],
+    k: int,
+    sharpness: float,
+    weight: float,
+    mask: str,
+    search: str,
+    seed: int,
 ) -> None:
     """Equal scores may change places."""
     model, trie, prompts = small_model("llama", seed, sharpness), build_trie(catalogue), [[5, 9]]
     log_prob_BL = draw_log_probs(seed, 1, trie.n_leaves)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llmrec_cli.decoding.search._count_tokens", lambda k, n: 1)
-        guide, how = make_guide(log_prob_BL, weight), options(k=k, mask=mask)
+        guide = make_guide(log_prob_BL, weight)
+        how = options(k=k, mask=mask, search=search, beams=max(k, trie.n_leaves))
         found = rank_catalogue(model, trie, prompts, how, guide=guide)
     slow_L = slow_scores(model, leaves_of(trie), prompts[0], mask, 1.0)
     joined_L = (slow_L + weight * log_prob_BL[0].double()).float()
@@ -136,14 +151,23 @@ def test_any_catalogue_is_ranked_as_by_brute_force(
 
 
 @pytest.mark.parametrize("kind", CATALOGUES)
-def test_a_bound_is_the_best_leaf_below(kind: str) -> None:
+def test_a_bound_is_the_best_leaf_below_and_a_mass_the_sum(kind: str) -> None:
+    """Forced chains too; and where all probabilities below a node are tiny."""
     trie = build_trie([[7, 8, *item] for item in CATALOGUES[kind](5)])
-    score_BL = torch.randn(3, trie.n_leaves)
+    log_prob_BL = (torch.randn(3, trie.n_leaves) * 60).log_softmax(1)
+    guide, row_B = LeafScores(log_prob_BL, 0.7), torch.tensor([2, 0])
     node_N = torch.arange(trie.n_nodes).expand(2, -1)
-    found_BN = bound_nodes(trie, score_BL).at(torch.tensor([2, 0]), node_N)
+    bound_BN = bound_nodes(trie, guide).at(row_B, node_N)
+    mass_BN = sum_nodes(trie, guide).at(row_B, node_N)
     for node in range(trie.n_nodes):
         below = [leaf for leaf in range(trie.n_leaves) if node in path_of(trie, leaf)]
-        assert torch.equal(found_BN[:, node], score_BL[[2, 0]][:, below].amax(1))
+        below_BL = log_prob_BL[row_B][:, below]
+        assert torch.equal(bound_BN[:, node], (0.7 * below_BL).amax(1))
+        expected = 0.7 * below_BL.double().logsumexp(1)
+        torch.testing.assert_close(mass_BN[:, node].double(), expected, atol=1e-5, rtol=1e-6)
+    assert mass_BN.min() < math.log(1e-38)  # a probability of 0 in fp32
+    parent_N = trie.parent_N[1:].long()
+    assert (mass_BN[:, 1:] <= mass_BN[:, parent_N]).all()  # to the last bit: scores only fall
 
 
 def path_of(trie: Trie, leaf: int) -> list[int]:
@@ -176,18 +200,13 @@ def count_tokens(model: Any, trie: Trie, guide: Guide | None) -> int:
     return sum(read)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"search": "beam"}, "a guide needs search = 'exact' or 'all'"),
-        ({"search": "all", "length_penalty": 1.0}, "length_penalty = 1.0: must be 0 with a guide"),
-    ],
-)
-def test_searches_that_take_no_guide(changes: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize("search", ["all", "beam"])
+def test_a_length_penalty_takes_no_guide(search: str) -> None:
     model, trie = small_model("llama", 0), build_trie(awkward_catalogue(0))
     guide = make_guide(draw_log_probs(0, 1, trie.n_leaves), 1.0)
-    with pytest.raises(RecipeError, match=message):
-        rank_catalogue(model, trie, [[3]], options(**changes), guide=guide)
+    how = options(search=search, length_penalty=1.0)
+    with pytest.raises(RecipeError, match=r"length_penalty = 1\.0: must be 0 with a guide"):
+        rank_catalogue(model, trie, [[3]], how, guide=guide)
 
 
 def test_a_guide_of_infinite_scores_is_an_error() -> None:

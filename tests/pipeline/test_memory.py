@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.config.names import RunKind
 from llmrec_cli.config.training import TrainSection
 from llmrec_cli.errors import UserError
 from llmrec_cli.methods import find_method
@@ -27,7 +28,7 @@ from llmrec_cli.pipeline.plan import check_plan, plan_run
 from llmrec_cli.pipeline.requirements import TrainingStage
 from llmrec_cli.pipeline.setup import open_context
 from llmrec_cli.pipeline.timing import Speed, show_seconds
-from llmrec_cli.runs.run import Run, RunKind, sft_run
+from llmrec_cli.runs.run import Run, sft_run
 from llmrec_cli.tasks.base import StageRows, load_operations
 from llmrec_cli.tensors.packing import Tree
 from llmrec_cli.training.collator import Limits

@@ -11,11 +11,11 @@ import pytest
 
 import llmrec_cli
 from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.config.names import RunKind, list_run_names
 from llmrec_cli.config.recipe import PREPARED_FOLDERS
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.runs.run import (
     Run,
-    RunKind,
     align_run,
     experiment_of,
     explain_unknown_run,
@@ -219,21 +219,53 @@ def test_a_guide_changes_no_other_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("guide", "hint"),
     [
-        (["eval.decode.guide=baseline-nothing"], "no run of the recipe, expected one of baseline-"),
-        (["eval.decode.guide=base"], "no run of the recipe"),
+        ("baseline-itemkn", " Did you mean baseline-itemknn?"),
+        ("align-mls", " Did you mean align-msl?"),
+        ("base", ""),
+        ("sft+baseline-pop", " Did you mean baseline-pop?"),
     ],
 )
-def test_a_guide_that_is_no_run(words: list[str], said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
-        experiment_of(read_recipe("quickstart", words))
+def test_a_guide_that_is_no_run(guide: str, hint: str) -> None:
+    """Said wherever the recipe is read: by ``sft`` and ``align`` too, which know no guide."""
+    known = experiment_of(read_recipe("quickstart")).names
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("quickstart", [f"eval.decode.guide={guide}"])
+    head, problem = str(caught.value).splitlines()
+    assert head.endswith("quickstart.toml: 1 problem")
+    assert problem == (
+        f'  [eval.decode] guide = "{guide}": no run of the recipe, expected one of '
+        f"{', '.join(known)}.{hint}"
+    )
+
+
+def test_a_guide_may_be_a_run_that_the_command_adds() -> None:
+    words = ["eval.decode.guide=align-lml"]
+    with pytest.raises(RecipeError, match="no run of the recipe"):
+        read_recipe("quickstart", words)
+    found = experiment_of(read_recipe("quickstart", words, aligns=["lml"]))
+    assert "sft+align-lml" in found.names
+
+
+def test_lists_of_another_domain_have_no_guide() -> None:
+    words = ["eval.decode.guide=baseline-pop", "eval.data.format=amazon2018", "eval.data.reviews=a"]
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("quickstart", words)
+    assert '"baseline-pop": lists of another domain ([eval.data]) have no guide' in str(
+        caught.value
+    )
+
+
+def test_the_names_of_runs_are_those_of_the_experiment() -> None:
+    for name in ("quickstart", "findings/bear-exact"):
+        recipe = read_recipe(name)
+        assert list_run_names(recipe) == experiment_of(recipe).names
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["eval.decode.search=beam"], "is searched exactly"),
         (["eval.decode.search=all", "eval.decode.length_penalty=1"], "length_penalty must be 0"),
         (["eval.decode.weights=[1, 2]"], "expected 0 among them"),
         (["eval.decode.weight=-1"], "greater than or equal to 0"),
