@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from llmrec_cli.config.data import DataSection, ItemTask, PromptSection, Section
 from llmrec_cli.config.evaluation import GUIDE_KEYS, EvalSection
@@ -179,9 +180,16 @@ class Recipe(Section):
                 plain["eval"]["decode"].pop(key, None)
         return plain
 
-    def chosen_values(self) -> dict[str, Any]:
-        """Plain values of the keys whose value is not their default."""
-        return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    def find_default(self, key: str) -> Any:
+        """The plain default of a dotted key, such as ``prompt.chat``; None: it has none."""
+        *tables, name = key.split(".")
+        owner: Any = self
+        for table in tables:
+            owner = owner.get(table) if isinstance(owner, dict) else getattr(owner, table, None)
+        fields = type(owner).model_fields if isinstance(owner, BaseModel) else {}
+        found = [field for known, field in fields.items() if name in (known, field.alias)]
+        default = found[0].get_default(call_default_factory=True) if found else PydanticUndefined
+        return None if default is PydanticUndefined else to_jsonable_python(default)
 
 
 class FileSchema(GenerateJsonSchema):

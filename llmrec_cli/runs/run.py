@@ -199,13 +199,15 @@ class Run:
         return {"eval": asked}
 
     def find_defaults(self, recipe: Recipe, settings: Settings) -> Settings:
-        """Of its ``settings``, training's or evaluation's, the keys that have their default."""
-        chosen = flatten_table(recipe.chosen_values())
-        return {
-            key: value
-            for key, value in flatten_table(settings).items()
-            if re.sub(r"^stage(?=\.)", self.key, key) not in chosen
+        """The defaults of the keys of its ``settings``, training's or evaluation's, by dotted key.
+
+        Keys without one are left out.
+        """
+        found = {
+            key: recipe.find_default(re.sub(r"^stage(?=\.)", self.key, key))
+            for key in flatten_table(settings)
         }
+        return {key: default for key, default in found.items() if default is not None}
 
     def read_manifest(self, *needed: str) -> dict[str, Any]:
         """Its manifest (``read_run_manifest``)."""
