@@ -34,7 +34,7 @@ from llmrec_cli.training.trainer import PolicyLoss
 from tests.training.sharded import spread
 from tests.training.tiny import CATALOGUE, final_state, job
 
-TRIED = ("lml", "ats", "bear", "texts")
+TRIED = ("lml", "ats", "bear", "texts", "sprec")
 DRAWING = ("grpo", "drawn")
 SECTIONS: dict[str, dict[str, Any]] = {
     "ragged": {"batch": 8, "epochs": 2},  # the last batch of an epoch has 6 rows
