@@ -91,7 +91,6 @@ class Needs:
     reference: ReferenceModel | None = None  # log pi_ref: ``Batch.reference``
     negatives: Negatives | None = None  # ``Batch.preferences``
     rollouts: Rollouts | None = None  # ``Batch.rollouts``; no negatives; a reference stays, online
-    )
     hidden_states: int = 0  # how many layers before the last: ``Forward.layers_LPD``
     item_scores: ItemScores | None = None
 

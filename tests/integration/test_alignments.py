@@ -135,7 +135,7 @@ def test_an_interrupted_grpo_run_ends_in_the_same_weights(home: Path) -> None:
         ("refresh=2",),
         ("reference=precompute",),
         ("negatives=in-batch", "support=legal"),
-        ("method=sprec", "refresh=4"),
+        ("method=sprec", "refresh=4", "train.validate_every=0.01"),
     ],
     ids=lambda options: options[0],
 )
