@@ -99,6 +99,7 @@ def dies_in(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PolicyLoss, "forward", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, 3, 4])
 @pytest.mark.parametrize("save_every", [1, 3])
 def test_a_resumed_run_is_the_run_that_never_stopped(
