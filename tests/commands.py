@@ -26,7 +26,7 @@ SMALL = [  # quickstart, with all its tables
     *TINY,
     *(f"baseline.{name}.hidden=16" for name in ("sasrec", "gru4rec", "caser")),
     *(f"baseline.{name}.train.epochs=2" for name in ("sasrec", "gru4rec", "caser")),
-    *(f"align.{name}.train.max_steps=2" for name in ("dmpo", "sdpo", "dpo", "grpo")),
+    *(f"align.{name}.train.max_steps=2" for name in ("dmpo", "sdpo", "dpo", "sprec", "grpo")),
 ]
 
 

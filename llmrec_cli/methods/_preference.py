@@ -1,9 +1,9 @@
-"""Shared code of DPO, S-DPO and DMPO: options, log-probabilities, statistics, a warning."""
+"""Shared code of DPO, S-DPO, DMPO and SPRec: options, log-probabilities, statistics, a warning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from llmrec_cli.methods.contract import (
     Needs,
     Negatives,
     Options,
+    ReferenceModel,
     State,
 )
 
@@ -28,6 +29,17 @@ GroupLoss = Callable[["Tensor", "Tensor", float], "Tensor"]
 
 FORGETS = -2.0
 """Mean D(chosen), in nats, under which training forgets what it should prefer."""
+
+
+class Compared(Protocol):
+    """What the loss of a preference method reads of its options."""
+
+    @property
+    def beta(self) -> float: ...
+    @property
+    def support(self) -> Literal["vocab", "legal"]: ...
+    @property
+    def sft(self) -> float: ...
 
 
 class PreferenceOptions(Options):
@@ -110,7 +122,8 @@ def declare_needs(options: PreferenceOptions, k: int, *, reference: bool = True)
         below=options.below,
         short=options.short,
     )
-    return Needs(reference=options.reference if reference else None, negatives=negatives)
+    model = ReferenceModel(options.reference) if reference else None
+    return Needs(reference=model, negatives=negatives)
 
 
 def find_idle_options(options: PreferenceOptions) -> dict[str, str]:
@@ -120,12 +133,12 @@ def find_idle_options(options: PreferenceOptions) -> dict[str, str]:
     return {key: why for key, draw in drawn.items() if options.negatives != draw}
 
 
-def legal_only(options: PreferenceOptions) -> bool:
+def legal_only(options: Compared) -> bool:
     """Forced positions have log-probability 0 over legal tokens."""
     return options.support == "legal"
 
 
-def answer_log_probs(forward: Forward, batch: Batch, options: PreferenceOptions) -> Tensor:
+def answer_log_probs(forward: Forward, batch: Batch, options: Compared) -> Tensor:
     """``log pi(y | x)`` of each answer, [A], nats, normalised over ``options.support``."""
     from llmrec_cli.tensors.losses import score_answers
 
@@ -145,7 +158,7 @@ def answer_log_probs(forward: Forward, batch: Batch, options: PreferenceOptions)
 def preference_loss(
     forward: Forward,
     batch: Batch,
-    options: PreferenceOptions,
+    options: Compared,
     group_loss: GroupLoss,
     *,
     reference: bool = True,
@@ -176,7 +189,7 @@ def preference_loss(
 
 
 def report_metrics(
-    stats: Mapping[str, float], count: float, options: PreferenceOptions, trie: Trie
+    stats: Mapping[str, float], count: float, options: Compared, trie: Trie
 ) -> dict[str, float]:
     """Means over groups.
 

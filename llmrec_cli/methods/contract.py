@@ -68,12 +68,29 @@ class ItemScores:
 
 
 @dataclass(frozen=True)
+class ReferenceModel:
+    """The model whose log-probabilities are ``Batch.reference``.
+
+    It begins as the parent.  ``moves = n``: before every update that n divides, it takes the
+    weights that the policy has then.  Validation compares with the parent all the same, so that its
+    loss measures one thing throughout a run.
+    """
+
+    computed: Literal["precompute", "online"] = "online"  # once, before training; at every update
+    moves: int = 0  # updates between two moves; 0: it stays the parent
+
+    def __post_init__(self) -> None:
+        if self.moves and self.computed == "precompute":
+            raise ValueError("a reference that moves cannot be precomputed")
+
+
+@dataclass(frozen=True)
 class Needs:
     """What the engine must supply besides the policy's last hidden states."""
 
-    reference: Literal["precompute", "online"] | None = None  # log pi_ref: ``Batch.reference``
+    reference: ReferenceModel | None = None  # log pi_ref: ``Batch.reference``
     negatives: Negatives | None = None  # ``Batch.preferences``
-    rollouts: Rollouts | None = None  # ``Batch.rollouts``; not with negatives; reference: online
+    rollouts: Rollouts | None = None  # ``Batch.rollouts``; no negatives; a reference stays, online
     hidden_states: int = 0  # how many layers before the last: ``Forward.layers_LPD``
     item_scores: ItemScores | None = None
 

@@ -14,6 +14,7 @@ from llmrec_cli.methods.contract import (
     Method,
     Needs,
     Options,
+    ReferenceModel,
     Rollouts,
     Spell,
     State,
@@ -77,7 +78,7 @@ class GrpoOptions(Options):
 def _needs(options: GrpoOptions) -> Needs:
     """Rollouts, and the parent's log-probabilities of them unless beta is 0."""
     rollouts = Rollouts(options.k, options.rollouts, options.support, options.seen)
-    return Needs(reference="online" if options.beta else None, rollouts=rollouts)
+    return Needs(reference=ReferenceModel() if options.beta else None, rollouts=rollouts)
 
 
 def _idle(options: GrpoOptions) -> dict[str, str]:

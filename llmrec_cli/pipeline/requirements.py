@@ -1,7 +1,8 @@
 """The training data of a stage: its rows, and the transforms that its method needs.
 
 catalogue context + split -> rows
-contract.Needs -> row transforms:   AddNegatives (drawn, or mined from the parent or the policy),
+contract.Needs -> row transforms:   MoveReference (the policy takes the parent's place in it),
+                                    AddNegatives (drawn, or mined from the parent or the policy),
                                     AddRollouts (asks the policy at every update),
                                     AddStoredReference or KeepReference
                -> batch transforms: AddReference, AddItemScores
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ from llmrec_cli.training.reference import (
     AddReference,
     AddStoredReference,
     KeepReference,
+    MoveReference,
     Reference,
     ReferenceStore,
     store_reference,
@@ -62,6 +64,7 @@ from llmrec_cli.training.rollouts import AddRollouts, list_excluded
 from llmrec_cli.training.rows import AnyRow, Row, as_windows
 from llmrec_cli.training.trainer import count_updates
 from llmrec_cli.utils.files import (
+    CHECKPOINTS_FOLDER,
     MANIFEST_FILE,
     MODEL_FOLDER,
     NEGATIVES_FOLDER,
@@ -137,10 +140,11 @@ def build_datasets(
     negatives = stage.sampler() if transforms is None else None
     if negatives is not None:
         ask = RankWrongEntries(context, negatives, policy, reference, progress)
+        ask_again = replace(ask, reference=None) if negatives.wanted.refresh else ask
         mined, steps = folder / NEGATIVES_FOLDER, count_updates(len(rows), stage.section)
         train.append(
             _add_negatives(
-                ask, only_catalogue_rows(rows), order, steps, mined, negatives.wanted.refresh
+                ask_again, only_catalogue_rows(rows), order, steps, mined, negatives.wanted.refresh
             )
         )
         known = only_catalogue_rows(valid_rows)
@@ -169,7 +173,7 @@ def build_datasets(
             progress,
         )
         valid.append(keep)
-        if needs.reference == "precompute":
+        if needs.reference.computed == "precompute":
             steps = count_updates(len(rows), stage.section)
             store = ReferenceStore(
                 folder / f"{REFERENCE_FOLDER}-{context.ranks.index}-of-{context.ranks.count}", facts
@@ -186,6 +190,17 @@ def build_datasets(
             train = [*(transforms or ()), AddStoredReference(store)]
         else:
             train_batches.append(AddReference(reference))
+        if needs.reference.moves:
+            moved = MoveReference(
+                reference,
+                needs.reference.moves,
+                folder=folder / REFERENCE_FOLDER,
+                checkpoints=folder / CHECKPOINTS_FOLDER,
+                writes=context.ranks.is_first,
+            )
+            train.insert(0, moved)
+            fixed = Dataset(valid_rows, valid)  # its negatives and its reference are the parent's
+            fixed.complete_rows(context.ranks.pick_share(valid_rows), 0)
     if needs.item_scores is not None:
         for split, own, into in (
             ("train", rows, train_batches),
@@ -213,7 +228,11 @@ def _make_reference(stage: TrainingStage, policy: Any) -> Reference | None:
 
 @dataclass(frozen=True)
 class RankWrongEntries:
-    """The first wrong entries for every target, by the reference or by the policy as it is now."""
+    """The first wrong entries for every target, by the reference or by the policy as it is now.
+
+    Args:
+        reference: None: the policy ranks.
+    """
 
     context: CatalogueContext
     sampler: NegativeSampler

@@ -27,7 +27,8 @@ def check_method(section: AlignSection, has_rejected: bool) -> Iterator[str]:
         has_rejected: the source's files bring the rejected answers.
     """
     method = find_method(section.method)
-    negatives = method.needs(section.options).negatives
+    needs = method.needs(section.options)
+    negatives, reference = needs.negatives, needs.reference
     draws = f" (with negatives = {join_words(DRAWS)}, but for lml)"
     known = f"expected method dmpo, dpo, sdpo or lml{'' if has_rejected else draws}"
     legal, compares = method.legal_only(section.options), negatives is not None
@@ -39,6 +40,11 @@ def check_method(section: AlignSection, has_rejected: bool) -> Iterator[str]:
         yield (
             f'method = "{section.method}": task "rank-pair" knows chosen and rejected '
             f"answers; {known}"
+        )
+    elif reference is not None and reference.moves:
+        yield (
+            f'method = "{section.method}": task "rank-pair" asks no model for rejected answers; '
+            f"{known}"
         )
     elif negatives is not None and negatives.draw not in DRAWS and not has_rejected:
         yield (

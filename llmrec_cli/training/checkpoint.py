@@ -83,17 +83,13 @@ class Checkpoints:
         intact = 0
         for folder in reversed(all_of(self.root)):
             if intact >= max(keep, 2) and folder.name != f"step-{best_step}":
-                with translate_os_errors(
-                    folder
-                ):  # an incomplete checkpoint never has the name of one
-                    folder.rename(folder.with_name(f".{folder.name}.tmp"))
+                delete_step(folder)
             elif self.damage(folder) is None:
                 intact += 1
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        for leftover in self.root.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftover_steps(self.root)
 
     def newest(self) -> Found | None:
         """The newest checkpoint whose files are all intact; None where there is none.
@@ -136,6 +132,30 @@ class Checkpoints:
         except ArtefactError as error:
             return str(error)
         return None
+
+
+def delete_step(folder: Path) -> None:
+    """Delete a ``step-N``; while that lasts, what is left of it has another name.
+
+    Raises:
+        MachineError: the disk refuses.
+    """
+    gone = folder.with_name(f".{folder.name}.tmp")
+    with translate_os_errors(folder):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove_leftover_steps(root: Path) -> None:
+    """Delete what a killed process left of a ``step-N``."""
+    for leftover in root.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_trained(folder: Path, model: nn.Module) -> None:
+    """Write what training changes, alone, as ``restore_weights`` reads it."""
+    weights = trained_weights(model)
+    write_folder(folder, lambda temporary: write_safetensors(temporary / WEIGHTS, weights))
 
 
 def _looks(folder: Path) -> tuple[Any, ...]:
@@ -188,7 +208,12 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 def all_of(root: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     folders = [p for p in root.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """N of ``step-N``."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def write_result(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The reference model: the policy's frozen initial weights, on the same base weights.
+"""The reference model: weights that the policy had, on the same base weights.
 
 Only weights that training changes are kept twice (an adapter, or all weights of a fully tuned
 model).  For a reference pass the two are exchanged.  The lineage is base -> parent's weights ->
@@ -6,7 +6,8 @@ policy.
 
     precompute: every update of the run, once -> ReferenceStore -> AddStoredReference (rows)
     online:     AddReference (micro-batches), in front of every forward pass
-    validation: KeepReference (rows), computed once, by either
+    moving:     MoveReference (in front of the rows' transforms): copies of the policy, stored
+    validation: KeepReference (rows), computed once, with the parent's weights
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ from torch import Tensor, nn
 from llmrec_cli.errors import ArtefactError
 from llmrec_cli.methods.contract import Batch, Forward, Head
 from llmrec_cli.models.language_model import inference_mode
+from llmrec_cli.training.checkpoint import (
+    all_of,
+    delete_step,
+    remove_leftover_steps,
+    restore_weights,
+    step_of,
+    write_trained,
+)
 from llmrec_cli.training.collator import Collator, Limits, MicroBatch
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
@@ -75,9 +84,96 @@ class Reference:
             head: Head = self.policy.head()
             return self.log_probs_of(Forward(hidden_XPD[0], head), micro.batch)
 
+    def take_policy_weights(self) -> None:
+        """From now on the reference is the policy as it is."""
+        with torch.no_grad():
+            for parameter, kept in self._pairs:
+                kept.copy_(parameter)
+
+    def load(self, folder: Path) -> None:
+        """From now on the reference has the weights that ``write_trained`` stored.
+
+        Raises:
+            ArtefactError: they are damaged, or another model's.
+        """
+        check_folder(folder)
+        with self.active() as policy:
+            restore_weights(policy, folder)
+
     def _exchange(self) -> None:
         for parameter, kept in self._pairs:
             parameter.data, kept.data = kept.data, parameter.data
+
+
+class MoveReference:
+    """A row transform that leaves the rows as they are, and moves the reference when it is time.
+
+    Before every update that ``every`` divides, the reference takes the policy's weights.  They are
+    stored: a run that is resumed between two moves reads those of the last one.  A run that is
+    resumed before a stored move (it was killed before its next checkpoint) reads them too.  Stored
+    weights are deleted when no checkpoint is left that continues after them.
+
+    Args:
+        every: updates between two moves, >= 1.
+        folder: where the weights are stored, ``step-N``.
+        checkpoints: the folder of the run's checkpoints.
+        writes: whether this process stores and deletes; all move together.
+    """
+
+    runs_ahead = False  # it reads the policy's weights
+
+    def __init__(
+        self,
+        reference: Reference,
+        every: int,
+        *,
+        folder: Path,
+        checkpoints: Path,
+        writes: bool = True,
+    ) -> None:
+        self.reference = reference
+        self.every = every
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self.writes = writes
+        self._begun = 0  # the update before which the reference moved last; 0: it is the parent
+
+    def __call__(self, rows: Sequence[AnyRow], step: int) -> list[AnyRow]:
+        """The same rows.
+
+        Raises:
+            ArtefactError: stored weights are damaged, or missing.
+        """
+        begun = step - step % self.every
+        if begun != self._begun:
+            self._move(begun, step)
+            self._begun = begun
+        return list(rows)
+
+    def _move(self, begun: int, step: int) -> None:
+        path = self.folder / f"step-{begun}"
+        if path.is_dir():
+            self.reference.load(path)
+        elif step == begun:
+            self.reference.take_policy_weights()
+            if self.writes:
+                write_trained(path, self.reference.policy)
+        else:
+            raise ArtefactError(
+                f"{path}: missing: the reference of update {step + 1}; delete the run's folder and "
+                "start it again"
+            )
+        if self.writes:
+            self._prune(begun)
+
+    def _prune(self, begun: int) -> None:
+        """Delete what no checkpoint needs to continue."""
+        remove_leftover_steps(self.folder)
+        steps = [step_of(checkpoint) for checkpoint in all_of(self.checkpoints)]
+        needed = {step - step % self.every for step in steps}
+        for path in all_of(self.folder):
+            if step_of(path) < begun and step_of(path) not in needed:
+                delete_step(path)
 
 
 def with_reference(micro: MicroBatch, reference: Tensor) -> MicroBatch:
@@ -248,7 +344,7 @@ class KeepReference:
     def compute_rows(
         self, rows: Sequence[AnyRow], advance: Callable[[int], object]
     ) -> list[AnyRow]:
-        """The rows with ``reference`` filled in, by the initial weights."""
+        """The rows with ``reference`` filled in, by the weights that the reference has now."""
         return compute_reference(
             rows, self.reference, self.collate, self.limits, self.device, advance
         )

@@ -98,6 +98,14 @@ def test_own_data_draw_without_a_model(tmp_path: Path) -> None:
     assert load(tmp_path, OWN, "align.dmpo.negatives=popularity") == ""
 
 
+def test_self_play_has_no_pairs(tmp_path: Path) -> None:
+    """Also where the files bring the rejected answers: they are not the model's."""
+    found = load(tmp_path, PAIRS.replace("[align.dmpo]", "[align.sprec]")).strip()
+    assert found.startswith(
+        '[align.sprec] method = "sprec": task "rank-pair" asks no model for rejected answers; '
+    )
+
+
 def test_semantic_ids_have_no_titles_to_rank(tmp_path: Path) -> None:
     found = load(tmp_path, OWN, "data.format=semantic-ids", "data.index=i.json")
     assert found == '[data] format = "semantic-ids": task "rank-pair" ranks titles; it has none'

@@ -131,7 +131,12 @@ def test_an_interrupted_grpo_run_ends_in_the_same_weights(home: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [("refresh=2",), ("reference=precompute",), ("negatives=in-batch", "support=legal")],
+    [
+        ("refresh=2",),
+        ("reference=precompute",),
+        ("negatives=in-batch", "support=legal"),
+        ("method=sprec", "refresh=4", "train.validate_every=0.01"),
+    ],
     ids=lambda options: options[0],
 )
 def test_an_interrupted_alignment_ends_in_the_same_weights(
@@ -159,6 +164,55 @@ def test_an_interrupted_alignment_ends_in_the_same_weights(
     assert "resumed from" in done.stderr
     assert (straight / "model" / "model.safetensors").read_bytes() == expected
     assert metrics(home, f"align-{name}") == rows
+
+
+def like_sprec(name: str, *options: str) -> list[str]:
+    """Overrides for ``[align.name]`` with SPRec, at a constant rate."""
+    words = [f"align.{name}.method=sprec", *like_dmpo(name, *options)[1:]]
+    return [*words, f"align.{name}.train.warmup=0", f"align.{name}.train.schedule=constant"]
+
+
+def lists_of(home: Path, run: str, step: int) -> dict[str, Any]:
+    """The wrong entries that a run stored before an update, by row."""
+    file = home / f"runs/quickstart/align-{run}/negatives/step-{step}/lists.json"
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def test_the_policy_itself_ranks_again(home: Path) -> None:
+    """The parent ranks the rows of all updates at once; after some updates the policy differs."""
+    train = ("train.learning_rate=1e-2", "train.warmup=0", "train.schedule=constant")
+    align(home, "once", *like_dmpo("once", *train))
+    align(home, "again", *like_dmpo("again", "refresh=3", *train))
+    align(home, "self", *like_sprec("self", "refresh=3", "pool=20", *train[:1]))
+    parent = lists_of(home, "once", 0)
+    for run in ("again", "self"):
+        first, later = lists_of(home, run, 0), lists_of(home, run, 3)
+        assert first == {row: parent[row] for row in first}
+        assert later != {row: parent[row] for row in later}
+
+
+def test_self_play_moves_its_reference(home: Path) -> None:
+    """Every iteration begins at D = 0."""
+    align(home, "moved", *like_sprec("moved", "refresh=3"))
+    begins = [abs(row["d_chosen"]) < 1e-5 for row in metrics(home, "align-moved")]
+    assert begins == [True, False, False, True, False, False]
+    run = home / "runs/quickstart/align-moved"
+    assert [path.name for path in (run / "reference").iterdir()] == ["step-3"]
+
+
+def test_self_play_without_a_second_iteration_is_sdpo(home: Path) -> None:
+    same = ("refresh=6", "k=2", "pool=5", "sft=0.5", "train.validate_every=0.1")
+    align(home, "single", *like_sprec("single", *same))
+    sdpo = [word.replace("=sprec", "=sdpo") for word in like_sprec("fixed", *same)]
+    align(home, "fixed", *sdpo)
+    runs = home / "runs/quickstart"
+    weights = [
+        (runs / f"align-{name}/model/model.safetensors").read_bytes()
+        for name in ("single", "fixed")
+    ]
+    assert weights[0] == weights[1]
+    assert metrics(home, "align-single") == metrics(home, "align-fixed")
 
 
 def test_too_high_a_rate_is_warned_about(home: Path) -> None:

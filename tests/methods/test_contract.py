@@ -18,7 +18,16 @@ from pydantic import ValidationError
 
 from llmrec_cli import methods
 from llmrec_cli.config.loader import read_recipe
-from llmrec_cli.methods.contract import Batch, Forward, LossSums, Method, Needs, Negatives, Options
+from llmrec_cli.methods.contract import (
+    Batch,
+    Forward,
+    LossSums,
+    Method,
+    Needs,
+    Negatives,
+    Options,
+    ReferenceModel,
+)
 from tests.methods.random_batches import (
     catalogue,
     draw,
@@ -174,7 +183,7 @@ def test_needs_are_what_the_contract_knows(method: Method) -> None:
             assert method.log_probs is not None
         if needs.rollouts:
             assert needs.negatives is None
-            assert needs.reference in (None, "online"), "the policy's answers are not known before"
+            assert needs.reference in (None, ReferenceModel()), "the answers are not known before"
             assert needs.rollouts.draw == "top" or needs.rollouts.support == "legal"
             assert needs.rollouts.k >= 1
         if needs.negatives:

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from llmrec_cli.methods import find_method
-from llmrec_cli.methods.contract import Batch, Forward, Head, RolloutGroups, Rollouts
+from llmrec_cli.methods.contract import (
+    Batch,
+    Forward,
+    Head,
+    ReferenceModel,
+    RolloutGroups,
+    Rollouts,
+)
 from llmrec_cli.tensors.policy_gradient import reward_answers, weigh_draws
 from tests.methods.random_batches import V, catalogue, draw, legal_tokens, positions, states
 
@@ -317,7 +324,7 @@ def test_warnings() -> None:
 def test_needs_follow_the_options() -> None:
     needs = GRPO.needs(options_of(seen="remove"))
     assert needs.rollouts == Rollouts(4, "top", "legal", "remove")
-    assert (needs.reference, needs.answers, needs.packs) == ("online", 4, True)
+    assert (needs.reference, needs.answers, needs.packs) == (ReferenceModel(), 4, True)
     assert GRPO.needs(options_of(beta=0.0)).reference is None
     vocab = GRPO.needs(options_of(support="vocab")).rollouts
     assert vocab == Rollouts(4, "top", "vocab", "keep")

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from llmrec_cli.methods import find_method
-from llmrec_cli.methods.contract import Batch, Forward, Method, Negatives, Preferences
+from llmrec_cli.methods.contract import (
+    Batch,
+    Forward,
+    Method,
+    Negatives,
+    Preferences,
+    ReferenceModel,
+)
 from tests.methods.random_batches import catalogue, draw, legal_tokens, positions, states
 
 LOG2 = math.log(2)
@@ -54,7 +61,7 @@ def slow_loss(name: str, batch: Batch, forward: Forward, options: Any) -> Tensor
                 for w, i in zip(own_K, rejected_K, strict=True)
             ]
         )
-        if name == "sdpo":
+        if name in ("sdpo", "sprec"):
             total = total - (1 / (1 + (-ahead_K).exp().sum())).log()
         elif released or name == "dpo":
             total = total - ahead_K.sigmoid().log().mean()
@@ -69,6 +76,8 @@ CASES = [
     ("dpo", {}),
     ("sdpo", {"k": 1}),
     ("sdpo", {"k": 3, "sft": 0.5}),
+    ("sprec", {}),
+    ("sprec", {"k": 3, "pool": 5, "sft": 0.5}),
     ("dmpo", {"k": 4}),
     ("dmpo", {"k": 2, "sft": 1.0, "beta": 0.7}),
     ("dmpo", {"k": 3, "variant": "released"}),
@@ -263,8 +272,13 @@ def test_needs_are_the_options() -> None:
     )
     needs = method.needs(options)
     assert needs.negatives == Negatives(5, "disliked", pool=9, refresh=4, below=3.0, short="drop")
-    assert needs.reference == "online"
-    assert method.needs(options_of(method, reference="precompute")).reference == "precompute"
+    assert needs.reference == ReferenceModel("online")
+    stored = method.needs(options_of(method, reference="precompute"))
+    assert stored.reference == ReferenceModel("precompute")
+    sprec = find_method("sprec")
+    needs = sprec.needs(options_of(sprec, k=2, pool=3, refresh=7, short="drop"))
+    assert needs.negatives == Negatives(2, "model", pool=3, refresh=7, short="drop")
+    assert needs.reference == ReferenceModel(moves=7)
     dpo = find_method("dpo")
     assert dpo.needs(dpo.options()).negatives == Negatives(1, "model")
 
@@ -278,6 +292,9 @@ def test_needs_are_the_options() -> None:
         ("dmpo", {"refresh": 5, "reference": "precompute"}, 'reference = "online"'),
         ("dpo", {"refresh": 5, "reference": "precompute"}, 'reference = "online"'),
         ("dmpo", {"k": 30}, "pool = 20 must be >= k = 30"),
+        ("sprec", {"k": 2}, "pool = 1 must be >= k = 2"),
+        ("sprec", {"refresh": 0}, "refresh"),
+        ("sprec", {"negatives": "uniform"}, "negatives"),
         ("dmpo", {"variant": "theirs"}, "variant"),
         ("dmpo", {"negatives": "hard"}, "negatives"),
         ("dmpo", {"sft": -1.0}, "sft"),

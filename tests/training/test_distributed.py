@@ -15,6 +15,7 @@ from llmrec_cli.decoding.search import DecodeOptions, rank_catalogue
 from llmrec_cli.training.distributed import Ranks
 from tests.training.process_group import (
     BATCHES,
+    COMPARING,
     DRAWING,
     ROWS,
     SECTIONS,
@@ -42,7 +43,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("method", TRIED)
+@pytest.mark.parametrize("method", [*TRIED, *COMPARING])
 def test_losses_do_not_depend_on_the_number_of_processes(
     group: Group, tmp_path: Path, method: str, section: str
 ) -> None:

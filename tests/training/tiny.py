@@ -8,21 +8,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmrec_cli.config.training import TrainSection
+from llmrec_cli.data.catalog import gather_entries
 from llmrec_cli.methods import find_method
-from llmrec_cli.methods.contract import Method
+from llmrec_cli.methods.contract import Method, Negatives
 from llmrec_cli.models.language_model import Policy
 from llmrec_cli.models.loading import add_dropout
 from llmrec_cli.pipeline.requirements import RankRollouts
 from llmrec_cli.tensors.trie import build_trie
 from llmrec_cli.training import checkpoint
+from llmrec_cli.training.collator import Collator, Limits
 from llmrec_cli.training.dataset import Dataset, Sampler
 from llmrec_cli.training.distributed import Ranks
-from llmrec_cli.training.reference import AddReference, Reference
+from llmrec_cli.training.negatives import AddNegatives, NegativeSampler, Users
+from llmrec_cli.training.reference import (
+    AddReference,
+    KeepReference,
+    MoveReference,
+    Reference,
+)
 from llmrec_cli.training.rollouts import AddRollouts
 from llmrec_cli.training.rows import AnyRow, Row, TextRow
 from llmrec_cli.training.trainer import Trainer
@@ -36,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "bear": {"beams": 2, "lambda": 4.0, "xi": 0.05},  # divided by a sum of weights that differ
     "texts": {},  # LML, with rows whose answers are texts
     "grpo": {"k": 3, "beta": 0.1},
+    "sprec": {"refresh": 2, "beta": 1.0},  # with negatives from the catalogue
     "drawn": {"k": 3, "rollouts": "sampled", "objective": "expected", "beta": 0.1},
 }
 _METHOD_OF = {"ats": "msl", "texts": "lml", "drawn": "grpo"}
@@ -99,6 +109,9 @@ def job(
         train_set = with_rollouts(rows(), "train", sampler, policy, found, options, ranks)
         order = Sampler(5, 5, shuffle=False)
         valid_set = with_rollouts(rows(5), "valid", order, policy, found, options, ranks)
+    reference = found.needs(options).reference
+    if reference is not None and reference.moves:
+        train_set, valid_set = with_moving_reference(folder, sampler, policy, found, options, ranks)
     return Trainer(
         policy=policy,
         method=found,
@@ -142,6 +155,34 @@ def with_rollouts(
     reference = Reference(policy, lambda forward, batch: score(forward, batch, options))
     rollouts = AddRollouts(ask, made, order, items, 3, split)
     return Dataset(made, (rollouts,), (AddReference(reference),))
+
+
+def with_moving_reference(
+    folder: Path, order: Sampler, policy: Policy, method: Method, options: Any, ranks: Ranks
+) -> tuple[Dataset, Dataset]:
+    """Training and validation rows with what SPRec needs, their negatives drawn uniformly."""
+    needs, score, trie = method.needs(options), method.log_probs, build_trie(CATALOGUE)
+    assert needs.reference is not None
+    assert score is not None
+    leaves = gather_entries(
+        pd.DataFrame({"count": range(len(CATALOGUE))}), trie.leaf_of_item_I.numpy()
+    )
+    users = Users({0: "ann"}, {0: frozenset()}, {})
+    draw = NegativeSampler(Negatives(k=1, draw="uniform"), leaves, users, 3)
+    reference = Reference(policy, lambda forward, batch: score(forward, batch, options))
+    move = MoveReference(
+        reference,
+        needs.reference.moves,
+        folder=folder / "reference",
+        checkpoints=folder / "checkpoints",
+        writes=ranks.is_first,
+    )
+    collate = Collator(trie, cut_forced=method.legal_only(options), rejected=True)
+    keep = KeepReference(reference, collate, Limits(), ranks.device, Silent())
+    valid = Dataset(rows(5), (AddNegatives(draw, rows(5), Sampler(5, 5, shuffle=False)), keep))
+    valid.complete_rows(ranks.pick_share(valid.rows), 0)
+    drawn = AddNegatives(draw, rows(), order)
+    return Dataset(rows(), (move, drawn), (AddReference(reference),)), valid
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
