@@ -19,7 +19,6 @@ from llmrec_cli.errors import ArtefactError, NumbersError
 from llmrec_cli.methods import lml
 from llmrec_cli.methods.contract import LossSums
 from llmrec_cli.training import checkpoint, trainer
-from llmrec_cli.training.collator import Collator
 from llmrec_cli.training.rows import Row, as_windows
 from llmrec_cli.training.trainer import PolicyLoss, Trainer, compute_learning_rate
 from llmrec_cli.utils.progress import Lines
@@ -43,10 +42,12 @@ def test_loss_and_weights_do_not_depend_on_the_micro_batch(tmp_path: Path, metho
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sequence_equals_its_windows_in_loss_and_gradient(tmp_path: Path, method: str) -> None:
     running = job(tmp_path, method, dropout=0)
-    collate = Collator(running.trie, cut_forced=running.method.legal_only(running.options))
+    needs, collate = running.method.needs(running.options), running.make_collator()
     sequences = rows(6)
-    if running.method.needs(running.options).rollouts:
+    if needs.rollouts:
         sequences = [name_neighbours(row) for row in sequences]
+    if needs.negatives:
+        sequences = [reject_neighbours(row) for row in sequences]
     windows = [window for row in sequences for window in as_windows(row, CATALOGUE)]
     assert len(windows) > len(sequences)
     found = []
@@ -69,6 +70,12 @@ def name_neighbours(row: Row) -> Row:
     """Three rollouts of each target, itself among them."""
     n = len(CATALOGUE)
     return replace(row, rollouts=tuple(((t + 1) % n, t, (t + 3) % n) for t in row.targets))
+
+
+def reject_neighbours(row: Row) -> Row:
+    """One negative of each target."""
+    n = len(CATALOGUE)
+    return replace(row, negatives=tuple(((t + 1) % n,) for t in row.targets))
 
 
 def test_a_mean_of_means_would_be_told_apart(
