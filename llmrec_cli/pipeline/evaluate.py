@@ -206,10 +206,11 @@ def _require_free(recipe: Recipe, run: Run, split: str, existing: Existing) -> N
     """Refuse a run that cannot be evaluated.
 
     Raises:
-        ArtefactError: it is not finished, or was evaluated before.
+        ArtefactError: it is not finished, is damaged, or was evaluated before.
     """
-    for part in _find_missing(run):
-        require_done(recipe, part)
+    for part in run.parts:
+        if not part.is_made_by_eval:
+            require_done(recipe, part)
     if existing == "refuse" and run.is_evaluated(split):
         raise evaluated_before(run, split)
 
