@@ -42,6 +42,15 @@ match sys.argv[1:]:
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_server() -> None:
+    """A server with the environment of now: a test before these may have left another one."""
+    assert warm._busy.acquire(timeout=60)
+    warm._busy.release()
+    warm._start().stop()
+    warm._start.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that does as it is told, in the working folder of the command."""
