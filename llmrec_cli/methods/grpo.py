@@ -151,7 +151,7 @@ def _weigh_by_advantage(
     """
     from llmrec_cli.tensors.policy_gradient import mean_over_tokens, normalize_rewards
 
-    assert batch.rollouts is not None  # noqa: S101 - loss checks it
+    assert batch.rollouts is not None  # nosec B101 # noqa: S101 - loss checks it
     answer_GK = batch.rollouts.answer_GK
     beyond_P = (log_prob_P - log_prob_P.detach()).exp() - 1  # 0, with the ratio's gradient
     ratio_A = 1 + mean_over_tokens(beyond_P, batch.answer_P, batch.length_A)

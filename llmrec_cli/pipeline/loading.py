@@ -287,7 +287,7 @@ def load_parts(
     language, guide = (
         load_ranker(context, leaves, part, scores_answers=scores_answers) for part in run.parts
     )
-    assert isinstance(language, LanguageModelRanker)  # noqa: S101 - of a guided run
+    assert isinstance(language, LanguageModelRanker)  # nosec B101 # noqa: S101 - guided
     return GuidedRanker(language, guide, weight)
 
 
