@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,19 +31,8 @@ FORGETS = -2.0
 """Mean D(chosen), in nats, under which training forgets what it should prefer."""
 
 
-class Compared(Protocol):
-    """What the loss of a preference method reads of its options."""
-
-    @property
-    def beta(self) -> float: ...
-    @property
-    def support(self) -> Literal["vocab", "legal"]: ...
-    @property
-    def sft(self) -> float: ...
-
-
-class PreferenceOptions(Options):
-    """Options of every preference method."""
+class LossOptions(Options):
+    """What the loss of every preference method has to choose, and what a row needs."""
 
     beta: float = Field(
         default=0.1, gt=0, description="weight of the log-probability differences, in 1/nat"
@@ -53,15 +42,24 @@ class PreferenceOptions(Options):
         description='tokens of the softmax: "vocab" (as in the papers) or "legal" (an answer\'s '
         "probability is then its probability within the catalogue)",
     )
-    reference: Literal["precompute", "online"] = Field(
-        default="online",
-        description='when the reference model\'s log-probabilities are computed: "online" (at '
-        'every update) or "precompute" (once, before training)',
-    )
     sft: float = Field(
         default=0.0,
         ge=0,
         description="weight of the chosen answer's mean token cross-entropy in the loss",
+    )
+    short: Literal["error", "drop"] = Field(
+        default="error",
+        description="a row with too few possible negatives: stop with an error, or drop the row",
+    )
+
+
+class PreferenceOptions(LossOptions):
+    """Options of the methods whose reference stays the parent."""
+
+    reference: Literal["precompute", "online"] = Field(
+        default="online",
+        description='when the reference model\'s log-probabilities are computed: "online" (at '
+        'every update) or "precompute" (once, before training)',
     )
     negatives: Literal["uniform", "popularity", "in-batch", "disliked", "model"] = Field(
         default="model",
@@ -84,10 +82,6 @@ class PreferenceOptions(Options):
         default=4.0,
         description='with negatives = "disliked" and data without min_rating: training targets '
         "rated lower than this are disliked",
-    )
-    short: Literal["error", "drop"] = Field(
-        default="error",
-        description="a row with too few possible negatives: stop with an error, or drop the row",
     )
 
     @model_validator(mode="after")
@@ -133,12 +127,12 @@ def find_idle_options(options: PreferenceOptions) -> dict[str, str]:
     return {key: why for key, draw in drawn.items() if options.negatives != draw}
 
 
-def legal_only(options: Compared) -> bool:
+def legal_only(options: LossOptions) -> bool:
     """Forced positions have log-probability 0 over legal tokens."""
     return options.support == "legal"
 
 
-def answer_log_probs(forward: Forward, batch: Batch, options: Compared) -> Tensor:
+def answer_log_probs(forward: Forward, batch: Batch, options: LossOptions) -> Tensor:
     """``log pi(y | x)`` of each answer, [A], nats, normalised over ``options.support``."""
     from llmrec_cli.tensors.losses import score_answers
 
@@ -158,7 +152,7 @@ def answer_log_probs(forward: Forward, batch: Batch, options: Compared) -> Tenso
 def preference_loss(
     forward: Forward,
     batch: Batch,
-    options: Compared,
+    options: LossOptions,
     group_loss: GroupLoss,
     *,
     reference: bool = True,
@@ -189,7 +183,7 @@ def preference_loss(
 
 
 def report_metrics(
-    stats: Mapping[str, float], count: float, options: Compared, trie: Trie
+    stats: Mapping[str, float], count: float, options: LossOptions, trie: Trie
 ) -> dict[str, float]:
     """Means over groups.
 

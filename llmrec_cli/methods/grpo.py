@@ -123,7 +123,7 @@ def loss(forward: Forward, batch: Batch, options: GrpoOptions, state: State) -> 
     log_prob_A = sum_over_answers(-log_prob_P, batch.answer_P, batch.answers)
     reward_GK = reward_answers(groups.hit_GK, rank=options.rank).to(log_prob_P)
     if options.objective == "advantage":
-        gain = _weigh_by_advantage(log_prob_P, reward_GK, batch, options)
+        gain = _weigh_by_advantage(log_prob_P, reward_GK, groups.answer_GK, batch, options)
     else:
         gain = _expect_reward(log_prob_A[groups.answer_GK], reward_GK, options)
     total = -gain
@@ -143,7 +143,7 @@ def loss(forward: Forward, batch: Batch, options: GrpoOptions, state: State) -> 
 
 
 def _weigh_by_advantage(
-    log_prob_P: Tensor, reward_GK: Tensor, batch: Batch, options: GrpoOptions
+    log_prob_P: Tensor, reward_GK: Tensor, answer_GK: Tensor, batch: Batch, options: GrpoOptions
 ) -> Tensor:
     """``sum_G mean_K mean_t exp(lp - lp.detach()) A``; GRPO, arXiv:2402.03300.
 
@@ -151,8 +151,6 @@ def _weigh_by_advantage(
     """
     from llmrec_cli.tensors.policy_gradient import mean_over_tokens, normalize_rewards
 
-    assert batch.rollouts is not None  # nosec B101 # noqa: S101 - loss checks it
-    answer_GK = batch.rollouts.answer_GK
     beyond_P = (log_prob_P - log_prob_P.detach()).exp() - 1  # 0, with the ratio's gradient
     ratio_A = 1 + mean_over_tokens(beyond_P, batch.answer_P, batch.length_A)
     advantage_GK = normalize_rewards(reward_GK, options.epsilon)

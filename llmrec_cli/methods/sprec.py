@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,6 @@ from llmrec_cli.methods.contract import (
     Method,
     Needs,
     Negatives,
-    Options,
     ReferenceModel,
     Spell,
     State,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from llmrec_cli.tensors.trie import Trie
 
 
-class SprecOptions(Options):
+class SprecOptions(_preference.LossOptions):
     """Options of SPRec."""
 
     refresh: int = Field(
@@ -40,22 +39,10 @@ class SprecOptions(Options):
         ge=1,
         description="number of the policy's first wrong items to draw from, at least k",
     )
-    beta: float = Field(
-        default=0.1, gt=0, description="weight of the log-probability differences, in 1/nat"
-    )
     sft: float = Field(
         default=1.0,
         ge=0,
         description="weight of the target's mean token cross-entropy in the loss",
-    )
-    support: Literal["vocab", "legal"] = Field(
-        default="vocab",
-        description='tokens of the softmax: "vocab" (as in the paper) or "legal" (an answer\'s '
-        "probability is then its probability within the catalogue)",
-    )
-    short: Literal["error", "drop"] = Field(
-        default="error",
-        description="a row with too few possible negatives: stop with an error, or drop the row",
     )
 
     @model_validator(mode="after")
