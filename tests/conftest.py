@@ -94,6 +94,24 @@ def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TESTS_SHARED"] = str(folder)
 
 
+def keep_environment() -> Iterator[None]:
+    """Afterwards every variable is what it was.
+
+    Some libraries set variables when they are imported, and so does ``silence_libraries``.  A test
+    that came later would find another environment than alone, and ``tests.warm`` would refuse it.
+    """
+    before = dict(os.environ)
+    yield
+    own = {name: os.environ[name] for name in ["PYTEST_CURRENT_TEST"] if name in os.environ}
+    if {**os.environ} != before | own:
+        os.environ.clear()
+        os.environ.update(before | own)
+
+
+environment_of_module = pytest.fixture(keep_environment, scope="module", autouse=True)
+environment_of_test = pytest.fixture(keep_environment, autouse=True)
+
+
 @pytest.fixture
 def signals_as_before() -> Iterator[None]:
     """Afterwards every signal means what it meant, whatever the test installs."""
