@@ -102,25 +102,25 @@ def choose_start(points_ID: Tensor, clusters: int, generator: torch.Generator) -
     if len(points_ID) > _STARTERS * clusters:
         drawn = torch.randperm(len(points_ID), generator=generator)[: _STARTERS * clusters]
         points_ID = points_ID[drawn.sort().values.to(points_ID.device)]
-    trials, device = 2 + int(math.log(clusters)), points_ID.device
+    trials = 2 + int(math.log(clusters))
+    square_I = (points_ID**2).sum(dim=1)
     first = int(torch.randint(len(points_ID), (1,), generator=generator))
-    chosen, least_I = [first], _measure(points_ID, points_ID[[first]])[:, 0]
+    chosen, least_I = [first], _measure(points_ID, square_I, [first])[:, 0]
     while len(chosen) < clusters:
         mass_I = least_I.double().cpu().cumsum(0)
         wanted_T = torch.rand(trials, generator=generator, dtype=torch.float64) * mass_I[-1]
         drawn_T = torch.searchsorted(mass_I, wanted_T, right=True).clamp(max=len(mass_I) - 1)
-        closer_IT = torch.minimum(
-            least_I[:, None], _measure(points_ID, points_ID[drawn_T.to(device)])
-        )
+        tried = drawn_T.tolist()
+        closer_IT = torch.minimum(least_I[:, None], _measure(points_ID, square_I, tried))
         best = int(closer_IT.double().sum(dim=0).argmin())
-        chosen.append(int(drawn_T[best]))
+        chosen.append(tried[best])
         least_I = closer_IT[:, best]
     return points_ID[chosen].clone()
 
 
-def _measure(points_ID: Tensor, others_TD: Tensor) -> Tensor:
-    """Squared distances [I, T]."""
-    square_IT = (points_ID**2).sum(1)[:, None] + (others_TD**2).sum(1) - 2 * points_ID @ others_TD.T
+def _measure(points_ID: Tensor, square_I: Tensor, others: list[int]) -> Tensor:
+    """Squared distances [I, T] of the points, whose squares are given, to T of them."""
+    square_IT = square_I[:, None] + square_I[others] - 2 * points_ID @ points_ID[others].T
     return square_IT.clamp(min=0)
 
 
