@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 UNLIKELY = 1e-6
 """Probability of all rollouts of a row under which they are no answers of the policy."""
 
+FAR = 1.0
+"""Nats per token beyond which the policy has left its parent."""
+
 
 class GrpoOptions(Options):
     """Options of GRPO."""
@@ -181,12 +184,17 @@ def report_metrics(
 
 
 def find_warning(logged: Mapping[str, float], options: GrpoOptions) -> str | None:
-    """Rollouts that the policy would not name, or an update whose rewards teach nothing."""
+    """Unlikely rollouts, a policy that left its parent, or rewards that teach nothing."""
     if logged["mass"] < UNLIKELY:
         return (
             f"the rollouts of a row have a probability of {logged['mass']:.1e} together: over the "
             'whole vocabulary the policy names no items; set support = "legal" where the parent '
             "was trained over legal tokens"
+        )
+    if logged.get("kl", 0.0) > FAR:
+        return (
+            f"kl = {logged['kl']:.2f} nats per token: the policy has left its parent, whose "
+            "probabilities no longer hold it; lower train.learning_rate or raise beta"
         )
     if logged["reward_std"] > 0:
         return None

@@ -319,6 +319,10 @@ def test_warnings() -> None:
     unlikely = GRPO.warning({**fine, "mass": 3e-30}, options_of(support="vocab"))
     assert unlikely is not None
     assert 'set support = "legal"' in unlikely
+    assert GRPO.warning({**fine, "kl": 0.9}, options_of()) is None
+    far = GRPO.warning({**fine, "kl": 1.26}, options_of())
+    assert far is not None
+    assert far.startswith("kl = 1.26 nats per token: the policy has left its parent")
 
 
 def test_needs_follow_the_options() -> None:
