@@ -160,6 +160,8 @@ def pytest_sessionstart() -> None:
             refuse_child(name)
         started(self, args, *rest, **options)
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background: all processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # that tests start would ignore it
     patch = pytest.MonkeyPatch()
     # Typer builds all commands anew for each command line; a user's process has only one.
     patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))

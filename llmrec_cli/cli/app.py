@@ -16,7 +16,7 @@ import typer
 from llmrec_cli import __version__
 from llmrec_cli.cli import inspect, pipeline, reporting, serving
 from llmrec_cli.cli.exit_codes import run_to_exit_code
-from llmrec_cli.training.launch import end_with_launcher
+from llmrec_cli.training.launch import end_with_launcher, leave_group
 from llmrec_cli.utils.text import let_go, out, show_any_text
 
 app = typer.Typer(
@@ -112,6 +112,8 @@ def main() -> NoReturn:
     silence_libraries()
     show_any_text()
     code = run_to_exit_code(_command)
+    if code == 0:  # otherwise the others may be gone, and NCCL could wait for them
+        leave_group()
     let_go()
     sys.exit(code)
 

@@ -315,6 +315,17 @@ def note_failure(message: str, code: int, *, secondary: bool) -> bool:
     return True
 
 
+def leave_group() -> None:
+    """Leave the process group, if this process is in one, before Python ends.
+
+    A thread of Gloo may still hold the tensor of the last collective.  Freed while Python ends, it
+    aborts the process (pytorch pull request 179291), and a finished run counts as a failed one.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def end_with_launcher(every: float = 0.25) -> None:
     """End this process when the llmrec that started it is gone: no orphan goes on writing.
 
