@@ -34,6 +34,7 @@ SUITES = (
     "cross_layer",
     "memory",
     "decoding",
+    "guided",
     "pretrained",
     "reading",
     "startup",

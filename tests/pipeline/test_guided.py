@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import guided as benchmark
 from llmrec_cli import Recommender
 from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.decoding.guide import log_probabilities
@@ -100,6 +101,16 @@ def test_lists_are_the_sorted_joined_scores(made: Path) -> None:
         np.testing.assert_allclose(scores, best, atol=1e-4)
         leaves = opened.leaves.leaf_of_item_I[ranked]
         np.testing.assert_allclose(joined_L[leaves], best, atol=1e-4)
+
+
+def test_the_benchmark_times_a_guided_run_and_no_other(made: Path, capsys: Capsys) -> None:
+    asked = ["--rows", "4", "--repeats", "1", "--run"]
+    assert benchmark.main([*asked, str(folder_of(made))]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if f"| {GUIDED}, " in line]
+    assert len(rows) == len(benchmark.WEIGHTS)
+    assert "entries, 4 rows | 0.1 |" in rows[0]
+    with pytest.raises(SystemExit, match="expected a guided run"):
+        benchmark.main([*asked, str(folder_of(made, "sft"))])
 
 
 def test_recommend_gives_the_lists_of_eval(made: Path) -> None:
