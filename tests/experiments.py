@@ -7,18 +7,25 @@ others copy it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 
 from benchmarks.small import RECIPE
+from llmrec_cli import Recommender
 from llmrec_cli.cli import app, exit_codes
 from llmrec_cli.config.loader import read_recipe
+from llmrec_cli.decoding.guide import log_probabilities
+from llmrec_cli.decoding.ranker import GuidedRanker
+from llmrec_cli.models.base import ScoredBy
 from llmrec_cli.pipeline.run import run
 from llmrec_cli.report.outputs import write_reports
 from llmrec_cli.utils.progress import Silent
@@ -48,6 +55,29 @@ def run_experiment(home: Path, name: str, *overrides: str) -> Path:
         recipe = read_recipe("tiny.toml", [f"name={name}", *overrides])
         write_reports(recipe, run(recipe, progress=Silent()), Silent())
     return home / recipe.folder
+
+
+def require_joined_lists(folder: Path, scored_by: ScoredBy) -> None:
+    """Whether a guided run's kept lists are the entries sorted by the joined score of all of them.
+
+    Args:
+        scored_by: what the guide's scores are.
+    """
+    opened = Recommender.load(folder)
+    assert isinstance(opened.ranker, GuidedRanker)
+    rows = pd.read_parquet(folder / "predictions.parquet")
+    limit = opened.finished.recipe.data.history
+    histories = [history[-limit:].tolist() for history in rows["history"]]
+    language, guide = opened.ranker.language, opened.ranker.guide
+    weight = json.loads((folder / "manifest.json").read_text())["outcome"]["weight"]
+    assert guide.scored_by is scored_by
+    guide_BL = log_probabilities(guide.score_all(histories), guide.scored_by).numpy()
+    joined_BL = language.score_all(histories) + weight * guide_BL
+    for ranked, scores, joined_L in zip(rows["ranked"], rows["scores"], joined_BL, strict=True):
+        best = np.sort(joined_L)[::-1][: len(scores)]
+        np.testing.assert_allclose(scores, best, atol=1e-4)
+        leaves = opened.leaves.leaf_of_item_I[ranked]
+        np.testing.assert_allclose(joined_L[leaves], best, atol=1e-4)
 
 
 def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -16,6 +16,7 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data.prompts import Template
 from llmrec_cli.errors import ArtefactError, DataError, RecipeError
+from llmrec_cli.models.base import ScoredBy
 from llmrec_cli.models.tokenizer import train_tokenizer
 from llmrec_cli.pipeline import setup
 from llmrec_cli.pipeline.evaluate import evaluate_runs
@@ -27,6 +28,7 @@ from llmrec_cli.training import checkpoint
 from llmrec_cli.training.rows import PromptEncoder, Prompts
 from llmrec_cli.utils.progress import Lines, Silent
 from tests.commands import SMALL, llmrec, ok
+from tests.experiments import require_joined_lists
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
 @pytest.mark.slow
 def test_a_pretrained_model_with_a_text_prompt(
     hub_folder: Path, tmp_path: Path, tuning: str
@@ -71,9 +74,9 @@ def test_a_pretrained_model_with_a_text_prompt(
     ]
     ok(llmrec(tmp_path, "prepare", "quickstart", *words))
     ok(llmrec(tmp_path, "sft", "quickstart", *words))
-    for method in ("msl", "dmpo", "grpo"):
+    for method in ("msl", "dmpo", "grpo", "sprec"):
         ok(llmrec(tmp_path, "align", "--method", method, "quickstart", *words))
-    runs = ["--run", "sft", *(f"--run=align-{name}" for name in ("msl", "dmpo", "grpo"))]
+    runs = ["--run", "sft", *(f"--run=align-{name}" for name in ("msl", "dmpo", "grpo", "sprec"))]
     shown = ok(llmrec(tmp_path, "eval", "quickstart", *runs, *words))
     assert "align-msl" in shown
     run = tmp_path / "runs/quickstart/align-msl"
@@ -84,6 +87,12 @@ def test_a_pretrained_model_with_a_text_prompt(
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # also with an adapter on the parent's
     assert first["reward_std"] > 0
     assert manifest["outcome"]["method"]["tau"] == pytest.approx(1.5, abs=1)
+    ok(llmrec(tmp_path, "baseline", "--model", "itemknn", "quickstart", *words))
+    guided = "sft+baseline-itemknn"
+    guide = ["eval.decode.guide=baseline-itemknn", "eval.decode.weight=0.5"]
+    shown = ok(llmrec(tmp_path, "eval", "quickstart", "--run", guided, *words, *guide))
+    assert guided in shown
+    require_joined_lists(tmp_path / "runs/quickstart" / guided, ScoredBy.SIMILARITY)
     if tuning == "lora":
         assert (run / "adapter" / "adapter_model.safetensors").is_file()
         assert not (run / "model").exists()

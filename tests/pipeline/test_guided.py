@@ -13,7 +13,6 @@ import pytest
 from benchmarks import guided as benchmark
 from llmrec_cli import Recommender
 from llmrec_cli.config.loader import read_recipe
-from llmrec_cli.decoding.guide import log_probabilities
 from llmrec_cli.decoding.ranker import GuidedRanker
 from llmrec_cli.errors import RecipeError
 from llmrec_cli.models.base import ScoredBy
@@ -21,7 +20,7 @@ from llmrec_cli.pipeline.compare import Asked, compare_runs
 from llmrec_cli.pipeline.run import train_run
 from llmrec_cli.runs.run import experiment_of
 from llmrec_cli.utils.progress import Silent
-from tests.experiments import copied, make_experiment, typed
+from tests.experiments import copied, make_experiment, require_joined_lists, typed
 
 pytestmark = pytest.mark.slow
 
@@ -87,20 +86,7 @@ def test_the_weight_is_the_best_on_validation_rows(home: Path, capsys: Capsys) -
 
 
 def test_lists_are_the_sorted_joined_scores(made: Path) -> None:
-    opened = Recommender.load(folder_of(made))
-    assert isinstance(opened.ranker, GuidedRanker)
-    rows = pd.read_parquet(folder_of(made) / "predictions.parquet")
-    histories = [history[-5:].tolist() for history in rows["history"]]
-    language, guide = opened.ranker.language, opened.ranker.guide
-    weight = read_json(folder_of(made) / "manifest.json")["outcome"]["weight"]
-    assert guide.scored_by is ScoredBy.SIMILARITY
-    guide_BL = log_probabilities(guide.score_all(histories), guide.scored_by).numpy()
-    joined_BL = language.score_all(histories) + weight * guide_BL
-    for ranked, scores, joined_L in zip(rows["ranked"], rows["scores"], joined_BL, strict=True):
-        best = np.sort(joined_L)[::-1][: len(scores)]
-        np.testing.assert_allclose(scores, best, atol=1e-4)
-        leaves = opened.leaves.leaf_of_item_I[ranked]
-        np.testing.assert_allclose(joined_L[leaves], best, atol=1e-4)
+    require_joined_lists(folder_of(made), ScoredBy.SIMILARITY)
 
 
 def test_the_benchmark_times_a_guided_run_and_no_other(made: Path, capsys: Capsys) -> None:
