@@ -25,12 +25,12 @@ def test_the_page_works_with_the_real_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two updates a stage, six test users: the commands, the prompt, and lists that differ."""
+    """Two updates a stage, four test users: the commands, the prompt, and lists that differ."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").symlink_to(smollm2)
     page = list(blocks(read(DOCS / "pretrained.md")))
     (recipe,) = (block.text for block in page if block.language == "toml")
-    for key, few in (("max_steps", 2), ("rows", 6), ("validate_rows", 4)):
+    for key, few in (("max_steps", 2), ("batch", 2), ("rows", 4), ("validate_rows", 2)):
         recipe, changed = re.subn(rf"^{key} = \d+", f"{key} = {few}", recipe, flags=re.MULTILINE)
         assert changed == 1
     (tmp_path / "laptop.toml").write_text(recipe)
@@ -53,7 +53,7 @@ def test_the_page_works_with_the_real_model(
     lists = {}
     for name in ("base", "sft", "align-msl"):
         report = json.loads((runs / name / "report.json").read_text())
-        assert report["rows"] == 6
+        assert report["rows"] == 4
         frame = pd.read_parquet(runs / name / "predictions.parquet")
         lists[name] = frame["ranked"].map(tuple)
     assert len(set(lists["base"])) > 1  # the model reads its prompt

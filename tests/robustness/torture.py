@@ -55,6 +55,10 @@ RECIPE = [
     "align.dmpo.train.batch=4",
     "align.dmpo.train.micro_batch=2",
     "align.dmpo.pool=6",
+    "align.sprec.train.max_steps=18",
+    "align.sprec.train.batch=4",
+    "align.sprec.train.micro_batch=2",
+    "align.sprec.refresh=3",
 ]
 
 
@@ -89,10 +93,11 @@ CASES = [
     ),
     Case("dmpo, mined once", ("align", "-m", "dmpo"), "align-dmpo", ("sft", "base")),
     Case("ilrec", ("align", "-m", "ilrec"), "align-ilrec", ("baseline-sasrec", "base")),
+    Case("sprec, moving reference", ("align", "-m", "sprec"), "align-sprec", ("sft", "base")),
 ]
 # (case, processes, kills)
 PLANS: dict[Size, list[tuple[int, int, int]]] = {
-    "ci": [(0, 1, 2), (1, 2, 1), (3, 1, 1), (5, 1, 1)],
+    "ci": [(0, 1, 2), (5, 2, 1), (6, 1, 1)],
     "full": [(case, processes, 25) for case in range(len(CASES)) for processes in (1, 2)],
 }
 LAUNCHER_KILLS: dict[Size, int] = {"ci": 1, "full": 16}
