@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -112,11 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n| run | weight | without the guide, s | with it, s | times as long | spread |")
     print("|---|---|---|---|---|---|", flush=True)
     for weight, row in measure_run(asked.run, asked.rows, asked.repeats):
-        longer = sorted(1 / ratio for ratio in row.ratios)
+        longer = [1 / ratio for ratio in row.ratios]
         print(
-            f"| {row.name} | {weight:g} | {sorted(row.peer_seconds)[len(longer) // 2]:.2f} | "
-            f"{sorted(row.our_seconds)[len(longer) // 2]:.2f} | "
-            f"{longer[len(longer) // 2]:.2f} | {longer[0]:.2f}..{longer[-1]:.2f} |",
+            f"| {row.name} | {weight:g} | {median(row.peer_seconds):.2f} | "
+            f"{median(row.our_seconds):.2f} | {median(longer):.2f} | "
+            f"{min(longer):.2f}..{max(longer):.2f} |",
             flush=True,
         )
     return 0

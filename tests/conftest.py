@@ -26,6 +26,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from llmrec_cli.training.launch import SIGNALS
+from tests import warm
 
 _PYTHON = re.compile(r"(python|pypy)[\d.]*|llmrec|accelerate|torchrun|mkdocs|pytest")
 _RUNNING: list[pytest.Item] = []  # the test whose set-up, call or teardown is going on
@@ -92,6 +93,7 @@ def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shared"
     folder.mkdir(exist_ok=True)
     os.environ["TESTS_SHARED"] = str(folder)
+    warm.begin()
 
 
 def keep_environment() -> Iterator[None]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import __main__ as suites
-from benchmarks import device, gpu, growth, growth_point, loss_head, quantizers, startup
-from benchmarks.decoding import EOS
+from benchmarks import device, gpu, growth, growth_point, guided, loss_head, quantizers, startup
+from benchmarks.decoding import EOS, SHAPES, Shape
 from benchmarks.table import MOST, Row, alternate
 from llmrec_cli.decoding import search
 
@@ -139,6 +139,15 @@ def test_a_wrong_list_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     true = search.score_all
     monkeypatch.setattr(growth_point, "score_all", lambda *a: -true(*a))
     assert growth_point.measure(POINT).right is False
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_list_without_its_guide_is_noticed(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(vocabulary=1_100, width=32, layers=1, users=2, prompt=12, items=60, repeats=1)
+    monkeypatch.setitem(SHAPES, "ci", shape)
+    if not right:
+        monkeypatch.setattr(guided, "Guide", lambda log_probs, weight: None)
+    assert {row.agrees for row in guided.rows("ci")} == {right}
 
 
 def test_zipf_titles_have_their_length() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,6 @@ match sys.argv[1:]:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_server() -> None:
-    """A server with the environment of now: a test before these may have left another one."""
-    assert warm._busy.acquire(timeout=60)
-    warm._busy.release()
-    warm._start().stop()
-    warm._start.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that does as it is told, in the working folder of the command."""
@@ -63,6 +55,7 @@ def both(cwd: Path, *words: str) -> tuple[tuple[int, str, str], tuple[int, str, 
     own = subprocess.run(
         command,
         cwd=cwd,
+        env=dict(os.environ),  # readline adds LINES and COLUMNS to what a process inherits
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -98,6 +91,17 @@ def test_another_environment_is_none_of_the_server_s(
     assert warm.run(tmp_path, ("nothing",), "fake") is not None
     monkeypatch.setenv("LLMREC_OF_A_TEST", "1")
     assert warm.run(tmp_path, ("nothing",), "fake") is None
+
+
+def test_a_server_has_the_session_s_environment_whoever_is_the_first_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm._start().stop()
+    warm._start.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("LLMREC_OF_A_TEST", "1")
+        assert warm.run(tmp_path, ("nothing",), "fake") is None
+    assert warm.run(tmp_path, ("nothing",), "fake") is not None
 
 
 def test_after_a_server_that_was_killed_there_is_another(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ _LIBRARIES = (  # what transformers imports when it is asked for it
 )
 _OWN = {"PYTEST_CURRENT_TEST": ""}  # pytest's, another one in each test
 _busy = threading.Lock()  # the server does one thing at a time
+_session = dict[str, str]()  # the environment of tests that set no variable; see ``begin``
+
+
+def begin() -> None:
+    """The environment of now is the server's, whichever test is the first to ask for one."""
+    _session.clear()
+    _session.update(os.environ)
 
 
 def run(
@@ -74,10 +81,15 @@ class _Server:
     """The server, as who asks it sees it."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
+        self.environment = dict(_session)
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm"], cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+            [sys.executable, "-m", "tests.warm"],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
         )
         atexit.register(self.stop)
 

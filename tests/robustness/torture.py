@@ -97,7 +97,7 @@ CASES = [
 ]
 # (case, processes, kills)
 PLANS: dict[Size, list[tuple[int, int, int]]] = {
-    "ci": [(0, 1, 2), (5, 2, 1), (6, 1, 1)],
+    "ci": [(0, 1, 2), (3, 1, 1), (5, 2, 1), (6, 1, 1)],
     "full": [(case, processes, 25) for case in range(len(CASES)) for processes in (1, 2)],
 }
 LAUNCHER_KILLS: dict[Size, int] = {"ci": 1, "full": 16}
