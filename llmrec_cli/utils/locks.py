@@ -34,6 +34,7 @@ TRAINED: Final = (METRICS_FILE, CHECKPOINTS_FOLDER)  # one of them is there once
 _MOMENT: Final = 1.0  # seconds of waiting, before it is said for whom
 _PATIENCE: Final = 10.0  # seconds of waiting, before a run's folder is given up
 _SLICE: Final = 0.2  # seconds between two looks at what else may end the waiting
+_TRIES: Final = 10  # to make a folder that somebody else takes back at the same moment
 _NOTE: Final = re.compile(r"(\d+) on ([\w.-]+)")
 
 Say = Callable[[str], object]
@@ -204,7 +205,7 @@ def _acquire_lock(
     lock, begun, told = FileLock(path), time.monotonic(), False
     while True:
         with translate_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             with suppress(Timeout, FileNotFoundError):  # held; or its folder was taken back
                 lock.acquire(timeout=_SLICE)
                 return lock
@@ -212,6 +213,15 @@ def _acquire_lock(
         if not told and time.monotonic() - begun >= patience:
             told = True
             busy(_read_holder(path))
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that another process may be taking back, with the folders above it."""
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):  # one of them went in between
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _describe_process() -> str:

@@ -26,7 +26,7 @@ from llmrec_cli.config.loader import read_recipe
 from llmrec_cli.config.recipe import Recipe
 from llmrec_cli.data import formats
 from llmrec_cli.data.prepared import load_prepared, write_manifest
-from llmrec_cli.errors import ArtefactError, DataError
+from llmrec_cli.errors import ArtefactError, DataError, MachineError
 from llmrec_cli.models import loading
 from llmrec_cli.pipeline import prepare as prepare_module
 from llmrec_cli.pipeline import setup
@@ -170,6 +170,31 @@ def test_one_that_fails_leaves_the_folder_to_the_one_that_waits(
         "prepared",
         *(f"prepared/{name}" for name in names_in(recipe.prepared_folder)),
     }
+
+
+@pytest.mark.parametrize("gone", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_is_taken_back_while_it_is_made_is_made_again(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, gone: type[OSError]
+) -> None:
+    """mkdir looks twice: whether it is there, and whether its parent is."""
+    original, refusals = Path.mkdir, [gone(), gone()]
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        if refusals and path == recipe.folder:
+            raise refusals.pop()
+        original(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with lock_to_make(recipe.prepared_folder, print):
+        assert recipe.folder.is_dir()
+    assert not refusals
+
+
+def test_a_file_in_a_folder_s_place_is_told(recipe: Recipe) -> None:
+    recipe.folder.parent.mkdir()
+    recipe.folder.write_text("a file")
+    with pytest.raises(MachineError), lock_to_make(recipe.prepared_folder, print):
+        pass
 
 
 def test_a_prepare_that_fails_alone_leaves_nothing(
